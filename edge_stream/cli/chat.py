@@ -1,0 +1,281 @@
+"""`edge-stream chat`: a conversation that never has to be cut short."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_stream.cli import options
+from edge_stream.cli.console import Interrupt, Progress, Stopped, check_writable, read_text
+from edge_stream.cli.lines import Lines
+from edge_stream.conversation import Conversation, count_pinned
+from edge_stream.errors import EdgeStreamError, SessionError
+from edge_stream.metrics import resident_mib
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.stream import Token
+
+HELP = """\
+/help           this list
+/set NAME VALUE change a setting: temp, top_k, top_p, min_p, seed, repeat_penalty, predict, ...
+/stats          what the stream has seen and holds
+/save FILE      save the conversation
+/load FILE      go on with a saved one
+/clear          forget everything but the system prompt
+/regen          answer the last message again
+/read FILE      send the text of a file
+/exit, /bye     quit (so does Ctrl-D)
+\"\"\"             begin and end a message of several lines
+Ctrl-C          stop the answer; twice within a second quits"""
+
+
+@click.command("chat")
+@options.model_option()
+@click.option(
+    "-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt; it stays in the cache."
+)
+@click.option(
+    "-sysf", "--system-prompt-file", "system_file", metavar="FILE", type=click.Path(), help="A file with it."
+)
+@click.option(
+    "--session",
+    "session",
+    metavar="FILE",
+    type=click.Path(),
+    help="Keep the conversation in FILE: resumed at the start, saved after every turn.",
+)
+@click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
+@options.predict_option()
+@options.context_options()
+@options.sampling_options()
+@options.compute_options()
+def main(**flags: Any) -> None:
+    """Talk with a model through its own chat template; /help lists what can be typed."""
+    if flags["system"] is not None and flags["system_file"] is not None:
+        raise click.UsageError("Give only one of -sys and -sysf.")
+    if flags["system_file"] is not None:
+        flags["system"] = read_text(Path(flags["system_file"]))
+    session = Path(flags["session"]) if flags["session"] else None
+    if session:
+        check_writable(session)
+    sampling = options.make_sampling(flags)
+
+    def pinned(engine: Engine) -> int:
+        return count_pinned(engine, flags["system"]) if flags["system"] or flags["n_keep"] < 0 else 0
+
+    with options.load_engine(flags, pinned) as engine:
+        conversation = _open(engine, flags, session)
+        Chat(engine, conversation, flags, sampling, session).loop()
+
+
+def _open(engine: Engine, flags: dict[str, Any], session: Path | None) -> Conversation:
+    if session is None or not session.exists():
+        return Conversation(engine, system=flags["system"], n_keep=flags["n_keep"])
+    try:
+        conversation = Conversation.resume(engine, session)
+    except EdgeStreamError as error:
+        raise SessionError(
+            f"{error} (the file is untouched: move it away or give another --session FILE to start afresh)"
+        ) from error
+    _say(f"resumed {session}: {conversation.stream.stats.n_past:,} tokens seen")
+    if flags["system"] is not None and flags["system"] != conversation.system:
+        _say("the session keeps its own system prompt; -sys is ignored")
+    return conversation
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+class Chat:
+    """The loop of `edge-stream chat`: lines in, answers out."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        conversation: Conversation,
+        flags: dict[str, Any],
+        sampling: Any,
+        session: Path | None,
+    ) -> None:
+        self._engine = engine
+        self._conversation = conversation
+        self._flags = flags
+        self._sampling = sampling
+        self._session = session
+        self._n_predict: int = flags["n_predict"]
+        self._interrupt = Interrupt()
+        self._lines = Lines()
+
+    def loop(self) -> None:
+        """Until Ctrl-D or /exit."""
+        if self._conversation.note:
+            _say(f"note: {self._conversation.note}")
+        if self._lines.interactive:
+            _say("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D quits.")
+        try:
+            while True:
+                try:
+                    text = self._lines.read_message()
+                except KeyboardInterrupt:
+                    self._interrupt.press()
+                    _say("(Ctrl-C again to quit, or Ctrl-D)")
+                    continue
+                if not text.strip():
+                    continue
+                try:
+                    if not self._handle(text):
+                        return
+                except EdgeStreamError as error:
+                    if not self._lines.interactive:
+                        raise
+                    _say(f"error: {error}")
+        except EOFError:
+            if self._lines.interactive:
+                _say("")
+        finally:
+            self._conversation.close()
+
+    def _handle(self, text: str) -> bool:
+        """Do what a line asks; False to quit."""
+        # A message may begin with a slash when it comes in quotes or from a file.
+        if not text.startswith("/") or "\n" in text:
+            self._answer(text)
+            return True
+        name, _, argument = text[1:].strip().partition(" ")
+        argument = argument.strip()
+        if name in ("exit", "bye"):
+            return False
+        command = getattr(self, f"_do_{name}", None) if name.isalpha() else None
+        if name == "?":
+            command = self._do_help
+        if command is None:
+            raise EdgeStreamError(f"unknown command /{name}: /help lists them")
+        command(argument)
+        return True
+
+    def _do_help(self, _argument: str) -> None:
+        _say(HELP)
+
+    def _do_set(self, argument: str) -> None:
+        name, _, value = argument.replace("=", " ", 1).partition(" ")
+        value = value.strip()
+        fields = {f.name: getattr(self._sampling, f.name) for f in dataclasses.fields(self._sampling)}
+        numbers = {n: v for n, v in fields.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        numbers["predict"] = self._n_predict
+        if not name:
+            _say("  ".join(f"{n}={v}" for n, v in numbers.items()))
+            return
+        if name not in numbers:
+            raise EdgeStreamError(f"there is no setting {name!r}; there are: {', '.join(numbers)}")
+        # The flag of the same name knows what is allowed.
+        wanted = "n_predict" if name == "predict" else name
+        flag = next(p for p in main.params if p.name == wanted)
+        try:
+            number = flag.type.convert(value, None, None)
+        except click.BadParameter as error:
+            raise EdgeStreamError(f"{name}: {error.message}") from None
+        if name == "predict":
+            self._n_predict = number
+        else:
+            self._sampling = dataclasses.replace(self._sampling, **{name: number})
+
+    def _do_stats(self, _argument: str) -> None:
+        stats = self._conversation.stream.stats
+        memory = resident_mib()
+        _say(
+            f"{stats.n_past:,} tokens seen, {stats.n_cached:,} of {stats.n_ctx:,} in the cache: "
+            f"{stats.n_sinks} sinks ({stats.sink_move}) and a window of {stats.n_window:,}\n"
+            f"{stats.n_slides:,} slides, {stats.n_rebases:,} rebases"
+            + (f", {memory:,.0f} MiB resident" if memory else "")
+        )
+
+    def _do_save(self, argument: str) -> None:
+        path = _file(argument, "/save")
+        self._conversation.save(path)
+        _say(f"saved to {path}")
+
+    def _do_load(self, argument: str) -> None:
+        path = _file(argument, "/load")
+        # Both cannot be open at once: a failed load goes back to a fresh conversation, and says so.
+        old = self._conversation
+        old.close()
+        try:
+            self._conversation = Conversation.resume(self._engine, path)
+        except EdgeStreamError:
+            self._conversation = Conversation(self._engine, system=old.system, n_keep=self._flags["n_keep"])
+            _say("a new conversation was started")
+            raise
+        _say(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
+
+    def _do_clear(self, _argument: str) -> None:
+        self._conversation.clear()
+        _say("cleared")
+
+    def _do_regen(self, _argument: str) -> None:
+        self._print(self._conversation.regenerate(**self._options()))
+
+    def _do_read(self, argument: str) -> None:
+        text = read_text(_file(argument, "/read"))
+        if not text.strip():
+            raise EdgeStreamError(f"{argument} is empty")
+        self._answer(text)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "max_tokens": self._n_predict,
+            "sampling": self._sampling,
+            "stop": self._flags["stop"],
+            "ignore_eos": self._flags["ignore_eos"],
+        }
+
+    def _answer(self, text: str) -> None:
+        progress = Progress()
+        self._print(
+            self._conversation.reply(
+                text, on_progress=self._interrupt.progress(progress.show), **self._options()
+            ),
+            progress,
+        )
+
+    def _print(self, answer: Iterator[Token], progress: Progress | None = None) -> None:
+        start, read_s, n_written = time.perf_counter(), 0.0, 0
+        with self._interrupt.watch():
+            try:
+                with closing(answer) as tokens:  # type: ignore[type-var]
+                    for token in tokens:
+                        if not n_written:
+                            if progress:
+                                progress.clear()
+                            read_s = time.perf_counter() - start
+                        n_written += 1
+                        click.echo(token.text, nl=False)
+                        sys.stdout.flush()
+                        if self._interrupt.pending:
+                            break
+            except Stopped:
+                pass  # Ctrl-C while the message was read: the conversation took it back
+            finally:
+                click.echo()
+            if self._session:
+                self._conversation.save(self._session)
+        written_s = time.perf_counter() - start - read_s
+        if self._flags["show_timings"] and n_written > 1:
+            _say(
+                f"[ Prompt: {self._conversation.n_read / max(read_s, 1e-9):.1f} t/s | "
+                f"Generation: {(n_written - 1) / max(written_s, 1e-9):.1f} t/s ]"
+            )
+
+
+def _file(argument: str, command: str) -> Path:
+    if not argument:
+        raise EdgeStreamError(f"{command} needs a file name")
+    return Path(argument).expanduser()

@@ -1,0 +1,144 @@
+"""Helpers of the subcommands at the edge to files, terminal and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from edge_stream.errors import EdgeStreamError
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Strict UTF-8 (a byte order mark is dropped); the error names the first bad byte."""
+    try:
+        return data.decode("utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8")
+    except UnicodeDecodeError as error:
+        raise EdgeStreamError(
+            f"{name} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; `-` is stdin."""
+    if str(path) == "-":
+        return decode_text(sys.stdin.buffer.read(), "stdin")
+    try:
+        return decode_text(path.read_bytes(), str(path))
+    except OSError as error:
+        raise EdgeStreamError(f"cannot read {path}: {error.strerror}") from None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace path atomically: it holds the old object or the new one, never a part."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            temporary = file.name
+            json.dump(value, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would surprise whoever collects the file
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise EdgeStreamError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_writable(path: Path) -> None:
+    """Fail now rather than after an hour of work."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise EdgeStreamError(f"cannot write {path}: the folder {folder} does not exist")
+    if path.is_dir():
+        raise EdgeStreamError(f"cannot write {path}: it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise EdgeStreamError(f"cannot write {path}: no permission to write in {folder}")
+
+
+class Progress:
+    """A line on stderr while a long prompt is read; silent for a short one and when stderr is no terminal."""
+
+    LONG = 2048
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._start = self._next = time.monotonic()
+        self._dirty = False
+
+    def show(self, done: int, total: int) -> None:
+        """Tokens read so far, and in all."""
+        now = time.monotonic()
+        if self._tty and total > self.LONG and now >= self._next:
+            rate = done / max(now - self._start, 1e-9)
+            click.echo(f"\rreading: {done:,} of {total:,} tokens, {rate:,.0f} t/s ", nl=False, err=True)
+            self._next, self._dirty = now + 0.2, True
+
+    def clear(self) -> None:
+        """Wipe the line."""
+        if self._dirty:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            self._dirty = False
+
+
+class Stopped(EdgeStreamError):
+    """Ctrl-C while a text was read."""
+
+
+class Interrupt:
+    """Ctrl-C as a flag, so that a stream is never torn in the middle of a step. A second one within a
+    second is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._last = -10.0
+
+    def press(self) -> None:
+        """Note a Ctrl-C."""
+        now = time.monotonic()
+        if now - self._last < 1.0:
+            raise KeyboardInterrupt
+        self._last = now
+        self.pending = True
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Catch SIGINT inside the block."""
+        self.pending = False
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            self.press()
+
+        try:
+            before = signal.signal(signal.SIGINT, handle)
+        except ValueError:  # not the main thread: Ctrl-C does not arrive here anyway
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def progress(self, show: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """A callback for Stream.feed that shows progress, and raises Stopped after a Ctrl-C."""
+
+        def on_progress(done: int, total: int) -> None:
+            show(done, total)
+            if self.pending:
+                raise Stopped("stopped by Ctrl-C")
+
+        return on_progress

@@ -1,0 +1,235 @@
+"""`edge-stream demo`: a stream outgrows its cache several times over, before your eyes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from edge_stream.cli import options
+from edge_stream.errors import EdgeStreamError
+from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.stream import Stream
+
+# In cache lengths, with upper limits in tokens that keep the demo under two minutes on two slow cores.
+READ_LENGTHS, READ_MOST = 4, 6144
+WRITE_LENGTHS, WRITE_MOST = 3, 2048
+SCORE_LENGTHS, SCORE_MOST = 2, 1536
+# Perplexity is measured in decodes of this many tokens: the cache slides at every one of them.
+SCORE_CHUNK = 16
+
+
+class Screen(Protocol):
+    """Where the demo shows itself."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
+        """What happens now."""
+
+
+class PlainScreen:
+    """Lines, a few of them; to stderr when stdout is for JSON."""
+
+    def __init__(self, err: bool) -> None:
+        self._err = err
+        self._next = time.monotonic() + 2
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        click.echo(text, err=self._err)
+
+    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
+        """Print a line every two seconds."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 2
+            self.say(f"  {doing}: {_status(stream, tok_per_s)}")
+
+
+class LiveScreen:
+    """A rich panel that shows text and numbers as they change."""
+
+    def __init__(self, live: Any) -> None:
+        self._live = live
+        self._text = ""
+
+    def say(self, text: str) -> None:
+        """Print it above the panel."""
+        self._live.console.print(text, highlight=False, markup=False)
+
+    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
+        """Redraw."""
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        self._text = (self._text + text)[-600:]
+        stats = stream.stats
+        self._live.update(
+            Panel(
+                Group(
+                    Text(self._text, style="dim"),
+                    ProgressBar(total=stats.n_ctx, completed=stats.n_cached),
+                    Text(_status(stream, tok_per_s)),
+                ),
+                title=doing,
+            )
+        )
+
+
+def _status(stream: Stream, tok_per_s: float) -> str:
+    stats, memory = stream.stats, resident_mib()
+    parts = [
+        f"{stats.n_past:,} tokens seen",
+        f"cache {stats.n_cached}/{stats.n_ctx}",
+        f"{stats.n_slides:,} slides",
+        f"{tok_per_s:.0f} tok/s",
+        *([f"{memory:.0f} MiB"] if memory else []),
+    ]
+    return " | ".join(parts)
+
+
+@click.command("demo")
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object on stdout.")
+@options.model_option(required=False, default=options.DEMO_MODEL)
+@options.context_options(512)
+@options.compute_options()
+def main(**flags: Any) -> None:
+    """Read and write several cache lengths of text at constant memory, then compare with and without sinks.
+
+    In the JSON object, rss_start_mib is taken when the cache is full for the first time, and the perplexities
+    are those of the same text, past the cache, in decodes of 16 tokens.
+    """
+    n_keep = options.SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
+    with options.load_engine(flags) as engine, _screen(flags["as_json"]) as screen:
+        screen.say(
+            f"model: {engine.desc}, cache: {engine.n_ctx} tokens of which {n_keep} are sinks "
+            f"({engine.sink_move})"
+        )
+        tokens = _text_tokens(engine, min(READ_LENGTHS * engine.n_ctx, max(READ_MOST, 2 * engine.n_ctx)))
+        result = _stream_on(engine, n_keep, tokens, screen)
+        result |= _compare(engine, n_keep, tokens, screen)
+    click.echo(json.dumps(result) if flags["as_json"] else "\n" + _summary(result))
+
+
+@contextmanager
+def _screen(as_json: bool) -> Iterator[Screen]:
+    if as_json or not click.get_text_stream("stdout").isatty():
+        yield PlainScreen(err=as_json)
+        return
+    from rich.live import Live
+
+    with Live(refresh_per_second=8, transient=True) as live:
+        yield LiveScreen(live)
+
+
+def _text_tokens(engine: Engine, n: int) -> list[int]:
+    """n tokens of English that every Python has with it: the topics of its `help()`."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(str(topics[name]) for name in sorted(topics))
+    # As few characters as surely suffice: the whole text takes seconds to tokenize on a slow device.
+    tokens = engine.tokenize(text[: n * 12], add_bos=engine.add_bos)
+    if len(tokens) < n:
+        raise EdgeStreamError(f"the demo has {len(tokens):,} tokens of text, too few for this --ctx-size")
+    return tokens[:n]
+
+
+def _stream_on(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> dict[str, Any]:
+    """Read, then write, far past the cache."""
+    from edge_stream.stream import Sampling
+
+    memory, latencies = MemoryWatch(), Latencies()
+    with closing(engine.stream(n_keep=n_keep)) as stream:
+        screen.say(f"1. reading {len(tokens):,} tokens, {len(tokens) / engine.n_ctx:.1f} times the cache")
+        start = time.monotonic()
+
+        def on_progress(done: int, _total: int) -> None:
+            memory.sample(is_full(stream))
+            screen.update("reading", "", stream, done / max(time.monotonic() - start, 1e-9))
+
+        stream.feed(tokens, on_progress=on_progress)
+        read_s = time.monotonic() - start
+        n_write = min(WRITE_LENGTHS * engine.n_ctx, WRITE_MOST)
+        screen.say(f"2. writing {n_write:,} tokens, {n_write / engine.n_ctx:.1f} times the cache")
+        last = time.perf_counter()
+        # A small model repeats itself without a penalty. A fixed seed: everyone sees the same text.
+        sampling = Sampling(seed=1, repeat_penalty=1.1)
+        for token in stream.generate(n_write, sampling=sampling, ignore_eos=True):
+            now = time.perf_counter()
+            latencies.add(1000 * (now - last))
+            last = now
+            screen.update("writing", token.text, stream, token.tok_per_s)
+        stats = stream.stats
+        return {
+            "tokens_seen": stats.n_past,
+            "n_ctx": stats.n_ctx,
+            "n_keep": stats.n_keep,
+            "slides": stats.n_slides,
+            "rss_start_mib": _round(memory.start),
+            "rss_end_mib": _round(resident_mib()),
+            "tok_per_s": _round(latencies.per_second),
+            "read_tok_per_s": _round(len(tokens) / max(read_s, 1e-9)),
+            "p50_ms": _round(latencies.percentile(50)),
+            "p99_ms": _round(latencies.percentile(99)),
+            "rebases": stats.n_rebases,
+            "sink_move": stats.sink_move,
+            "model": engine.desc,
+        }
+
+
+def _compare(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> dict[str, Any]:
+    """Perplexity of the same tokens past the cache, with sinks and without."""
+    n_score = min(SCORE_LENGTHS * engine.n_ctx, SCORE_MOST, len(tokens) - engine.n_ctx)
+    screen.say(f"3. predicting the {n_score:,} tokens that follow a full cache, with sinks and without")
+    found = {}
+    for name, keep in (("ppl_sinks", n_keep), ("ppl_no_sinks", 0)):
+        with closing(engine.stream(n_keep=keep)) as stream:
+            # Filling the cache evicts nothing; from there on every decode does.
+            stream.feed(tokens[: engine.n_ctx])
+            start, total = time.monotonic(), 0.0
+            for at in range(engine.n_ctx, engine.n_ctx + n_score, SCORE_CHUNK * 8):
+                part = tokens[at : min(at + SCORE_CHUNK * 8, engine.n_ctx + n_score)]
+                total += float(stream.score(part, chunk=SCORE_CHUNK).sum())
+                done = at + len(part) - engine.n_ctx
+                screen.update(
+                    "with sinks" if keep else "without sinks",
+                    "",
+                    stream,
+                    done / max(time.monotonic() - start, 1e-9),
+                )
+            found[name] = round(math.exp(total / n_score), 3)
+    return {**found, "ppl_tokens": n_score, "ppl_chunk": SCORE_CHUNK}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    memory = "Memory could not be read on this system."
+    if result["rss_start_mib"] is not None and result["rss_end_mib"] is not None:
+        memory = (
+            f"Memory went from {result['rss_start_mib']:.0f} MiB (cache just full) to "
+            f"{result['rss_end_mib']:.0f} MiB."
+        )
+    return f"""\
+The model saw {result["tokens_seen"]:,} tokens through a cache of {result["n_ctx"]}: {result["slides"]:,} times the
+oldest ones made room for new ones.
+{memory} It wrote {result["tok_per_s"]:.0f} tokens per second.
+Perplexity (how many tokens the model hesitates between; lower is better) on {result["ppl_tokens"]:,} tokens
+past the cache:
+  with the first {result["n_keep"]} tokens kept as sinks   {result["ppl_sinks"]:10.1f}
+  without them, window only          {result["ppl_no_sinks"]:10.1f}
+A plain sliding window breaks when the first tokens leave the cache; with sinks the stream can go on for ever.
+Next: edge-stream chat -m {options.DEMO_MODEL}"""

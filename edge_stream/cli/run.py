@@ -1,0 +1,201 @@
+"""`edge-stream run`: complete a prompt, or read it for ever."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_stream.cli import options
+from edge_stream.cli.console import (
+    Interrupt,
+    Progress,
+    Stopped,
+    check_writable,
+    decode_text,
+    read_text,
+    write_json,
+)
+from edge_stream.errors import EdgeStreamError
+from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.stream import Stream
+
+
+@click.command("run")
+@options.model_option()
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
+@click.option(
+    "-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with it."
+)
+@click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
+@options.predict_option()
+@click.option("--echo", is_flag=True, help="Print the prompt too.")
+@click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
+@click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
+@click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Go on with a saved stream.")
+@options.context_options()
+@options.sampling_options()
+@options.compute_options()
+def main(**flags: Any) -> None:
+    """Complete a prompt of any length (-p TEXT, -f FILE, or - for stdin) and print the text as it comes.
+
+    With -n -1 it goes on until the model ends its text; with --ignore-eos, until Ctrl-C.
+    """
+    prompt = _prompt(flags)
+    for name in ("stats_file", "save_file"):
+        if flags[name]:
+            check_writable(Path(flags[name]))
+    sampling = options.make_sampling(flags)
+    interrupt = Interrupt()
+    pinned = (lambda engine: _count(engine, prompt)) if flags["n_keep"] < 0 else None
+    with options.load_engine(flags, pinned) as engine, closing(_open_stream(engine, flags, prompt)) as stream:
+        meter = _Meter(stream)
+        if flags["echo"]:
+            click.echo(prompt, nl=False)
+        try:
+            with interrupt.watch():
+                _read(engine, stream, prompt, meter, interrupt)
+                if not interrupt.pending:
+                    generating = stream.generate(
+                        flags["n_predict"],
+                        sampling=sampling,
+                        stop=flags["stop"],
+                        ignore_eos=flags["ignore_eos"],
+                    )
+                    with closing(generating) as tokens:  # type: ignore[type-var]
+                        for token in tokens:
+                            meter.token()
+                            click.echo(token.text, nl=False)
+                            sys.stdout.flush()
+                            if interrupt.pending:
+                                break
+        finally:
+            if flags["stats_file"]:
+                write_json(Path(flags["stats_file"]), meter.report())
+        if sys.stdout.isatty():
+            click.echo()
+        if flags["save_file"]:
+            stream.save(flags["save_file"])
+    if interrupt.pending:
+        raise KeyboardInterrupt
+
+
+def _prompt(flags: dict[str, Any]) -> str:
+    """The one prompt that was given."""
+    sources = [flags["prompt"] is not None, flags["prompt_file"] is not None, flags["dash"] is not None]
+    if sum(sources) > 1:
+        raise click.UsageError("Give only one of -p TEXT, -f FILE and -.")
+    if not any(sources) and not flags["load_file"]:
+        raise click.UsageError("No prompt: give -p TEXT, -f FILE, or - to read it from stdin.")
+    if flags["prompt"] is not None:
+        # The shell hands over bytes; Python smuggles what is not UTF-8 through as surrogates.
+        prompt = decode_text(flags["prompt"].encode("utf-8", "surrogateescape"), "the prompt")
+    else:
+        prompt = read_text(Path(flags["prompt_file"] or "-")) if any(sources) else ""
+    if not prompt and not flags["load_file"]:
+        raise EdgeStreamError("the prompt is empty: a model needs at least one character to go on from")
+    return prompt
+
+
+def _open_stream(engine: Engine, flags: dict[str, Any], prompt: str) -> Stream:
+    if flags["load_file"]:
+        return engine.restore(flags["load_file"])
+    if flags["n_keep"] >= 0:
+        return engine.stream(n_keep=flags["n_keep"])
+    whole = _count(engine, prompt)
+    if whole > engine.n_ctx * 3 // 4:
+        raise EdgeStreamError(
+            f"--keep -1 would pin {whole} tokens, more than three quarters of the cache "
+            f"({engine.n_ctx} tokens): shorten the prompt or raise --ctx-size"
+        )
+    return engine.stream(n_keep=whole)
+
+
+def _count(engine: Engine, prompt: str) -> int:
+    return len(engine.tokenize(prompt, add_bos=engine.add_bos))
+
+
+def _read(engine: Engine, stream: Stream, prompt: str, meter: _Meter, interrupt: Interrupt) -> None:
+    """Feed the prompt; without one, decode the last token of a loaded stream again to know what it predicts."""
+    if not prompt:
+        last = stream.tokens()[-1:]
+        if not last:
+            raise EdgeStreamError("the saved stream is empty and no prompt was given")
+        stream.rewind(1)
+        stream.feed(last)
+        return
+    progress = Progress()
+    start, before = time.monotonic(), stream.stats.n_past
+    on_progress = interrupt.progress(progress.show)
+
+    def watched(done: int, total: int) -> None:
+        meter.memory.sample(is_full(stream))
+        on_progress(done, total)
+
+    try:
+        stream.feed(prompt, on_progress=watched)
+    except Stopped:
+        pass  # the caller sees that interrupt is pending
+    finally:
+        progress.clear()
+    meter.read(stream.stats.n_past - before, time.monotonic() - start)
+
+
+class _Meter:
+    """Measures a run for --stats."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._latencies = Latencies()
+        self._last = time.perf_counter()
+        self._prompt_tokens, self._prompt_s = 0, 0.0
+        self.memory = MemoryWatch()
+
+    def read(self, n_tokens: int, seconds: float) -> None:
+        """The prompt was read."""
+        self._prompt_tokens, self._prompt_s = n_tokens, seconds
+        self._last = time.perf_counter()
+
+    def token(self) -> None:
+        """A token was generated."""
+        now = time.perf_counter()
+        self._latencies.add(1000 * (now - self._last))
+        self._last = now
+        if not self.memory.filled:
+            self.memory.sample(is_full(self._stream))
+
+    def report(self) -> dict[str, Any]:
+        """The content of the --stats file."""
+        stats, times = self._stream.stats, self._latencies
+        self.memory.sample(is_full(self._stream))
+        return {
+            "tokens_seen": stats.n_past,
+            "n_ctx": stats.n_ctx,
+            "n_keep": stats.n_keep,
+            "slides": stats.n_slides,
+            "rebases": stats.n_rebases,
+            "rss_start_mib": _rounded(self.memory.start),
+            "rss_end_mib": _rounded(resident_mib()),
+            "tok_per_s": _rounded(times.per_second),
+            "p50_ms": _rounded(times.percentile(50)),
+            "p99_ms": _rounded(times.percentile(99)),
+            "max_ms": _rounded(times.max_ms),
+            "sink_move": stats.sink_move,
+            "tokens_generated": times.count,
+            "prompt_tokens": self._prompt_tokens,
+            "prompt_tok_per_s": _rounded(self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0),
+            "slide_ms": _rounded(stats.t_slide_us / 1000),
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    """JSON knows no nan: what was not measured is null."""
+    return None if value is None or math.isnan(value) else round(value, 3)

@@ -1,0 +1,364 @@
+"""A conversation on a stream: each turn adds its own tokens, nothing before it is read again.
+
+A chat template renders whole conversations. A stream wants only what a new turn adds, so the template is
+rendered with a stand-in for the last answer, and what follows the stand-in is what the turn adds. That
+costs the same for the first turn and the ten thousandth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError, SessionError
+from edge_stream.templates import ChatTemplate
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.stream import Sampling, Stream, Token
+
+Message = dict[str, str]
+
+_STAND_IN = "Answer-7f3a91."
+_FORMAT = 1
+# The transcript is for the reader, regeneration and sessions; the model's memory is the cache. It is bounded
+# because everything about a stream is.
+_TRANSCRIPT_CHARACTERS = 1_000_000
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+class TurnRenderer:
+    """Finds the text that a turn adds, for one model's template and one system prompt.
+
+    `note` is a sentence for the user where the template is not quite fit for a stream, else None.
+    """
+
+    def __init__(self, template: ChatTemplate, system: str | None = None) -> None:
+        self._template = template
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.note = (
+            "the model has no chat template: using ChatML, which it may not know"
+            if template.is_fallback
+            else None
+        )
+        self.head = self._find_head()
+        #: What the template writes after an answer: the end-of-turn token, often a newline.
+        self.closing = self._find_closing()
+
+    def first(self, text: str) -> tuple[str, str]:
+        """What the first user message adds after the head: (message, start of the answer)."""
+        return self._split([*self._system, _user(text)], lambda whole: whole[len(self.head) :])
+
+    def next(self, text: str) -> tuple[str, str]:
+        """What a later user message adds after a closed answer: (message, start of the answer)."""
+
+        def added(whole: str) -> str:
+            after = whole.rpartition(_STAND_IN)[2] if _STAND_IN not in text else None
+            if after is None or not after.startswith(self.closing):
+                raise EdgeStreamError(
+                    "the chat template of this model cannot be used on a stream: what it writes "
+                    "between two turns depends on the text of the turns"
+                )
+            return after[len(self.closing) :]
+
+        return self._split([_user("Hello"), _assistant(_STAND_IN), _user(text)], added)
+
+    def _split(self, messages: list[Message], added: Callable[[str], str]) -> tuple[str, str]:
+        both = added(self._template.render(messages, add_generation_prompt=True))
+        message = added(self._template.render(messages, add_generation_prompt=False))
+        return (message, both[len(message) :]) if both.startswith(message) else (both, "")
+
+    def _find_head(self) -> str:
+        """What stands before the first user message: the system prompt, as rendered."""
+        one, two = (self._template.render([*self._system, _user(text)]) for text in ("One", "two"))
+        if self._system:
+            try:
+                alone = self._template.render(self._system, add_generation_prompt=False)
+            except EdgeStreamError:
+                alone = ""  # some templates insist on a user message
+            if alone and one.startswith(alone):
+                return alone
+        return os.path.commonprefix([one, two]).rstrip(
+            " "
+        )  # a space belongs to the token of the word after it
+
+    def _find_closing(self) -> str:
+        past = [*self._system, _user("Hello"), _assistant(_STAND_IN)]
+        before = self._template.render(past, add_generation_prompt=False)
+        after = self._template.render([*past, _user("Good")], add_generation_prompt=True)
+        if _STAND_IN not in before or _STAND_IN not in after:
+            raise EdgeStreamError(
+                "the chat template of this model cannot be used on a stream: it does not keep "
+                "the assistant's answers as they were written"
+            )
+        if not after.startswith(before) and self.note is None:
+            self.note = (
+                "the chat template of this model rewrites earlier turns when a turn is added; "
+                "on a stream every turn stays as it was read"
+            )
+        # Without the system prompt, which some templates repeat in the last user message.
+        past = past[len(self._system) :]
+        before = self._template.render(past, add_generation_prompt=False)
+        after = self._template.render([*past, _user("Good")], add_generation_prompt=True)
+        return os.path.commonprefix([text.rpartition(_STAND_IN)[2] for text in (before, after)])
+
+
+class Conversation:
+    """Messages between a user and a model on one stream, with the system prompt pinned.
+
+    `messages` is the transcript without the system prompt; its oldest messages are dropped when it
+    exceeds a million characters (`n_dropped` counts them).
+    """
+
+    def __init__(
+        self, engine: Engine, *, system: str | None = None, n_keep: int = 4, _stream: Stream | None = None
+    ) -> None:
+        self.engine = engine
+        self.system = system
+        self.messages: list[Message] = []
+        self.n_dropped = 0
+        self._renderer = TurnRenderer(ChatTemplate.of(engine), system)
+        self._head = _head_tokens(engine, self._renderer)
+        self._close = self._tokens(self._renderer.closing)
+        #: Tokens read between the last message and the first word of its answer.
+        self.n_read = 0
+        self._n_answer = 0  # tokens in the cache of the last answer with the template's frame around it
+        self._answer_start: list[int] = []
+        if _stream is not None:
+            self.stream = _stream
+            return
+        if system or n_keep < 0:
+            n_keep = max(n_keep, len(self._head))
+        if n_keep > engine.n_ctx * 3 // 4:
+            raise EdgeStreamError(
+                f"the {n_keep} pinned tokens leave less than a quarter of the cache ({engine.n_ctx} tokens) "
+                "for the conversation: shorten the system prompt or raise --ctx-size"
+            )
+        # Evict up to an eighth of the window more than needed if that makes a slide end between messages.
+        self.stream = engine.stream(n_keep=n_keep, n_boundary=(engine.n_ctx - n_keep) // 8)
+
+    @property
+    def note(self) -> str | None:
+        """A sentence about the template that the user should see, if there is one."""
+        return self._renderer.note
+
+    def reply(
+        self,
+        text: str,
+        *,
+        max_tokens: int = -1,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Token]:
+        """Say something; yields the answer token by token.
+
+        Closing the iterator ends the answer: what was said until then stays, as a closed turn. If reading
+        the message fails or is stopped, the conversation is as it was before.
+        """
+        before = self.stream.stats.n_past
+        try:
+            message, self._answer_start = self._turn(text)
+            self._feed(message, on_progress)
+        except BaseException:
+            self._take_back(self.stream.stats.n_past - before)
+            raise
+        self.messages.append(_user(text))
+        self.n_read = self.stream.stats.n_past - before + len(self._answer_start)
+        yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
+
+    def regenerate(
+        self,
+        *,
+        max_tokens: int = -1,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Token]:
+        """Take the last answer back and give another one."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise EdgeStreamError("there is no answer to generate again")
+        answer = self.messages.pop()
+        self.n_read = len(self._answer_start)
+        try:
+            self.stream.rewind(self._n_answer)
+        except EdgeStreamError:
+            # The stream slid past the start of the answer: read again what the cache can hold.
+            try:
+                self._refeed()
+            except BaseException:
+                self.messages.append(answer)
+                raise
+        yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
+
+    def clear(self) -> None:
+        """Forget everything but the system prompt."""
+        self.stream.reset()
+        self.messages, self.n_dropped, self._n_answer = [], 0, 0
+
+    def save(self, path: str | Path) -> None:
+        """Write the cache and the transcript to one file, atomically."""
+        user = {
+            "format": _FORMAT,
+            "system": self.system,
+            "messages": self.messages,
+            "n_dropped": self.n_dropped,
+            "n_answer": self._n_answer,
+            "answer_start": self._answer_start,
+        }
+        self.stream.save(str(path), user=json.dumps(user, ensure_ascii=False).encode())
+
+    @classmethod
+    def resume(cls, engine: Engine, path: str | Path) -> Conversation:
+        """Go on where a saved conversation ended. The file is only read."""
+        stream = engine.restore(str(path))
+        try:
+            user = _read_user(stream.user, path)
+            self = cls(engine, system=user["system"], _stream=stream)
+        except BaseException:
+            stream.close()
+            raise
+        self.messages, self.n_dropped = user["messages"], user["n_dropped"]
+        self._n_answer, self._answer_start = user["n_answer"], user["answer_start"]
+        return self
+
+    def close(self) -> None:
+        """Free the stream."""
+        self.stream.close()
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.engine.tokenize(text, special=True) if text else []
+
+    def _turn(self, text: str, first: bool | None = None) -> tuple[list[int], list[int]]:
+        """Tokens of a user message and of the start of its answer."""
+        if first is None:
+            first = self.stream.stats.n_past == 0
+        message, start = self._renderer.first(text) if first else self._renderer.next(text)
+        return (self._head if first else []) + self._tokens(message), self._tokens(start)
+
+    def _feed(self, tokens: list[int], on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Feed the tokens of a message and mark its start."""
+        if self.stream.stats.n_past:
+            self.stream.mark()
+        elif tokens[: len(self._head)] == self._head:
+            self.stream.feed(self._head)
+            self.stream.mark()
+            tokens = tokens[len(self._head) :]
+        if tokens:
+            self.stream.feed(tokens, on_progress=on_progress)
+
+    def _answer(self, **options: Any) -> Iterator[Token]:
+        sampling = options.pop("sampling")
+        if sampling is not None:
+            options["sampling"] = sampling
+        before = self.stream.stats.n_past
+        pieces: list[str] = []
+        closed = False
+        try:
+            if self._answer_start:
+                self._feed(self._answer_start)
+            with closing(self.stream.generate(**options)) as tokens:  # type: ignore[type-var]
+                for token in tokens:
+                    pieces.append(token.text)
+                    closed = token.finish_reason == "eos"
+                    yield token
+        finally:
+            self._close_turn(closed)
+            self._n_answer = self.stream.stats.n_past - before
+            self.messages.append(_assistant("".join(pieces)))
+            self._trim()
+
+    def _close_turn(self, closed: bool) -> None:
+        """End the answer as the template would: with its end-of-turn token, unless the model wrote it."""
+        rest = self._close
+        if closed:
+            ends = [i for i, token in enumerate(rest) if self.engine.is_eog(token)]
+            rest = rest[ends[0] + 1 :] if ends else rest
+        if rest:
+            self.stream.feed(rest)
+
+    def _take_back(self, n: int) -> None:
+        """Undo a message that was read in part."""
+        if n == 0:
+            return
+        try:
+            self.stream.rewind(n)
+        except EdgeStreamError:
+            self._refeed()
+
+    def _refeed(self) -> None:
+        """Start the stream again with the newest turns, as many as the cache holds without a slide."""
+        room = self.engine.n_ctx - len(self._head) - 1
+        turns: list[list[int]] = []
+        for i in reversed([i for i, m in enumerate(self.messages) if m["role"] == "user"]):
+            message, start = self._turn(self.messages[i]["content"], first=False)
+            answers = self.messages[i + 1 : i + 2]
+            if answers:
+                message += start + self._tokens(answers[0]["content"]) + self._close
+            room -= len(message)
+            if room < 0 and turns:
+                break
+            turns.insert(0, message)
+            if not answers:
+                self._answer_start = start
+        self.stream.reset()
+        if not turns:
+            return
+        # The oldest turn kept is now the first one, and templates write that one differently.
+        oldest = [i for i, m in enumerate(self.messages) if m["role"] == "user"][-len(turns)]
+        message, start = self._turn(self.messages[oldest]["content"], first=True)
+        answers = self.messages[oldest + 1 : oldest + 2]
+        if answers:
+            message += start + self._tokens(answers[0]["content"]) + self._close
+        else:
+            self._answer_start = start
+        turns[0] = message
+        for tokens in turns:
+            self._feed(tokens)
+
+    def _trim(self) -> None:
+        size = sum(len(m["content"]) for m in self.messages)
+        while size > _TRANSCRIPT_CHARACTERS and len(self.messages) > 2:
+            size -= len(self.messages.pop(0)["content"])
+            self.n_dropped += 1
+
+
+def count_pinned(engine: Engine, system: str | None) -> int:
+    """Tokens that a system prompt takes with its frame in the template, all of which are pinned."""
+    return len(_head_tokens(engine, TurnRenderer(ChatTemplate.of(engine), system)))
+
+
+def _head_tokens(engine: Engine, renderer: TurnRenderer) -> list[int]:
+    tokens = engine.tokenize(renderer.head, special=True) if renderer.head else []
+    return [engine.bos, *tokens] if engine.add_bos and tokens[:1] != [engine.bos] else tokens
+
+
+def _read_user(data: bytes, path: str | Path) -> dict[str, Any]:
+    """The conversation's part of a session file, checked."""
+    try:
+        user = json.loads(data)
+        if user["format"] > _FORMAT:
+            raise SessionError(f"{path} was written by a newer edge-stream")
+        fits = (
+            (user["system"] is None or isinstance(user["system"], str))
+            and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in user["messages"])
+            and all(isinstance(user[name], int) and user[name] >= 0 for name in ("n_dropped", "n_answer"))
+            and all(isinstance(token, int) for token in user["answer_start"])
+        )
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise SessionError(f"{path} is a session, but not of a conversation")
+    return user  # type: ignore[no-any-return]

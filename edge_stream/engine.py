@@ -1,0 +1,395 @@
+"""Engine: a model and its llama_context. It makes streams; the eviction policy lives in native code only."""
+
+from __future__ import annotations
+
+import ctypes as C
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from edge_stream import _libs, _native, models
+from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
+from edge_stream.stream import Stream
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+
+_TAG_BLOCKS = 64
+_TAG_BLOCK_BYTES = 1 << 16
+
+
+def default_threads() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def weights_tag(path: Path) -> int:
+    """64-bit tag of a model file: its size and 64 evenly spaced blocks, so that a fine-tune is not its base."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        for i in range(_TAG_BLOCKS):
+            file.seek(max(0, size - _TAG_BLOCK_BYTES) * i // (_TAG_BLOCKS - 1))
+            digest.update(file.read(_TAG_BLOCK_BYTES))
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
+class Engine:
+    """A loaded model with a KV cache of fixed size, which holds one stream at a time.
+
+    Use `Engine.load`; close with `close()` or a `with` block. Not for several threads at once.
+    """
+
+    _model: int | None = None
+    _ctx: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        n_ctx: int = 4096,
+        n_keep: int = 4,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        flash_attn: str = "auto",
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        n_gpu_layers: int | None = None,
+        sink_move: str = "auto",
+        n_slide: int = 0,
+        rebase_at: int = 0,
+        use_mmap: bool = True,
+        verbose: bool = False,
+    ) -> Engine:
+        """Load a model and allocate its cache.
+
+        model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
+        (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
+        when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
+        (0: default). Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
+        """
+        self = cls()
+        try:
+            self._load_model(models.resolve(str(model)), n_gpu_layers, use_mmap, verbose)
+            self._make_context(
+                n_ctx or self.n_ctx_train,
+                n_keep,
+                n_batch,
+                n_ubatch,
+                (cache_type_k, cache_type_v),
+                flash_attn,
+                (n_threads, n_threads_batch),
+                sink_move,
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._n_slide = n_slide
+        self._rebase_at = rebase_at
+        # creating a stream checks everything else: better now than at first use
+        try:
+            self.stream().close()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _load_model(self, path: Path, n_gpu_layers: int | None, use_mmap: bool, verbose: bool) -> None:
+        self._llama = _libs.llama()
+        self._native = _native.library()
+        self._quiet_log(verbose)
+        self._llama.llama_backend_init()
+        params = self._llama.llama_model_default_params()
+        if n_gpu_layers is not None:
+            params.n_gpu_layers = n_gpu_layers
+        if not use_mmap:
+            params.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
+        self.model_path = path
+        self._model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise EdgeStreamError(f"llama.cpp cannot load {path}{self._log_hint()}")
+        reason = C.create_string_buffer(512)
+        if not self._native.es_model_can_stream(self._model, reason, len(reason)):
+            raise UnsupportedModelError(f"{path.name} cannot stream: {reason.value.decode()}")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self._weights_tag = weights_tag(path)
+
+    def _make_context(
+        self,
+        n_ctx: int,
+        n_keep: int,
+        n_batch: int,
+        n_ubatch: int,
+        cache_types: tuple[str, str],
+        flash_attn: str,
+        threads: tuple[int | None, int | None],
+        sink_move: str,
+    ) -> None:
+        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
+            if not 1 <= value <= 1 << 28:
+                raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
+        if not 0 <= n_keep < n_ctx:
+            raise EdgeStreamError(f"n_keep = {n_keep} must be between 0 and n_ctx = {n_ctx} (exclusive)")
+        if flash_attn not in FLASH_ATTN:
+            raise EdgeStreamError(f"flash_attn = {flash_attn} is unknown: use one of {', '.join(FLASH_ATTN)}")
+        if sink_move not in _native.SINK_MOVES:
+            raise EdgeStreamError(f"sink_move = {sink_move} is unknown: use auto, bank or redecode")
+        if sink_move == "bank" and not self._native.es_bank_available():
+            raise EdgeStreamError("sink_move = bank needs edge-stream's own libllama; this one is a stock build")
+        bank = sink_move != "redecode" and self._native.es_bank_available()
+        self.sink_move = "bank" if bank else "redecode"
+        self.n_ctx = n_ctx
+        self.n_keep = n_keep
+        self.cache_type_k, self.cache_type_v = cache_types
+        # redecoding needs room for the sinks a second time, and a second sequence to decode them in
+        self._n_spare = 0 if bank else max(n_keep, 4)
+        n_seq_max = 1 if bank else 2
+
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = n_ctx + self._n_spare
+        params.n_batch = n_batch
+        params.n_ubatch = min(n_ubatch, n_batch)
+        params.n_seq_max = n_seq_max
+        params.kv_unified = True
+        params.swa_full = True
+        params.type_k = self._cache_type(self.cache_type_k)
+        params.type_v = self._cache_type(self.cache_type_v)
+        params.flash_attn_type = FLASH_ATTN[flash_attn]
+        params.n_threads = threads[0] or default_threads()
+        params.n_threads_batch = threads[1] or params.n_threads
+        params.no_perf = True
+        if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
+            raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
+        need = n_ctx * self.kv_bytes_per_token
+        available = available_memory()
+        if available is not None and need > available:
+            raise EdgeStreamError(
+                f"a cache of n_ctx = {n_ctx} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB are "
+                f"available; n_ctx = {int(available * 0.8) // self.kv_bytes_per_token} would fit"
+            )
+        self._ctx = self._llama.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            raise EdgeStreamError(f"llama.cpp cannot create a context with n_ctx = {n_ctx}{self._log_hint()}")
+
+    def _cache_type(self, name: str) -> int:
+        if name not in CACHE_TYPES:
+            raise EdgeStreamError(f"cache type {name} is unknown: use one of {', '.join(CACHE_TYPES)}")
+        return int(getattr(self._llama, f"GGML_TYPE_{name.upper()}"))
+
+    def _quiet_log(self, verbose: bool) -> None:
+        """Keep llama.cpp's log off the terminal unless asked for; remember its last error for messages."""
+        self._last_log = [""]
+
+        def sink(level: int, text: bytes, _user: object) -> None:
+            if verbose:
+                os.write(2, text)
+            if level == 4:  # GGML_LOG_LEVEL_ERROR
+                self._last_log[0] = text.decode(errors="replace").strip()
+
+        callback = self._llama.llama_log_callback(sink)
+        _LOG_CALLBACKS.append(callback)  # llama.cpp keeps the pointer for the life of the process
+        del _LOG_CALLBACKS[:-2]
+        self._llama.llama_log_set(callback, None)
+
+    def _log_hint(self) -> str:
+        return f": {self._last_log[0]}" if self._last_log[0] else ""
+
+    #
+    # facts
+    #
+
+    def _meta(self, function: Any, *args: Any) -> str:
+        size = function(self._model, *args, None, 0)
+        if size < 0:
+            return ""
+        buffer = C.create_string_buffer(size + 1)
+        function(self._model, *args, buffer, size + 1)
+        return buffer.value.decode(errors="replace")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The GGUF metadata as llama.cpp prints it (arrays are left out)."""
+        llama = self._llama
+        count = llama.llama_model_meta_count(self._model)
+        keys = [self._meta(llama.llama_model_meta_key_by_index, i) for i in range(count)]
+        return {
+            key: self._meta(llama.llama_model_meta_val_str_by_index, i)
+            for i, key in enumerate(keys)
+            if not key.startswith("tokenizer.ggml.") or not key.endswith(("tokens", "merges", "scores", "token_type"))
+        }
+
+    @property
+    def desc(self) -> str:
+        """llama.cpp's one-line description, e.g. `llama 134M Q4_1`."""
+        return self._meta(self._llama.llama_model_desc)
+
+    @property
+    def architecture(self) -> str:
+        return self._meta(self._llama.llama_model_meta_val_str, b"general.architecture")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template (Jinja), if it has one."""
+        template = self._llama.llama_model_chat_template(self._model, None)
+        return template.decode(errors="replace") if template else None
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self._llama.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(self._llama.llama_model_n_ctx_train(self._model))
+
+    @property
+    def bos(self) -> int:
+        return int(self._llama.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        return int(self._llama.llama_vocab_eos(self._vocab))
+
+    @property
+    def add_bos(self) -> bool:
+        """True if the model wants BOS at the start of a text."""
+        return bool(self._llama.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache per token over all layers (an estimate for models whose layers differ)."""
+        arch = self.architecture
+        meta = self.metadata
+        n_layer = int(self._llama.llama_model_n_layer(self._model))
+        n_head_kv = int(self._llama.llama_model_n_head_kv(self._model))
+        head = int(self._llama.llama_model_n_embd(self._model)) // max(1, int(self._llama.llama_model_n_head(self._model)))
+        row_k = n_head_kv * int(meta.get(f"{arch}.attention.key_length", head))
+        row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
+        size = self._ggml_row_size
+        return n_layer * (size(self.cache_type_k, row_k) + size(self.cache_type_v, row_v))
+
+    @staticmethod
+    def _ggml_row_size(name: str, n: int) -> int:
+        block, size = _BLOCKS[name]
+        return -(-n // block) * size
+
+    #
+    # text
+    #
+
+    def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:
+        """Tokens of a text. special: text like `<|im_end|>` becomes the control token that it spells."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        size = len(data) + 2
+        while True:
+            buffer = (C.c_int32 * size)()
+            n = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, special)
+            if n >= 0:
+                return buffer[:n]
+            size = -n
+
+    def token_to_piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of a token; control tokens are empty unless special."""
+        size = 64
+        while True:
+            buffer = C.create_string_buffer(size)
+            n = self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def detokenize(self, tokens: list[int]) -> bytes:
+        """The bytes of several tokens, control tokens left out."""
+        return b"".join(self.token_to_piece(token) for token in tokens)
+
+    def is_eog(self, token: int) -> bool:
+        """True for tokens that end a generation (EOS, end of turn)."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    #
+    # streams
+    #
+
+    def stream(self, *, n_keep: int | None = None, n_boundary: int = 0, n_ctx: int | None = None) -> Stream:
+        """An empty stream. It replaces the engine's earlier one, which must not be used any more."""
+        params = self._native.es_stream_default_params()
+        params.n_ctx = self.n_ctx if n_ctx is None else n_ctx
+        params.n_keep = self.n_keep if n_keep is None else n_keep
+        if self.sink_move == "redecode" and params.n_keep > self._n_spare:
+            self._grow_spare(params.n_keep)
+        params.n_slide = self._n_slide if hasattr(self, "_n_slide") else 0
+        params.rebase_at = getattr(self, "_rebase_at", 0)
+        params.n_boundary = n_boundary
+        params.sink_move = _native.SINK_MOVES[self.sink_move]
+        params.model_tag = self._weights_tag
+        return Stream(self, params)
+
+    def _grow_spare(self, n_keep: int) -> None:
+        raise EdgeStreamError(
+            f"moving {n_keep} sinks by redecoding needs Engine.load(n_keep={n_keep}) so that the cache has room for them"
+        )
+
+    def restore(self, path: str | Path) -> Stream:
+        """The stream that `Stream.save` wrote. Raises SessionError; the file is never changed."""
+        info = _native.SessionInfo()
+        name = os.fsencode(path)
+        _native.check(self._native.es_session_peek(name, C.byref(info), None, 0))
+        if info.n_ctx > self.n_ctx:
+            raise SessionError(f"session {path} needs n_ctx = {info.n_ctx}, this engine has {self.n_ctx} (-c {info.n_ctx})")
+        user = C.create_string_buffer(max(1, info.n_user))
+        _native.check(self._native.es_session_peek(name, C.byref(info), user, info.n_user))
+        stream = self.stream(n_keep=info.n_keep, n_ctx=info.n_ctx)
+        try:
+            stream._restore(name, user.raw[: info.n_user])
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def close(self) -> None:
+        """Free the context and the model. Streams of this engine must not be used afterwards."""
+        if self._ctx:
+            self._llama.llama_free(self._ctx)
+            self._ctx = None
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_LOG_CALLBACKS: list[Any] = []
+
+# elements and bytes per block (ggml's block formats)
+_BLOCKS = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "q5_1": (32, 24),
+    "q5_0": (32, 22),
+    "q4_1": (32, 20),
+    "q4_0": (32, 18),
+    "iq4_nl": (32, 18),
+}
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be had now, None where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

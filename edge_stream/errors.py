@@ -1,0 +1,19 @@
+"""Errors of edge_stream: `str(error)` is one clear sentence. The CLI turns them into exit codes."""
+
+from __future__ import annotations
+
+
+class EdgeStreamError(Exception):
+    """Something that the user can understand and act on. `status` is the C API's code, 0 where it has none."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnsupportedModelError(EdgeStreamError):
+    """The model cannot stream; the message names the missing property."""
+
+
+class SessionError(EdgeStreamError):
+    """A session file could not be read, written or restored; an existing file is untouched."""

@@ -1,0 +1,53 @@
+"""From token bytes to text that can be shown: whole UTF-8 characters, nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class Utf8Assembler:
+    """Tokens may end inside a character: bytes go in, whole characters come out, bad bytes become U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, data: bytes) -> str:
+        """The characters that are complete now."""
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """What is left, at the end."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopMatcher:
+    """Holds text back while it may be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Returns (text to show, True if a stop string came: then the text ends before it)."""
+        text = self._held + text
+        hits = [text.find(stop) for stop in self._stops if stop in text]
+        if hits:
+            self._held = ""
+            return text[: min(hits)], True
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """The text held back, once it is known that no more comes."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of text that begins stop."""
+        for n in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:n]):
+                return n
+        return 0

@@ -1,0 +1,214 @@
+// edge_stream.h: a token stream of any length over a llama_context, at constant memory.
+//
+// Method: StreamingLLM (Xiao et al. 2023, arXiv 2309.17453). The first n_keep tokens (the sinks) stay
+// in the KV cache beside a sliding window of the most recent tokens. At a slide the oldest window tokens
+// are evicted and the sinks move up, so that sinks and window stay adjacent; window keys are not touched.
+//
+// Rules of this header: plain C; opaque handles; no exception crosses it; every function that can fail
+// returns an es_status and leaves a sentence in es_last_error() of the calling thread. A handle may be
+// used by one thread at a time. The llama_context stays the caller's and must outlive the stream.
+#pragma once
+
+#include "llama.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#    define ES_API __declspec(dllexport)
+#else
+#    define ES_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum es_status {
+    ES_OK              = 0,
+    ES_ERR_INVALID     = -1,  // an argument is out of range; nothing changed
+    ES_ERR_UNSUPPORTED = -2,  // the model or context cannot stream; nothing changed
+    ES_ERR_MEMORY      = -3,  // out of memory; nothing changed unless stated otherwise
+    ES_ERR_DECODE      = -4,  // llama_decode failed; the stream holds every complete chunk before the failure
+    ES_ERR_STOPPED     = -5,  // a callback asked to stop; the stream holds every token reported to it
+    ES_ERR_IO          = -6,  // a file could not be read or written; an existing file is untouched
+    ES_ERR_NO_SPACE    = -7,  // the disk is full; an existing file is untouched
+    ES_ERR_FORMAT      = -8,  // not a session file, truncated or damaged; the stream is unchanged
+    ES_ERR_VERSION     = -9,  // the session file is of a newer version; the stream is unchanged
+    ES_ERR_MODEL       = -10, // the session file belongs to another model or cache type; the stream is unchanged
+    ES_ERR_INTERNAL    = -11  // a bug of ours, reported rather than hidden
+} es_status;
+
+// How the sinks' keys follow the window.
+typedef enum es_sink_move {
+    ES_SINK_MOVE_AUTO     = 0, // the bank where libllama carries it, else redecode
+    ES_SINK_MOVE_BANK     = 1, // re-derived from pristine float32 copies (patched libllama)
+    ES_SINK_MOVE_REDECODE = 2  // decoded again at the new positions (public llama.cpp API only)
+} es_sink_move;
+
+typedef struct es_stream  es_stream;
+typedef struct es_sampler es_sampler;
+
+ES_API const char * es_version(void);
+ES_API const char * es_status_name(int32_t status);
+ES_API const char * es_last_error(void); // of this thread; "" if none; valid until its next failing call
+
+// true if the loaded libllama carries the sink bank patch
+ES_API bool es_bank_available(void);
+
+// true if the model can stream; otherwise writes one sentence naming the missing property to
+// reason (0-terminated, at most n_reason bytes; may be NULL)
+ES_API bool es_model_can_stream(const struct llama_model * model, char * reason, size_t n_reason);
+
+// 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
+ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
+
+//
+// stream
+//
+
+typedef struct es_stream_params {
+    llama_seq_id seq_id;         // the sequence of the context that holds the stream (default 0)
+    llama_seq_id scratch_seq_id; // redecode only: a second sequence, kept empty between calls (default 1)
+    uint32_t     n_ctx;          // cache capacity = sinks + window; 0 = as much as the context holds
+    uint32_t     n_keep;         // sinks: the stream's first n_keep tokens are pinned (default 4)
+    uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
+    uint32_t     n_chunk;        // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
+    uint32_t     n_boundary;     // evict up to this many tokens more to end at a mark (es_stream_mark); default 0
+    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(8192, 4 n_ctx)
+    int32_t      sink_move;      // es_sink_move
+    uint64_t     model_tag;      // caller's own fingerprint of the weights, stored in sessions (default 0)
+} es_stream_params;
+
+typedef struct es_stream_stats {
+    int64_t  n_past;      // tokens seen since the stream's start
+    int64_t  n_evicted;   // tokens evicted; n_past = n_cached + n_evicted
+    int64_t  n_slides;    // evictions (each may evict several tokens)
+    int64_t  n_rebases;   // times absolute positions were brought back to small numbers
+    int64_t  t_slide_us;  // time in slides (bookkeeping and, for redecode, decoding the sinks)
+    int64_t  t_rebase_us; // time in rebases
+    int64_t  t_decode_us; // time in decodes of the stream's own tokens (bank: the sinks move inside this)
+    uint32_t n_ctx;       // cache capacity
+    uint32_t n_keep;      // sinks wanted
+    uint32_t n_sinks;     // sinks present: min(n_keep, n_past)
+    uint32_t n_window;    // window tokens present
+    uint32_t n_chunk;     // most tokens per decode once eviction began
+    uint32_t n_slide;     // least tokens per slide
+    int32_t  pos_next;    // absolute position of the next token (what llama_decode will see)
+    int32_t  pos_sinks;   // absolute position of the first sink
+    int32_t  sink_move;   // es_sink_move in use, never AUTO
+} es_stream_stats;
+
+// Called after each decoded token in stream order. index: its 0-based index in the stream (64-bit).
+// logits: n_vocab floats that predict the next token. Return false to stop.
+typedef bool (*es_logits_callback)(void * user, int64_t index, const float * logits);
+
+ES_API es_stream_params es_stream_default_params(void);
+
+// Clears seq_id (and scratch_seq_id if used) in the context's memory.
+ES_API int32_t es_stream_init(struct llama_context * ctx, es_stream_params params, es_stream ** out);
+ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the sequence
+
+// Feed any number of tokens: split into chunks inside; before each chunk of m tokens the oldest window
+// tokens are evicted until sinks + window + m <= n_ctx. on_logits may be NULL: then only the last token's
+// logits are computed. On failure the stream holds every complete chunk before it and can go on.
+ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
+                              es_logits_callback on_logits, void * user);
+
+// n_vocab floats that predict the token after the last one fed; NULL before the first feed or after
+// es_stream_rewind / es_stream_load / es_stream_reset. Valid until the next call on the stream.
+ES_API const float * es_stream_logits(es_stream * stream);
+
+ES_API int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out);
+
+// The tokens in the cache in stream order: sinks, then window. Returns their number; writes at most n_max.
+ES_API size_t es_stream_tokens(const es_stream * stream, llama_token * out, size_t n_max);
+
+// Mark the next token's index as a boundary (say, the start of a message): a slide that would end within
+// n_boundary tokens before it evicts up to it instead.
+ES_API int32_t es_stream_mark(es_stream * stream);
+
+// Forget the newest n tokens. ES_ERR_INVALID unless they are all in the window.
+ES_API int32_t es_stream_rewind(es_stream * stream, size_t n);
+
+// Bring absolute positions back to small numbers now, at an idle moment. Otherwise done when needed.
+ES_API int32_t es_stream_rebase(es_stream * stream);
+
+// Forget everything: an empty stream with the same parameters.
+ES_API int32_t es_stream_reset(es_stream * stream);
+
+//
+// sampler: llama.cpp's sampler chain, with a random generator whose state can be saved
+//
+
+typedef struct es_logit_bias {
+    llama_token token;
+    float       bias;
+} es_logit_bias;
+
+typedef struct es_sampler_params {
+    uint32_t seed;           // LLAMA_DEFAULT_SEED draws one
+    float    temp;           // <= 0: greedy (default 0.8)
+    int32_t  top_k;          // <= 0: off (default 40)
+    float    top_p;          // 1: off (default 0.95)
+    float    min_p;          // 0: off (default 0.05)
+    float    repeat_penalty; // 1: off (default 1)
+    int32_t  repeat_last_n;  // tokens that penalties look back on; 0: off, at most 4096 (default 64)
+    float    frequency_penalty;
+    float    presence_penalty;
+    const es_logit_bias * logit_bias;
+    size_t                n_logit_bias;
+    const char * grammar;      // GBNF; NULL: none
+    const char * grammar_root; // NULL: "root"
+} es_sampler_params;
+
+ES_API es_sampler_params es_sampler_default_params(void);
+ES_API int32_t es_sampler_init(const struct llama_model * model, es_sampler_params params, es_sampler ** out);
+ES_API void    es_sampler_free(es_sampler * sampler);
+
+// Choose a token from the stream's last logits and remember it for penalties and grammar. If logprob is
+// not NULL it gets the natural log of the token's probability before any sampling transform.
+ES_API int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token * out, float * logprob);
+
+// Let penalties know a token that was not sampled (the prompt).
+ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);
+ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
+
+// Continue the random sequence and the penalties with which the session that the stream was loaded from was
+// saved. False (and nothing changes) if there is none, if it was taken already, or if the sampler was made
+// with another seed. A grammar starts anew.
+ES_API bool es_sampler_adopt(es_sampler * sampler, es_stream * stream);
+
+//
+// session file: KV, sink bank, positions, tokens, sampler state, and bytes of the caller's (a transcript)
+//
+
+typedef struct es_session_info {
+    uint32_t version;
+    uint32_t n_ctx;
+    uint32_t n_keep;
+    int32_t  type_k; // ggml_type of the cache
+    int32_t  type_v;
+    int64_t  n_past;
+    uint64_t fingerprint; // es_model_fingerprint of the model
+    uint64_t model_tag;
+    uint64_t n_user;      // bytes of the caller's
+} es_session_info;
+
+// Writes path.tmp-PID, fsyncs, renames: path holds the old session or the new one, never a part.
+// sampler may be NULL. type_k and type_v: the ggml_type the context was created with.
+ES_API int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                               const char * path, const void * user, size_t n_user);
+
+// Reads header and user bytes. Verifies the checksum of what it reads. user may be NULL; at most n_user
+// bytes are written to it.
+ES_API int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user);
+
+// Replaces the stream's content (its n_ctx and n_keep become the file's). Everything is verified before
+// anything changes; if llama.cpp itself then fails to restore, the stream is empty and ES_ERR_INTERNAL says so.
+// The sampler's state waits for es_sampler_adopt.
+ES_API int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, const char * path);
+
+#ifdef __cplusplus
+}
+#endif

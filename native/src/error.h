@@ -1,0 +1,27 @@
+// Error reporting of the C API: a status code, and a sentence per thread.
+#pragma once
+
+#include "edge_stream.h"
+
+#include <exception>
+#include <new>
+
+// Remember the sentence for es_last_error() and return status, so that `return es_fail(...)` reads well.
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+int32_t es_fail(int32_t status, const char * format, ...);
+
+// Runs f() and turns any exception into a status: nothing may cross the C boundary.
+template <typename F>
+int32_t es_guard(F && f) noexcept {
+    try {
+        return f();
+    } catch (const std::bad_alloc &) {
+        return es_fail(ES_ERR_MEMORY, "out of memory");
+    } catch (const std::exception & e) {
+        return es_fail(ES_ERR_INTERNAL, "unexpected error: %s", e.what());
+    } catch (...) {
+        return es_fail(ES_ERR_INTERNAL, "unexpected error");
+    }
+}

@@ -1,0 +1,601 @@
+#include "es-bank.h"
+
+#include "llama-context.h"
+#include "llama-es-bank.h"
+#include "llama-impl.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+//
+// graph building
+//
+
+// Rotate by a difference of positions. RoPE angles add up, also under linear, YaRN and Llama 3 scaling (each
+// dimension's frequency is fixed); a YaRN magnitude is already in the key, so it is cancelled here.
+ggml_tensor * es_bank::rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const {
+    const auto & cparams    = lctx->get_cparams();
+    const float  freq_base  = kv.model.get_rope_freq_base(cparams, il);
+    const float  freq_scale = kv.model.get_rope_freq_scale(cparams, il);
+    // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp)
+    const float magnitude = cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f*logf(1.0f/freq_scale) : 1.0f;
+
+    return ggml_rope_ext(ctx, cur, pos, kv.model.get_rope_factors(cparams, il),
+            kv.hparams.n_rot(il), kv.hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale,
+            cparams.yarn_ext_factor, 1.0f/magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+}
+
+ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) {
+    for (auto & [seq, b] : blocks) {
+        const auto it = b.k.find(il);
+        // reserve passes build graphs of other sizes: only the announced decode is the capture
+        if (b.n_capture == 0 || k_cur->ne[1] != b.n_capture || it == b.k.end()) {
+            continue;
+        }
+        ggml_tensor * rows = ggml_view_2d(ctx, it->second, k_cur->ne[0], b.n_capture,
+                it->second->nb[1], b.n_filled*it->second->nb[1]);
+        ggml_tensor * rot = b.in.at(il).rot;
+        // the Hadamard matrix is its own inverse
+        ggml_tensor * plain = rot ? llama_mul_mat_hadamard(ctx, k_cur, rot) : k_cur;
+
+        // the cache gets its rows from the copy, so that the copy is part of the graph
+        k_cur = ggml_cpy(ctx, plain, rows);
+        if (rot) {
+            k_cur = llama_mul_mat_hadamard(ctx, k_cur, rot);
+        }
+        b.capture_built = true;
+    }
+    return k_cur;
+}
+
+ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
+    for (const auto & [seq, b] : blocks) {
+        const auto it = b.k.find(il);
+        if (!b.armed || it == b.k.end()) {
+            continue;
+        }
+        const auto &  in       = b.in.at(il);
+        const int64_t n_head   = kv.hparams.n_head_kv(il);
+        const int64_t n_embd_h = kv.hparams.n_embd_head_k(il);
+
+        // all rows move by the same distance, so they are heads of one position: one row of angles
+        ggml_tensor * cur = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head*b.n_rows, 1);
+        if (kv.hparams.has_rope(il)) {
+            cur = rope(ctx, cur, in.delta, il);
+        }
+        if (in.rot) {
+            cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
+        }
+        cur = ggml_reshape_2d(ctx, cur, n_embd_h*n_head, b.n_rows);
+        k   = ggml_set_rows(ctx, k, cur, in.cells);
+    }
+    return k;
+}
+
+//
+// blocks
+//
+
+int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
+    es_bank_block b;
+    b.n_rows = n_rows;
+
+    std::vector<float> hadamard;
+    int64_t            n_rot = 0;
+    if (kv.attn_rot_k) {
+        // the size that build_input_k_rot chooses: the largest power of two that divides the head
+        n_rot = 64;
+        while (kv.n_embd_head_k_all % (2*n_rot) == 0) {
+            n_rot *= 2;
+        }
+        hadamard = kv.attn_rot_hadamard.at(n_rot);
+    }
+
+    std::map<ggml_backend_buffer_type_t, std::vector<size_t>> by_buft; // -> indices of kv.layers
+    for (size_t i = 0; i < kv.layers.size(); ++i) {
+        by_buft[ggml_backend_buffer_get_type(kv.layers[i].k->buffer)].push_back(i);
+    }
+
+    for (const auto & [buft, idxs] : by_buft) {
+        ggml_init_params params = { (idxs.size() + 3)*ggml_tensor_overhead(), nullptr, /*no_alloc =*/ true };
+        ggml_context_ptr ctx { ggml_init(params) };
+        if (!ctx) {
+            return ES_BANK_NO_MEMORY;
+        }
+        es_bank_block::inputs in = {
+            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 1),
+            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, n_rows),
+            n_rot ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_rot, n_rot) : nullptr,
+        };
+        for (const size_t i : idxs) {
+            const uint32_t il = kv.layers[i].il;
+            b.k[il]  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, kv.hparams.n_embd_k_gqa(il), n_rows);
+            b.in[il] = in;
+            ggml_format_name(b.k[il], "es_bank_k_l%u", il);
+        }
+        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        if (!buf) {
+            return ES_BANK_NO_MEMORY;
+        }
+        ggml_backend_buffer_clear(buf.get(), 0);
+        if (in.rot) {
+            ggml_backend_tensor_set(in.rot, hadamard.data(), 0, ggml_nbytes(in.rot));
+        }
+        b.bufs.emplace_back(std::move(ctx), std::move(buf));
+    }
+
+    blocks[seq] = std::move(b);
+    return ES_BANK_OK;
+}
+
+int32_t es_bank::find_cells(llama_seq_id seq) {
+    auto &       b     = blocks.at(seq);
+    const auto   strm  = kv.seq_to_stream[seq];
+    const auto & cells = kv.v_cells[strm];
+
+    std::vector<int64_t> rows(b.n_rows, -1);
+    uint32_t             n_found = 0;
+    for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
+        if (pos < b.pos) {
+            continue;
+        }
+        if (pos >= b.pos + (llama_pos) b.n_rows) {
+            break;
+        }
+        n_found += rows[pos - b.pos] < 0;
+        rows[pos - b.pos] = (int64_t) strm*cells.size() + idx;
+    }
+    if (n_found != b.n_rows) {
+        return ES_BANK_INVALID;
+    }
+    const ggml_tensor * last = nullptr;
+    for (const auto & [il, in] : b.in) {
+        if (in.cells != last) {
+            ggml_backend_tensor_set(in.cells, rows.data(), 0, ggml_nbytes(in.cells));
+            last = in.cells;
+        }
+    }
+    return ES_BANK_OK;
+}
+
+void es_bank::write_delta(const es_bank_block & b) const {
+    const int32_t       delta = b.pos - b.pos0;
+    const ggml_tensor * last  = nullptr;
+    for (const auto & [il, in] : b.in) {
+        if (in.delta != last) {
+            ggml_backend_tensor_set(in.delta, &delta, 0, sizeof(delta));
+            last = in.delta;
+        }
+    }
+}
+
+int32_t es_bank::move(llama_seq_id seq, llama_pos pos) {
+    auto & b     = blocks.at(seq);
+    auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
+
+    std::vector<uint32_t> idxs;
+    idxs.reserve(b.n_rows);
+    for (const auto & [p, idx] : cells.seq_pos_get(seq)) {
+        if (p >= b.pos && p < b.pos + (llama_pos) b.n_rows) {
+            idxs.push_back(idx);
+        }
+    }
+    if (idxs.size() != b.n_rows) {
+        return ES_BANK_INVALID;
+    }
+    for (const uint32_t idx : idxs) {
+        cells.pos_add(idx, pos - b.pos);
+    }
+    // the keys come from the bank: llama.cpp must not shift them as well
+    cells.reset_shift();
+    b.pos = pos;
+    write_delta(b);
+    return ES_BANK_OK;
+}
+
+//
+// rebase
+//
+
+// The type conversions go through float32 slices of this many cells, so that a rebase needs little memory; with
+// very large caches slices grow, so that the graph stays small.
+static int64_t slice_size(int64_t n_cells) {
+    return std::max<int64_t>(256, (n_cells + 63)/64);
+}
+
+int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & shift) {
+    const int64_t n_cells = shift.size();
+    const int64_t n_slice = slice_size(n_cells);
+
+    ggml_backend_sched_t sched = ctx.get_sched();
+    auto *               res   = ctx.get_gf_res_reserve();
+
+    for (const auto & layer : kv.layers) {
+        const uint32_t il = layer.il;
+        if (!kv.hparams.has_rope(il)) {
+            continue;
+        }
+        const int64_t n_head   = kv.hparams.n_head_kv(il);
+        const int64_t n_embd_h = kv.hparams.n_embd_head_k(il);
+
+        res->reset();
+        auto * gctx = res->get_ctx();
+        auto * gf   = res->get_gf();
+
+        ggml_tensor * pos = ggml_new_tensor_1d(gctx, GGML_TYPE_I32, n_cells);
+        ggml_set_input(pos);
+        ggml_tensor * rot = kv.build_input_k_rot(gctx);
+
+        for (int64_t i = 0; i < n_cells; i += n_slice) {
+            const int64_t n = std::min(n_slice, n_cells - i);
+            bool any = false;
+            for (int64_t j = i; j < i + n; ++j) {
+                any = any || shift[j] != 0;
+            }
+            if (!any) {
+                continue;
+            }
+            ggml_tensor * k = ggml_view_3d(gctx, layer.k, n_embd_h, n_head, n, ggml_row_size(layer.k->type, n_embd_h),
+                    ggml_row_size(layer.k->type, n_embd_h*n_head), i*ggml_row_size(layer.k->type, n_embd_h*n_head));
+            ggml_tensor * p   = ggml_view_1d(gctx, pos, n, i*sizeof(int32_t));
+            ggml_tensor * cur = ggml_cast(gctx, k, GGML_TYPE_F32);
+            if (rot) {
+                cur = llama_mul_mat_hadamard(gctx, cur, rot);
+            }
+            cur = rope(gctx, cur, p, il);
+            if (rot) {
+                cur = llama_mul_mat_hadamard(gctx, cur, rot);
+            }
+            ggml_build_forward_expand(gf, ggml_cpy(gctx, cur, k));
+        }
+
+        ggml_backend_sched_reset(sched);
+        if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+            return ES_BANK_COMPUTE;
+        }
+        ggml_backend_tensor_set(pos, shift.data(), 0, ggml_nbytes(pos));
+        if (rot && rot->buffer) {
+            kv.set_input_k_rot(rot);
+        }
+        if (ctx.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
+            return ES_BANK_COMPUTE;
+        }
+        ctx.synchronize();
+    }
+    return ES_BANK_OK;
+}
+
+int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos delta) {
+    const auto strm  = kv.seq_to_stream[seq];
+    auto &     cells = kv.v_cells[strm];
+
+    llama_pos  pin0 = 0, pin1 = 0;
+    const auto it = blocks.find(seq);
+    if (it != blocks.end()) {
+        pin0 = it->second.pos;
+        pin1 = pin0 + (llama_pos) it->second.n_rows;
+    }
+
+    std::vector<int32_t>  shift((size_t) cells.size()*kv.n_stream, 0);
+    std::vector<uint32_t> idxs;
+    for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
+        if (pos >= pin0 && pos < pin1) {
+            continue;
+        }
+        // a cell that other sequences share has one key for all of them
+        if (pos + delta < 0 || cells.seq_count(idx) != 1) {
+            return ES_BANK_INVALID;
+        }
+        idxs.push_back(idx);
+        shift[(size_t) strm*cells.size() + idx] = delta;
+    }
+    const int32_t rc = rotate_cells(ctx, shift);
+    if (rc != ES_BANK_OK) {
+        return rc;
+    }
+    for (const uint32_t idx : idxs) {
+        cells.pos_add(idx, delta);
+    }
+    cells.reset_shift();
+    return ES_BANK_OK;
+}
+
+//
+// C interface
+//
+
+static std::vector<llama_kv_cache *> caches_of(llama_context * ctx) {
+    llama_memory_t mem = ctx->get_memory();
+    if (auto * kv = dynamic_cast<llama_kv_cache *>(mem)) {
+        return { kv };
+    }
+    if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(mem)) {
+        return { kv->get_base(), kv->get_swa() };
+    }
+    return {};
+}
+
+// a door of the patch: the class's private members stay private to everyone but es_bank
+struct es_bank_access {
+    static const char * why_not(const llama_kv_cache & kv, uint32_t size) {
+        if (!kv.get_can_shift()) {
+            return "its positions cannot be shifted in the cache";
+        }
+        if (kv.other) {
+            return "its cache shares the cells of another context";
+        }
+        if (kv.get_size() != size) {
+            return "its sliding-window layers have a smaller cache (swa_full is off)";
+        }
+        for (const auto & layer : kv.layers) {
+            if (!layer.v) {
+                return "it caches a compressed latent instead of keys and values (MLA)";
+            }
+        }
+        return nullptr;
+    }
+    static bool seq_ok(const llama_kv_cache & kv, llama_seq_id seq) {
+        return seq >= 0 && (size_t) seq < kv.seq_to_stream.size() && (uint32_t) seq < kv.n_seq_max;
+    }
+    static es_bank & bank(llama_kv_cache & kv, const llama_context * ctx) {
+        if (!kv.es) {
+            kv.es = std::make_shared<es_bank>(kv);
+        }
+        kv.es->lctx = ctx;
+        return *kv.es;
+    }
+};
+
+// Calls f(bank, kv) on each cache of ctx until one fails; no exception leaves.
+template <typename F>
+static int32_t for_each_bank(llama_context * ctx, llama_seq_id seq, bool need_block, F && f) {
+    try {
+        const auto caches = caches_of(ctx);
+        if (caches.empty()) {
+            return ES_BANK_UNSUPPORTED;
+        }
+        for (auto * kv : caches) {
+            if (!es_bank_access::seq_ok(*kv, seq)) {
+                return ES_BANK_INVALID;
+            }
+            auto & bank = es_bank_access::bank(*kv, ctx);
+            if (need_block && bank.blocks.find(seq) == bank.blocks.end()) {
+                return ES_BANK_INVALID;
+            }
+        }
+        for (auto * kv : caches) {
+            const int32_t rc = f(es_bank_access::bank(*kv, ctx), *kv);
+            if (rc != ES_BANK_OK) {
+                return rc;
+            }
+        }
+        return ES_BANK_OK;
+    } catch (const std::bad_alloc &) {
+        return ES_BANK_NO_MEMORY;
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        return ES_BANK_COMPUTE;
+    }
+}
+
+int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
+    const char * why    = nullptr;
+    const auto   caches = caches_of(ctx);
+    if (caches.empty()) {
+        why = "its memory is not a plain attention cache (recurrent, hybrid or sparse)";
+    }
+    for (size_t i = 0; i < caches.size() && !why; ++i) {
+        why = es_bank_access::why_not(*caches[i], caches[0]->get_size());
+    }
+    if (why_not) {
+        *why_not = why;
+    }
+    return why ? ES_BANK_UNSUPPORTED : ES_BANK_OK;
+}
+
+int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, uint32_t n_rows) {
+    if (n_rows == 0) {
+        return ES_BANK_INVALID;
+    }
+    const int32_t rc = llama_es_bank_check(ctx, nullptr);
+    if (rc != ES_BANK_OK) {
+        return rc;
+    }
+    llama_synchronize(ctx); // an old block's buffers may be in use
+    ctx->es_graph_changed();
+    return for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache &) { return bank.alloc(seq, n_rows); });
+}
+
+void llama_es_bank_free(llama_context * ctx, llama_seq_id seq) {
+    llama_synchronize(ctx);
+    ctx->es_graph_changed();
+    (void) for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        bank.blocks.erase(seq);
+        return ES_BANK_OK;
+    });
+}
+
+int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, uint32_t n, llama_pos pos) {
+    ctx->es_graph_changed();
+    return for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        auto & b = bank.blocks.at(seq);
+        if (n == 0 || n > b.n_rows - b.n_filled || (b.n_filled > 0 && pos != b.pos + (llama_pos) b.n_filled)) {
+            return (int32_t) ES_BANK_INVALID;
+        }
+        if (b.n_filled == 0) {
+            b.pos0 = b.pos = pos;
+        }
+        b.n_capture     = n;
+        b.capture_built = false;
+        return (int32_t) ES_BANK_OK;
+    });
+}
+
+int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq) {
+    llama_synchronize(ctx);
+    ctx->es_graph_changed();
+    int32_t res = ES_BANK_OK;
+    const int32_t rc = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        auto & b = bank.blocks.at(seq);
+        if (b.n_capture == 0 || !b.capture_built) {
+            res = ES_BANK_INVALID;
+        } else {
+            b.n_filled += b.n_capture;
+        }
+        b.n_capture = 0;
+        return ES_BANK_OK;
+    });
+    return rc != ES_BANK_OK ? rc : res;
+}
+
+int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos) {
+    for (auto * kv : caches_of(ctx)) {
+        if (kv->get_has_shift()) {
+            return ES_BANK_PENDING_SHIFT;
+        }
+    }
+    if (pos < 0) {
+        return ES_BANK_INVALID;
+    }
+    llama_synchronize(ctx); // a decode in flight may still read the inputs
+    return for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        auto & b = bank.blocks.at(seq);
+        if (b.n_filled != b.n_rows) {
+            return (int32_t) ES_BANK_INVALID;
+        }
+        int32_t rc = ES_BANK_OK;
+        if (!b.armed) {
+            rc = bank.find_cells(seq);
+        }
+        if (rc == ES_BANK_OK) {
+            rc = bank.move(seq, pos);
+        }
+        if (rc == ES_BANK_OK && !b.armed) {
+            b.armed = true;
+            ctx->es_graph_changed();
+        }
+        return rc;
+    });
+}
+
+int32_t llama_es_bank_settle(llama_context * ctx, llama_seq_id seq) {
+    return for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        auto & b = bank.blocks.at(seq);
+        if (b.armed) {
+            b.armed = false;
+            ctx->es_graph_changed();
+        }
+        return ES_BANK_OK;
+    });
+}
+
+int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_pos delta) {
+    for (auto * kv : caches_of(ctx)) {
+        if (kv->get_has_shift()) {
+            return ES_BANK_PENDING_SHIFT;
+        }
+    }
+    llama_synchronize(ctx);
+    ctx->es_graph_changed(); // the scheduler is about to be used for other graphs
+    return for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache &) {
+        return bank.shift_window(*ctx, seq, delta);
+    });
+}
+
+//
+// state: per cache { n_rows, pos0, pos, n_layers } then per layer in ascending order { il, n_embd, rows as f32 }
+//
+
+namespace {
+struct block_header {
+    uint32_t n_rows;
+    int32_t  pos0;
+    int32_t  pos;
+    uint32_t n_layers;
+};
+struct layer_header {
+    int32_t  il;
+    uint32_t n_embd;
+};
+} // namespace
+
+static std::map<int32_t, ggml_tensor *> sorted_layers(const es_bank_block & b) {
+    return { b.k.begin(), b.k.end() };
+}
+
+size_t llama_es_bank_state_get(llama_context * ctx, llama_seq_id seq, uint8_t * dst, size_t size) {
+    llama_synchronize(ctx);
+    size_t total = 0;
+    const int32_t rc = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+        const auto & b = bank.blocks.at(seq);
+        if (b.n_filled != b.n_rows) {
+            return (int32_t) ES_BANK_INVALID;
+        }
+        const auto put = [&](const void * src, size_t n) {
+            if (dst && total + n <= size) {
+                memcpy(dst + total, src, n);
+            }
+            total += n;
+        };
+        const block_header h = { b.n_rows, b.pos0, b.pos, (uint32_t) b.k.size() };
+        put(&h, sizeof(h));
+        for (const auto & [il, t] : sorted_layers(b)) {
+            const layer_header lh = { il, (uint32_t) t->ne[0] };
+            put(&lh, sizeof(lh));
+            if (dst && total + ggml_nbytes(t) <= size) {
+                ggml_backend_tensor_get(t, dst + total, 0, ggml_nbytes(t));
+            }
+            total += ggml_nbytes(t);
+        }
+        return (int32_t) ES_BANK_OK;
+    });
+    return rc == ES_BANK_OK ? total : 0;
+}
+
+int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uint8_t * src, size_t size) {
+    size_t     off = 0;
+    const auto get = [&](void * out, size_t n) {
+        if (n > size - off) {
+            return false;
+        }
+        memcpy(out, src + off, n);
+        off += n;
+        return true;
+    };
+    llama_synchronize(ctx);
+    ctx->es_graph_changed();
+    const int32_t rc = for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache & kv) {
+        block_header h;
+        if (!get(&h, sizeof(h)) || h.n_rows == 0 || h.n_rows > kv.get_size() || h.pos < 0 || h.pos0 < 0 ||
+                h.pos > std::numeric_limits<int32_t>::max()/2) {
+            return (int32_t) ES_BANK_FORMAT;
+        }
+        const int32_t rc = bank.alloc(seq, h.n_rows);
+        if (rc != ES_BANK_OK) {
+            return rc;
+        }
+        auto & b   = bank.blocks.at(seq);
+        b.n_filled = h.n_rows;
+        b.pos0     = h.pos0;
+        b.pos      = h.pos;
+        if (h.n_layers != b.k.size()) {
+            return (int32_t) ES_BANK_FORMAT;
+        }
+        for (const auto & [il, t] : sorted_layers(b)) {
+            layer_header lh;
+            if (!get(&lh, sizeof(lh)) || lh.il != il || (int64_t) lh.n_embd != t->ne[0] || ggml_nbytes(t) > size - off) {
+                return (int32_t) ES_BANK_FORMAT;
+            }
+            ggml_backend_tensor_set(t, src + off, 0, ggml_nbytes(t));
+            off += ggml_nbytes(t);
+        }
+        bank.write_delta(b);
+        return bank.find_cells(seq);
+    });
+    return rc == ES_BANK_OK && off != size ? (int32_t) ES_BANK_FORMAT : rc;
+}

@@ -1,0 +1,67 @@
+// The sink bank inside libllama: see llama-es-bank.h for the contract.
+#pragma once
+
+#include "ggml-cpp.h"
+#include "llama.h"
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+class llama_kv_cache;
+struct llama_context;
+
+// The pinned rows of one sequence in one KV cache.
+struct es_bank_block {
+    uint32_t  n_rows   = 0; // pinned cells
+    uint32_t  n_filled = 0; // rows captured so far
+    llama_pos pos0     = 0; // position of row 0 when captured
+    llama_pos pos      = 0; // position of row 0 now
+    bool      armed    = false; // decode graphs write the rows to the cache
+
+    // rows of the capture that the next decode fills; 0: none
+    uint32_t n_capture     = 0;
+    bool     capture_built = false; // a graph with this capture was built
+
+    std::unordered_map<int32_t, ggml_tensor *> k; // model layer -> [n_embd_k_gqa, n_rows] f32, before Hadamard
+
+    // small inputs, once per buffer type, so that no copy between devices is needed
+    struct inputs {
+        ggml_tensor * delta; // [1]      i32: pos - pos0
+        ggml_tensor * cells; // [n_rows] i64: rows of the merged K tensor
+        ggml_tensor * rot;   // [n, n]   f32: Hadamard matrix of quantised K, or null
+    };
+    std::unordered_map<int32_t, inputs> in; // model layer -> its buffer type's inputs
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
+};
+
+// One per llama_kv_cache (an iSWA memory has two). Everything goes through backend buffers and ggml ops.
+class es_bank {
+public:
+    explicit es_bank(llama_kv_cache & kv) : kv(kv) {}
+
+    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor; k_cur:
+    // [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
+    ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
+    ggml_tensor * place  (ggml_context * ctx, ggml_tensor * k,     int32_t il) const;
+
+    int32_t alloc(llama_seq_id seq, uint32_t n_rows);
+    int32_t move (llama_seq_id seq, llama_pos pos);
+    int32_t find_cells(llama_seq_id seq); // write the cells' rows to the inputs
+    void    write_delta(const es_bank_block & b) const;
+
+    // rotate the keys of the cells whose shift is not 0; shift: [kv_size*n_stream]
+    int32_t rotate_cells(llama_context & lctx, const std::vector<int32_t> & shift);
+    int32_t shift_window(llama_context & lctx, llama_seq_id seq, llama_pos delta);
+
+    std::map<llama_seq_id, es_bank_block> blocks;
+    const llama_context * lctx = nullptr; // for the rope parameters
+
+private:
+    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
+
+    llama_kv_cache & kv;
+};

@@ -1,0 +1,30 @@
+// The sampler behind the C API.
+#pragma once
+
+#include "edge_stream.h"
+#include "sampler_state.h"
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+struct es_sampler {
+    struct freer {
+        void operator()(llama_sampler * s) const { llama_sampler_free(s); }
+    };
+    using ptr = std::unique_ptr<llama_sampler, freer>;
+
+    using state = es_sampler_state;
+
+    void  accept(llama_token token);
+    state get_state() const;
+    void  set_state(const state & s);
+
+    es_sampler_params        params = {};
+    state                    rng;
+    std::deque<llama_token>  last;
+    ptr                      chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
+    ptr                      grammar; // or null
+    std::vector<llama_token_data> candidates;
+};

@@ -1,0 +1,408 @@
+// The session file. Little-endian:
+//   magic[8] version:u32 n_sections:u32
+//   per section: tag:u32 crc:u32 size:u64 bytes[size]     (crc over tag, size and bytes)
+// HEAD describes, USER are the caller's bytes, TOKS the window's state, SMPL the sampler, BANK the pinned keys,
+// KEYS llama.cpp's state of the sequence. HEAD and USER come first, so that a peek reads little.
+#include "error.h"
+#include "sampler.h"
+#include "stream.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
+#include <map>
+#include <string>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace {
+
+constexpr char     magic[8] = { 'E', 'D', 'G', 'E', 'S', 'E', 'S', 'S' };
+constexpr uint32_t version  = 1;
+
+constexpr uint32_t tag(const char (&s)[5]) {
+    return (uint32_t) s[0] | (uint32_t) s[1] << 8 | (uint32_t) s[2] << 16 | (uint32_t) s[3] << 24;
+}
+constexpr uint32_t HEAD = tag("HEAD"), USER = tag("USER"), TOKS = tag("TOKS"), SMPL = tag("SMPL"), BANK = tag("BANK"),
+                   KEYS = tag("KEYS");
+
+using bytes = std::vector<uint8_t>;
+
+struct head {
+    uint32_t n_ctx, n_keep;
+    int32_t  type_k, type_v;
+    int64_t  n_past;
+    uint64_t fingerprint, model_tag, n_user;
+    int32_t  rebase_at, sink_move;
+};
+
+// CRC-32 (ISO-HDLC polynomial), as in zip and PNG
+uint32_t crc32(uint32_t crc, const void * data, size_t n) {
+    static const auto table = [] {
+        std::vector<uint32_t> t(256);
+        for (uint32_t i = 0; i < 256; ++i) {
+            uint32_t c = i;
+            for (int k = 0; k < 8; ++k) {
+                c = (c & 1) ? 0xedb88320u ^ (c >> 1) : c >> 1;
+            }
+            t[i] = c;
+        }
+        return t;
+    }();
+    const auto * p = (const uint8_t *) data;
+    crc = ~crc;
+    for (size_t i = 0; i < n; ++i) {
+        crc = table[(crc ^ p[i]) & 0xff] ^ (crc >> 8);
+    }
+    return ~crc;
+}
+
+uint32_t section_crc(uint32_t t, uint64_t size, const void * data) {
+    uint32_t crc = crc32(0, &t, sizeof(t));
+    crc = crc32(crc, &size, sizeof(size));
+    return crc32(crc, data, size);
+}
+
+//
+// writing
+//
+
+struct file_closer {
+    void operator()(FILE * f) const { fclose(f); }
+};
+using file = std::unique_ptr<FILE, file_closer>;
+
+int32_t io_error(const char * what, const std::string & path) {
+    const int e = errno;
+    if (e == ENOSPC || e == EDQUOT || e == EFBIG) {
+        return es_fail(ES_ERR_NO_SPACE, "%s %s: the disk is full", what, path.c_str());
+    }
+    return es_fail(ES_ERR_IO, "%s %s: %s", what, path.c_str(), strerror(e));
+}
+
+bool put(FILE * f, const void * data, size_t n) {
+    return n == 0 || fwrite(data, 1, n, f) == n;
+}
+
+bool put_section(FILE * f, uint32_t t, const void * data, uint64_t size) {
+    const uint32_t crc = section_crc(t, size, data);
+    return put(f, &t, sizeof(t)) && put(f, &crc, sizeof(crc)) && put(f, &size, sizeof(size)) && put(f, data, size);
+}
+
+// The rename is on disk only when the folder is.
+void sync_folder(const std::string & path) {
+    const size_t      slash  = path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    const int         fd     = open(folder.c_str(), O_RDONLY);
+    if (fd >= 0) {
+        (void) fsync(fd);
+        close(fd);
+    }
+}
+
+template <typename T>
+void append(bytes & out, const T * data, size_t n) {
+    const auto * p = (const uint8_t *) data;
+    out.insert(out.end(), p, p + n*sizeof(T));
+}
+
+bytes pack_window(const es_window::state & s) {
+    bytes          out;
+    const uint64_t n_tokens = s.tokens.size(), n_marks = s.marks.size();
+    append(out, &s.n_past, 1);
+    append(out, &s.base, 1);
+    append(out, &n_tokens, 1);
+    append(out, s.tokens.data(), s.tokens.size());
+    append(out, &n_marks, 1);
+    append(out, s.marks.data(), s.marks.size());
+    return out;
+}
+
+bytes pack_sampler(const es_sampler::state & s) {
+    bytes          out;
+    const uint64_t n = s.last.size();
+    append(out, &s.seed, 1);
+    append(out, &s.n_draw, 1);
+    append(out, &n, 1);
+    append(out, s.last.data(), s.last.size());
+    return out;
+}
+
+//
+// reading
+//
+
+// Takes values off the front of a byte array; ok turns false at the first that is not there.
+struct reader {
+    const bytes & data;
+    size_t        off = 0;
+    bool          ok  = true;
+
+    template <typename T>
+    void get(T * out, uint64_t n) {
+        if (!ok || n > (data.size() - off)/sizeof(T)) {
+            ok = false;
+            return;
+        }
+        if (n > 0) {
+            memcpy(out, data.data() + off, n*sizeof(T));
+        }
+        off += n*sizeof(T);
+    }
+    template <typename T>
+    void get_vector(std::vector<T> & out) {
+        uint64_t n = 0;
+        get(&n, 1);
+        if (!ok || n > (data.size() - off)/sizeof(T)) {
+            ok = false;
+            return;
+        }
+        out.resize(n);
+        get(out.data(), n);
+    }
+    bool done() const { return ok && off == data.size(); }
+};
+
+bool unpack_window(const bytes & data, es_window::state & s) {
+    reader r { data };
+    r.get(&s.n_past, 1);
+    r.get(&s.base, 1);
+    r.get_vector(s.tokens);
+    r.get_vector(s.marks);
+    return r.done();
+}
+
+bool unpack_sampler(const bytes & data, es_sampler::state & s) {
+    reader r { data };
+    r.get(&s.seed, 1);
+    r.get(&s.n_draw, 1);
+    r.get_vector(s.last);
+    return r.done();
+}
+
+// Reads the sections of a session file; with only_head, HEAD and USER. Verifies every checksum it passes.
+int32_t read_sections(const char * path, bool only_head, std::map<uint32_t, bytes> & out) {
+    file f { fopen(path, "rb") };
+    struct stat st;
+    if (!f || fstat(fileno(f.get()), &st) != 0) {
+        return io_error("cannot open session", path);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return es_fail(ES_ERR_IO, "cannot open session %s: not a regular file", path);
+    }
+    uint64_t   left = (uint64_t) st.st_size;
+    const auto get  = [&](void * dst, uint64_t n) {
+        if (n > left || (n > 0 && fread(dst, 1, n, f.get()) != n)) {
+            return false;
+        }
+        left -= n;
+        return true;
+    };
+    char     m[sizeof(magic)];
+    uint32_t v = 0, n_sections = 0;
+    if (!get(m, sizeof(m)) || memcmp(m, magic, sizeof(m)) != 0) {
+        return es_fail(ES_ERR_FORMAT, "%s is not an edge-stream session", path);
+    }
+    if (!get(&v, sizeof(v)) || !get(&n_sections, sizeof(n_sections)) || v == 0) {
+        return es_fail(ES_ERR_FORMAT, "session %s is damaged: its header is cut short", path);
+    }
+    if (v > version) {
+        return es_fail(ES_ERR_VERSION, "session %s is of version %u; this edge-stream reads up to version %u", path, v, version);
+    }
+    for (uint32_t i = 0; i < n_sections && !(only_head && i == 2); ++i) {
+        uint32_t t, crc;
+        uint64_t size;
+        if (!get(&t, sizeof(t)) || !get(&crc, sizeof(crc)) || !get(&size, sizeof(size)) || size > left) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+        }
+        bytes data(size);
+        if (!get(data.data(), size)) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+        }
+        if (section_crc(t, size, data.data()) != crc) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: a checksum does not match", path);
+        }
+        out[t] = std::move(data);
+    }
+    if (!only_head && left != 0) {
+        return es_fail(ES_ERR_FORMAT, "session %s is damaged: bytes follow its end", path);
+    }
+    return ES_OK;
+}
+
+int32_t get_head(const char * path, const std::map<uint32_t, bytes> & sections, head & h) {
+    const auto it = sections.find(HEAD);
+    if (it == sections.end() || it->second.size() != sizeof(head) || sections.count(USER) == 0) {
+        return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section is missing", path);
+    }
+    memcpy(&h, it->second.data(), sizeof(h));
+    return ES_OK;
+}
+
+int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, int32_t type_v, const char * path) {
+    const uint64_t fingerprint = es_model_fingerprint(llama_get_model(stream.ctx));
+    if (h.fingerprint != fingerprint || h.model_tag != stream.params.model_tag) {
+        return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path);
+    }
+    if (h.type_k != type_k || h.type_v != type_v) {
+        return es_fail(ES_ERR_MODEL, "session %s was made with cache types K %s, V %s; this one has K %s, V %s", path,
+                ggml_type_name((ggml_type) h.type_k), ggml_type_name((ggml_type) h.type_v),
+                ggml_type_name((ggml_type) type_k), ggml_type_name((ggml_type) type_v));
+    }
+    es_stream_stats stats;
+    (void) es_stream_get_stats(&stream, &stats);
+    if (h.n_keep > 0 && h.sink_move != stats.sink_move) {
+        return es_fail(ES_ERR_MODEL, "session %s was made with the other way of moving sinks (--sink-move)", path);
+    }
+    return ES_OK;
+}
+
+int32_t write_file(const char * path, const head & h, const void * user, const bytes & toks, const bytes & smpl,
+                   const bytes & bank, const bytes & keys) {
+    const std::string tmp = std::string(path) + ".tmp-" + std::to_string(getpid());
+    file              f { fopen(tmp.c_str(), "wb") };
+    if (!f) {
+        return io_error("cannot write session", path);
+    }
+    const uint32_t n_sections = 6;
+    const bool ok = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
+        put(f.get(), &n_sections, sizeof(n_sections)) && put_section(f.get(), HEAD, &h, sizeof(h)) &&
+        put_section(f.get(), USER, user, h.n_user) && put_section(f.get(), TOKS, toks.data(), toks.size()) &&
+        put_section(f.get(), SMPL, smpl.data(), smpl.size()) && put_section(f.get(), BANK, bank.data(), bank.size()) &&
+        put_section(f.get(), KEYS, keys.data(), keys.size()) && fflush(f.get()) == 0 && fsync(fileno(f.get())) == 0;
+    if (!ok || fclose(f.release()) != 0 || rename(tmp.c_str(), path) != 0) {
+        const int32_t rc = io_error("cannot write session", path);
+        unlink(tmp.c_str());
+        return rc;
+    }
+    sync_folder(path);
+    return ES_OK;
+}
+
+// Everything is verified: replace the stream's content.
+int32_t restore(es_stream & stream, const head & h, const es_window::state & toks, const bytes & bank, const bytes & keys) {
+    const std::vector<int32_t> sinks(toks.tokens.begin(), toks.tokens.begin() + std::min<size_t>(toks.tokens.size(), h.n_keep));
+
+    int32_t rc = stream.resize(h.n_ctx, h.n_keep);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    const auto fail = [&](const char * why) {
+        (void) stream.reset();
+        return es_fail(ES_ERR_INTERNAL, "the session could not be restored: %s; the stream is empty now", why);
+    };
+    if (!stream.window.set_state(toks)) {
+        return fail("its positions contradict each other");
+    }
+    if (!toks.tokens.empty()) {
+        if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
+            return fail("llama.cpp refused the cache");
+        }
+        const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
+        const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
+        if (p0 != stream.window.pos_sinks() || p1 + 1 != stream.window.pos_next()) {
+            return fail("its cache holds other positions");
+        }
+    }
+    if (stream.mover->set_state(bank, sinks) != ES_OK) {
+        return fail("the pinned sinks do not fit");
+    }
+    return ES_OK;
+}
+
+} // namespace
+
+int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                        const char * path, const void * user, size_t n_user) {
+    if (!stream || !path || (n_user > 0 && !user)) {
+        return es_fail(ES_ERR_INVALID, "stream, path and user must not be null");
+    }
+    if (stream->broken) {
+        return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
+    }
+    return es_guard([&]() -> int32_t {
+        const es_window & w = stream->window;
+        es_stream_stats   stats;
+        (void) es_stream_get_stats(stream, &stats);
+        if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
+            return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving", w.n_sinks(), w.params().n_keep);
+        }
+        const head h = {
+            w.params().n_ctx, w.params().n_keep, type_k, type_v, w.n_past(),
+            es_model_fingerprint(llama_get_model(stream->ctx)), stream->params.model_tag, n_user,
+            w.params().rebase_at, stats.sink_move,
+        };
+        bytes         bank;
+        const int32_t rc = stream->mover->get_state(bank);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        bytes keys(w.n_cached() ? llama_state_seq_get_size(stream->ctx, stream->params.seq_id) : 0);
+        if (!keys.empty() && llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
+            return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
+        }
+        return write_file(path, h, user, pack_window(w.get_state()), sampler ? pack_sampler(sampler->get_state()) : bytes(), bank, keys);
+    });
+}
+
+int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user) {
+    if (!path || !info) {
+        return es_fail(ES_ERR_INVALID, "path and info must not be null");
+    }
+    return es_guard([&]() -> int32_t {
+        std::map<uint32_t, bytes> sections;
+        head                      h;
+        int32_t                   rc = read_sections(path, true, sections);
+        if (rc == ES_OK) {
+            rc = get_head(path, sections, h);
+        }
+        if (rc != ES_OK) {
+            return rc;
+        }
+        *info = { version, h.n_ctx, h.n_keep, h.type_k, h.type_v, h.n_past, h.fingerprint, h.model_tag, h.n_user };
+        const bytes & u = sections[USER];
+        if (user && !u.empty()) {
+            memcpy(user, u.data(), std::min(n_user, u.size()));
+        }
+        return ES_OK;
+    });
+}
+
+int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, const char * path) {
+    if (!stream || !path) {
+        return es_fail(ES_ERR_INVALID, "stream and path must not be null");
+    }
+    return es_guard([&]() -> int32_t {
+        std::map<uint32_t, bytes> sections;
+        head                      h;
+        es_window::state          toks;
+        es_sampler::state         smpl;
+
+        int32_t rc = read_sections(path, false, sections);
+        if (rc == ES_OK) {
+            rc = get_head(path, sections, h);
+        }
+        if (rc == ES_OK) {
+            rc = check_model(*stream, h, type_k, type_v, path);
+        }
+        if (rc != ES_OK) {
+            return rc;
+        }
+        if (!unpack_window(sections[TOKS], toks) || toks.n_past != h.n_past ||
+                (!sections[SMPL].empty() && !unpack_sampler(sections[SMPL], smpl))) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section cannot be read", path);
+        }
+        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx)));
+        const auto    foreign = [&](llama_token t) { return t < 0 || t >= n_vocab; };
+        if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) || std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
+        }
+        rc = restore(*stream, h, toks, sections[BANK], sections[KEYS]);
+        if (rc == ES_OK && !sections[SMPL].empty()) {
+            stream->saved_sampler = std::make_unique<es_sampler_state>(std::move(smpl));
+        }
+        return rc;
+    });
+}

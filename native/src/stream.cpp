@@ -1,0 +1,380 @@
+#include "stream.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <limits>
+
+static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of the window
+
+// float32 RoPE angles lose precision with the position; docs/architecture.md holds the measurement
+static constexpr int32_t rebase_at_min = 8192;
+
+es_stream::es_stream(llama_context * ctx, const es_stream_params & params)
+    : ctx(ctx), mem(llama_get_memory(ctx)), params(params) {}
+
+es_stream::~es_stream() {
+    mover.reset();
+    if (batch.token) {
+        llama_batch_free(batch);
+    }
+    if (mem) {
+        llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+    }
+}
+
+// Validates params against the context and derives the effective window.
+int32_t es_stream::check(es_window_params & out) const {
+    const uint32_t n_cells  = llama_n_ctx_seq(ctx);
+    const bool     bank     = params.sink_move == ES_SINK_MOVE_BANK || (params.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
+    const uint32_t n_extra  = bank ? 0 : params.n_keep; // redecode: the sinks exist twice for a moment
+    const uint32_t n_batch  = std::min(llama_n_batch(ctx), llama_n_ubatch(ctx));
+
+    if (params.n_keep > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", params.n_keep, n_cells);
+    }
+    if (params.n_ctx > n_cells || (uint64_t) params.n_ctx + n_extra > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u%s does not fit the context's cache of %u tokens", params.n_ctx,
+                n_extra ? " (plus n_keep for moving the sinks by redecoding)" : "", n_cells);
+    }
+    const uint32_t n_ctx = params.n_ctx ? params.n_ctx : n_cells - n_extra;
+    if (params.n_keep >= n_ctx || n_ctx - params.n_keep < n_window_min) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", params.n_keep, n_window_min, n_ctx);
+    }
+    const uint32_t n_window = n_ctx - params.n_keep;
+
+    if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max()/4) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
+    }
+    out.n_ctx      = n_ctx;
+    out.n_keep     = params.n_keep;
+    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (bank ? 1 : std::max(1u, n_window/16));
+    out.n_batch    = n_batch;
+    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window/4, n_batch });
+    out.n_boundary = std::min(params.n_boundary, n_window);
+    out.rebase_at  = params.rebase_at ? params.rebase_at : std::max(rebase_at_min, (int32_t) (4*n_ctx));
+    if (out.rebase_at <= (int32_t) n_ctx) {
+        return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::init() {
+    char reason[256];
+    if (!es_model_can_stream(llama_get_model(ctx), reason, sizeof(reason))) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: %s", reason);
+    }
+    if (!mem) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the context has no KV cache");
+    }
+    if (params.seq_id < 0 || (uint32_t) params.seq_id >= llama_n_seq_max(ctx)) {
+        return es_fail(ES_ERR_INVALID, "seq_id = %d is not one of the context's %u sequences", params.seq_id, llama_n_seq_max(ctx));
+    }
+    if (params.sink_move < ES_SINK_MOVE_AUTO || params.sink_move > ES_SINK_MOVE_REDECODE) {
+        return es_fail(ES_ERR_INVALID, "sink_move = %d is unknown", params.sink_move);
+    }
+    es_window_params wp;
+    int32_t          rc = check(wp);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    const bool scratch = params.sink_move == ES_SINK_MOVE_REDECODE || !es_bank_available();
+    if (scratch && params.n_keep > 0 && (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
+            (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
+        return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
+                params.scratch_seq_id, llama_n_seq_max(ctx));
+    }
+    mover = es_sink_mover_init(ctx, params, &rc);
+    if (!mover) {
+        return rc;
+    }
+    batch = llama_batch_init((int32_t) wp.n_batch, 0, 1);
+    if (!batch.token) {
+        return es_fail(ES_ERR_MEMORY, "out of memory");
+    }
+    llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+    window = es_window(wp);
+    return ES_OK;
+}
+
+int32_t es_stream::resize(uint32_t n_ctx, uint32_t n_keep) {
+    es_stream_params old = params;
+    params.n_ctx  = n_ctx;
+    params.n_keep = n_keep;
+    es_window_params wp;
+    int32_t          rc = check(wp);
+    if (rc != ES_OK) {
+        params = old;
+        return rc;
+    }
+    rc = reset();
+    if (rc == ES_OK) {
+        mover.reset(); // the old bank goes first
+        mover  = es_sink_mover_init(ctx, params, &rc);
+        window = es_window(wp);
+    }
+    return rc;
+}
+
+int32_t es_stream::reset() {
+    llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+    window.clear();
+    has_logits = broken = false;
+    saved_sampler.reset();
+    n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
+    return mover->reset();
+}
+
+// Evict the oldest window tokens and let the sinks follow. On failure of prepare nothing has changed.
+int32_t es_stream::slide(uint32_t n_evict) {
+    const int64_t   t0   = llama_time_us();
+    const llama_pos from = window.pos_sinks();
+    const llama_pos to   = from + (llama_pos) n_evict;
+    const bool      move = window.n_sinks() > 0;
+
+    int32_t rc = move ? mover->prepare(to) : (int32_t) ES_OK;
+    if (rc != ES_OK) {
+        return rc;
+    }
+    llama_memory_seq_rm(mem, params.seq_id, window.pos_window(), window.pos_window() + (llama_pos) n_evict);
+    window.evict(n_evict);
+    if (move) {
+        rc = mover->commit(from, to);
+    }
+    n_slides++;
+    t_slide_us += llama_time_us() - t0;
+    return rc;
+}
+
+int32_t es_stream::rebase() {
+    if (broken) {
+        return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
+    }
+    if (window.pos_sinks() == 0) {
+        return ES_OK;
+    }
+    const int64_t   t0   = llama_time_us();
+    const llama_pos from = window.pos_sinks();
+    const int32_t   rc   = mover->rebase(from, from);
+    if (rc != ES_OK) {
+        broken = true; // keys may be rotated in part
+        return rc;
+    }
+    window.rebase();
+    n_rebases++;
+    t_rebase_us += llama_time_us() - t0;
+    return ES_OK;
+}
+
+int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logits) {
+    const int64_t   t0  = llama_time_us();
+    const llama_pos pos = window.pos_next();
+
+    batch.n_tokens = (int32_t) m;
+    for (uint32_t i = 0; i < m; ++i) {
+        batch.token[i]     = tokens[i];
+        batch.pos[i]       = pos + (llama_pos) i;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = params.seq_id;
+        batch.logits[i]    = all_logits || i + 1 == m;
+    }
+    const int32_t rc = llama_decode(ctx, batch);
+    t_decode_us += llama_time_us() - t0;
+    if (rc != 0) {
+        // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
+        llama_memory_seq_rm(mem, params.seq_id, pos, -1);
+        return rc == 2 ? es_fail(ES_ERR_STOPPED, "the decode was aborted")
+                       : es_fail(ES_ERR_DECODE, "llama_decode returned %d for %u tokens at position %d", rc, m, pos);
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
+    if (broken) {
+        return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
+    }
+    if (n_tokens == 0 || !tokens) {
+        return es_fail(ES_ERR_INVALID, "there are no tokens to feed");
+    }
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    for (size_t i = 0; i < n_tokens; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            return es_fail(ES_ERR_INVALID, "token %d is not in the vocabulary of %d", tokens[i], n_vocab);
+        }
+    }
+
+    for (size_t i = 0; i < n_tokens;) {
+        const uint32_t m       = window.next_chunk(n_tokens - i);
+        const uint32_t n_evict = window.to_evict(m);
+        int32_t        rc      = ES_OK;
+
+        if (n_evict > 0) {
+            rc = slide(n_evict);
+        } else {
+            mover->settle();
+        }
+        if (rc == ES_OK && window.must_rebase(m)) {
+            rc = rebase();
+        }
+        if (rc != ES_OK) {
+            return rc;
+        }
+
+        const bool sinks = window.n_sinks() < window.params().n_keep;
+        has_logits       = false;
+        if (sinks) {
+            rc = mover->before_sinks(m, window.pos_next());
+        }
+        if (rc == ES_OK) {
+            rc = decode(tokens + i, m, on_logits != nullptr);
+        }
+        if (sinks) {
+            const int32_t rc_sinks = mover->after_sinks(tokens + i, rc == ES_OK ? m : 0);
+            if (rc == ES_OK && rc_sinks != ES_OK) {
+                llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+                rc = rc_sinks;
+            }
+        }
+        if (rc != ES_OK) {
+            return rc;
+        }
+        const int64_t index = window.n_past();
+        window.push(tokens + i, m);
+        has_logits = true;
+        i += m;
+
+        for (uint32_t j = 0; on_logits && j < m; ++j) {
+            if (!on_logits(user, index + j, llama_get_logits_ith(ctx, (int32_t) j))) {
+                const uint32_t n_after = m - j - 1;
+                if (n_after > 0 && n_after <= window.n_window()) {
+                    (void) rewind(n_after);
+                }
+                return es_fail(ES_ERR_STOPPED, "stopped by the callback");
+            }
+        }
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::rewind(size_t n) {
+    if (n > window.n_window()) {
+        return es_fail(ES_ERR_INVALID, "cannot rewind %zu tokens: only %u are in the window", n, window.n_window());
+    }
+    if (n > 0) {
+        has_logits = false;
+        window.rewind((uint32_t) n);
+        llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+    }
+    return ES_OK;
+}
+
+//
+// C interface
+//
+
+es_stream_params es_stream_default_params(void) {
+    es_stream_params p = {};
+    p.scratch_seq_id = 1;
+    p.n_keep         = 4;
+    p.sink_move      = ES_SINK_MOVE_AUTO;
+    return p;
+}
+
+int32_t es_stream_init(llama_context * ctx, es_stream_params params, es_stream ** out) {
+    if (!ctx || !out) {
+        return es_fail(ES_ERR_INVALID, "ctx and out must not be null");
+    }
+    *out = nullptr;
+    return es_guard([&]() -> int32_t {
+        auto          stream = std::make_unique<es_stream>(ctx, params);
+        const int32_t rc     = stream->init();
+        if (rc != ES_OK) {
+            stream->mem = nullptr; // a failed init leaves the context as it was
+            return rc;
+        }
+        *out = stream.release();
+        return ES_OK;
+    });
+}
+
+void es_stream_free(es_stream * stream) {
+    (void) es_guard([&]() -> int32_t {
+        delete stream;
+        return ES_OK;
+    });
+}
+
+#define ES_REQUIRE(stream)                                               \
+    if (!(stream)) {                                                     \
+        return es_fail(ES_ERR_INVALID, "the stream must not be null");   \
+    }
+
+int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->feed(tokens, n_tokens, on_logits, user); });
+}
+
+const float * es_stream_logits(es_stream * stream) {
+    return stream && stream->has_logits ? llama_get_logits_ith(stream->ctx, -1) : nullptr;
+}
+
+int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
+    ES_REQUIRE(stream);
+    if (!out) {
+        return es_fail(ES_ERR_INVALID, "out must not be null");
+    }
+    const es_window & w = stream->window;
+    *out = {};
+    out->n_past      = w.n_past();
+    out->n_evicted   = w.n_evicted();
+    out->n_slides    = stream->n_slides;
+    out->n_rebases   = stream->n_rebases;
+    out->t_slide_us  = stream->t_slide_us;
+    out->t_rebase_us = stream->t_rebase_us;
+    out->t_decode_us = stream->t_decode_us;
+    out->n_ctx       = w.params().n_ctx;
+    out->n_keep      = w.params().n_keep;
+    out->n_sinks     = w.n_sinks();
+    out->n_window    = w.n_window();
+    out->n_chunk     = w.params().n_chunk;
+    out->n_slide     = w.params().n_slide;
+    out->pos_next    = w.pos_next();
+    out->pos_sinks   = w.pos_sinks();
+    out->sink_move   = stream->params.sink_move != ES_SINK_MOVE_AUTO ? stream->params.sink_move
+                     : es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
+    return ES_OK;
+}
+
+size_t es_stream_tokens(const es_stream * stream, llama_token * out, size_t n_max) {
+    if (!stream) {
+        return 0;
+    }
+    const es_window & w = stream->window;
+    for (size_t i = 0; out && i < std::min<size_t>(n_max, w.n_cached()); ++i) {
+        out[i] = i < w.n_sinks() ? w.sinks()[i] : w.window()[i - w.n_sinks()];
+    }
+    return w.n_cached();
+}
+
+int32_t es_stream_mark(es_stream * stream) {
+    ES_REQUIRE(stream);
+    return es_guard([&]() -> int32_t {
+        stream->window.mark();
+        return ES_OK;
+    });
+}
+
+int32_t es_stream_rewind(es_stream * stream, size_t n) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->rewind(n); });
+}
+
+int32_t es_stream_rebase(es_stream * stream) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->rebase(); });
+}
+
+int32_t es_stream_reset(es_stream * stream) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->reset(); });
+}

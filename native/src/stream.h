@@ -1,0 +1,39 @@
+// The stream behind the C API: a window, a way to move its sinks, and a sequence of a llama_context.
+#pragma once
+
+#include "sampler_state.h"
+#include "sink_mover.h"
+#include "window.h"
+
+struct es_stream {
+    es_stream(llama_context * ctx, const es_stream_params & params);
+    ~es_stream();
+
+    int32_t init();
+    int32_t feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user);
+    int32_t rewind(size_t n);
+    int32_t rebase();
+    int32_t reset();
+
+    // An empty stream of other dimensions, as a session file demands. Checks them first.
+    int32_t resize(uint32_t n_ctx, uint32_t n_keep);
+
+    llama_context *                ctx;
+    llama_memory_t                 mem;
+    es_stream_params               params; // as given; effective values are in window.params()
+    es_window                      window;
+    std::unique_ptr<es_sink_mover> mover;
+    llama_batch                    batch      = {};
+    bool                           has_logits = false;
+    bool                           broken     = false; // the cache is undefined: only reset helps
+
+    std::unique_ptr<es_sampler_state> saved_sampler; // from a session, until adopted
+
+    int64_t n_slides = 0, n_rebases = 0;
+    int64_t t_slide_us = 0, t_rebase_us = 0, t_decode_us = 0;
+
+private:
+    int32_t check(es_window_params & out) const;
+    int32_t slide(uint32_t n_evict);
+    int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
+};

@@ -1,0 +1,105 @@
+// Which models can stream, and what tells one model from another.
+#include "error.h"
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+namespace {
+
+std::string meta(const llama_model * model, const std::string & key) {
+    char buf[256];
+    return llama_model_meta_val_str(model, key.c_str(), buf, sizeof(buf)) >= 0 ? buf : "";
+}
+
+// nullptr if the model can stream
+const char * missing_property(const llama_model * model) {
+    const std::string arch = meta(model, "general.architecture");
+    const auto has = [&](const char * key) { return !meta(model, arch + key).empty(); };
+
+    if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
+        return "it has an encoder; only decoder-only models stream";
+    }
+    if (llama_model_is_recurrent(model)) {
+        return "it is recurrent: it keeps a state, not a cache of keys that can be evicted";
+    }
+    if (llama_model_is_hybrid(model)) {
+        return "it is a hybrid of attention and recurrent layers, whose state cannot be evicted";
+    }
+    if (llama_model_is_diffusion(model)) {
+        return "it is a diffusion model, not a causal decoder";
+    }
+    if (meta(model, arch + ".attention.causal") == "false" || has(".pooling_type")) {
+        return "it is an embedding model: its attention is not causal or its output is pooled";
+    }
+    switch (llama_model_rope_type(model)) {
+        case LLAMA_ROPE_TYPE_NORM:
+        case LLAMA_ROPE_TYPE_NEOX:
+            break;
+        case LLAMA_ROPE_TYPE_NONE:
+            return "it has no rotary positions (learned absolute positions or ALiBi)";
+        default:
+            return "it has multi-dimensional rotary positions (M-RoPE), which cannot be shifted in the cache";
+    }
+    if (has(".attention.kv_lora_rank")) {
+        return "it caches a compressed latent instead of keys and values (MLA)";
+    }
+    if (has(".attention.temperature_scale") || has(".attention.temperature_length")) {
+        return "its attention temperature depends on absolute positions";
+    }
+    if (arch == "llama4") {
+        return "its chunked attention depends on absolute positions";
+    }
+    return nullptr;
+}
+
+struct fnv1a {
+    uint64_t h = 0xcbf29ce484222325u;
+    void add(const void * data, size_t n) {
+        const auto * p = (const unsigned char *) data;
+        for (size_t i = 0; i < n; ++i) {
+            h = (h ^ p[i])*0x100000001b3u;
+        }
+    }
+};
+
+} // namespace
+
+bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reason) {
+    const char * why = nullptr;
+    try {
+        why = model ? missing_property(model) : "there is no model";
+    } catch (...) {
+        why = "its metadata cannot be read";
+    }
+    if (reason && n_reason > 0) {
+        snprintf(reason, n_reason, "%s", why ? why : "");
+    }
+    return why == nullptr;
+}
+
+uint64_t es_model_fingerprint(const llama_model * model) {
+    fnv1a hash;
+    if (!model) {
+        return 0;
+    }
+    char buf[4096];
+    const int32_t n_meta = llama_model_meta_count(model);
+    for (int32_t i = 0; i < n_meta; ++i) {
+        if (llama_model_meta_key_by_index(model, i, buf, sizeof(buf)) >= 0) {
+            hash.add(buf, strlen(buf) + 1);
+        }
+        if (llama_model_meta_val_str_by_index(model, i, buf, sizeof(buf)) >= 0) {
+            hash.add(buf, strlen(buf) + 1);
+        }
+    }
+    const llama_vocab * vocab    = llama_model_get_vocab(model);
+    const int32_t       n_tokens = llama_vocab_n_tokens(vocab);
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        const char * text = llama_vocab_get_text(vocab, i);
+        hash.add(text, strlen(text) + 1);
+    }
+    const uint64_t sizes[] = { llama_model_size(model), llama_model_n_params(model), (uint64_t) n_tokens };
+    hash.add(sizes, sizeof(sizes));
+    return hash.h;
+}

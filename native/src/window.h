@@ -1,0 +1,84 @@
+// Which tokens are in the cache and at which positions: pure bookkeeping, no tensors, no llama.cpp.
+//
+// The one place that decides what is evicted and when. Absolute positions are what the RoPE of the cache
+// sees: the sinks at base.., the window right behind them. An eviction of e tokens moves base up by e; a
+// rebase moves it back to 0. In-cache positions are absolute positions minus base.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+struct es_window_params {
+    uint32_t n_ctx      = 0; // sinks + window
+    uint32_t n_keep     = 0; // sinks
+    uint32_t n_slide    = 1; // least tokens per eviction
+    uint32_t n_chunk    = 1; // most tokens per decode once eviction began
+    uint32_t n_batch    = 1; // most tokens per decode before
+    uint32_t n_boundary = 0; // how far an eviction may be extended to end at a mark
+    int32_t  rebase_at  = 0; // no absolute position may reach this
+};
+
+class es_window {
+public:
+    es_window() = default;
+    explicit es_window(const es_window_params & params);
+
+    // Tokens of the next decode, given that n_left > 0 are waiting.
+    uint32_t next_chunk(size_t n_left) const;
+
+    // Tokens to evict before m tokens are decoded (0: none). Precondition: m <= n_ctx - n_keep.
+    uint32_t to_evict(uint32_t m) const;
+
+    // True if m tokens would reach rebase_at.
+    bool must_rebase(uint32_t m) const;
+
+    // Evict the e oldest window tokens. Precondition: e <= n_window().
+    void evict(uint32_t e);
+
+    // Append tokens, first the sinks, then the window. Precondition: they fit.
+    void push(const int32_t * tokens, uint32_t m);
+
+    // Drop the newest n tokens. Precondition: n <= n_window().
+    void rewind(uint32_t n);
+
+    // Positions back to 0..; returns by how much they fell.
+    int32_t rebase();
+
+    // Remember that a boundary lies before the next token.
+    void mark();
+
+    void clear();
+
+    // For sessions: everything that is not in the parameters.
+    struct state {
+        int64_t              n_past;
+        int32_t              base;
+        std::vector<int32_t> tokens; // sinks, then window
+        std::vector<int64_t> marks;
+    };
+    state get_state() const;
+    bool  set_state(const state & s); // false (and unchanged) if it contradicts the parameters
+
+    int64_t  n_past()    const { return n_past_; }
+    int64_t  n_evicted() const { return n_past_ - n_cached(); }
+    uint32_t n_sinks()   const { return (uint32_t) sinks_.size(); }
+    uint32_t n_window()  const { return (uint32_t) window_.size(); }
+    uint32_t n_cached()  const { return n_sinks() + n_window(); }
+    int32_t  pos_sinks() const { return base_; }
+    int32_t  pos_window() const { return base_ + (int32_t) n_sinks(); }
+    int32_t  pos_next()  const { return base_ + (int32_t) n_cached(); }
+
+    const std::vector<int32_t> & sinks()  const { return sinks_; }
+    const std::deque<int32_t> &  window() const { return window_; }
+    const es_window_params &     params() const { return params_; }
+
+private:
+    es_window_params     params_;
+    int64_t              n_past_ = 0;
+    int32_t              base_   = 0;
+    std::vector<int32_t> sinks_;
+    std::deque<int32_t>  window_;
+    std::deque<int64_t>  marks_; // ascending stream indices, each inside the window or at its end
+};
