@@ -8,110 +8,22 @@ costs the same for the first turn and the ten thousandth.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.templates import ChatTemplate
+from edge_stream.templates import ChatTemplate, Message, TurnRenderer, assistant_message, user_message
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
     from edge_stream.stream import Sampling, Stream, Token
 
-Message = dict[str, str]
-
-_STAND_IN = "Answer-7f3a91."
 _FORMAT = 1
 # The transcript is for the reader, regeneration and sessions; the model's memory is the cache. It is bounded
 # because everything about a stream is.
 _TRANSCRIPT_CHARACTERS = 1_000_000
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-class TurnRenderer:
-    """Finds the text that a turn adds, for one model's template and one system prompt.
-
-    `note` is a sentence for the user where the template is not quite fit for a stream, else None.
-    """
-
-    def __init__(self, template: ChatTemplate, system: str | None = None) -> None:
-        self._template = template
-        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.note = (
-            "the model has no chat template: using ChatML, which it may not know"
-            if template.is_fallback
-            else None
-        )
-        self.head = self._find_head()
-        #: What the template writes after an answer: the end-of-turn token, often a newline.
-        self.closing = self._find_closing()
-
-    def first(self, text: str) -> tuple[str, str]:
-        """What the first user message adds after the head: (message, start of the answer)."""
-        return self._split([*self._system, _user(text)], lambda whole: whole[len(self.head) :])
-
-    def next(self, text: str) -> tuple[str, str]:
-        """What a later user message adds after a closed answer: (message, start of the answer)."""
-
-        def added(whole: str) -> str:
-            after = whole.rpartition(_STAND_IN)[2] if _STAND_IN not in text else None
-            if after is None or not after.startswith(self.closing):
-                raise EdgeStreamError(
-                    "the chat template of this model cannot be used on a stream: what it writes "
-                    "between two turns depends on the text of the turns"
-                )
-            return after[len(self.closing) :]
-
-        return self._split([_user("Hello"), _assistant(_STAND_IN), _user(text)], added)
-
-    def _split(self, messages: list[Message], added: Callable[[str], str]) -> tuple[str, str]:
-        both = added(self._template.render(messages, add_generation_prompt=True))
-        message = added(self._template.render(messages, add_generation_prompt=False))
-        return (message, both[len(message) :]) if both.startswith(message) else (both, "")
-
-    def _find_head(self) -> str:
-        """What stands before the first user message: the system prompt, as rendered."""
-        one, two = (self._template.render([*self._system, _user(text)]) for text in ("One", "two"))
-        if self._system:
-            try:
-                alone = self._template.render(self._system, add_generation_prompt=False)
-            except EdgeStreamError:
-                alone = ""  # some templates insist on a user message
-            if alone and one.startswith(alone):
-                return alone
-        return os.path.commonprefix([one, two]).rstrip(
-            " "
-        )  # a space belongs to the token of the word after it
-
-    def _find_closing(self) -> str:
-        past = [*self._system, _user("Hello"), _assistant(_STAND_IN)]
-        before = self._template.render(past, add_generation_prompt=False)
-        after = self._template.render([*past, _user("Good")], add_generation_prompt=True)
-        if _STAND_IN not in before or _STAND_IN not in after:
-            raise EdgeStreamError(
-                "the chat template of this model cannot be used on a stream: it does not keep "
-                "the assistant's answers as they were written"
-            )
-        if not after.startswith(before) and self.note is None:
-            self.note = (
-                "the chat template of this model rewrites earlier turns when a turn is added; "
-                "on a stream every turn stays as it was read"
-            )
-        # Without the system prompt, which some templates repeat in the last user message.
-        past = past[len(self._system) :]
-        before = self._template.render(past, add_generation_prompt=False)
-        after = self._template.render([*past, _user("Good")], add_generation_prompt=True)
-        return os.path.commonprefix([text.rpartition(_STAND_IN)[2] for text in (before, after)])
 
 
 class Conversation:
@@ -162,7 +74,7 @@ class Conversation:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Token]:
+    ) -> Generator[Token, None, None]:
         """Say something; yields the answer token by token.
 
         Closing the iterator ends the answer: what was said until then stays, as a closed turn. If reading
@@ -175,7 +87,7 @@ class Conversation:
         except BaseException:
             self._take_back(self.stream.stats.n_past - before)
             raise
-        self.messages.append(_user(text))
+        self.messages.append(user_message(text))
         self.n_read = self.stream.stats.n_past - before + len(self._answer_start)
         yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
 
@@ -186,7 +98,7 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
-    ) -> Iterator[Token]:
+    ) -> Generator[Token, None, None]:
         """Take the last answer back and give another one."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise EdgeStreamError("there is no answer to generate again")
@@ -259,7 +171,7 @@ class Conversation:
         if tokens:
             self.stream.feed(tokens, on_progress=on_progress)
 
-    def _answer(self, **options: Any) -> Iterator[Token]:
+    def _answer(self, **options: Any) -> Generator[Token, None, None]:
         sampling = options.pop("sampling")
         if sampling is not None:
             options["sampling"] = sampling
@@ -277,7 +189,7 @@ class Conversation:
         finally:
             self._close_turn(closed)
             self._n_answer = self.stream.stats.n_past - before
-            self.messages.append(_assistant("".join(pieces)))
+            self.messages.append(assistant_message("".join(pieces)))
             self._trim()
 
     def _close_turn(self, closed: bool) -> None:

@@ -25,7 +25,7 @@ def resident_mib() -> float | None:
 
 
 def _resident_from_ps() -> float | None:
-    """macOS and the BSDs have no statm, but a `ps` that counts KiB."""
+    """MacOS and the BSDs have no statm, but a `ps` that counts KiB."""
     try:
         answer = subprocess.run(
             ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, timeout=5, check=True

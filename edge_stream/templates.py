@@ -1,34 +1,21 @@
-"""Chat templates: the Jinja programs inside model files, run without trusting them.
-
-A template comes with a downloaded file, so it is treated as a stranger's program: it gets no attribute of
-Python's internals, a deadline that ends even an endless loop, and a budget of characters that it may build.
-"""
+"""Chat templates: the Jinja programs inside model files that turn messages into text."""
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.sandbox import Budget, DeadlineError, RefusedError, Sandbox, T, TooBigError, within
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
-T = TypeVar("T")
+Message = dict[str, str]
 
 # Used only for a model without a template of its own.
 CHATML = (
@@ -39,254 +26,8 @@ MAX_SECONDS = 5.0
 # Characters a template may build, on top of a multiple of what it was given.
 MAX_CHARACTERS = 8_000_000
 _PER_INPUT_CHARACTER = 64
-_MAX_WIDTH = 1000
-_MAX_BITS = 4096
 
-# The methods of str that templates use; others could build much from little (translate, zfill, ...).
-_STR_METHODS = frozenset(
-    "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower "
-    "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind "
-    "rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
-)
-_UNUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "filesizeformat", "random")
-
-
-class _Deadline(BaseException):
-    """Out of time. A BaseException, so that no `except Exception` on the way swallows it."""
-
-
-class _TooBig(Exception):
-    """Out of characters."""
-
-
-class _Refused(Exception):
-    """The template called raise_exception."""
-
-
-class _Budget:
-    """The characters that one rendering may still build."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def spend(self, n: int) -> None:
-        self.left -= n
-        if self.left < 0:
-            raise _TooBig
-
-    def weigh(self, value: Any) -> int:
-        """Characters that value would take when printed, about; stops counting when over the budget."""
-        total, stack = 0, [value]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, (str, bytes)):
-                total += len(item)
-            elif isinstance(item, Mapping):
-                stack.extend(item.keys())
-                stack.extend(item.values())
-            elif isinstance(item, (list, tuple, set, frozenset)):
-                stack.extend(item)
-            elif isinstance(item, int):
-                total += 1 + item.bit_length() // 3
-            total += 1
-            if total + len(stack) > self.left:
-                raise _TooBig
-        return total
-
-
-class _Generator(CodeGenerator):
-    """Compiles `a ~ b` into a call that the environment can watch."""
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.tilde((")
-        for item in node.nodes:
-            self.visit(item, frame)
-            self.write(", ")
-        self.write("))")
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; here its body is simply rendered."""
-
-    tags: ClassVar[set[str]] = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
-
-
-def _check_format(text: Any) -> None:
-    """Refuse widths such as {:>1000000}, %1000000d, and those that come from an argument."""
-    if isinstance(text, str) and _WIDE_FORMAT.search(text):
-        raise _TooBig
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    code_generator_class = _Generator
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
-
-    def __init__(self) -> None:
-        self.budget = _Budget(MAX_CHARACTERS)
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[loopcontrols, _GenerationTag],
-            finalize=self._printable,
-        )
-        for name in _UNUSED_FILTERS:
-            del self.filters[name]
-        for name, function in list(self.filters.items()):
-            self.filters[name] = self._watched(name, function)
-        self.filters["tojson"] = self._tojson
-        self.filters["join"] = self._join
-        self.filters["replace"] = self._replace
-        self.globals.pop("lipsum")
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-        self.concat = self._concat  # type: ignore[method-assign]
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        raise SecurityError(f"it reaches for the attribute {attribute!r} of a {type(obj).__name__}")
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr not in _STR_METHODS:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            _check_format(left)
-            self.budget.spend(len(left) + self.budget.weigh(right))
-        elif operator == "*":
-            for many, times in ((left, right), (right, left)):
-                if isinstance(many, _SIZED) and isinstance(times, int):
-                    self.budget.spend(len(many) * max(times, 0))
-        elif operator == "+" and isinstance(left, _SIZED) and isinstance(right, _SIZED):
-            self.budget.spend(len(left) + len(right))
-        if isinstance(left, int) and isinstance(right, int):
-            power = operator == "**"
-            bits = left.bit_length() * abs(right) if power else left.bit_length() + right.bit_length()
-            if bits > _MAX_BITS:
-                raise _TooBig
-        return super().call_binop(context, operator, left, right)
-
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
-        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, str):
-            if name == "format":
-                _check_format(owner)
-                __self.budget.spend(len(owner) + __self.budget.weigh([args, kwargs]) * (1 + owner.count("{")))
-            elif name == "join":
-                return __self._join(args[0] if args else (), owner)
-            elif name == "replace":
-                return __self._replace(owner, *args)
-            else:
-                __self.budget.spend(len(owner))
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def tilde(self, items: Sequence[Any]) -> str:
-        """What `a ~ b` means."""
-        return self._concat([self._print(item) for item in items])
-
-    def _printable(self, value: Any) -> Any:
-        self.budget.spend(self.budget.weigh(value))
-        return value
-
-    def _print(self, value: Any) -> str:
-        return str(self._printable(value))
-
-    def _concat(self, items: Any) -> str:
-        items = list(items)
-        self.budget.spend(sum(map(len, items)))
-        return "".join(items)
-
-    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            # A filter that takes jinja2's context or environment gets it first; it is not the text's.
-            values = [a for a in (*args, *kwargs.values()) if not isinstance(a, _INTERNAL)]
-            if any(isinstance(v, int) and abs(v) > _MAX_WIDTH for v in values[1:]):
-                raise _TooBig
-            if name == "format":
-                _check_format(values[0])
-            cost = self.budget.weigh(values)
-            if name == "indent":  # the only one left that can multiply: lines times width
-                width = next((v for v in values[1:] if isinstance(v, (int, str))), 4)
-                cost += str(values[0]).count("\n") * (width if isinstance(width, int) else len(width))
-            if name not in ("length", "count", "string", "first", "last", "default", "d"):
-                self.budget.spend(cost)
-            return function(*args, **kwargs)
-
-        # jinja2 marks there whether a filter wants the context or environment first.
-        watched.__dict__.update(getattr(function, "__dict__", {}))
-        return watched
-
-    def _join(self, value: Any, d: Any = "", attribute: Any = None) -> str:
-        items: list[str] = []
-        for item in value:
-            if items and d:
-                items.append(str(d))
-                self.budget.spend(len(items[-1]))
-            items.append(self._print(item if attribute is None else self.getitem(item, attribute)))
-        return self._concat(items)
-
-    def _replace(self, text: Any, old: Any, new: Any, count: int = -1) -> str:
-        text, old, new = self._print(text), str(old), str(new)
-        self.budget.spend(text.count(old) * len(new))
-        return str(text.replace(old, new, -1 if count is None else count))
-
-    def _tojson(
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # As Hugging Face does it: jinja2's own filter escapes <, > and & for HTML.
-        wide = indent if isinstance(indent, int) else len(indent or "")
-        if not 0 <= wide <= 16:
-            raise _TooBig
-        self.budget.spend(self.budget.weigh(value) * (1 + wide))
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-
-_SIZED = (str, list, tuple)
-_INTERNAL = (jinja2.Environment, jinja2.runtime.Context, jinja2.nodes.EvalContext)
-
-
-def _raise_exception(message: Any = "") -> None:
-    raise _Refused(str(message))
-
-
-def _strftime_now(form: str) -> str:
-    _check_format(form)
-    return datetime.now().strftime(form)
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Do the work, but raise _Deadline from whatever line it has reached when the time is over.
-
-    A trace function is called at every line of Python and every turn of a loop, so nothing can outrun it,
-    and unlike a signal it works in any thread. A debugger's own trace function is put back afterwards.
-    """
-    end = time.monotonic() + seconds
-
-    def trace(_frame: FrameType, _event: str, _arg: Any) -> Any:
-        if time.monotonic() > end:
-            raise _Deadline
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return work()
-    finally:
-        sys.settrace(before)
+_STAND_IN = "Answer-7f3a91."
 
 
 class ChatTemplate:
@@ -309,7 +50,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._max_seconds = max_seconds
         self._max_characters = max_characters
-        self._sandbox = _Sandbox()
+        self._sandbox = Sandbox()
         self._template = self._guarded(0, lambda: self._sandbox.from_string(self.source))
 
     @classmethod
@@ -328,7 +69,7 @@ class ChatTemplate:
 
         Raises EdgeStreamError if the template is faulty, refuses the messages, or does what it must not.
         """
-        given = _Budget(sys.maxsize).weigh([[dict(m) for m in messages], variables])
+        given = Budget(sys.maxsize).weigh([[dict(m) for m in messages], variables])
         values = {
             "messages": [dict(m) for m in messages],
             "add_generation_prompt": add_generation_prompt,
@@ -347,19 +88,19 @@ class ChatTemplate:
 
     def _guarded(self, given: int, work: Callable[[], T]) -> T:
         """Do the work within limits; one sentence for whatever goes wrong in it."""
-        self._sandbox.budget = _Budget(self._max_characters + _PER_INPUT_CHARACTER * given)
+        self._sandbox.budget = Budget(self._max_characters + _PER_INPUT_CHARACTER * given)
         whose = "the model's chat template"
         try:
-            return _within(self._max_seconds, work)
-        except _Deadline:
+            return within(self._max_seconds, work)
+        except DeadlineError:
             raise EdgeStreamError(
                 f"{whose} was stopped: not done after {self._max_seconds:g} seconds"
             ) from None
-        except (_TooBig, OverflowError, MemoryError, RecursionError):
+        except (TooBigError, OverflowError, MemoryError, RecursionError):
             raise EdgeStreamError(f"{whose} was stopped: it builds far more text than it was given") from None
         except SecurityError as error:
             raise EdgeStreamError(f"{whose} was stopped: {str(error).rstrip('.')}") from error
-        except _Refused as error:
+        except RefusedError as error:
             raise EdgeStreamError(f"{whose} refuses the conversation: {error}") from error
         except jinja2.TemplateSyntaxError as error:
             raise EdgeStreamError(
@@ -367,3 +108,94 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # a faulty program can raise anything
             raise EdgeStreamError(f"{whose} failed: {error}") from error
+
+
+def user_message(text: str) -> Message:
+    """What the user says."""
+    return {"role": "user", "content": text}
+
+
+def assistant_message(text: str) -> Message:
+    """What the model says."""
+    return {"role": "assistant", "content": text}
+
+
+class TurnRenderer:
+    """Finds the text that a turn adds, for one model's template and one system prompt.
+
+    `note` is a sentence for the user where the template is not quite fit for a stream, else None.
+    """
+
+    def __init__(self, template: ChatTemplate, system: str | None = None) -> None:
+        self._template = template
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.note = (
+            "the model has no chat template: using ChatML, which it may not know"
+            if template.is_fallback
+            else None
+        )
+        self.head = self._find_head()
+        #: What the template writes after an answer: the end-of-turn token, often a newline.
+        self.closing = self._find_closing()
+
+    def first(self, text: str) -> tuple[str, str]:
+        """What the first user message adds after the head: (message, start of the answer)."""
+        return self._split([*self._system, user_message(text)], lambda whole: whole[len(self.head) :])
+
+    def next(self, text: str) -> tuple[str, str]:
+        """What a later user message adds after a closed answer: (message, start of the answer)."""
+
+        def added(whole: str) -> str:
+            after = whole.rpartition(_STAND_IN)[2] if _STAND_IN not in text else None
+            if after is None or not after.startswith(self.closing):
+                raise EdgeStreamError(
+                    "the chat template of this model cannot be used on a stream: what it writes "
+                    "between two turns depends on the text of the turns"
+                )
+            return after[len(self.closing) :]
+
+        return self._split([user_message("Hello"), assistant_message(_STAND_IN), user_message(text)], added)
+
+    def _split(self, messages: list[Message], added: Callable[[str], str]) -> tuple[str, str]:
+        both = added(self._template.render(messages, add_generation_prompt=True))
+        message = added(self._template.render(messages, add_generation_prompt=False))
+        return (message, both[len(message) :]) if both.startswith(message) else (both, "")
+
+    def _find_head(self) -> str:
+        """What stands before the first user message: the system prompt, as rendered."""
+        one, two = (self._template.render([*self._system, user_message(text)]) for text in ("One", "two"))
+        if self._system:
+            try:
+                alone = self._template.render(self._system, add_generation_prompt=False)
+            except EdgeStreamError:
+                alone = ""  # some templates insist on a user message
+            if alone and one.startswith(alone):
+                return alone
+        return _common_prefix(one, two).rstrip(" ")  # a space belongs to the token of the word after it
+
+    def _find_closing(self) -> str:
+        past = [*self._system, user_message("Hello"), assistant_message(_STAND_IN)]
+        before = self._template.render(past, add_generation_prompt=False)
+        after = self._template.render([*past, user_message("Good")], add_generation_prompt=True)
+        if _STAND_IN not in before or _STAND_IN not in after:
+            raise EdgeStreamError(
+                "the chat template of this model cannot be used on a stream: it does not keep "
+                "the assistant's answers as they were written"
+            )
+        if not after.startswith(before) and self.note is None:
+            self.note = (
+                "the chat template of this model rewrites earlier turns when a turn is added; "
+                "on a stream every turn stays as it was read"
+            )
+        # Without the system prompt, which some templates repeat in the last user message.
+        past = past[len(self._system) :]
+        before = self._template.render(past, add_generation_prompt=False)
+        after = self._template.render([*past, user_message("Good")], add_generation_prompt=True)
+        return _common_prefix(before.rpartition(_STAND_IN)[2], after.rpartition(_STAND_IN)[2])
+
+
+def _common_prefix(one: str, two: str) -> str:
+    n = 0
+    while n < min(len(one), len(two)) and one[n] == two[n]:
+        n += 1
+    return one[:n]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli import options
+from edge_stream.cli import options, sampling
 from edge_stream.cli.console import Interrupt, Progress, Stopped, check_writable, read_text
 from edge_stream.cli.lines import Lines
 from edge_stream.conversation import Conversation, count_pinned
@@ -53,9 +53,9 @@ Ctrl-C          stop the answer; twice within a second quits"""
     help="Keep the conversation in FILE: resumed at the start, saved after every turn.",
 )
 @click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
-@options.predict_option()
+@sampling.predict_option()
 @options.context_options()
-@options.sampling_options()
+@sampling.sampling_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
     """Talk with a model through its own chat template; /help lists what can be typed."""
@@ -66,14 +66,14 @@ def main(**flags: Any) -> None:
     session = Path(flags["session"]) if flags["session"] else None
     if session:
         check_writable(session)
-    sampling = options.make_sampling(flags)
+    sampler = sampling.make_sampling(flags)
 
     def pinned(engine: Engine) -> int:
         return count_pinned(engine, flags["system"]) if flags["system"] or flags["n_keep"] < 0 else 0
 
     with options.load_engine(flags, pinned) as engine:
         conversation = _open(engine, flags, session)
-        Chat(engine, conversation, flags, sampling, session).loop()
+        Chat(engine, conversation, flags, sampler, session).loop()
 
 
 def _open(engine: Engine, flags: dict[str, Any], session: Path | None) -> Conversation:
@@ -246,11 +246,11 @@ class Chat:
             progress,
         )
 
-    def _print(self, answer: Iterator[Token], progress: Progress | None = None) -> None:
+    def _print(self, answer: Generator[Token, None, None], progress: Progress | None = None) -> None:
         start, read_s, n_written = time.perf_counter(), 0.0, 0
         with self._interrupt.watch():
             try:
-                with closing(answer) as tokens:  # type: ignore[type-var]
+                with closing(answer) as tokens:
                     for token in tokens:
                         if not n_written:
                             if progress:
@@ -259,7 +259,7 @@ class Chat:
                         n_written += 1
                         click.echo(token.text, nl=False)
                         sys.stdout.flush()
-                        if self._interrupt.pending:
+                        if self._interrupt.is_pending():
                             break
             except Stopped:
                 pass  # Ctrl-C while the message was read: the conversation took it back

@@ -101,10 +101,11 @@ class Stopped(EdgeStreamError):
 
 class Interrupt:
     """Ctrl-C as a flag, so that a stream is never torn in the middle of a step. A second one within a
-    second is a KeyboardInterrupt."""
+    second is a KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
-        self.pending = False
+        self._pending = False
         self._last = -10.0
 
     def press(self) -> None:
@@ -113,12 +114,16 @@ class Interrupt:
         if now - self._last < 1.0:
             raise KeyboardInterrupt
         self._last = now
-        self.pending = True
+        self._pending = True
+
+    def is_pending(self) -> bool:
+        """Whether Ctrl-C was pressed since the watch began."""
+        return self._pending
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Catch SIGINT inside the block."""
-        self.pending = False
+        self._pending = False
 
         def handle(_number: int, _frame: FrameType | None) -> None:
             self.press()
@@ -138,7 +143,7 @@ class Interrupt:
 
         def on_progress(done: int, total: int) -> None:
             show(done, total)
-            if self.pending:
+            if self._pending:
                 raise Stopped("stopped by Ctrl-C")
 
         return on_progress

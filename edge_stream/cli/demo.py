@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -124,7 +125,7 @@ def main(**flags: Any) -> None:
 
 @contextmanager
 def _screen(as_json: bool) -> Iterator[Screen]:
-    if as_json or not click.get_text_stream("stdout").isatty():
+    if as_json or not sys.stdout.isatty():
         yield PlainScreen(err=as_json)
         return
     from rich.live import Live
@@ -134,7 +135,7 @@ def _screen(as_json: bool) -> Iterator[Screen]:
 
 
 def _text_tokens(engine: Engine, n: int) -> list[int]:
-    """n tokens of English that every Python has with it: the topics of its `help()`."""
+    """N tokens of English that every Python has with it: the topics of its `help()`."""
     from pydoc_data.topics import topics
 
     text = "\n".join(str(topics[name]) for name in sorted(topics))
@@ -224,12 +225,13 @@ def _summary(result: dict[str, Any]) -> str:
             f"{result['rss_end_mib']:.0f} MiB."
         )
     return f"""\
-The model saw {result["tokens_seen"]:,} tokens through a cache of {result["n_ctx"]}: {result["slides"]:,} times the
-oldest ones made room for new ones.
+The model saw {result["tokens_seen"]:,} tokens through a cache of {result["n_ctx"]}.
+{result["slides"]:,} times the oldest tokens made room for new ones.
 {memory} It wrote {result["tok_per_s"]:.0f} tokens per second.
 Perplexity (how many tokens the model hesitates between; lower is better) on {result["ppl_tokens"]:,} tokens
 past the cache:
   with the first {result["n_keep"]} tokens kept as sinks   {result["ppl_sinks"]:10.1f}
   without them, window only          {result["ppl_no_sinks"]:10.1f}
-A plain sliding window breaks when the first tokens leave the cache; with sinks the stream can go on for ever.
+Models rest their attention on the first tokens. A plain window loses them; a stream keeps them and can go
+on for ever.
 Next: edge-stream chat -m {options.DEMO_MODEL}"""

@@ -140,7 +140,7 @@ def _text(facts: dict[str, Any]) -> str:
         lines += [
             "",
             f"model             {m['path']}",
-            f"                  {m['description']}, architecture {m['architecture']}, {m['file_mib']:,.0f} MiB",
+            f"                  {m['description']} ({m['architecture']}), {m['file_mib']:,.0f} MiB",
             f"can stream        yes, moving sinks by {m['sink_move']}",
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
             f"trained length    {m['n_ctx_train']:,} tokens",

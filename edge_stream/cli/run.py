@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli import options
+from edge_stream.cli import options, sampling
 from edge_stream.cli.console import (
     Interrupt,
     Progress,
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     "-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with it."
 )
 @click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
-@options.predict_option()
+@sampling.predict_option()
 @click.option("--echo", is_flag=True, help="Print the prompt too.")
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Go on with a saved stream.")
 @options.context_options()
-@options.sampling_options()
+@sampling.sampling_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
     """Complete a prompt of any length (-p TEXT, -f FILE, or - for stdin) and print the text as it comes.
@@ -53,7 +53,7 @@ def main(**flags: Any) -> None:
     for name in ("stats_file", "save_file"):
         if flags[name]:
             check_writable(Path(flags[name]))
-    sampling = options.make_sampling(flags)
+    sampler = sampling.make_sampling(flags)
     interrupt = Interrupt()
     pinned = (lambda engine: _count(engine, prompt)) if flags["n_keep"] < 0 else None
     with options.load_engine(flags, pinned) as engine, closing(_open_stream(engine, flags, prompt)) as stream:
@@ -63,10 +63,10 @@ def main(**flags: Any) -> None:
         try:
             with interrupt.watch():
                 _read(engine, stream, prompt, meter, interrupt)
-                if not interrupt.pending:
+                if not interrupt.is_pending():
                     generating = stream.generate(
                         flags["n_predict"],
-                        sampling=sampling,
+                        sampling=sampler,
                         stop=flags["stop"],
                         ignore_eos=flags["ignore_eos"],
                     )
@@ -75,7 +75,7 @@ def main(**flags: Any) -> None:
                             meter.token()
                             click.echo(token.text, nl=False)
                             sys.stdout.flush()
-                            if interrupt.pending:
+                            if interrupt.is_pending():
                                 break
         finally:
             if flags["stats_file"]:
@@ -84,7 +84,7 @@ def main(**flags: Any) -> None:
             click.echo()
         if flags["save_file"]:
             stream.save(flags["save_file"])
-    if interrupt.pending:
+    if interrupt.is_pending():
         raise KeyboardInterrupt
 
 
@@ -124,7 +124,7 @@ def _count(engine: Engine, prompt: str) -> int:
 
 
 def _read(engine: Engine, stream: Stream, prompt: str, meter: _Meter, interrupt: Interrupt) -> None:
-    """Feed the prompt; without one, decode the last token of a loaded stream again to know what it predicts."""
+    """Feed the prompt; without one, read a loaded stream's last token again to know what follows."""
     if not prompt:
         last = stream.tokens()[-1:]
         if not last:

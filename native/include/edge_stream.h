@@ -115,8 +115,8 @@ ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the s
 ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
                               es_logits_callback on_logits, void * user);
 
-// n_vocab floats that predict the token after the last one fed; NULL before the first feed or after
-// es_stream_rewind / es_stream_load / es_stream_reset. Valid until the next call on the stream.
+// n_vocab floats that predict the token after the last one fed; NULL before the first feed and after
+// es_stream_rewind or es_stream_reset. Valid until the next call on the stream.
 ES_API const float * es_stream_logits(es_stream * stream);
 
 ES_API int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out);
@@ -180,7 +180,7 @@ ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 ES_API bool es_sampler_adopt(es_sampler * sampler, es_stream * stream);
 
 //
-// session file: KV, sink bank, positions, tokens, sampler state, and bytes of the caller's (a transcript)
+// session file: KV, sink bank, positions, tokens, last logits, sampler state, and bytes of the caller's (a transcript)
 //
 
 typedef struct es_session_info {

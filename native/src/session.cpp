@@ -1,8 +1,8 @@
 // The session file. Little-endian:
 //   magic[8] version:u32 n_sections:u32
 //   per section: tag:u32 crc:u32 size:u64 bytes[size]     (crc over tag, size and bytes)
-// HEAD describes, USER are the caller's bytes, TOKS the window's state, SMPL the sampler, BANK the pinned keys,
-// KEYS llama.cpp's state of the sequence. HEAD and USER come first, so that a peek reads little.
+// HEAD describes, USER are the caller's bytes, TOKS the window's state, SMPL the sampler, LGTS the last logits,
+// BANK the pinned keys, KEYS llama.cpp's state of the sequence. HEAD and USER come first, so that a peek reads little.
 #include "error.h"
 #include "sampler.h"
 #include "stream.h"
@@ -25,8 +25,8 @@ constexpr uint32_t version  = 1;
 constexpr uint32_t tag(const char (&s)[5]) {
     return (uint32_t) s[0] | (uint32_t) s[1] << 8 | (uint32_t) s[2] << 16 | (uint32_t) s[3] << 24;
 }
-constexpr uint32_t HEAD = tag("HEAD"), USER = tag("USER"), TOKS = tag("TOKS"), SMPL = tag("SMPL"), BANK = tag("BANK"),
-                   KEYS = tag("KEYS");
+constexpr uint32_t HEAD = tag("HEAD"), USER = tag("USER"), TOKS = tag("TOKS"), SMPL = tag("SMPL"), LGTS = tag("LGTS"),
+                   BANK = tag("BANK"), KEYS = tag("KEYS");
 
 using bytes = std::vector<uint8_t>;
 
@@ -259,19 +259,22 @@ int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, in
     return ES_OK;
 }
 
-int32_t write_file(const char * path, const head & h, const void * user, const bytes & toks, const bytes & smpl,
-                   const bytes & bank, const bytes & keys) {
+using section_list = std::vector<std::pair<uint32_t, const bytes *>>;
+
+int32_t write_file(const char * path, const head & h, const void * user, const section_list & rest) {
     const std::string tmp = std::string(path) + ".tmp-" + std::to_string(getpid());
     file              f { fopen(tmp.c_str(), "wb") };
     if (!f) {
         return io_error("cannot write session", path);
     }
-    const uint32_t n_sections = 6;
-    const bool ok = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
+    const uint32_t n_sections = 2 + (uint32_t) rest.size();
+    bool ok = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
         put(f.get(), &n_sections, sizeof(n_sections)) && put_section(f.get(), HEAD, &h, sizeof(h)) &&
-        put_section(f.get(), USER, user, h.n_user) && put_section(f.get(), TOKS, toks.data(), toks.size()) &&
-        put_section(f.get(), SMPL, smpl.data(), smpl.size()) && put_section(f.get(), BANK, bank.data(), bank.size()) &&
-        put_section(f.get(), KEYS, keys.data(), keys.size()) && fflush(f.get()) == 0 && fsync(fileno(f.get())) == 0;
+        put_section(f.get(), USER, user, h.n_user);
+    for (const auto & [t, data] : rest) {
+        ok = ok && put_section(f.get(), t, data->data(), data->size());
+    }
+    ok = ok && fflush(f.get()) == 0 && fsync(fileno(f.get())) == 0;
     if (!ok || fclose(f.release()) != 0 || rename(tmp.c_str(), path) != 0) {
         const int32_t rc = io_error("cannot write session", path);
         unlink(tmp.c_str());
@@ -343,7 +346,13 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         if (!keys.empty() && llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
             return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
         }
-        return write_file(path, h, user, pack_window(w.get_state()), sampler ? pack_sampler(sampler->get_state()) : bytes(), bank, keys);
+        const bytes toks = pack_window(w.get_state());
+        const bytes smpl = sampler ? pack_sampler(sampler->get_state()) : bytes();
+        bytes       lgts;
+        if (const float * logits = stream->logits()) {
+            append(lgts, logits, (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx))));
+        }
+        return write_file(path, h, user, { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } });
     });
 }
 
@@ -399,7 +408,15 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) || std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
         }
+        const bytes & lgts = sections[LGTS];
+        if (!lgts.empty() && lgts.size() != (size_t) n_vocab*sizeof(float)) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: its logits are not those of this vocabulary", path);
+        }
         rc = restore(*stream, h, toks, sections[BANK], sections[KEYS]);
+        if (rc == ES_OK) {
+            stream->saved_logits.resize(lgts.size()/sizeof(float));
+            std::copy(lgts.begin(), lgts.end(), (uint8_t *) stream->saved_logits.data());
+        }
         if (rc == ES_OK && !sections[SMPL].empty()) {
             stream->saved_sampler = std::make_unique<es_sampler_state>(std::move(smpl));
         }

@@ -116,10 +116,23 @@ int32_t es_stream::resize(uint32_t n_ctx, uint32_t n_keep) {
     return rc;
 }
 
+const float * es_stream::logits() const {
+    if (!saved_logits.empty()) {
+        return saved_logits.data();
+    }
+    return has_logits ? llama_get_logits_ith(ctx, -1) : nullptr;
+}
+
+void es_stream::forget_logits() {
+    has_logits = false;
+    saved_logits.clear();
+}
+
 int32_t es_stream::reset() {
     llama_memory_seq_rm(mem, params.seq_id, -1, -1);
     window.clear();
-    has_logits = broken = false;
+    forget_logits();
+    broken = false;
     saved_sampler.reset();
     n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
     return mover->reset();
@@ -221,7 +234,7 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         }
 
         const bool sinks = window.n_sinks() < window.params().n_keep;
-        has_logits       = false;
+        forget_logits();
         if (sinks) {
             rc = mover->before_sinks(m, window.pos_next());
         }
@@ -261,7 +274,7 @@ int32_t es_stream::rewind(size_t n) {
         return es_fail(ES_ERR_INVALID, "cannot rewind %zu tokens: only %u are in the window", n, window.n_window());
     }
     if (n > 0) {
-        has_logits = false;
+        forget_logits();
         window.rewind((uint32_t) n);
         llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
     }
@@ -315,7 +328,7 @@ int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_
 }
 
 const float * es_stream_logits(es_stream * stream) {
-    return stream && stream->has_logits ? llama_get_logits_ith(stream->ctx, -1) : nullptr;
+    return stream ? stream->logits() : nullptr;
 }
 
 int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {

@@ -27,13 +27,18 @@ struct es_stream {
     bool                           has_logits = false;
     bool                           broken     = false; // the cache is undefined: only reset helps
 
-    std::unique_ptr<es_sampler_state> saved_sampler; // from a session, until adopted
+    // from a session: the sampler's state until it is adopted, the last logits until the next feed
+    std::unique_ptr<es_sampler_state> saved_sampler;
+    std::vector<float>                saved_logits;
+
+    const float * logits() const; // null if there are none
 
     int64_t n_slides = 0, n_rebases = 0;
     int64_t t_slide_us = 0, t_rebase_us = 0, t_decode_us = 0;
 
 private:
     int32_t check(es_window_params & out) const;
+    void    forget_logits();
     int32_t slide(uint32_t n_evict);
     int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
 };

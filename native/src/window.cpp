@@ -25,11 +25,11 @@ uint32_t es_window::next_chunk(size_t n_left) const {
 }
 
 uint32_t es_window::to_evict(uint32_t m) const {
-    assert(m <= params_.n_ctx - params_.n_keep);
     const uint32_t n_free = params_.n_ctx - n_cached();
     if (m <= n_free) {
         return 0;
     }
+    assert(m <= params_.n_ctx - params_.n_keep);
     uint32_t e = std::min(std::max(m - n_free, params_.n_slide), n_window());
 
     if (params_.n_boundary > 0) {

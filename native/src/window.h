@@ -28,7 +28,7 @@ public:
     // Tokens of the next decode, given that n_left > 0 are waiting.
     uint32_t next_chunk(size_t n_left) const;
 
-    // Tokens to evict before m tokens are decoded (0: none). Precondition: m <= n_ctx - n_keep.
+    // Tokens to evict before m tokens are decoded (0: none). Precondition: m is what next_chunk said or less.
     uint32_t to_evict(uint32_t m) const;
 
     // True if m tokens would reach rebase_at.

@@ -138,19 +138,15 @@ int32_t es_bank::find_cells(llama_seq_id seq) {
     const auto   strm  = kv.seq_to_stream[seq];
     const auto & cells = kv.v_cells[strm];
 
-    std::vector<int64_t> rows(b.n_rows, -1);
-    uint32_t             n_found = 0;
+    b.cells.clear();
+    std::vector<int64_t> rows;
     for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
-        if (pos < b.pos) {
-            continue;
+        if (pos == b.pos + (llama_pos) b.cells.size() && b.cells.size() < b.n_rows) {
+            b.cells.push_back(idx);
+            rows.push_back((int64_t) strm*cells.size() + idx);
         }
-        if (pos >= b.pos + (llama_pos) b.n_rows) {
-            break;
-        }
-        n_found += rows[pos - b.pos] < 0;
-        rows[pos - b.pos] = (int64_t) strm*cells.size() + idx;
     }
-    if (n_found != b.n_rows) {
+    if (b.cells.size() != b.n_rows) {
         return ES_BANK_INVALID;
     }
     const ggml_tensor * last = nullptr;
@@ -178,17 +174,13 @@ int32_t es_bank::move(llama_seq_id seq, llama_pos pos) {
     auto & b     = blocks.at(seq);
     auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
 
-    std::vector<uint32_t> idxs;
-    idxs.reserve(b.n_rows);
-    for (const auto & [p, idx] : cells.seq_pos_get(seq)) {
-        if (p >= b.pos && p < b.pos + (llama_pos) b.n_rows) {
-            idxs.push_back(idx);
+    for (uint32_t i = 0; i < b.n_rows; ++i) {
+        const uint32_t idx = b.cells[i];
+        if (cells.is_empty(idx) || !cells.seq_has(idx, seq) || cells.pos_get(idx) != b.pos + (llama_pos) i) {
+            return ES_BANK_INVALID;
         }
     }
-    if (idxs.size() != b.n_rows) {
-        return ES_BANK_INVALID;
-    }
-    for (const uint32_t idx : idxs) {
+    for (const uint32_t idx : b.cells) {
         cells.pos_add(idx, pos - b.pos);
     }
     // the keys come from the bank: llama.cpp must not shift them as well
@@ -274,17 +266,13 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
     const auto strm  = kv.seq_to_stream[seq];
     auto &     cells = kv.v_cells[strm];
 
-    llama_pos  pin0 = 0, pin1 = 0;
-    const auto it = blocks.find(seq);
-    if (it != blocks.end()) {
-        pin0 = it->second.pos;
-        pin1 = pin0 + (llama_pos) it->second.n_rows;
-    }
+    const auto                  it     = blocks.find(seq);
+    const std::vector<uint32_t> pinned = it != blocks.end() ? it->second.cells : std::vector<uint32_t>();
 
     std::vector<int32_t>  shift((size_t) cells.size()*kv.n_stream, 0);
     std::vector<uint32_t> idxs;
     for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
-        if (pos >= pin0 && pos < pin1) {
+        if (std::find(pinned.begin(), pinned.end(), idx) != pinned.end()) {
             continue;
         }
         // a cell that other sequences share has one key for all of them
@@ -446,6 +434,9 @@ int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq) {
             res = ES_BANK_INVALID;
         } else {
             b.n_filled += b.n_capture;
+            if (b.n_filled == b.n_rows) {
+                res = bank.find_cells(seq);
+            }
         }
         b.n_capture = 0;
         return ES_BANK_OK;
@@ -468,13 +459,7 @@ int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos)
         if (b.n_filled != b.n_rows) {
             return (int32_t) ES_BANK_INVALID;
         }
-        int32_t rc = ES_BANK_OK;
-        if (!b.armed) {
-            rc = bank.find_cells(seq);
-        }
-        if (rc == ES_BANK_OK) {
-            rc = bank.move(seq, pos);
-        }
+        const int32_t rc = bank.move(seq, pos);
         if (rc == ES_BANK_OK && !b.armed) {
             b.armed = true;
             ctx->es_graph_changed();

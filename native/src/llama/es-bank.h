@@ -21,6 +21,8 @@ struct es_bank_block {
     llama_pos pos      = 0; // position of row 0 now
     bool      armed    = false; // decode graphs write the rows to the cache
 
+    std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
+
     // rows of the capture that the next decode fills; 0: none
     uint32_t n_capture     = 0;
     bool     capture_built = false; // a graph with this capture was built
@@ -50,7 +52,7 @@ public:
 
     int32_t alloc(llama_seq_id seq, uint32_t n_rows);
     int32_t move (llama_seq_id seq, llama_pos pos);
-    int32_t find_cells(llama_seq_id seq); // write the cells' rows to the inputs
+    int32_t find_cells(llama_seq_id seq); // by position, when the rows are complete
     void    write_delta(const es_bank_block & b) const;
 
     // rotate the keys of the cells whose shift is not 0; shift: [kv_size*n_stream]

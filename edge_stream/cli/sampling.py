@@ -1,0 +1,218 @@
+"""Flags of the sampler: llama.cpp's names, defaults and environment variables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_stream.cli.options import F, compose, option
+
+if TYPE_CHECKING:
+    from edge_stream.stream import Sampling
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A finite float within bounds; click's FloatRange lets nan through."""
+
+    name = "number"
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse and check."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not math.isfinite(number) or not self.low <= number <= self.high:
+            self.fail(f"{value} is not between {self.low:g} and {self.high:g}.", param, ctx)
+        return number
+
+
+class LogitBias(click.ParamType):  # type: ignore[type-arg]
+    """TOKEN(+/-)BIAS, as in 15043+1 or 15043-inf."""
+
+    name = "TOKEN(+/-)BIAS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        """Parse into (token, bias)."""
+        if isinstance(value, tuple):
+            return value
+        for sign in "+-":
+            token, found, bias = value.partition(sign)
+            if found and token.isascii() and token.isdigit():
+                try:
+                    number = float(sign + bias)
+                except ValueError:
+                    break
+                if not math.isnan(number):
+                    return int(token), number
+        self.fail(f"{value!r} is not of the form 15043+1 or 15043-1.", param, ctx)
+
+
+def predict_option(default: int = -1) -> Callable[[F], F]:
+    """The `-n/--predict` flag."""
+    return option(
+        "-n",
+        "--predict",
+        "--n-predict",
+        "--max-tokens",
+        "n_predict",
+        env="N_PREDICT",
+        type=click.IntRange(min=-1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Tokens to generate. -1: until the model ends its text.",
+    )
+
+
+def sampling_options() -> Callable[[F], F]:
+    """Flags of the sampler."""
+    return compose(
+        [
+            option(
+                "-s",
+                "--seed",
+                type=click.IntRange(min=-1, max=2**32 - 1),
+                default=-1,
+                show_default=True,
+                metavar="N",
+                help="Seed of the sampler. -1: a new one each time.",
+            ),
+            option(
+                "--temp",
+                "--temperature",
+                "temp",
+                env="TEMPERATURE",
+                type=Number(0),
+                default=0.8,
+                show_default=True,
+                help="Temperature. 0: always the likeliest token.",
+            ),
+            option(
+                "--top-k",
+                env="TOP_K",
+                type=click.IntRange(min=0),
+                default=40,
+                show_default=True,
+                metavar="N",
+                help="Sample from the N likeliest tokens. 0: off.",
+            ),
+            option(
+                "--top-p",
+                env="TOP_P",
+                type=Number(0, 1),
+                default=0.95,
+                show_default=True,
+                help="Sample from the likeliest tokens of this total probability. 1: off.",
+            ),
+            option(
+                "--min-p",
+                env="MIN_P",
+                type=Number(0, 1),
+                default=0.05,
+                show_default=True,
+                help="Drop tokens below this share of the best one's probability. 0: off.",
+            ),
+            option(
+                "--repeat-penalty",
+                env="REPEAT_PENALTY",
+                type=Number(0),
+                default=1.0,
+                show_default=True,
+                help="Penalise repeated tokens. 1: off.",
+            ),
+            option(
+                "--repeat-last-n",
+                type=click.IntRange(min=0, max=4096),
+                default=64,
+                show_default=True,
+                metavar="N",
+                help="Tokens that penalties look back on. 0: off.",
+            ),
+            option(
+                "--frequency-penalty",
+                env="FREQUENCY_PENALTY",
+                type=Number(),
+                default=0.0,
+                show_default=True,
+                help="Penalty that grows with each use of a token.",
+            ),
+            option(
+                "--presence-penalty",
+                env="PRESENCE_PENALTY",
+                type=Number(),
+                default=0.0,
+                show_default=True,
+                help="Penalty for any token used already.",
+            ),
+            option(
+                "--logit-bias",
+                type=LogitBias(),
+                multiple=True,
+                help="Make a token likelier (15043+1) or rarer (15043-1). May be repeated.",
+            ),
+            option("--grammar", metavar="GBNF", help="Grammar that the text must follow."),
+            option(
+                "--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="File with a grammar."
+            ),
+            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must follow."),
+            option(
+                "-r",
+                "--reverse-prompt",
+                "stop",
+                multiple=True,
+                metavar="TEXT",
+                help="Stop when the model writes TEXT. May be repeated.",
+            ),
+            option("--ignore-eos", is_flag=True, help="Go on when the model wants to end its text."),
+        ]
+    )
+
+
+_SAMPLING = (
+    "seed",
+    "temp",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "frequency_penalty",
+    "presence_penalty",
+)
+
+
+def make_sampling(flags: dict[str, Any]) -> Sampling:
+    """The sampler that the flags describe."""
+    from edge_stream.stream import Sampling
+
+    grammar, schema = flags["grammar"], flags["json_schema"]
+    if sum(bool(given) for given in (grammar, flags["grammar_file"], schema)) > 1:
+        raise click.UsageError("Give only one of --grammar, --grammar-file and --json-schema.")
+    if flags["grammar_file"]:
+        from edge_stream.cli.console import read_text
+
+        grammar = read_text(Path(flags["grammar_file"]))
+    if schema is not None:
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise click.BadParameter(f"not valid JSON: {error}", param_hint="'--json-schema'") from None
+        if not isinstance(schema, dict):
+            raise click.BadParameter("a schema is a JSON object.", param_hint="'--json-schema'")
+    return Sampling(
+        **{name: flags[name] for name in _SAMPLING},
+        logit_bias=dict(flags["logit_bias"]),
+        grammar=grammar,
+        json_schema=schema,
+    )

@@ -1,0 +1,48 @@
+/* The header is plain C, and the entry points refuse null instead of crashing. */
+#include "edge_stream.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define EXPECT(x)                                                    \
+    if (!(x)) {                                                      \
+        fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);      \
+        return 1;                                                    \
+    }
+
+int main(void) {
+    es_stream_params  params  = es_stream_default_params();
+    es_sampler_params sampler = es_sampler_default_params();
+    es_stream *       stream  = NULL;
+    es_sampler *      s       = NULL;
+    es_stream_stats   stats;
+    es_session_info   info;
+    llama_token       token;
+
+    EXPECT(params.n_keep == 4);
+    EXPECT(sampler.top_k == 40);
+    EXPECT(strlen(es_version()) > 0);
+    EXPECT(strcmp(es_status_name(ES_ERR_FORMAT), "damaged file") == 0);
+
+    EXPECT(es_stream_init(NULL, params, &stream) == ES_ERR_INVALID && stream == NULL);
+    EXPECT(strlen(es_last_error()) > 0);
+    EXPECT(es_stream_feed(NULL, &token, 1, NULL, NULL) == ES_ERR_INVALID);
+    EXPECT(es_stream_get_stats(NULL, &stats) == ES_ERR_INVALID);
+    EXPECT(es_stream_logits(NULL) == NULL);
+    EXPECT(es_stream_tokens(NULL, &token, 1) == 0);
+    EXPECT(es_stream_mark(NULL) == ES_ERR_INVALID);
+    EXPECT(es_stream_rewind(NULL, 1) == ES_ERR_INVALID);
+    EXPECT(es_stream_rebase(NULL) == ES_ERR_INVALID);
+    EXPECT(es_stream_reset(NULL) == ES_ERR_INVALID);
+    EXPECT(es_sampler_init(NULL, sampler, &s) == ES_ERR_INVALID && s == NULL);
+    EXPECT(es_sampler_sample(NULL, NULL, &token, NULL) == ES_ERR_INVALID);
+    EXPECT(es_sampler_accept(NULL, 0) == ES_ERR_INVALID);
+    EXPECT(!es_sampler_adopt(NULL, NULL));
+    EXPECT(es_session_save(NULL, NULL, 0, 0, "x", NULL, 0) == ES_ERR_INVALID);
+    EXPECT(es_session_load(NULL, 0, 0, "x") == ES_ERR_INVALID);
+    EXPECT(es_session_peek("/does/not/exist", &info, NULL, 0) == ES_ERR_IO);
+    EXPECT(!es_model_can_stream(NULL, NULL, 0));
+    es_stream_free(NULL);
+    es_sampler_free(NULL);
+    return 0;
+}

@@ -1,0 +1,324 @@
+// es_stream over a real (tiny) model: what the sanitizers shall see of every path, and the properties that need no
+// reference: exact counters, rewind, rebase, save and restore, damaged sessions. argv[1]: the model.
+#include "edge_stream.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+llama_model * model;
+
+struct context {
+    llama_context * ctx;
+    ggml_type       type_k;
+    context(uint32_t n_ctx, ggml_type k = GGML_TYPE_F32, bool flash = false, uint32_t n_seq_max = 2) : type_k(k) {
+        llama_context_params p = llama_context_default_params();
+        p.n_ctx = n_ctx;
+        p.n_batch = p.n_ubatch = 64;
+        p.n_seq_max = n_seq_max;
+        p.kv_unified = true;
+        p.swa_full = true;
+        p.type_k = k;
+        p.type_v = flash ? k : GGML_TYPE_F32;
+        p.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        p.n_threads = p.n_threads_batch = 1;
+        ctx = llama_init_from_model(model, p);
+        assert(ctx);
+    }
+    ~context() { llama_free(ctx); }
+};
+
+struct stream {
+    es_stream * s = nullptr;
+    stream(context & c, uint32_t n_ctx, uint32_t n_keep, int32_t move, int32_t rebase_at = 0) {
+        es_stream_params p = es_stream_default_params();
+        p.n_ctx     = n_ctx;
+        p.n_keep    = n_keep;
+        p.n_slide   = 1;
+        p.sink_move = move;
+        p.rebase_at = rebase_at;
+        const int32_t rc = es_stream_init(c.ctx, p, &s);
+        if (rc != ES_OK) {
+            fprintf(stderr, "%s\n", es_last_error());
+        }
+        assert(rc == ES_OK);
+    }
+    ~stream() { es_stream_free(s); }
+    void feed(const std::vector<llama_token> & t) {
+        const int32_t rc = es_stream_feed(s, t.data(), t.size(), nullptr, nullptr);
+        if (rc != ES_OK) {
+            fprintf(stderr, "%s\n", es_last_error());
+        }
+        assert(rc == ES_OK);
+    }
+    es_stream_stats stats() const {
+        es_stream_stats out;
+        assert(es_stream_get_stats(s, &out) == ES_OK);
+        return out;
+    }
+    std::vector<float> logits() {
+        const float * l = es_stream_logits(s);
+        assert(l);
+        return { l, l + llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+    }
+};
+
+std::vector<llama_token> text(size_t n, uint32_t seed = 1) {
+    const uint32_t           n_vocab = (uint32_t) llama_vocab_n_tokens(llama_model_get_vocab(model));
+    std::vector<llama_token> out(n);
+    for (auto & t : out) {
+        seed = seed*1664525u + 1013904223u;
+        t    = (llama_token) ((seed >> 8) % n_vocab);
+    }
+    return out;
+}
+
+double max_diff(const std::vector<float> & a, const std::vector<float> & b) {
+    double d = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        assert(std::isfinite(a[i]));
+        d = std::max(d, (double) std::fabs(a[i] - b[i]));
+    }
+    return d;
+}
+
+// Both ways of moving the sinks, and a stream that rebases all the time, agree.
+void moves_agree() {
+    const auto t = text(400);
+    context    c0(256), c1(256), c2(256);
+    stream     bank(c0, 64, 4, ES_SINK_MOVE_BANK), again(c1, 64, 4, ES_SINK_MOVE_REDECODE), rebased(c2, 64, 4, ES_SINK_MOVE_BANK, 80);
+    for (const llama_token x : t) {
+        bank.feed({ x });
+        again.feed({ x });
+        rebased.feed({ x });
+    }
+    assert(bank.stats().n_slides == 400 - 64 && bank.stats().n_rebases == 0);
+    assert(again.stats().n_slides == 400 - 64 && again.stats().sink_move == ES_SINK_MOVE_REDECODE);
+    assert(rebased.stats().n_rebases > 10);
+    assert(max_diff(bank.logits(), again.logits()) < 1e-3);
+    assert(max_diff(bank.logits(), rebased.logits()) < 1e-3);
+}
+
+void all_cache_types() {
+    const auto t = text(300);
+    for (const bool flash : { false, true }) {
+        for (const ggml_type k : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+            context c(256, k, flash);
+            stream  s(c, 64, 5, ES_SINK_MOVE_BANK, 128);
+            s.feed(t);
+            const auto st = s.stats();
+            assert(st.n_past == 300 && st.n_sinks == 5 && st.n_window <= 59 && st.n_rebases > 0);
+            max_diff(s.logits(), s.logits());
+        }
+    }
+}
+
+void rewind_goes_back() {
+    const auto t = text(200);
+    context    c0(256), c1(256);
+    stream     a(c0, 64, 4, ES_SINK_MOVE_BANK), b(c1, 64, 4, ES_SINK_MOVE_BANK);
+    a.feed({ t.begin(), t.begin() + 150 });
+    b.feed({ t.begin(), t.begin() + 150 });
+    // nothing is evicted for the 9 tokens, so taking them back leaves no trace
+    a.feed(text(3, 7));
+    assert(es_stream_rewind(a.s, 1000) == ES_ERR_INVALID);
+    assert(es_stream_rewind(a.s, 3) == ES_OK);
+    assert(!es_stream_logits(a.s) && a.stats().n_past == 150);
+    assert(es_stream_reset(b.s) == ES_OK && b.stats().n_past == 0);
+    b.feed(t);
+    assert(b.stats().n_past == 200);
+}
+
+bool stop_after_3(void * user, int64_t index, const float *) {
+    *(int64_t *) user = index;
+    return index < 2;
+}
+
+void stopping() {
+    const auto t = text(30);
+    context    c(256);
+    stream     s(c, 64, 0, ES_SINK_MOVE_BANK);
+    int64_t    last = -1;
+    assert(es_stream_feed(s.s, t.data(), t.size(), stop_after_3, &last) == ES_ERR_STOPPED);
+    assert(last == 2 && s.stats().n_past == 3);
+    const llama_token bad[] = { 1, -1 };
+    assert(es_stream_feed(s.s, bad, 2, nullptr, nullptr) == ES_ERR_INVALID && s.stats().n_past == 3);
+    assert(es_stream_feed(s.s, bad, 0, nullptr, nullptr) == ES_ERR_INVALID);
+}
+
+void bad_parameters() {
+    context     c(256);
+    es_stream * s = nullptr;
+    const auto  refused = [&](auto change) {
+        es_stream_params p = es_stream_default_params();
+        change(p);
+        const int32_t rc = es_stream_init(c.ctx, p, &s);
+        assert(s == nullptr && strlen(es_last_error()) > 0);
+        return rc;
+    };
+    assert(refused([](auto & p) { p.n_keep = 1000; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.n_ctx = 64; p.n_keep = 64; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.n_ctx = 64; p.n_keep = 62; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.n_ctx = 100000; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.seq_id = -1; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.seq_id = 7; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.rebase_at = 10; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.sink_move = 9; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) { p.sink_move = ES_SINK_MOVE_REDECODE; p.scratch_seq_id = 0; p.n_ctx = 64; }) == ES_ERR_INVALID);
+}
+
+std::vector<llama_token> generate(stream & s, es_sampler * sampler, int n) {
+    std::vector<llama_token> out;
+    for (int i = 0; i < n; ++i) {
+        llama_token t;
+        assert(es_sampler_sample(sampler, s.s, &t, nullptr) == ES_OK);
+        s.feed({ t });
+        out.push_back(t);
+    }
+    return out;
+}
+
+std::string read_file(const std::string & path) {
+    FILE * f = fopen(path.c_str(), "rb");
+    assert(f);
+    std::string out;
+    char        buf[65536];
+    for (size_t n; (n = fread(buf, 1, sizeof(buf), f)) > 0;) {
+        out.append(buf, n);
+    }
+    fclose(f);
+    return out;
+}
+
+void write_file(const std::string & path, const std::string & data) {
+    FILE * f = fopen(path.c_str(), "wb");
+    assert(f && fwrite(data.data(), 1, data.size(), f) == data.size());
+    fclose(f);
+}
+
+void sessions(int32_t move) {
+    const std::string path = "test_stream-" + std::to_string(getpid()) + ".session";
+    const auto        t    = text(150);
+
+    es_sampler_params sp = es_sampler_default_params();
+    sp.seed           = 42;
+    sp.repeat_penalty = 1.1f;
+    es_sampler *s0, *s1;
+    assert(es_sampler_init(model, sp, &s0) == ES_OK && es_sampler_init(model, sp, &s1) == ES_OK);
+
+    context c0(256), c1(256);
+    stream  a(c0, 64, 6, move);
+    a.feed(t);
+    generate(a, s0, 20);
+    const char user[] = "bytes of mine";
+    assert(es_session_save(a.s, s0, c0.type_k, GGML_TYPE_F32, path.c_str(), user, sizeof(user)) == ES_OK);
+    const auto at_save = a.logits();
+    const auto want    = generate(a, s0, 100);
+
+    // another stream, of other dimensions, becomes the saved one
+    stream b(c1, 100, 2, move);
+    b.feed(text(130, 9));
+    assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, path.c_str()) == ES_OK);
+    assert(b.stats().n_ctx == 64 && b.stats().n_keep == 6 && b.stats().n_past == 170);
+    assert(b.logits() == at_save);
+    assert(es_sampler_adopt(s1, b.s) && !es_sampler_adopt(s1, b.s));
+
+    es_session_info info;
+    char            back[sizeof(user)];
+    assert(es_session_peek(path.c_str(), &info, back, sizeof(back)) == ES_OK);
+    assert(info.n_past == 170 && info.n_user == sizeof(user) && memcmp(back, user, sizeof(user)) == 0);
+
+    assert(es_stream_tokens(b.s, nullptr, 0) == 64);
+    assert(generate(b, s1, 100) == want);
+
+    // other cache type, damage at every place, a newer version: refused, and the stream stays what it was
+    const auto before = b.stats().n_past;
+    assert(es_session_load(b.s, GGML_TYPE_F16, GGML_TYPE_F32, path.c_str()) == ES_ERR_MODEL);
+    const std::string good   = read_file(path);
+    const std::string broken = path + ".broken";
+    for (size_t i = 0; i < good.size(); i += std::max<size_t>(1, good.size()/97)) {
+        std::string bad = good;
+        bad[i]          = (char) (bad[i] ^ 0x5a);
+        write_file(broken, bad);
+        const int32_t rc = es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str());
+        assert(rc == ES_ERR_FORMAT || rc == ES_ERR_VERSION);
+        write_file(broken, good.substr(0, i));
+        assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_FORMAT);
+    }
+    write_file(broken, good + "x");
+    assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_FORMAT);
+    std::string newer = good;
+    newer[8]          = 2;
+    write_file(broken, newer);
+    assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_VERSION);
+    assert(b.stats().n_past == before);
+    generate(b, s1, 5);
+    assert(es_session_save(b.s, nullptr, 0, 0, "/does/not/exist/x", nullptr, 0) == ES_ERR_IO);
+
+    unlink(path.c_str());
+    unlink(broken.c_str());
+    es_sampler_free(s0);
+    es_sampler_free(s1);
+}
+
+void samplers() {
+    es_sampler *      s = nullptr;
+    es_sampler_params p = es_sampler_default_params();
+    p.grammar = "root ::= \"";
+    assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
+    p = es_sampler_default_params();
+    p.repeat_penalty = 0;
+    assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
+    p = es_sampler_default_params();
+    const es_logit_bias bias = { 100000000, 1.0f };
+    p.logit_bias = &bias;
+    p.n_logit_bias = 1;
+    assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
+
+    context     c(256);
+    stream      st(c, 64, 4, ES_SINK_MOVE_BANK);
+    llama_token token;
+    p = es_sampler_default_params();
+    p.grammar = "root ::= \"ab\"";
+    assert(es_sampler_init(model, p, &s) == ES_OK);
+    assert(es_sampler_sample(s, st.s, &token, nullptr) == ES_ERR_INVALID); // nothing fed yet
+    st.feed(text(10));
+    float logprob = 1;
+    assert(es_sampler_sample(s, st.s, &token, &logprob) == ES_OK && logprob <= 0);
+    char piece[16];
+    const int32_t n = llama_token_to_piece(llama_model_get_vocab(model), token, piece, sizeof(piece), 0, false);
+    assert(n >= 1 && piece[0] == 'a');
+    es_sampler_free(s);
+}
+
+void quiet(ggml_log_level, const char *, void *) {}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    assert(argc == 2);
+    llama_log_set(quiet, nullptr);
+    llama_backend_init();
+    llama_model_params p = llama_model_default_params();
+    model = llama_model_load_from_file(argv[1], p);
+    assert(model && es_model_can_stream(model, nullptr, 0) && es_bank_available());
+    moves_agree();
+    all_cache_types();
+    rewind_goes_back();
+    stopping();
+    bad_parameters();
+    sessions(ES_SINK_MOVE_BANK);
+    sessions(ES_SINK_MOVE_REDECODE);
+    samplers();
+    llama_model_free(model);
+    llama_backend_free();
+    printf("ok\n");
+    return 0;
+}
