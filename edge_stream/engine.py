@@ -12,7 +12,18 @@ from edge_stream import _libs, _native, models
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
 from edge_stream.stream import Stream
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+# name: ggml_type, elements and bytes per block (enum ggml_type and the block structs of ggml)
+CACHE_TYPES = {
+    "f32": (0, 1, 4),
+    "f16": (1, 1, 2),
+    "bf16": (30, 1, 2),
+    "q8_0": (8, 32, 34),
+    "q5_1": (7, 32, 24),
+    "q5_0": (6, 32, 22),
+    "q4_1": (3, 32, 20),
+    "q4_0": (2, 32, 18),
+    "iq4_nl": (20, 32, 18),
+}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 
 _TAG_BLOCKS = 64
@@ -75,6 +86,10 @@ class Engine:
         (0: default). Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
         """
         self = cls()
+        if n_slide < 0 or rebase_at < 0:
+            raise EdgeStreamError("n_slide and rebase_at must not be negative")
+        self._n_slide = n_slide
+        self._rebase_at = rebase_at
         try:
             self._load_model(models.resolve(str(model)), n_gpu_layers, use_mmap, verbose)
             self._make_context(
@@ -90,8 +105,6 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        self._n_slide = n_slide
-        self._rebase_at = rebase_at
         # creating a stream checks everything else: better now than at first use
         try:
             self.stream().close()
@@ -180,7 +193,7 @@ class Engine:
     def _cache_type(self, name: str) -> int:
         if name not in CACHE_TYPES:
             raise EdgeStreamError(f"cache type {name} is unknown: use one of {', '.join(CACHE_TYPES)}")
-        return int(getattr(self._llama, f"GGML_TYPE_{name.upper()}"))
+        return CACHE_TYPES[name][0]
 
     def _quiet_log(self, verbose: bool) -> None:
         """Keep llama.cpp's log off the terminal unless asked for; remember its last error for messages."""
@@ -275,7 +288,7 @@ class Engine:
 
     @staticmethod
     def _ggml_row_size(name: str, n: int) -> int:
-        block, size = _BLOCKS[name]
+        _, block, size = CACHE_TYPES[name]
         return -(-n // block) * size
 
     #
@@ -321,18 +334,16 @@ class Engine:
         params.n_ctx = self.n_ctx if n_ctx is None else n_ctx
         params.n_keep = self.n_keep if n_keep is None else n_keep
         if self.sink_move == "redecode" and params.n_keep > self._n_spare:
-            self._grow_spare(params.n_keep)
-        params.n_slide = self._n_slide if hasattr(self, "_n_slide") else 0
-        params.rebase_at = getattr(self, "_rebase_at", 0)
+            raise EdgeStreamError(
+                f"moving {params.n_keep} sinks by redecoding needs room for them in the cache: "
+                f"Engine.load(n_keep={params.n_keep})"
+            )
+        params.n_slide = self._n_slide
+        params.rebase_at = self._rebase_at
         params.n_boundary = n_boundary
         params.sink_move = _native.SINK_MOVES[self.sink_move]
         params.model_tag = self._weights_tag
         return Stream(self, params)
-
-    def _grow_spare(self, n_keep: int) -> None:
-        raise EdgeStreamError(
-            f"moving {n_keep} sinks by redecoding needs Engine.load(n_keep={n_keep}) so that the cache has room for them"
-        )
 
     def restore(self, path: str | Path) -> Stream:
         """The stream that `Stream.save` wrote. Raises SessionError; the file is never changed."""
@@ -368,20 +379,6 @@ class Engine:
 
 
 _LOG_CALLBACKS: list[Any] = []
-
-# elements and bytes per block (ggml's block formats)
-_BLOCKS = {
-    "f32": (1, 4),
-    "f16": (1, 2),
-    "bf16": (1, 2),
-    "q8_0": (32, 34),
-    "q5_1": (32, 24),
-    "q5_0": (32, 22),
-    "q4_1": (32, 20),
-    "q4_0": (32, 18),
-    "iq4_nl": (32, 18),
-}
-
 
 def available_memory() -> int | None:
     """Bytes of memory that can be had now, None where the system does not tell."""

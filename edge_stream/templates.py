@@ -169,7 +169,7 @@ class TurnRenderer:
                 alone = self._template.render(self._system, add_generation_prompt=False)
             except EdgeStreamError:
                 alone = ""  # some templates insist on a user message
-            if alone and one.startswith(alone):
+            if self._system[0]["content"].strip() in alone and one.startswith(alone):
                 return alone
         return _common_prefix(one, two).rstrip(" ")  # a space belongs to the token of the word after it
 
@@ -182,7 +182,9 @@ class TurnRenderer:
                 "the chat template of this model cannot be used on a stream: it does not keep "
                 "the assistant's answers as they were written"
             )
-        if not after.startswith(before) and self.note is None:
+        question = self._template.render(past[:-1], add_generation_prompt=False)
+        stable = before.startswith(question) and after.startswith(before)
+        if not stable and self.note is None:
             self.note = (
                 "the chat template of this model rewrites earlier turns when a turn is added; "
                 "on a stream every turn stays as it was read"

@@ -170,17 +170,21 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Weights, Config]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _yarn_corr_dims(n_rot: int, n_ctx_orig: int, base: float, beta_fast: float, beta_slow: float) -> tuple[float, float]:
+def _yarn_corr_dims(
+    n_rot: int, n_ctx_orig: int, base: float, beta_fast: float, beta_slow: float
+) -> tuple[float, float]:
     """First and last pair index of the ramp between extrapolated (fast) and interpolated (slow) pairs."""
 
     def dim(n_turns: float) -> float:
-        return n_rot * np.log(n_ctx_orig / (n_turns * 2.0 * np.pi)) / (2.0 * np.log(base))
+        return float(n_rot * np.log(n_ctx_orig / (n_turns * 2.0 * np.pi)) / (2.0 * np.log(base)))
 
-    return max(0.0, np.floor(dim(beta_fast))), min(n_rot - 1.0, np.ceil(dim(beta_slow)))
+    return max(0.0, float(np.floor(dim(beta_fast)))), min(n_rot - 1.0, float(np.ceil(dim(beta_slow))))
 
 
-def rope_table(config: Config, n_pos: int, *, swa: bool = False, factors: F64 | None = None) -> tuple[F64, F64]:
-    """cos and sin of positions 0..n_pos-1, each [n_pos, n_rot/2] float64, magnitude included.
+def rope_table(
+    config: Config, n_pos: int, *, swa: bool = False, factors: F64 | None = None
+) -> tuple[F64, F64]:
+    """Cosine and sine of positions 0..n_pos-1, each [n_pos, n_rot/2] float64, magnitude included.
 
     ``factors`` [n_rot/2] divide the angles (Llama 3). Sliding-window layers have a base of their own and no
     frequency scaling.
@@ -196,7 +200,9 @@ def rope_table(config: Config, n_pos: int, *, swa: bool = False, factors: F64 | 
     theta = freq_scale * angle
     magnitude = config.rope_attn_factor
     if config.yarn:
-        low, high = _yarn_corr_dims(n_rot, config.yarn_n_ctx_orig, base, config.yarn_beta_fast, config.yarn_beta_slow)
+        low, high = _yarn_corr_dims(
+            n_rot, config.yarn_n_ctx_orig, base, config.yarn_beta_fast, config.yarn_beta_slow
+        )
         ramp = 1.0 - np.clip((pair - low) / max(0.001, high - low), 0.0, 1.0)  # 1 = extrapolate
         theta = theta * (1.0 - ramp) + angle * ramp
         # The context cancels the factor that the rope kernel is going to apply, with the *model's* scale: on
@@ -235,12 +241,12 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
 
 
 def silu(x: F64) -> F64:
-    """x * sigmoid(x); tanh form, which cannot overflow."""
+    """Swish, x * sigmoid(x), in the tanh form, which cannot overflow."""
     return x * 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 def gelu_tanh(x: F64, mode: str = "exact") -> F64:
-    """GELU, tanh form. ``mode="table"`` rounds argument and value to float16 within (-10, 10) like ggml-cpu."""
+    """GELU, tanh form. ``mode="table"`` rounds argument and value to float16 in (-10, 10) like ggml-cpu."""
 
     def exact(v: F64) -> F64:
         return 0.5 * v * (1.0 + np.tanh(0.79788456080286535587989211986876 * v * (1.0 + 0.044715 * v * v)))
@@ -342,11 +348,14 @@ def default_chunk(n_ctx: int, n_keep: int, n_batch: int = 512) -> int:
 class ReferenceStream:
     """One token stream through the model.
 
-    K and V are held per layer as [n_head_kv, n_cached, head_dim] float64; K *before* the rotation. ``rope`` holds
-    the (cos, sin) tables by in-cache position, under False for full and True for sliding-window layers.
+    K and V are held per layer as [n_head_kv, n_cached, head_dim] float64; K *before* the rotation. ``rope``
+    holds the (cos, sin) tables by in-cache position, under False for full layers and True for sliding-window
+    ones.
     """
 
-    def __init__(self, weights: Weights, config: Config, n_ctx: int, n_keep: int = 4, n_slide: int = 0) -> None:
+    def __init__(
+        self, weights: Weights, config: Config, n_ctx: int, n_keep: int = 4, n_slide: int = 0
+    ) -> None:
         self.weights, self.config = weights, config
         self.window = Window(n_ctx, n_keep, n_slide)
         empty = np.zeros((config.n_head_kv, 0, config.head_dim))
@@ -434,7 +443,7 @@ class ReferenceStream:
         if cfg.is_swa(il):
             masked = masked | (distance >= cfg.n_swa)
 
-        # GQA: q heads of one group share a k/v head. [n_head_kv, group, m, head_dim] x [n_head_kv, 1, n, head_dim]
+        # GQA: the q heads of a group share a k/v head: [n_head_kv, group, m, d] x [n_head_kv, 1, n, d]
         q = q.reshape(cfg.n_head_kv, cfg.n_head // cfg.n_head_kv, m, cfg.head_dim)
         scores = q @ k[:, None].transpose(0, 1, 3, 2) / np.sqrt(cfg.head_dim)
         probs = softmax(np.where(masked, -np.inf, scores))

@@ -1,12 +1,13 @@
 """The reference is checked before anything is checked against it.
 
-Without eviction it must agree with llama.cpp (plain decode, F32 cache, no flash attention); with eviction its
-bookkeeping must agree with a naive list model, and its answers with properties that need no second
-implementation.
+Without eviction it must agree with llama.cpp (plain decode, F32 cache, no flash attention), with eviction
+with llama.cpp's context shift; its bookkeeping must agree with a naive list model, and its answers with
+properties that need no second implementation.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from tiny_models import (
     write_tiny_qwen3,
 )
 
+from edge_stream import _libs
+
 N_TOKENS = 40
 
 # name -> how to write it. head_dim 64 and a cheap 16/32 are both here, GQA and MHA too.
 VARIANTS: dict[str, Callable[[Path], Path]] = {
-    "llama": lambda p: write_tiny_llama(p),
+    "llama": write_tiny_llama,
     "llama-cheap": lambda p: write_tiny_llama(p, head_dim=16, n_embd=48, n_ff=96, seed=1),
     "llama-mha-tied": lambda p: write_tiny_llama(p, head_dim=32, n_head_kv=4, tied=True, seed=2),
     "llama-base": lambda p: write_tiny_llama(p, head_dim=32, rope_base=500000.0, seed=3),
@@ -44,7 +47,12 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
     "qwen3": lambda p: write_tiny_qwen3(p, n_embd=128, seed=9),
     "gemma3": lambda p: write_tiny_gemma3(p, seed=10),
     "gemma3-yarn": lambda p: write_tiny_gemma3(
-        p, head_dim=32, rope_base=10000.0, rope_scaling=("yarn", 4.0, 64), sliding_window_pattern=[True, False] * 2, seed=11
+        p,
+        head_dim=32,
+        rope_base=10000.0,
+        rope_scaling=("yarn", 4.0, 64),
+        sliding_window_pattern=[True, False, False, True],
+        seed=11,
     ),
 }
 REFUSED: dict[str, Callable[[Path], Path]] = {
@@ -54,8 +62,11 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     "qwen2vl": write_tiny_qwen2vl,
 }
 
-# Measured on x86-64: 2e-5 at most; gemma3 1e-5..7e-3, see max_difference().
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4  # measured on x86-64: 1.8e-5 at most
+# ggml-cpu looks GELU up in a float16 table. The reference reproduces the table, but an argument that float32
+# and float64 round to different float16 neighbours costs half a permille of one activation: measured 2.5e-4
+# (and 3.2e-3 against exact GELU).
+TOLERANCE_GELU = 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -71,11 +82,16 @@ class Tiny:
     path: Path
     ref: Reference
 
+    @property
+    def tolerance(self) -> float:
+        """Largest acceptable difference of a logit from llama.cpp's."""
+        return TOLERANCE_GELU if self.ref.config.arch == "gemma3" else TOLERANCE
+
 
 @contextmanager
 def open_llama(path: Path, n_ctx: int = 256, **params: Any) -> Iterator[Any]:
     """Helper: a llama_context over ``path``, CPU, F32 cache, no flash attention; yields (lib, model, ctx)."""
-    lib = pytest.importorskip("llama_cpp.llama_cpp")
+    lib = _libs.llama()
     lib.llama_backend_init()
     mp = lib.llama_model_default_params()
     mp.n_gpu_layers = 0
@@ -83,10 +99,10 @@ def open_llama(path: Path, n_ctx: int = 256, **params: Any) -> Iterator[Any]:
     assert model, f"llama.cpp does not load {path.name}"
     cp = lib.llama_context_default_params()
     cp.n_ctx = cp.n_batch = cp.n_ubatch = n_ctx
-    cp.n_threads = cp.n_threads_batch = 1
     cp.type_k = cp.type_v = 0  # GGML_TYPE_F32
     cp.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    cp.offload_kqv = False
+    cp.offload_kqv = cp.op_offload = False  # a GPU build must not lend a hand either
+    cp.n_threads = cp.n_threads_batch = 1
     for key, value in params.items():
         setattr(cp, key, value)
     ctx = lib.llama_init_from_model(model, cp)
@@ -100,7 +116,7 @@ def open_llama(path: Path, n_ctx: int = 256, **params: Any) -> Iterator[Any]:
 
 
 def decode(lib: Any, ctx: Any, tokens: list[int], pos: int, n_vocab: int) -> np.ndarray:
-    """Helper: one llama_decode of ``tokens`` from position ``pos`` in sequence 0; logits [n_tokens, n_vocab] float32."""
+    """Helper: one llama_decode from position ``pos`` in sequence 0; logits [n_tokens, n_vocab] float32."""
     n = len(tokens)
     batch = lib.llama_batch_init(n, 0, 1)
     try:
@@ -160,9 +176,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Every streaming variant in turn."""
     name = request.param
     path = VARIANTS[name](tmp_path_factory.mktemp("tiny") / f"{name}.gguf")
-    ref = load_reference(path)
-    # ggml-cpu looks GELU up in a float16 table; only when that is reproduced can 1e-3 be asked for.
-    return Tiny(name, path, ref.with_gelu("table"))
+    return Tiny(name, path, load_reference(path).with_gelu("table"))
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +187,7 @@ def cheap(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# against llama.cpp, nothing evicted
+# against llama.cpp
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +199,32 @@ def test_matches_llama_cpp(tiny: Tiny, n_batch: int, record_property: Callable[[
     difference = float(np.abs(actual - expected).max())
     record_property("max_difference", difference)
     print(f"{tiny.name}: n_batch {n_batch}, max difference {difference:.2e}, logit std {expected.std():.2f}")
-    assert difference <= TOLERANCE
+    assert difference <= tiny.tolerance
+
+
+@pytest.mark.parametrize("chunk", [1, 6])
+def test_matches_llama_cpp_context_shift(tiny: Tiny, chunk: int) -> None:
+    """With eviction too: llama.cpp's own context shift re-rotates the whole window in place (F32 cache)."""
+    if tiny.ref.config.yarn:
+        pytest.skip("llama.cpp's K-shift multiplies the keys by the YaRN magnitude once more at every shift")
+    tokens = some_tokens(80, seed=6)
+    n_ctx, n_keep = 40, 4
+    stream = tiny.ref.stream(n_ctx, n_keep)
+    worst, start, n_cached = 0.0, 0, 0
+    with open_llama(tiny.path) as (lib, _, ctx):
+        memory = lib.llama_get_memory(ctx)
+        for m in stream.window.plan(len(tokens), chunk):
+            part = tokens[start : start + m]
+            n_evict = max(0, n_cached + m - n_ctx)
+            if n_evict:
+                assert lib.llama_memory_seq_rm(memory, 0, n_keep, n_keep + n_evict)
+                lib.llama_memory_seq_add(memory, 0, n_keep + n_evict, -1, -n_evict)
+            actual = decode(lib, ctx, part, n_cached - n_evict, N_VOCAB)
+            worst = max(worst, float(np.abs(actual - stream.feed(part, m)).max()))
+            start, n_cached = start + m, n_cached - n_evict + m
+    assert len(stream.cached) == n_cached <= n_ctx < start
+    print(f"{tiny.name}: chunk {chunk}, max difference with eviction {worst:.2e}")
+    assert worst <= tiny.tolerance
 
 
 def test_wrong_position_is_visible(tiny: Tiny) -> None:
@@ -193,11 +232,13 @@ def test_wrong_position_is_visible(tiny: Tiny) -> None:
     tokens = some_tokens(N_TOKENS)
     right = tiny.ref.dense(tokens)
     gap = tiny.ref.stream(n_ctx=N_TOKENS + 1, n_keep=4)
-    gap.rope = {swa: (np.delete(cos, 4, axis=0), np.delete(sin, 4, axis=0)) for swa, (cos, sin) in gap.rope.items()}
+    gap.rope = {
+        swa: (np.delete(cos, 4, axis=0), np.delete(sin, 4, axis=0)) for swa, (cos, sin) in gap.rope.items()
+    }
     wrong = gap.feed(tokens, N_TOKENS)
     difference = float(np.abs(right - wrong)[4:].max())
     print(f"{tiny.name}: gap of one position: {difference:.2f}, logit std {right.std():.2f}")
-    assert difference > 100 * TOLERANCE
+    assert difference > 0.1
     assert 1.0 < right.std() < 5.0
 
 
@@ -214,10 +255,11 @@ def test_refused_models_load(name: str, tmp_path: Path) -> None:
 def test_vocabulary_round_trips_any_text(tmp_path: Path) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     path = write_tiny_llama(
-        tmp_path / "chat.gguf", head_dim=16, chat_template=template, special_tokens=["<|im_start|>", "<|im_end|>"]
+        tmp_path / "chat.gguf",
+        head_dim=16,
+        chat_template=template,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
     )
-    import ctypes
-
     text = "the sinks and\nthe window: \u00e9\u6c34\U0001f30a  in <s> and \x00"
     raw = text.encode()
     with open_llama(path) as (lib, model, _):
@@ -283,7 +325,7 @@ def test_plan_of_chunks() -> None:
     window.admit(1)
     assert window.plan(17, 16) == [16, 1]
     for n, chunk in ((17, 17), (17, [17]), (3, 0), (3, [1, 1]), (3, [3, 0])):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="chunk"):
             window.plan(n, chunk)
     assert Window(8, 0).plan(9, 8) == [8, 1]
     assert default_chunk(4096, 4, 512) == 512
@@ -304,7 +346,7 @@ def test_slide_of_at_least_n_slide() -> None:
 
 @pytest.mark.parametrize(("n_ctx", "n_keep", "n_slide"), [(4, 4, 0), (4, -1, 0), (4, 0, -1)])
 def test_impossible_windows_are_refused(n_ctx: int, n_keep: int, n_slide: int) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"n_keep|n_slide"):
         Window(n_ctx, n_keep, n_slide)
 
 
@@ -315,10 +357,11 @@ def test_impossible_windows_are_refused(n_ctx: int, n_keep: int, n_slide: int) -
 
 def test_streaming_equals_dense_while_everything_fits(tiny: Tiny) -> None:
     tokens = some_tokens(30, seed=1)
-    dense = tiny.ref.dense(tokens)
+    ref = tiny.ref.with_gelu("exact")  # a table would turn the last bit of a sum into a step
+    dense = ref.dense(tokens)
     for chunk in (1, 7, [3, 20, 7]):
-        stream = tiny.ref.stream(n_ctx=64, n_keep=4)
-        np.testing.assert_allclose(stream.feed(tokens, chunk), dense, rtol=0, atol=1e-2 if "gemma" in tiny.name else 1e-9)
+        stream = ref.stream(n_ctx=64, n_keep=4)
+        np.testing.assert_allclose(stream.feed(tokens, chunk), dense, rtol=0, atol=1e-9)
         assert stream.cached == list(range(30))
 
 
@@ -327,7 +370,7 @@ def test_feeds_compose(cheap: Tiny) -> None:
     whole = cheap.ref.stream(n_ctx=24, n_keep=4).feed(tokens, 5)
     stream = cheap.ref.stream(n_ctx=24, n_keep=4)  # 4 sinks + 5 * 5 tokens, then the rest
     parts = np.concatenate([stream.feed(tokens[:29], 5), stream.feed(tokens[29:], 5)])
-    np.testing.assert_array_equal(parts, whole)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12)
     assert stream.n_past == 60
     assert len(stream.cached) <= 24
 
@@ -341,7 +384,7 @@ def test_eviction_changes_the_answer_only_once_it_happens(cheap: Tiny) -> None:
 
 
 def test_one_layer_forgets_what_left_the_cache(tmp_path: Path) -> None:
-    """With one layer K and V depend on their own token only, so the stream is a fresh text of sinks + window."""
+    """With one layer K and V depend on their own token only: the stream equals a text of sinks + window."""
     path = write_tiny_llama(tmp_path / "one.gguf", n_layer=1, head_dim=16, seed=12)
     ref = load_reference(path)
     tokens = some_tokens(90, seed=4)
@@ -353,15 +396,14 @@ def test_one_layer_forgets_what_left_the_cache(tmp_path: Path) -> None:
 
 
 def test_sinks_matter_and_are_kept(cheap: Tiny) -> None:
-    """Two streams that differ in their sinks only differ for ever; in an evicted token only, they nearly agree."""
+    """Streams that differ in a sink differ for ever; those that differ in a long evicted token agree."""
     tokens = some_tokens(200, seed=5)
     other_sink, other_window = list(tokens), list(tokens)
     other_sink[2] = 3 + (tokens[2] + 50) % 300
     other_window[6] = 3 + (tokens[6] + 50) % 300
-    n_ctx = 20
-    base, sink, window = (cheap.ref.stream(n_ctx, 4).feed(t)[-50:] for t in (tokens, other_sink, other_window))
+    base, sink, window = (cheap.ref.stream(20, 4).feed(t)[-50:] for t in (tokens, other_sink, other_window))
     assert np.abs(base - sink).max() > 0.1
-    # two layers reach back 2 * n_ctx tokens at most: token 6 is gone without a trace
+    # two layers reach back 2 * 20 tokens at most: token 6 is gone without a trace
     np.testing.assert_allclose(base, window, rtol=0, atol=1e-9)
 
 

@@ -39,9 +39,22 @@ def test_features_that_templates_use() -> None:
     assert len(render("{{ strftime_now('%d %b %Y') }}")) == 11
     assert render("{% generation %}{{ bos_token ~ 'x' ~ 1 }}{% endgeneration %}") == "<s>x1"
     assert render("{{ 'a-b'.split('-')|join('+') ~ ', '.join(['c', 'd']) }}") == "a+bc, d"
-    assert render("{{ 'ab'.replace('b', 'c') ~ ('x' * 3) ~ '%s 2024' % 7 ~ '{:>3}'.format(1) }}") == "acxxx7 2024  1"
-    assert render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}") == "1"
-    assert render("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ messages|map(attribute='role')|map('upper')|list|length }}{{ f(2) }}") == "1[2]"
+    assert (
+        render("{{ 'ab'.replace('b', 'c') ~ ('x' * 3) ~ '%s 2024' % 7 ~ '{:>3}'.format(1) }}")
+        == "acxxx7 2024  1"
+    )
+    assert (
+        render(
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"
+        )
+        == "1"
+    )
+    assert (
+        render(
+            "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ messages|map(attribute='role')|map('upper')|list|length }}{{ f(2) }}"
+        )
+        == "1[2]"
+    )
     assert render("{{ nothing }}{{ messages[0].nothing }}") == ""
 
 
@@ -112,7 +125,9 @@ def test_internals_are_out_of_reach(source: str) -> None:
         render(source)
 
 
-DOUBLING = "{{% set ns = namespace(s='aaaaaaaa') %}}{{% for i in range(64) %}}{{% set ns.s = {} %}}{{% endfor %}}"
+DOUBLING = (
+    "{{% set ns = namespace(s='aaaaaaaa') %}}{{% for i in range(64) %}}{{% set ns.s = {} %}}{{% endfor %}}"
+)
 
 
 @pytest.mark.parametrize(

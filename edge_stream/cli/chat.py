@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -205,19 +206,22 @@ class Chat:
 
     def _do_load(self, argument: str) -> None:
         path = _file(argument, "/load")
-        # Both cannot be open at once: a failed load goes back to a fresh conversation, and says so.
-        old = self._conversation
-        old.close()
-        try:
-            self._conversation = Conversation.resume(self._engine, path)
-        except EdgeStreamError:
-            self._conversation = Conversation(self._engine, system=old.system, n_keep=self._flags["n_keep"])
-            _say("a new conversation was started")
-            raise
+        # An engine holds one stream: this one waits in a file, in case the other cannot be loaded.
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder) / "here"
+            self._conversation.save(here)
+            self._conversation.close()
+            try:
+                self._conversation = Conversation.resume(self._engine, path)
+            except EdgeStreamError:
+                self._conversation = Conversation.resume(self._engine, here)
+                raise
+        self._keep_session()
         _say(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
 
     def _do_clear(self, _argument: str) -> None:
         self._conversation.clear()
+        self._keep_session()
         _say("cleared")
 
     def _do_regen(self, _argument: str) -> None:
@@ -228,6 +232,10 @@ class Chat:
         if not text.strip():
             raise EdgeStreamError(f"{argument} is empty")
         self._answer(text)
+
+    def _keep_session(self) -> None:
+        if self._session:
+            self._conversation.save(self._session)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -265,8 +273,7 @@ class Chat:
                 pass  # Ctrl-C while the message was read: the conversation took it back
             finally:
                 click.echo()
-            if self._session:
-                self._conversation.save(self._session)
+            self._keep_session()
         written_s = time.perf_counter() - start - read_s
         if self._flags["show_timings"] and n_written > 1:
             _say(

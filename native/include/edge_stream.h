@@ -75,7 +75,7 @@ typedef struct es_stream_params {
     uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
     uint32_t     n_chunk;        // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
     uint32_t     n_boundary;     // evict up to this many tokens more to end at a mark (es_stream_mark); default 0
-    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(8192, 4 n_ctx)
+    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx)
     int32_t      sink_move;      // es_sink_move
     uint64_t     model_tag;      // caller's own fingerprint of the weights, stored in sessions (default 0)
 } es_stream_params;

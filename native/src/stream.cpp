@@ -7,8 +7,9 @@
 
 static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of the window
 
-// float32 RoPE angles lose precision with the position; docs/architecture.md holds the measurement
-static constexpr int32_t rebase_at_min = 8192;
+// float32 RoPE angles lose precision in proportion to the position: docs/architecture.md holds the measurement. At
+// 4 n_ctx a rebase comes every 3 n_ctx tokens or more, so that a key is re-rotated at most once in its life.
+static constexpr int32_t rebase_at_min = 4096;
 
 es_stream::es_stream(llama_context * ctx, const es_stream_params & params)
     : ctx(ctx), mem(llama_get_memory(ctx)), params(params) {}

@@ -1,0 +1,90 @@
+"""Fixtures: tiny random models written once per session, and engines over them."""
+
+from __future__ import annotations
+
+import os
+
+# several engines share the cores with the test itself
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import Reference, load_reference
+from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
+
+from edge_stream import Engine, _libs
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "gqa": lambda p: write_tiny_llama(p, head_dim=16),
+    "mha": lambda p: write_tiny_llama(p, head_dim=16, n_head_kv=4, seed=1),
+    "head64": lambda p: write_tiny_llama(p, seed=2),
+    "linear": lambda p: write_tiny_llama(p, head_dim=16, rope_scaling=("linear", 4.0), seed=3),
+    "yarn": lambda p: write_tiny_llama(p, head_dim=32, rope_scaling=("yarn", 4.0, 64), seed=4),
+    "factors": lambda p: write_tiny_llama(p, head_dim=16, rope_factors=True, seed=5),
+    "qwen2": lambda p: write_tiny_qwen2(p),
+    "gemma3": lambda p: write_tiny_gemma3(p),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the bank need our own libllama: with a stock one only the fallback is there to test."""
+    if _libs.llama_dir() == _libs.lib_dir():
+        return
+    for item in items:
+        if "bank" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker(pytest.mark.skip(reason="a stock libllama has no sink bank"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tiny(name) -> the GGUF file of WRITERS[name]."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else WRITERS[name](path)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference(tiny: Callable[[str], Path]) -> Callable[[str], Reference]:
+    """reference(name) -> the NumPy float64 implementation over the same weights."""
+    loaded: dict[str, Reference] = {}
+
+    def get(name: str) -> Reference:
+        if name not in loaded:
+            # ggml's CPU backend looks GELU up in a float16 table; with that table the rest can be compared
+            loaded[name] = load_reference(tiny(name)).with_gelu("table" if name == "gemma3" else "exact")
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture
+def load(tiny: Callable[[str], Path]) -> Iterator[Callable[..., Engine]]:
+    """load(name, **options) -> an exact engine (float32 KV, no flash attention), closed after the test."""
+    engines: list[Engine] = []
+
+    def get(name: str, **options: Any) -> Engine:
+        exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off", "n_threads": 1}
+        engines.append(Engine.load(tiny(name), **(exact | options)))
+        return engines[-1]
+
+    yield get
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., list[int]]:
+    """draw(n, n_vocab, seed) -> random tokens that are not control tokens."""
+
+    def get(n: int, n_vocab: int = 256, seed: int = 0) -> list[int]:
+        return [int(t) for t in np.random.default_rng(seed).integers(10, n_vocab, n)]
+
+    return get

@@ -1,0 +1,188 @@
+"""Sessions: a restored stream goes on exactly as the uninterrupted one; damage is refused and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_stream import Sampling, SessionError
+
+Load = Callable[..., Any]
+Draw = Callable[..., list[int]]
+
+OPTIONS = {"n_ctx": 64, "n_keep": 4, "n_slide": 1}
+SAMPLINGS = {
+    "greedy": Sampling(temp=0),
+    "seeded": Sampling(seed=7, temp=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2),
+}
+
+
+def tokens_of(stream: Any, n: int, sampling: Sampling) -> list[int]:
+    """n generated tokens."""
+    return [t.token for t in stream.generate(n, sampling=sampling, ignore_eos=True)]
+
+
+@pytest.mark.parametrize("sink_move", ["bank", "redecode"])
+@pytest.mark.parametrize("kind", SAMPLINGS)
+@pytest.mark.parametrize("n_before", [30, 300])
+@pytest.mark.parametrize("cache", ["f32", "q8_0"])
+def test_continues_identically(
+    cache: str, n_before: int, kind: str, sink_move: str, load: Load, draw: Draw, tmp_path: Path
+) -> None:
+    """In a new engine, before and after the cache filled, with the sampler's random sequence and penalties."""
+    sampling = SAMPLINGS[kind]
+    options = OPTIONS | {"sink_move": sink_move, "cache_type_k": cache}
+    path = tmp_path / "s.session"
+    with load("head64", **options).stream() as stream:
+        stream.feed(draw(n_before))
+        tokens_of(stream, 10, sampling)
+        stream.save(path, b"mine")
+        at_save = stream.stats
+        want = tokens_of(stream, 200, sampling)
+    restored = load("head64", **options).restore(path)
+    assert restored.user == b"mine"
+    assert restored.stats.n_past == at_save.n_past == n_before + 10
+    assert restored.tokens()[:4] == draw(n_before)[:4]
+    assert tokens_of(restored, 200, sampling) == want
+
+
+def test_another_seed_is_another_sequence(load: Load, draw: Draw, tmp_path: Path) -> None:
+    engine = load("head64", **OPTIONS)
+    stream = engine.stream()
+    stream.feed(draw(50))
+    tokens_of(stream, 5, SAMPLINGS["seeded"])
+    stream.save(tmp_path / "s")
+    want = tokens_of(stream, 50, SAMPLINGS["seeded"])
+    other = engine.restore(tmp_path / "s")
+    assert tokens_of(other, 50, Sampling(seed=8, temp=1.0, top_k=0, top_p=1.0, min_p=0.0)) != want
+
+
+def test_larger_engine_takes_smaller_session_and_not_the_reverse(load: Load, draw: Draw, tmp_path: Path) -> None:
+    small = load("gqa", **OPTIONS)
+    with small.stream() as stream:
+        stream.feed(draw(100))
+        stream.save(tmp_path / "s")
+    with load("gqa", n_ctx=128).restore(tmp_path / "s") as stream:
+        assert stream.stats.n_ctx == 64
+    with load("gqa", n_ctx=128).stream() as stream:
+        stream.feed(draw(100))
+        stream.save(tmp_path / "large")
+    with pytest.raises(SessionError, match="-c 128"):
+        small.restore(tmp_path / "large")
+
+
+@pytest.fixture
+def saved(load: Load, draw: Draw, tmp_path: Path) -> tuple[Any, Path]:
+    engine = load("gqa", **OPTIONS)
+    stream = engine.stream()
+    stream.feed(draw(100))
+    stream.save(tmp_path / "good.session")
+    return engine, tmp_path / "good.session"
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("empty", "not an edge-stream session"),
+        ("text", "not an edge-stream session"),
+        ("half", "cut short"),
+        ("flipped", "checksum"),
+        ("longer", "bytes follow"),
+        ("newer", "version 2"),
+        ("missing", "No such file"),
+        ("folder", "not a regular file"),
+    ],
+)
+def test_bad_files(name: str, match: str, saved: tuple[Any, Path], tmp_path: Path) -> None:
+    engine, path = saved
+    good = path.read_bytes()
+    bad = tmp_path / "bad"
+    contents = {
+        "empty": b"",
+        "text": b"hello, this is a text\n" * 10,
+        "half": good[: len(good) // 2],
+        "flipped": good[:-100] + bytes([good[-100] ^ 1]) + good[-99:],
+        "longer": good + b"x",
+        "newer": good[:8] + b"\x02" + good[9:],
+    }
+    if name == "folder":
+        bad.mkdir()
+    elif name in contents:
+        bad.write_bytes(contents[name])
+    with pytest.raises(SessionError, match=match):
+        engine.restore(bad)
+    if name in contents:
+        assert bad.read_bytes() == contents[name]
+    with engine.restore(path) as stream:  # the engine is as good as before
+        assert stream.stats.n_past == 100
+
+
+def test_foreign_model_and_cache_type(saved: tuple[Any, Path], load: Load) -> None:
+    _, path = saved
+    with pytest.raises(SessionError, match="another model"):
+        load("mha", **OPTIONS).restore(path)
+    with pytest.raises(SessionError, match="cache types"):
+        load("gqa", **OPTIONS, cache_type_k="f16").restore(path)
+
+
+def test_unwritable_folder(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    engine, path = saved
+    with engine.restore(path) as stream, pytest.raises(SessionError, match="cannot write session"):
+        stream.save(tmp_path / "none" / "s")
+
+
+SAVE_LOOP = """
+import resource, signal, sys
+from edge_stream import Engine, SessionError
+model, path, mode = sys.argv[1:]
+engine = Engine.load(model, n_ctx=64, n_threads=1, cache_type_k="f32", cache_type_v="f32", flash_attn="off")
+stream = engine.stream()
+stream.feed(list(range(10, 110)))
+stream.save(path, b"first")
+if mode == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        stream.save(path, b"second")
+    except SessionError as error:
+        print(error)
+else:
+    print("ready", flush=True)
+    while True:
+        stream.feed([20])
+        stream.save(path, b"later")
+"""
+
+
+def test_full_disk_keeps_the_old_session(tiny: Any, load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    command = [sys.executable, "-c", SAVE_LOOP, str(tiny("gqa")), str(path), "full"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the disk is full" in out.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    with load("gqa", n_ctx=64).restore(path) as stream:
+        assert stream.user == b"first"
+
+
+def test_kill_while_saving(tiny: Any, load: Load, tmp_path: Path) -> None:
+    """kill -9 at any moment leaves a whole session."""
+    engine = load("gqa", n_ctx=64)
+    path = tmp_path / "s"
+    for i in range(5):
+        command = [sys.executable, "-c", SAVE_LOOP, str(tiny("gqa")), str(path), "loop"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.03 * i)
+            os.kill(process.pid, signal.SIGKILL)
+        with engine.restore(path) as stream:
+            assert stream.user in (b"first", b"later")
+            assert stream.stats.n_past >= 100
