@@ -105,7 +105,7 @@ def test_long_prompt_is_chunked_by_the_rule(sink_move: str, load: Load, referenc
 def test_larger_slides(n_slide: int, load: Load, reference: Any, draw: Draw) -> None:
     """Evicting n_slide tokens at once: between slides the sinks' keys are not written."""
     tokens = draw(N_TOKENS)
-    got = streamed(load("gqa", n_ctx=N_CTX, n_slide=n_slide, sink_move="bank"), tokens, 1)
+    got = streamed(load("gqa", n_ctx=N_CTX, n_slide=n_slide), tokens, 1)
     want = reference("gqa").stream(N_CTX, 4, n_slide).feed(tokens, 1)
     assert np.abs(got - want).max() < TOLERANCE
 
