@@ -17,6 +17,7 @@ SINK_MOVE_NAMES = {value: name for name, value in SINK_MOVES.items()}
 token_p = C.POINTER(C.c_int32)
 float_p = C.POINTER(C.c_float)
 LogitsCallback = C.CFUNCTYPE(C.c_bool, C.c_void_p, C.c_int64, float_p)
+NO_CALLBACK: Any = LogitsCallback()
 
 
 class StreamParams(C.Structure):

@@ -47,6 +47,7 @@ class Conversation:
         self.n_read = 0
         self._n_answer = 0  # tokens in the cache of the last answer with the template's frame around it
         self._answer_start: list[int] = []
+        self._ended = False  # the model wrote an end-of-turn token that the template has yet to write
         if _stream is not None:
             self.stream = _stream
             return
@@ -83,6 +84,8 @@ class Conversation:
         before = self.stream.stats.n_past
         try:
             message, self._answer_start = self._turn(text)
+            if self._ended:
+                message = self._after_end(message)
             self._feed(message, on_progress)
         except BaseException:
             self._take_back(self.stream.stats.n_past - before)
@@ -118,7 +121,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything but the system prompt."""
         self.stream.reset()
-        self.messages, self.n_dropped, self._n_answer = [], 0, 0
+        self.messages, self.n_dropped, self._n_answer, self._ended = [], 0, 0, False
 
     def save(self, path: str | Path) -> None:
         """Write the cache and the transcript to one file, atomically."""
@@ -129,6 +132,7 @@ class Conversation:
             "n_dropped": self.n_dropped,
             "n_answer": self._n_answer,
             "answer_start": self._answer_start,
+            "ended": self._ended,
         }
         self.stream.save(str(path), user=json.dumps(user, ensure_ascii=False).encode())
 
@@ -144,6 +148,7 @@ class Conversation:
             raise
         self.messages, self.n_dropped = user["messages"], user["n_dropped"]
         self._n_answer, self._answer_start = user["n_answer"], user["answer_start"]
+        self._ended = user["ended"]
         return self
 
     def close(self) -> None:
@@ -194,12 +199,16 @@ class Conversation:
 
     def _close_turn(self, closed: bool) -> None:
         """End the answer as the template would: with its end-of-turn token, unless the model wrote it."""
-        rest = self._close
-        if closed:
-            ends = [i for i, token in enumerate(rest) if self.engine.is_eog(token)]
-            rest = rest[ends[0] + 1 :] if ends else rest
+        rest = self._after_end(self._close) if closed else self._close
+        # Some templates write the end of an answer only with the next message: not once more then.
+        self._ended = closed and rest == self._close
         if rest:
             self.stream.feed(rest)
+
+    def _after_end(self, tokens: list[int]) -> list[int]:
+        """The tokens after the end-of-turn token that they begin with, if they do."""
+        ends = [i for i, token in enumerate(tokens[:4]) if self.engine.is_eog(token)]
+        return tokens[ends[0] + 1 :] if ends else tokens
 
     def _take_back(self, n: int) -> None:
         """Undo a message that was read in part."""
@@ -226,6 +235,7 @@ class Conversation:
             if not answers:
                 self._answer_start = start
         self.stream.reset()
+        self._ended = False
         if not turns:
             return
         # The oldest turn kept is now the first one, and templates write that one differently.
@@ -268,6 +278,7 @@ def _read_user(data: bytes, path: str | Path) -> dict[str, Any]:
             and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in user["messages"])
             and all(isinstance(user[name], int) and user[name] >= 0 for name in ("n_dropped", "n_answer"))
             and all(isinstance(token, int) for token in user["answer_start"])
+            and isinstance(user["ended"], bool)
         )
     except (ValueError, KeyError, TypeError):
         fits = False

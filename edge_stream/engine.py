@@ -56,6 +56,8 @@ class Engine:
 
     _model: int | None = None
     _ctx: int | None = None
+    _n_slide = 0
+    _rebase_at = 0
 
     @classmethod
     def load(
@@ -280,7 +282,9 @@ class Engine:
         meta = self.metadata
         n_layer = int(self._llama.llama_model_n_layer(self._model))
         n_head_kv = int(self._llama.llama_model_n_head_kv(self._model))
-        head = int(self._llama.llama_model_n_embd(self._model)) // max(1, int(self._llama.llama_model_n_head(self._model)))
+        head = int(self._llama.llama_model_n_embd(self._model)) // max(
+            1, int(self._llama.llama_model_n_head(self._model))
+        )
         row_k = n_head_kv * int(meta.get(f"{arch}.attention.key_length", head))
         row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
         size = self._ggml_row_size
@@ -351,7 +355,9 @@ class Engine:
         name = os.fsencode(path)
         _native.check(self._native.es_session_peek(name, C.byref(info), None, 0))
         if info.n_ctx > self.n_ctx:
-            raise SessionError(f"session {path} needs n_ctx = {info.n_ctx}, this engine has {self.n_ctx} (-c {info.n_ctx})")
+            raise SessionError(
+                f"session {path} needs n_ctx = {info.n_ctx}, this engine has {self.n_ctx} (-c {info.n_ctx})"
+            )
         user = C.create_string_buffer(max(1, info.n_user))
         _native.check(self._native.es_session_peek(name, C.byref(info), user, info.n_user))
         stream = self.stream(n_keep=info.n_keep, n_ctx=info.n_ctx)
@@ -379,6 +385,7 @@ class Engine:
 
 
 _LOG_CALLBACKS: list[Any] = []
+
 
 def available_memory() -> int | None:
     """Bytes of memory that can be had now, None where the system does not tell."""

@@ -271,9 +271,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not 0 <= wide <= 16:
             raise TooBigError
         self.budget.spend(self.budget.weigh(value) * (1 + wide))
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 _SIZED = (str, list, tuple)

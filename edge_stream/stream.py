@@ -128,7 +128,7 @@ class Stream:
 
     def _feed(self, tokens: Sequence[int], callback: Any = None) -> None:
         array = _token_array(tokens)
-        function = callback if callback is not None else C.cast(None, _native.LogitsCallback)
+        function = _native.NO_CALLBACK if callback is None else callback
         _native.check(self._native.es_stream_feed(self._handle, array, len(array), function, None))
 
     def logits_of(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -262,7 +262,7 @@ class Stream:
         n = self._native.es_stream_tokens(self._handle, None, 0)
         buffer = (C.c_int32 * max(1, n))()
         self._native.es_stream_tokens(self._handle, buffer, n)
-        return buffer[:n]
+        return list(buffer[:n])
 
     def mark(self) -> None:
         """Mark a boundary before the next token: evictions prefer to end there (see Engine.stream, n_boundary)."""
@@ -336,14 +336,22 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
     lib = _native.library()
     params = lib.es_sampler_default_params()
     params.seed = sampling.seed & 0xFFFFFFFF if sampling.seed >= 0 else _RANDOM_SEED
-    for name in ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty"):
+    for name in (
+        "temp",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+    ):
         setattr(params, name, getattr(sampling, name))
     params.repeat_last_n = sampling.repeat_last_n
     bias = dict(sampling.logit_bias)
     if ignore_eos:
         bias |= {token: float("-inf") for token in range(engine.n_vocab) if engine.is_eog(token)}
     if bias:
-        array = (_native.LogitBias * len(bias))(*bias.items())
+        array = (_native.LogitBias * len(bias))(*(_native.LogitBias(*item) for item in bias.items()))
         params.logit_bias, params.n_logit_bias = array, len(bias)
     if sampling.grammar and sampling.json_schema:
         raise EdgeStreamError("give a grammar or a JSON schema, not both")

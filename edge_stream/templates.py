@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,7 @@ class ChatTemplate:
         try:
             return within(self._max_seconds, work)
         except DeadlineError:
-            raise EdgeStreamError(
-                f"{whose} was stopped: not done after {self._max_seconds:g} seconds"
-            ) from None
+            raise EdgeStreamError(f"{whose} was stopped: not done after {self._max_seconds:g} seconds") from None
         except (TooBigError, OverflowError, MemoryError, RecursionError):
             raise EdgeStreamError(f"{whose} was stopped: it builds far more text than it was given") from None
         except SecurityError as error:
@@ -103,9 +102,7 @@ class ChatTemplate:
         except RefusedError as error:
             raise EdgeStreamError(f"{whose} refuses the conversation: {error}") from error
         except jinja2.TemplateSyntaxError as error:
-            raise EdgeStreamError(
-                f"{whose} is not valid Jinja (line {error.lineno}): {error.message}"
-            ) from error
+            raise EdgeStreamError(f"{whose} is not valid Jinja (line {error.lineno}): {error.message}") from error
         except Exception as error:  # a faulty program can raise anything
             raise EdgeStreamError(f"{whose} failed: {error}") from error
 
@@ -130,9 +127,7 @@ class TurnRenderer:
         self._template = template
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.note = (
-            "the model has no chat template: using ChatML, which it may not know"
-            if template.is_fallback
-            else None
+            "the model has no chat template: using ChatML, which it may not know" if template.is_fallback else None
         )
         self.head = self._find_head()
         #: What the template writes after an answer: the end-of-turn token, often a newline.
@@ -197,7 +192,8 @@ class TurnRenderer:
 
 
 def _common_prefix(one: str, two: str) -> str:
+    """What both begin with, without a control token such as <|end|> that only begins in it."""
     n = 0
     while n < min(len(one), len(two)) and one[n] == two[n]:
         n += 1
-    return one[:n]
+    return one if n == len(one) else re.sub(r"[<\[][^\s<>\[\]]*$", "", one[:n])

@@ -181,9 +181,7 @@ def _yarn_corr_dims(
     return max(0.0, float(np.floor(dim(beta_fast)))), min(n_rot - 1.0, float(np.ceil(dim(beta_slow))))
 
 
-def rope_table(
-    config: Config, n_pos: int, *, swa: bool = False, factors: F64 | None = None
-) -> tuple[F64, F64]:
+def rope_table(config: Config, n_pos: int, *, swa: bool = False, factors: F64 | None = None) -> tuple[F64, F64]:
     """Cosine and sine of positions 0..n_pos-1, each [n_pos, n_rot/2] float64, magnitude included.
 
     ``factors`` [n_rot/2] divide the angles (Llama 3). Sliding-window layers have a base of their own and no
@@ -200,9 +198,7 @@ def rope_table(
     theta = freq_scale * angle
     magnitude = config.rope_attn_factor
     if config.yarn:
-        low, high = _yarn_corr_dims(
-            n_rot, config.yarn_n_ctx_orig, base, config.yarn_beta_fast, config.yarn_beta_slow
-        )
+        low, high = _yarn_corr_dims(n_rot, config.yarn_n_ctx_orig, base, config.yarn_beta_fast, config.yarn_beta_slow)
         ramp = 1.0 - np.clip((pair - low) / max(0.001, high - low), 0.0, 1.0)  # 1 = extrapolate
         theta = theta * (1.0 - ramp) + angle * ramp
         # The context cancels the factor that the rope kernel is going to apply, with the *model's* scale: on
@@ -353,9 +349,7 @@ class ReferenceStream:
     ones.
     """
 
-    def __init__(
-        self, weights: Weights, config: Config, n_ctx: int, n_keep: int = 4, n_slide: int = 0
-    ) -> None:
+    def __init__(self, weights: Weights, config: Config, n_ctx: int, n_keep: int = 4, n_slide: int = 0) -> None:
         self.weights, self.config = weights, config
         self.window = Window(n_ctx, n_keep, n_slide)
         empty = np.zeros((config.n_head_kv, 0, config.head_dim))

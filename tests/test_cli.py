@@ -18,7 +18,6 @@ from fake_engine import FakeEngine
 
 from edge_stream.cli import COMMANDS, cli
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
-from edge_stream.metrics import Latencies, MemoryWatch, percentile, resident_mib
 
 Run = Callable[..., Result]
 
@@ -74,8 +73,10 @@ def is_one_line_error(result: Result) -> bool:
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom edge_stream.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-        "heavy = {'numpy', 'llama_cpp', 'rich', 'prompt_toolkit', 'jinja2', 'edge_stream.engine'} & set(sys.modules)\n"
+        "import sys\nfrom edge_stream.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "heavy = {'numpy', 'llama_cpp', 'rich', 'prompt_toolkit', 'jinja2', 'edge_stream.engine'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
@@ -149,16 +150,18 @@ def test_errors_of_the_library_are_one_line(run: Run, loader: Loader, command: l
 
 def test_flags_reach_the_engine_under_llama_cpp_names(run: Run, loader: Loader) -> None:
     loader.engine.answers.append("ok")
-    run("run", "-m", "x.gguf", "-p", "hi", "-c", "99", "--attention-sink-size", "7", "-b", "32", "-ub", "16", "-t", "3",
-        "-tb", "5", "-ngl", "all", "-fa", "on", "-ctk", "q8_0", "-ctv", "f32", "--sink-move", "bank", "--slide", "9",
-        "--no-mmap", "-v", "-s", "42", "--temp", "0.5", "--top-k", "3", "--top-p", "0.9", "--min-p", "0.1",
-        "--repeat-penalty", "1.2", "--repeat-last-n", "32", "--frequency-penalty", "0.3", "--presence-penalty", "0.4",
-        "--logit-bias", "5+1.5", "--logit-bias", "6-inf", "-j", '{"type": "object"}')  # fmt: skip
+    flags = (
+        "-c 99 --attention-sink-size 7 -b 32 -ub 16 -t 3 -tb 5 -ngl all -fa on -ctk q8_0 -ctv f32 "
+        "--sink-move bank --slide 9 --no-mmap -v -s 42 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
+        "--repeat-penalty 1.2 --repeat-last-n 32 --frequency-penalty 0.3 --presence-penalty 0.4 "
+        "--logit-bias 5+1.5 --logit-bias 6-inf"
+    )
+    run("run", "-m", "x.gguf", "-p", "hi", *flags.split(), "-j", '{"type": "object"}')
     assert loader.asked == {
-        "model": "x.gguf", "n_ctx": 99, "n_keep": 7, "n_batch": 32, "n_ubatch": 16, "n_threads": 3,
-        "n_threads_batch": 5, "n_gpu_layers": -1, "flash_attn": "on", "cache_type_k": "q8_0", "cache_type_v": "f32",
-        "sink_move": "bank", "n_slide": 9, "use_mmap": False, "verbose": True,
-    }  # fmt: skip
+        **{"model": "x.gguf", "n_ctx": 99, "n_keep": 7, "n_batch": 32, "n_ubatch": 16, "n_threads": 3},
+        **{"n_threads_batch": 5, "n_gpu_layers": -1, "flash_attn": "on", "cache_type_k": "q8_0"},
+        **{"cache_type_v": "f32", "sink_move": "bank", "n_slide": 9, "use_mmap": False, "verbose": True},
+    }
     sampling = loader.engine.samplings[0]
     assert (sampling.seed, sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p) == (
         42,
@@ -259,15 +262,25 @@ def test_invalid_utf8_names_the_byte(run: Run, loader: Loader, tmp_path: Path) -
 def test_unreadable_files(run: Run, loader: Loader, tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         assert is_one_line_error(run("run", "-m", "x", "-f", str(path)))
-        assert is_one_line_error(
-            run("run", "-m", "x", "-p", "a", "--grammar-file", str(tmp_path / "missing"))
-        )
+        assert is_one_line_error(run("run", "-m", "x", "-p", "a", "--grammar-file", str(tmp_path / "missing")))
         assert is_one_line_error(run("chat", "-m", "x", "-sysf", str(path)))
     assert loader.n_loads == 0
 
 
-STATS = ("tokens_seen", "n_ctx", "n_keep", "slides", "rebases", "rss_start_mib", "rss_end_mib", "tok_per_s", "p50_ms",
-         "p99_ms", "max_ms", "sink_move")  # fmt: skip
+STATS = [
+    "tokens_seen",
+    "n_ctx",
+    "n_keep",
+    "slides",
+    "rebases",
+    "rss_start_mib",
+    "rss_end_mib",
+    "tok_per_s",
+    "p50_ms",
+    "p99_ms",
+    "max_ms",
+    "sink_move",
+]
 
 
 def test_stats_file(run: Run, loader: Loader, tmp_path: Path) -> None:
@@ -343,9 +356,7 @@ def test_save_and_load(run: Run, loader: Loader, tmp_path: Path) -> None:
     assert is_one_line_error(run("run", "-m", "x", "--load", str(saved)))
 
 
-def test_a_reader_that_went_away_is_no_error(
-    run: Run, loader: Loader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_went_away_is_no_error(run: Run, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     loader.engine.answers.append("abc")
 
     def gone(_n: int) -> None:
@@ -384,8 +395,8 @@ def test_chat_commands(run: Run, loader: Loader, tmp_path: Path) -> None:
     file.write_text("from a file")
     saved = tmp_path / "saved"
     loader.engine.answers += ["one", "uno", "two", "three"]
-    lines = ["/help", "hi", "/regen", f"/save {saved}", "/set temp 0.25", f"/read {file}", "/clear", f"/load {saved}",
-             "/set predict=2", "more", "/stats", "/bye", "never"]  # fmt: skip
+    lines = ["/help", "hi", "/regen", f"/save {saved}", "/set temp 0.25", f"/read {file}", "/clear"]
+    lines += [f"/load {saved}", "/set predict=2", "more", "/stats", "/bye", "never"]
     result = run("chat", "-m", "x", input="\n".join(lines))
     assert result.exit_code == 0, result.output
     assert result.stdout == "one\nuno\ntwo\nth\n"
@@ -397,8 +408,19 @@ def test_chat_commands(run: Run, loader: Loader, tmp_path: Path) -> None:
     assert "from a file" not in last
 
 
-@pytest.mark.parametrize("line", ["/nonsense", "/set temp hot", "/set temp -1", "/set colour 3", "/read", "/regen",
-                                  "/read none", "/load none"])  # fmt: skip
+BAD = [
+    "/nonsense",
+    "/set temp hot",
+    "/set temp -1",
+    "/set colour 3",
+    "/read",
+    "/regen",
+    "/read none",
+    "/load none",
+]
+
+
+@pytest.mark.parametrize("line", BAD)
 def test_chat_with_piped_lines_fails_on_a_bad_command(run: Run, line: str) -> None:
     assert run("chat", "-m", "x", input=line).exit_code == 1
 
@@ -519,60 +541,6 @@ def test_model_facts(loader: Loader) -> None:
     facts = model_facts(loader.load("x", n_ctx=2048, n_keep=4))
     assert facts["kv_mib"] == 2.0
     assert json.dumps(facts)
-
-
-#
-# metrics
-#
-
-
-def test_percentiles() -> None:
-    assert percentile([3, 1, 2], 50) == 2
-    assert percentile([1, 2], 75) == 1.75
-    assert percentile([5], 99) == 5
-    assert percentile([], 50) != percentile([], 50)  # nan
-    with pytest.raises(ValueError, match="between 0 and 100"):
-        percentile([1], 101)
-
-
-def test_latencies_agree_with_exact_percentiles_in_constant_space() -> None:
-    values = [0.001 * 1.01**i for i in range(1500)]
-    times = Latencies()
-    size = len(times._counts)
-    for value in values:
-        times.add(value)
-    for q in (1, 50, 99, 100):
-        exact = sorted(values)[max(0, -(-len(values) * q // 100) - 1)]
-        assert times.percentile(q) == pytest.approx(exact, rel=0.011)
-    assert times.max_ms == max(values)
-    assert times.per_second == pytest.approx(1000 * len(values) / sum(values))
-    for extreme in (0.0, 1e12):
-        times.add(extreme)
-    assert len(times._counts) == size
-
-
-def test_memory_start_is_when_the_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_stream import metrics
-
-    sizes = iter([100.0, 150.0, 999.0])
-    monkeypatch.setattr(metrics, "resident_mib", lambda: next(sizes))
-    watch = MemoryWatch()
-    watch.sample(full=False)
-    watch.sample(full=False)
-    assert watch.start == 100.0
-    watch.sample(full=True)
-    watch.sample(full=True)
-    assert watch.start == 150.0
-
-
-def test_resident_memory_sees_an_allocation() -> None:
-    before = resident_mib()
-    assert before is not None
-    block = bytearray(64 << 20)
-    block[::4096] = b"x" * len(block[::4096])
-    after = resident_mib()
-    assert after is not None
-    assert after - before > 50
 
 
 def test_error_classes_are_caught_at_the_edge_only(run: Run, loader: Loader) -> None:

@@ -168,6 +168,27 @@ def test_regenerate_after_the_stream_slid_past_reads_again_what_fits() -> None:
     assert engine.streams[0].text.endswith(whole(engine, "Three?", "good", "Four?", "4"))
 
 
+LATE_END = (
+    "{% for m in messages %}{% if m.role == 'user' %}{% if not loop.first %}<|im_end|>{% endif %}"
+    "<|im_start|>U {{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>A {% endif %}"
+)
+
+
+def test_a_template_that_ends_an_answer_with_the_next_message(tmp_path: Path) -> None:
+    source = LATE_END.replace("{% else %}", "{% else %}<|im_start|>A ")
+    engine, path = FakeEngine(chat_template=source), tmp_path / "session"
+    conversation = fresh(engine)
+    say(conversation, "One?", "1")
+    say(conversation, "Two?", "2222", max_tokens=2)
+    say(conversation, "Three?", "3")
+    assert engine.streams[0].text == whole(engine, "One?", "1", "Two?", "22", "Three?", "3") + "<|im_end|>"
+    conversation.save(path)
+    again = Conversation.resume(engine, path)  # type: ignore[arg-type]
+    say(again, "Four?", "4")
+    assert "3<|im_end|><|im_start|>U Four?" in engine.streams[-1].text
+
+
 def test_nothing_to_regenerate() -> None:
     with pytest.raises(EdgeStreamError, match="no answer"):
         list(fresh(FakeEngine()).regenerate())
@@ -204,9 +225,9 @@ def test_save_and_resume(tmp_path: Path) -> None:
         "{",
         "[]",
         '{"format": 1}',
-        '{"format": 1, "system": 5, "messages": [], "n_dropped": 0, "n_answer": 0, "answer_start": []}',
-        '{"format": 1, "system": null, "messages": [{}], "n_dropped": 0, "n_answer": 0, "answer_start": []}',
-        '{"format": 1, "system": null, "messages": [], "n_dropped": 0, "n_answer": -1, "answer_start": []}',
+        '{"format": 1, "system": 5, "messages": [], "n_dropped": 0, "n_answer": 0, "answer_start": [], "ended": false}',
+        '{"format": 1, "system": null, "messages": [{}], "n_dropped": 0, "n_answer": 0, "answer_start": [], "ended": false}',
+        '{"format": 1, "system": null, "messages": [], "n_dropped": 0, "n_answer": -1, "answer_start": [], "ended": false}',
     ],
 )
 def test_a_session_of_something_else_is_refused(tmp_path: Path, user: str) -> None:

@@ -137,9 +137,7 @@ def decode(lib: Any, ctx: Any, tokens: list[int], pos: int, n_vocab: int) -> np.
 def llama_logits(path: Path, tokens: list[int], n_batch: int) -> np.ndarray:
     """Helper: logits [n_tokens, n_vocab] of a fresh context, ``n_batch`` tokens per decode."""
     with open_llama(path) as (lib, _, ctx):
-        parts = [
-            decode(lib, ctx, tokens[i : i + n_batch], i, N_VOCAB) for i in range(0, len(tokens), n_batch)
-        ]
+        parts = [decode(lib, ctx, tokens[i : i + n_batch], i, N_VOCAB) for i in range(0, len(tokens), n_batch)]
     return np.concatenate(parts)
 
 
@@ -232,9 +230,7 @@ def test_wrong_position_is_visible(tiny: Tiny) -> None:
     tokens = some_tokens(N_TOKENS)
     right = tiny.ref.dense(tokens)
     gap = tiny.ref.stream(n_ctx=N_TOKENS + 1, n_keep=4)
-    gap.rope = {
-        swa: (np.delete(cos, 4, axis=0), np.delete(sin, 4, axis=0)) for swa, (cos, sin) in gap.rope.items()
-    }
+    gap.rope = {swa: (np.delete(cos, 4, axis=0), np.delete(sin, 4, axis=0)) for swa, (cos, sin) in gap.rope.items()}
     wrong = gap.feed(tokens, N_TOKENS)
     difference = float(np.abs(right - wrong)[4:].max())
     print(f"{tiny.name}: gap of one position: {difference:.2f}, logit std {right.std():.2f}")

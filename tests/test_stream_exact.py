@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def streamed(engine: Any, tokens: list[int], size: int) -> np.ndarray:
 def expected(reference: Any) -> Callable[..., np.ndarray]:
     """Reference logits, computed once per setting."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def get(name: str, n_keep: int, size: int, tokens: tuple[int, ...]) -> np.ndarray:
         stream = reference(name).stream(N_CTX, n_keep)
         return np.concatenate([stream.feed(piece, len(piece)) for piece in split(list(tokens), size)])

@@ -21,8 +21,10 @@ MISTRAL = (
 # The system prompt moves into the last user message: earlier turns change with every turn.
 MISTRAL_LAST = MISTRAL.replace("loop.first", "loop.last")
 THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n"
-    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -39,19 +41,15 @@ def test_features_that_templates_use() -> None:
     assert len(render("{{ strftime_now('%d %b %Y') }}")) == 11
     assert render("{% generation %}{{ bos_token ~ 'x' ~ 1 }}{% endgeneration %}") == "<s>x1"
     assert render("{{ 'a-b'.split('-')|join('+') ~ ', '.join(['c', 'd']) }}") == "a+bc, d"
+    assert render("{{ 'ab'.replace('b', 'c') ~ ('x' * 3) ~ '%s 2024' % 7 ~ '{:>3}'.format(1) }}") == "acxxx7 2024  1"
     assert (
-        render("{{ 'ab'.replace('b', 'c') ~ ('x' * 3) ~ '%s 2024' % 7 ~ '{:>3}'.format(1) }}")
-        == "acxxx7 2024  1"
-    )
-    assert (
-        render(
-            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"
-        )
+        render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}")
         == "1"
     )
     assert (
         render(
-            "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ messages|map(attribute='role')|map('upper')|list|length }}{{ f(2) }}"
+            "{% macro f(x) %}[{{ x }}]{% endmacro %}"
+            "{{ messages|map(attribute='role')|map('upper')|list|length }}{{ f(2) }}"
         )
         == "1[2]"
     )
@@ -125,9 +123,7 @@ def test_internals_are_out_of_reach(source: str) -> None:
         render(source)
 
 
-DOUBLING = (
-    "{{% set ns = namespace(s='aaaaaaaa') %}}{{% for i in range(64) %}}{{% set ns.s = {} %}}{{% endfor %}}"
-)
+DOUBLING = "{{% set ns = namespace(s='aaaaaaaa') %}}{{% for i in range(64) %}}{{% set ns.s = {} %}}{{% endfor %}}"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +207,17 @@ def test_a_template_that_rewrites_earlier_turns_is_explained() -> None:
     assert turns.next("U2") == ("<|im_start|>user\nU2<|im_end|>\n", "<|im_start|>assistant\n")
     assert turns.closing == "<|im_end|>\n"
     assert TurnRenderer(ChatTemplate(MISTRAL)).note is None
+
+
+def test_a_turn_does_not_begin_inside_a_control_token() -> None:
+    # Phi writes <|endoftext|> at the very end: it shares its first letters with what follows otherwise.
+    phi = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+    )
+    turns = TurnRenderer(ChatTemplate(phi))
+    assert turns.closing == "<|end|>\n"
+    assert "".join(turns.next("U2")) == "<|user|>\nU2<|end|>\n<|assistant|>\n"
 
 
 def test_a_template_without_answers_cannot_be_used() -> None:

@@ -40,12 +40,8 @@ Ctrl-C          stop the answer; twice within a second quits"""
 
 @click.command("chat")
 @options.model_option()
-@click.option(
-    "-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt; it stays in the cache."
-)
-@click.option(
-    "-sysf", "--system-prompt-file", "system_file", metavar="FILE", type=click.Path(), help="A file with it."
-)
+@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt; it stays in the cache.")
+@click.option("-sysf", "--system-prompt-file", "system_file", metavar="FILE", type=click.Path(), help="A file with it.")
 @click.option(
     "--session",
     "session",
@@ -248,9 +244,7 @@ class Chat:
     def _answer(self, text: str) -> None:
         progress = Progress()
         self._print(
-            self._conversation.reply(
-                text, on_progress=self._interrupt.progress(progress.show), **self._options()
-            ),
+            self._conversation.reply(text, on_progress=self._interrupt.progress(progress.show), **self._options()),
             progress,
         )
 

@@ -114,8 +114,7 @@ def main(**flags: Any) -> None:
     n_keep = options.SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
     with options.load_engine(flags) as engine, _screen(flags["as_json"]) as screen:
         screen.say(
-            f"model: {engine.desc}, cache: {engine.n_ctx} tokens of which {n_keep} are sinks "
-            f"({engine.sink_move})"
+            f"model: {engine.desc}, cache: {engine.n_ctx} tokens of which {n_keep} are sinks ({engine.sink_move})"
         )
         tokens = _text_tokens(engine, min(READ_LENGTHS * engine.n_ctx, max(READ_MOST, 2 * engine.n_ctx)))
         result = _stream_on(engine, n_keep, tokens, screen)
@@ -221,8 +220,7 @@ def _summary(result: dict[str, Any]) -> str:
     memory = "Memory could not be read on this system."
     if result["rss_start_mib"] is not None and result["rss_end_mib"] is not None:
         memory = (
-            f"Memory went from {result['rss_start_mib']:.0f} MiB (cache just full) to "
-            f"{result['rss_end_mib']:.0f} MiB."
+            f"Memory went from {result['rss_start_mib']:.0f} MiB (cache just full) to {result['rss_end_mib']:.0f} MiB."
         )
     return f"""\
 The model saw {result["tokens_seen"]:,} tokens through a cache of {result["n_ctx"]}.

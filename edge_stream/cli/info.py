@@ -105,9 +105,7 @@ def _devices(library: ctypes.CDLL) -> list[dict[str, Any]]:
         memory(device, ctypes.byref(free), ctypes.byref(total))
         devices.append(
             {
-                **{
-                    key: (function(device) or b"").decode(errors="replace") for key, function in texts.items()
-                },
+                **{key: (function(device) or b"").decode(errors="replace") for key, function in texts.items()},
                 "kind": _DEVICE_KINDS.get(kind(device), "other"),
                 "memory_mib": total.value // 2**20,
                 "free_mib": free.value // 2**20,

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 @click.command("run")
 @options.model_option()
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
-@click.option(
-    "-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with it."
-)
+@click.option("-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with it.")
 @click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
 @sampling.predict_option()
 @click.option("--echo", is_flag=True, help="Print the prompt too.")

@@ -40,9 +40,7 @@ class LogitBias(click.ParamType):  # type: ignore[type-arg]
 
     name = "TOKEN(+/-)BIAS"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, float]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
         """Parse into (token, bias)."""
         if isinstance(value, tuple):
             return value
@@ -162,9 +160,7 @@ def sampling_options() -> Callable[[F], F]:
                 help="Make a token likelier (15043+1) or rarer (15043-1). May be repeated.",
             ),
             option("--grammar", metavar="GBNF", help="Grammar that the text must follow."),
-            option(
-                "--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="File with a grammar."
-            ),
+            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="File with a grammar."),
             option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must follow."),
             option(
                 "-r",

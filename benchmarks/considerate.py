@@ -1,0 +1,92 @@
+"""How the engine shares a machine: speed when quiet and beside busy processes, for several ways of waiting.
+
+llama.cpp's CPU threads meet at barriers many times per token. How a thread waits there is GNU OpenMP's business:
+GOMP_SPINCOUNT rounds of spinning, then sleep. Each way runs in its own process (the setting is read once), ways
+interleaved over several rounds; the load is one busy Python process per core. The fair share beside n busy processes
+is half of the quiet speed of the default.
+
+    python benchmarks/considerate.py -m demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+SPIN = "while True: pass"
+
+CHILD = """
+import json, sys, time
+from edge_stream import Engine, Sampling
+model, seconds = sys.argv[1], float(sys.argv[2])
+engine = Engine.load(model, n_ctx=512)
+stream = engine.stream()
+stream.feed(list(range(100, 700)))
+gaps, end = [], time.perf_counter() + seconds
+last = time.perf_counter()
+for token in stream.generate(sampling=Sampling(temp=0), ignore_eos=True):
+    now = time.perf_counter()
+    gaps.append(now - last)
+    last = now
+    if now > end:
+        break
+print(json.dumps({"tok_per_s": len(gaps) / sum(gaps), "max_gap_s": max(gaps)}))
+"""
+
+
+def measure(model: str, env: dict[str, str], busy: int, seconds: float) -> dict[str, float]:
+    """One process under one way of waiting, beside `busy` spinning processes."""
+    load = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
+    try:
+        command = [sys.executable, "-c", CHILD, model, str(seconds)]
+        clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        out = subprocess.run(command, env=clean | env, capture_output=True, text=True, check=True)
+        return dict(json.loads(out.stdout.splitlines()[-1]))
+    finally:
+        for process in load:
+            process.kill()
+        for process in load:
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--spin-counts", default="0,1000,3000,10000,30000,100000")
+    args = parser.parse_args()
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # an undefined policy is llama.cpp's default; setting OMP_DYNAMIC keeps our own default out of the way
+    ways: dict[str, dict[str, str]] = {
+        "default": {"OMP_WAIT_POLICY": ""},
+        "passive": {"OMP_WAIT_POLICY": "passive"},
+    }
+    ways |= {f"spin {n}": {"GOMP_SPINCOUNT": n} for n in args.spin_counts.split(",")}
+    results: dict[str, dict[str, list[float]]] = {way: {"quiet": [], "busy": [], "gap": []} for way in ways}
+    for _ in range(args.rounds):
+        for way, env in ways.items():
+            results[way]["quiet"].append(measure(args.model, env, 0, args.seconds)["tok_per_s"])
+            time.sleep(0.2)
+            busy = measure(args.model, env, cores, args.seconds)
+            results[way]["busy"].append(busy["tok_per_s"])
+            results[way]["gap"].append(busy["max_gap_s"])
+    base = statistics.median(results["default"]["quiet"])
+    print("| waiting | quiet tok/s | of default | beside busy | of fair share | longest gap s |")
+    print("|---|---|---|---|---|---|")
+    for way, r in results.items():
+        quiet, busy_speed = statistics.median(r["quiet"]), statistics.median(r["busy"])
+        print(
+            f"| {way} | {quiet:.1f} | {quiet / base:.3f} | {busy_speed:.1f} | {busy_speed / (base / 2):.2f} "
+            f"| {max(r['gap']):.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
