@@ -163,7 +163,11 @@ class Conversation:
         if first is None:
             first = self.stream.stats.n_past == 0
         message, start = self._renderer.first(text) if first else self._renderer.next(text)
-        return (self._head if first else []) + self._tokens(message), self._tokens(start)
+        tokens, answer = (self._head if first else []) + self._tokens(message), self._tokens(start)
+        if not answer:
+            # To answer again, something must be read again: without a start of its own, the last token.
+            tokens, answer = tokens[:-1], tokens[-1:]
+        return tokens, answer
 
     def _feed(self, tokens: list[int], on_progress: Callable[[int, int], None] | None = None) -> None:
         """Feed the tokens of a message and mark its start."""
@@ -184,8 +188,9 @@ class Conversation:
         pieces: list[str] = []
         closed = False
         try:
-            if self._answer_start:
-                self._feed(self._answer_start)
+            if len(self._answer_start) > 1:  # one token may be the end of the user's message
+                self.stream.mark()
+            self.stream.feed(self._answer_start)
             with closing(self.stream.generate(**options)) as tokens:  # type: ignore[type-var]
                 for token in tokens:
                     pieces.append(token.text)

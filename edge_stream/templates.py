@@ -153,8 +153,9 @@ class TurnRenderer:
 
     def _split(self, messages: list[Message], added: Callable[[str], str]) -> tuple[str, str]:
         both = added(self._template.render(messages, add_generation_prompt=True))
-        message = added(self._template.render(messages, add_generation_prompt=False))
-        return (message, both[len(message) :]) if both.startswith(message) else (both, "")
+        alone = added(self._template.render(messages, add_generation_prompt=False))
+        message = _common_prefix(alone, both)
+        return message, both[len(message) :]
 
     def _find_head(self) -> str:
         """What stands before the first user message: the system prompt, as rendered."""

@@ -31,6 +31,7 @@ class FakeStream:
 
     def reset(self) -> None:
         self.all: list[int] = []
+        self.has_logits = False
         self.cached = 0
         self.n_slides = 0
         self.marks: list[int] = []
@@ -47,6 +48,7 @@ class FakeStream:
             text = self.engine.tokenize(text, add_bos=not self.all and self.engine.add_bos, special=special)
         if not text:
             raise EdgeStreamError("there is no text to feed: the prompt is empty")
+        self.has_logits = True
         step = len(text) if on_progress is None else 16
         for start in range(0, len(text), step):
             part = list(text[start : start + step])
@@ -74,6 +76,7 @@ class FakeStream:
         matcher = StopMatcher(stop)
         n = 0
         while max_tokens < 0 or n < max_tokens:
+            assert self.has_logits, "nothing was fed since a rewind, restore or reset"
             token = script[n % len(script)] if ignore_eos else script[n]
             if ignore_eos and token == END:
                 token = ord(" ")
@@ -98,6 +101,7 @@ class FakeStream:
     def rewind(self, n: int) -> None:
         if n > self.cached - min(self.n_keep, self.cached):
             raise EdgeStreamError("cannot rewind past the window")
+        self.has_logits = False
         del self.all[len(self.all) - n :]
         self.cached -= n
 

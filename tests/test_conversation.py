@@ -189,6 +189,20 @@ def test_a_template_that_ends_an_answer_with_the_next_message(tmp_path: Path) ->
     assert "3<|im_end|><|im_start|>U Four?" in engine.streams[-1].text
 
 
+def test_regenerate_where_answers_have_no_start_of_their_own() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}[I]{{ m.content }}[/I]"
+        "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    engine = FakeEngine(chat_template=source)
+    conversation = fresh(engine)
+    say(conversation, "One?", "1")
+    say(conversation, "Two?", "2")
+    engine.answers.append("two")
+    list(conversation.regenerate())
+    assert engine.streams[0].text == "[I]One?[/I]1<|im_end|>[I]Two?[/I]two<|im_end|>"
+
+
 def test_nothing_to_regenerate() -> None:
     with pytest.raises(EdgeStreamError, match="no answer"):
         list(fresh(FakeEngine()).regenerate())
@@ -218,6 +232,9 @@ def test_save_and_resume(tmp_path: Path) -> None:
     assert engine.streams[-1].text == whole(engine, "One?", "one", "Two?", "2", system="Sé")
 
 
+REST = ', "n_dropped": 0, "n_answer": 0, "answer_start": [], "ended": false}'
+
+
 @pytest.mark.parametrize(
     "user",
     [
@@ -225,9 +242,9 @@ def test_save_and_resume(tmp_path: Path) -> None:
         "{",
         "[]",
         '{"format": 1}',
-        '{"format": 1, "system": 5, "messages": [], "n_dropped": 0, "n_answer": 0, "answer_start": [], "ended": false}',
-        '{"format": 1, "system": null, "messages": [{}], "n_dropped": 0, "n_answer": 0, "answer_start": [], "ended": false}',
-        '{"format": 1, "system": null, "messages": [], "n_dropped": 0, "n_answer": -1, "answer_start": [], "ended": false}',
+        '{"format": 1, "system": 5, "messages": []' + REST,
+        '{"format": 1, "system": null, "messages": [{}]' + REST,
+        '{"format": 1, "system": null, "messages": []' + REST.replace("0", "-1"),
     ],
 )
 def test_a_session_of_something_else_is_refused(tmp_path: Path, user: str) -> None:

@@ -217,7 +217,7 @@ def test_a_turn_does_not_begin_inside_a_control_token() -> None:
     )
     turns = TurnRenderer(ChatTemplate(phi))
     assert turns.closing == "<|end|>\n"
-    assert "".join(turns.next("U2")) == "<|user|>\nU2<|end|>\n<|assistant|>\n"
+    assert turns.next("U2") == ("<|user|>\nU2<|end|>\n", "<|assistant|>\n")
 
 
 def test_a_template_without_answers_cannot_be_used() -> None:

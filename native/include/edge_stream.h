@@ -15,9 +15,9 @@
 #include <stdint.h>
 
 #if defined(_WIN32)
-#    define ES_API __declspec(dllexport)
+#define ES_API __declspec(dllexport)
 #else
-#    define ES_API __attribute__((visibility("default")))
+#define ES_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
@@ -147,24 +147,24 @@ typedef struct es_logit_bias {
 } es_logit_bias;
 
 typedef struct es_sampler_params {
-    uint32_t seed;           // LLAMA_DEFAULT_SEED draws one
-    float    temp;           // <= 0: greedy (default 0.8)
-    int32_t  top_k;          // <= 0: off (default 40)
-    float    top_p;          // 1: off (default 0.95)
-    float    min_p;          // 0: off (default 0.05)
-    float    repeat_penalty; // 1: off (default 1)
-    int32_t  repeat_last_n;  // tokens that penalties look back on; 0: off, at most 4096 (default 64)
-    float    frequency_penalty;
-    float    presence_penalty;
+    uint32_t              seed;           // LLAMA_DEFAULT_SEED draws one
+    float                 temp;           // <= 0: greedy (default 0.8)
+    int32_t               top_k;          // <= 0: off (default 40)
+    float                 top_p;          // 1: off (default 0.95)
+    float                 min_p;          // 0: off (default 0.05)
+    float                 repeat_penalty; // 1: off (default 1)
+    int32_t               repeat_last_n;  // tokens that penalties look back on; 0: off, at most 4096 (default 64)
+    float                 frequency_penalty;
+    float                 presence_penalty;
     const es_logit_bias * logit_bias;
     size_t                n_logit_bias;
-    const char * grammar;      // GBNF; NULL: none
-    const char * grammar_root; // NULL: "root"
+    const char *          grammar;      // GBNF; NULL: none
+    const char *          grammar_root; // NULL: "root"
 } es_sampler_params;
 
 ES_API es_sampler_params es_sampler_default_params(void);
-ES_API int32_t es_sampler_init(const struct llama_model * model, es_sampler_params params, es_sampler ** out);
-ES_API void    es_sampler_free(es_sampler * sampler);
+ES_API int32_t           es_sampler_init(const struct llama_model * model, es_sampler_params params, es_sampler ** out);
+ES_API void              es_sampler_free(es_sampler * sampler);
 
 // Choose a token from the stream's last logits and remember it for penalties and grammar. If logprob is
 // not NULL it gets the natural log of the token's probability before any sampling transform.
@@ -192,7 +192,7 @@ typedef struct es_session_info {
     int64_t  n_past;
     uint64_t fingerprint; // es_model_fingerprint of the model
     uint64_t model_tag;
-    uint64_t n_user;      // bytes of the caller's
+    uint64_t n_user; // bytes of the caller's
 } es_session_info;
 
 // Writes path.tmp-PID, fsyncs, renames: path holds the old session or the new one, never a part.

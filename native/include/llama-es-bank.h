@@ -30,17 +30,17 @@ LLAMA_API int32_t llama_es_bank_check(struct llama_context * ctx, const char ** 
 
 // Allocate a block of n_rows pinned rows for seq (replacing an older one), to be filled by captures.
 LLAMA_API int32_t llama_es_bank_alloc(struct llama_context * ctx, llama_seq_id seq, uint32_t n_rows);
-LLAMA_API void    llama_es_bank_free (struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API void    llama_es_bank_free(struct llama_context * ctx, llama_seq_id seq);
 
 // The next llama_decode must be exactly n tokens of seq at positions pos, pos+1, ..., in one ubatch: their keys
 // become the next n rows. Rows must be captured in order at consecutive positions. capture_end ends the
 // capture; it fails if no such decode came.
 LLAMA_API int32_t llama_es_bank_capture_begin(struct llama_context * ctx, llama_seq_id seq, uint32_t n, llama_pos pos);
-LLAMA_API int32_t llama_es_bank_capture_end  (struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq);
 
 // Give the block's cells the positions pos, pos+1, ... Metadata only: the keys follow in every llama_decode from
 // now on until llama_es_bank_settle (writing them again is harmless; leaving them out makes the graph smaller).
-LLAMA_API int32_t llama_es_bank_move  (struct llama_context * ctx, llama_seq_id seq, llama_pos pos);
+LLAMA_API int32_t llama_es_bank_move(struct llama_context * ctx, llama_seq_id seq, llama_pos pos);
 LLAMA_API int32_t llama_es_bank_settle(struct llama_context * ctx, llama_seq_id seq);
 
 // Add delta to the position of every cell of seq that is not pinned and rotate its key in place, once.
@@ -48,9 +48,10 @@ LLAMA_API int32_t llama_es_bank_settle(struct llama_context * ctx, llama_seq_id 
 LLAMA_API int32_t llama_es_bank_shift_window(struct llama_context * ctx, llama_seq_id seq, llama_pos delta);
 
 // The block of seq as bytes, for session files. state_get returns the size (with dst NULL, only the size).
-LLAMA_API size_t  llama_es_bank_state_get(struct llama_context * ctx, llama_seq_id seq, uint8_t * dst, size_t size);
+LLAMA_API size_t llama_es_bank_state_get(struct llama_context * ctx, llama_seq_id seq, uint8_t * dst, size_t size);
 // Restores a block whose cells were already restored by llama_state_seq_set_data.
-LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src, size_t size);
+LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src,
+                                          size_t size);
 
 #ifdef __cplusplus
 }

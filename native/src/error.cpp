@@ -23,18 +23,18 @@ const char * es_version(void) {
 
 const char * es_status_name(int32_t status) {
     switch (status) {
-        case ES_OK:              return "ok";
-        case ES_ERR_INVALID:     return "invalid argument";
-        case ES_ERR_UNSUPPORTED: return "unsupported";
-        case ES_ERR_MEMORY:      return "out of memory";
-        case ES_ERR_DECODE:      return "decode failed";
-        case ES_ERR_STOPPED:     return "stopped";
-        case ES_ERR_IO:          return "input/output error";
-        case ES_ERR_NO_SPACE:    return "no space left";
-        case ES_ERR_FORMAT:      return "damaged file";
-        case ES_ERR_VERSION:     return "newer version";
-        case ES_ERR_MODEL:       return "other model";
-        case ES_ERR_INTERNAL:    return "internal error";
-        default:                 return "unknown status";
+    case ES_OK: return "ok";
+    case ES_ERR_INVALID: return "invalid argument";
+    case ES_ERR_UNSUPPORTED: return "unsupported";
+    case ES_ERR_MEMORY: return "out of memory";
+    case ES_ERR_DECODE: return "decode failed";
+    case ES_ERR_STOPPED: return "stopped";
+    case ES_ERR_IO: return "input/output error";
+    case ES_ERR_NO_SPACE: return "no space left";
+    case ES_ERR_FORMAT: return "damaged file";
+    case ES_ERR_VERSION: return "newer version";
+    case ES_ERR_MODEL: return "other model";
+    case ES_ERR_INTERNAL: return "internal error";
+    default: return "unknown status";
     }
 }

@@ -10,7 +10,8 @@
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-int32_t es_fail(int32_t status, const char * format, ...);
+int32_t
+es_fail(int32_t status, const char * format, ...);
 
 // Runs f() and turns any exception into a status: nothing may cross the C boundary.
 template <typename F>

@@ -11,13 +11,13 @@ static constexpr int32_t repeat_last_n_max = 4096;
 
 es_sampler_params es_sampler_default_params(void) {
     es_sampler_params p = {};
-    p.seed           = LLAMA_DEFAULT_SEED;
-    p.temp           = 0.8f;
-    p.top_k          = 40;
-    p.top_p          = 0.95f;
-    p.min_p          = 0.05f;
-    p.repeat_penalty = 1.0f;
-    p.repeat_last_n  = 64;
+    p.seed              = LLAMA_DEFAULT_SEED;
+    p.temp              = 0.8f;
+    p.top_k             = 40;
+    p.top_p             = 0.95f;
+    p.min_p             = 0.05f;
+    p.repeat_penalty    = 1.0f;
+    p.repeat_last_n     = 64;
     return p;
 }
 
@@ -46,11 +46,11 @@ namespace {
 
 // A counter-based generator (the splitmix64 finaliser, Steele et al. 2014): its whole state is seed and count.
 double uniform(uint32_t seed, uint64_t n) {
-    uint64_t z = ((uint64_t) seed << 32 | 0x9e3779b9u) + (n + 1)*0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30))*0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27))*0x94d049bb133111ebu;
+    uint64_t z = ((uint64_t) seed << 32 | 0x9e3779b9u) + (n + 1) * 0x9e3779b97f4a7c15u;
+    z          = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z          = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     z ^= z >> 31;
-    return (double) (z >> 11)*0x1.0p-53;
+    return (double) (z >> 11) * 0x1.0p-53;
 }
 
 // Chooses among candidates whose logits went through the chain. u in [0, 1).
@@ -64,7 +64,7 @@ llama_token choose(const llama_token_data_array & c, bool greedy, double u) {
     for (size_t i = 0; i < c.size; ++i) {
         sum += std::exp((double) c.data[i].logit - best->logit);
     }
-    double rest = u*sum;
+    double rest = u * sum;
     for (size_t i = 0; i < c.size; ++i) {
         rest -= std::exp((double) c.data[i].logit - best->logit);
         if (rest < 0) {
@@ -91,21 +91,24 @@ bool grammar_allows(llama_sampler * grammar, llama_token token) {
 
 int32_t check(const es_sampler_params & p, int32_t n_vocab) {
     const auto finite = [](float x) { return std::isfinite(x); };
-    if (!finite(p.temp) || !finite(p.top_p) || !finite(p.min_p) || !finite(p.frequency_penalty) || !finite(p.presence_penalty)) {
+    if (!finite(p.temp) || !finite(p.top_p) || !finite(p.min_p) || !finite(p.frequency_penalty) ||
+        !finite(p.presence_penalty)) {
         return es_fail(ES_ERR_INVALID, "sampling parameters must be finite numbers");
     }
     if (!finite(p.repeat_penalty) || p.repeat_penalty <= 0.0f) {
         return es_fail(ES_ERR_INVALID, "repeat_penalty = %g must be a positive number", (double) p.repeat_penalty);
     }
     if (p.repeat_last_n < 0 || p.repeat_last_n > repeat_last_n_max) {
-        return es_fail(ES_ERR_INVALID, "repeat_last_n = %d must be between 0 and %d", p.repeat_last_n, repeat_last_n_max);
+        return es_fail(ES_ERR_INVALID, "repeat_last_n = %d must be between 0 and %d", p.repeat_last_n,
+                       repeat_last_n_max);
     }
     if (p.n_logit_bias > 0 && !p.logit_bias) {
         return es_fail(ES_ERR_INVALID, "logit_bias must not be null");
     }
     for (size_t i = 0; i < p.n_logit_bias; ++i) {
         if (p.logit_bias[i].token < 0 || p.logit_bias[i].token >= n_vocab) {
-            return es_fail(ES_ERR_INVALID, "logit_bias: token %d is not in the vocabulary of %d", p.logit_bias[i].token, n_vocab);
+            return es_fail(ES_ERR_INVALID, "logit_bias: token %d is not in the vocabulary of %d", p.logit_bias[i].token,
+                           n_vocab);
         }
     }
     return ES_OK;
@@ -139,7 +142,8 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
             add(llama_sampler_init_logit_bias(n_vocab, (int32_t) bias.size(), bias.data()));
         }
         if (p.repeat_last_n > 0) {
-            add(llama_sampler_init_penalties(n_vocab, p.repeat_last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty));
+            add(llama_sampler_init_penalties(n_vocab, p.repeat_last_n, p.repeat_penalty, p.frequency_penalty,
+                                             p.presence_penalty));
         }
         if (p.temp > 0.0f) {
             if (p.top_k > 0) {
@@ -163,7 +167,7 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
         s->params.logit_bias   = nullptr;
         s->params.grammar      = nullptr;
         s->params.grammar_root = nullptr;
-        *out = s.release();
+        *out                   = s.release();
         return ES_OK;
     });
 }
@@ -194,10 +198,10 @@ bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
         return false;
     }
     return es_guard([&]() -> int32_t {
-        sampler->set_state(*stream->saved_sampler);
-        stream->saved_sampler.reset();
-        return ES_OK;
-    }) == ES_OK;
+               sampler->set_state(*stream->saved_sampler);
+               stream->saved_sampler.reset();
+               return ES_OK;
+           }) == ES_OK;
 }
 
 int32_t es_sampler_sample(es_sampler * s, es_stream * stream, llama_token * out, float * logprob) {

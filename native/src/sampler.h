@@ -21,10 +21,10 @@ struct es_sampler {
     state get_state() const;
     void  set_state(const state & s);
 
-    es_sampler_params        params = {};
-    state                    rng;
-    std::deque<llama_token>  last;
-    ptr                      chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
-    ptr                      grammar; // or null
+    es_sampler_params             params = {};
+    state                         rng;
+    std::deque<llama_token>       last;
+    ptr                           chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
+    ptr                           grammar; // or null
     std::vector<llama_token_data> candidates;
 };

@@ -52,7 +52,7 @@ uint32_t crc32(uint32_t crc, const void * data, size_t n) {
         return t;
     }();
     const auto * p = (const uint8_t *) data;
-    crc = ~crc;
+    crc            = ~crc;
     for (size_t i = 0; i < n; ++i) {
         crc = table[(crc ^ p[i]) & 0xff] ^ (crc >> 8);
     }
@@ -61,7 +61,7 @@ uint32_t crc32(uint32_t crc, const void * data, size_t n) {
 
 uint32_t section_crc(uint32_t t, uint64_t size, const void * data) {
     uint32_t crc = crc32(0, &t, sizeof(t));
-    crc = crc32(crc, &size, sizeof(size));
+    crc          = crc32(crc, &size, sizeof(size));
     return crc32(crc, data, size);
 }
 
@@ -105,7 +105,7 @@ void sync_folder(const std::string & path) {
 template <typename T>
 void append(bytes & out, const T * data, size_t n) {
     const auto * p = (const uint8_t *) data;
-    out.insert(out.end(), p, p + n*sizeof(T));
+    out.insert(out.end(), p, p + n * sizeof(T));
 }
 
 bytes pack_window(const es_window::state & s) {
@@ -142,20 +142,20 @@ struct reader {
 
     template <typename T>
     void get(T * out, uint64_t n) {
-        if (!ok || n > (data.size() - off)/sizeof(T)) {
+        if (!ok || n > (data.size() - off) / sizeof(T)) {
             ok = false;
             return;
         }
         if (n > 0) {
-            memcpy(out, data.data() + off, n*sizeof(T));
+            memcpy(out, data.data() + off, n * sizeof(T));
         }
-        off += n*sizeof(T);
+        off += n * sizeof(T);
     }
     template <typename T>
     void get_vector(std::vector<T> & out) {
         uint64_t n = 0;
         get(&n, 1);
-        if (!ok || n > (data.size() - off)/sizeof(T)) {
+        if (!ok || n > (data.size() - off) / sizeof(T)) {
             ok = false;
             return;
         }
@@ -166,7 +166,7 @@ struct reader {
 };
 
 bool unpack_window(const bytes & data, es_window::state & s) {
-    reader r { data };
+    reader r{ data };
     r.get(&s.n_past, 1);
     r.get(&s.base, 1);
     r.get_vector(s.tokens);
@@ -175,7 +175,7 @@ bool unpack_window(const bytes & data, es_window::state & s) {
 }
 
 bool unpack_sampler(const bytes & data, es_sampler::state & s) {
-    reader r { data };
+    reader r{ data };
     r.get(&s.seed, 1);
     r.get(&s.n_draw, 1);
     r.get_vector(s.last);
@@ -184,7 +184,7 @@ bool unpack_sampler(const bytes & data, es_sampler::state & s) {
 
 // Reads the sections of a session file; with only_head, HEAD and USER. Verifies every checksum it passes.
 int32_t read_sections(const char * path, bool only_head, std::map<uint32_t, bytes> & out) {
-    file f { fopen(path, "rb") };
+    file        f{ fopen(path, "rb") };
     struct stat st;
     if (!f || fstat(fileno(f.get()), &st) != 0) {
         return io_error("cannot open session", path);
@@ -209,7 +209,8 @@ int32_t read_sections(const char * path, bool only_head, std::map<uint32_t, byte
         return es_fail(ES_ERR_FORMAT, "session %s is damaged: its header is cut short", path);
     }
     if (v > version) {
-        return es_fail(ES_ERR_VERSION, "session %s is of version %u; this edge-stream reads up to version %u", path, v, version);
+        return es_fail(ES_ERR_VERSION, "session %s is of version %u; this edge-stream reads up to version %u", path, v,
+                       version);
     }
     for (uint32_t i = 0; i < n_sections && !(only_head && i == 2); ++i) {
         uint32_t t, crc;
@@ -248,8 +249,8 @@ int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, in
     }
     if (h.type_k != type_k || h.type_v != type_v) {
         return es_fail(ES_ERR_MODEL, "session %s was made with cache types K %s, V %s; this one has K %s, V %s", path,
-                ggml_type_name((ggml_type) h.type_k), ggml_type_name((ggml_type) h.type_v),
-                ggml_type_name((ggml_type) type_k), ggml_type_name((ggml_type) type_v));
+                       ggml_type_name((ggml_type) h.type_k), ggml_type_name((ggml_type) h.type_v),
+                       ggml_type_name((ggml_type) type_k), ggml_type_name((ggml_type) type_v));
     }
     es_stream_stats stats;
     (void) es_stream_get_stats(&stream, &stats);
@@ -263,14 +264,14 @@ using section_list = std::vector<std::pair<uint32_t, const bytes *>>;
 
 int32_t write_file(const char * path, const head & h, const void * user, const section_list & rest) {
     const std::string tmp = std::string(path) + ".tmp-" + std::to_string(getpid());
-    file              f { fopen(tmp.c_str(), "wb") };
+    file              f{ fopen(tmp.c_str(), "wb") };
     if (!f) {
         return io_error("cannot write session", path);
     }
     const uint32_t n_sections = 2 + (uint32_t) rest.size();
-    bool ok = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
-        put(f.get(), &n_sections, sizeof(n_sections)) && put_section(f.get(), HEAD, &h, sizeof(h)) &&
-        put_section(f.get(), USER, user, h.n_user);
+    bool           ok         = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
+              put(f.get(), &n_sections, sizeof(n_sections)) && put_section(f.get(), HEAD, &h, sizeof(h)) &&
+              put_section(f.get(), USER, user, h.n_user);
     for (const auto & [t, data] : rest) {
         ok = ok && put_section(f.get(), t, data->data(), data->size());
     }
@@ -285,8 +286,10 @@ int32_t write_file(const char * path, const head & h, const void * user, const s
 }
 
 // Everything is verified: replace the stream's content.
-int32_t restore(es_stream & stream, const head & h, const es_window::state & toks, const bytes & bank, const bytes & keys) {
-    const std::vector<int32_t> sinks(toks.tokens.begin(), toks.tokens.begin() + std::min<size_t>(toks.tokens.size(), h.n_keep));
+int32_t restore(es_stream & stream, const head & h, const es_window::state & toks, const bytes & bank,
+                const bytes & keys) {
+    const std::vector<int32_t> sinks(toks.tokens.begin(),
+                                     toks.tokens.begin() + std::min<size_t>(toks.tokens.size(), h.n_keep));
 
     int32_t rc = stream.resize(h.n_ctx, h.n_keep);
     if (rc != ES_OK) {
@@ -330,12 +333,20 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         es_stream_stats   stats;
         (void) es_stream_get_stats(stream, &stats);
         if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
-            return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving", w.n_sinks(), w.params().n_keep);
+            return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving",
+                           w.n_sinks(), w.params().n_keep);
         }
         const head h = {
-            w.params().n_ctx, w.params().n_keep, type_k, type_v, w.n_past(),
-            es_model_fingerprint(llama_get_model(stream->ctx)), stream->params.model_tag, n_user,
-            w.params().rebase_at, stats.sink_move,
+            w.params().n_ctx,
+            w.params().n_keep,
+            type_k,
+            type_v,
+            w.n_past(),
+            es_model_fingerprint(llama_get_model(stream->ctx)),
+            stream->params.model_tag,
+            n_user,
+            w.params().rebase_at,
+            stats.sink_move,
         };
         bytes         bank;
         const int32_t rc = stream->mover->get_state(bank);
@@ -343,7 +354,8 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             return rc;
         }
         bytes keys(w.n_cached() ? llama_state_seq_get_size(stream->ctx, stream->params.seq_id) : 0);
-        if (!keys.empty() && llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
+        if (!keys.empty() &&
+            llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
             return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
         }
         const bytes toks = pack_window(w.get_state());
@@ -352,7 +364,8 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         if (const float * logits = stream->logits()) {
             append(lgts, logits, (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx))));
         }
-        return write_file(path, h, user, { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } });
+        return write_file(path, h, user,
+                          { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } });
     });
 }
 
@@ -400,21 +413,22 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
             return rc;
         }
         if (!unpack_window(sections[TOKS], toks) || toks.n_past != h.n_past ||
-                (!sections[SMPL].empty() && !unpack_sampler(sections[SMPL], smpl))) {
+            (!sections[SMPL].empty() && !unpack_sampler(sections[SMPL], smpl))) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section cannot be read", path);
         }
         const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx)));
         const auto    foreign = [&](llama_token t) { return t < 0 || t >= n_vocab; };
-        if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) || std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
+        if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) ||
+            std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
         }
         const bytes & lgts = sections[LGTS];
-        if (!lgts.empty() && lgts.size() != (size_t) n_vocab*sizeof(float)) {
+        if (!lgts.empty() && lgts.size() != (size_t) n_vocab * sizeof(float)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: its logits are not those of this vocabulary", path);
         }
         rc = restore(*stream, h, toks, sections[BANK], sections[KEYS]);
         if (rc == ES_OK) {
-            stream->saved_logits.resize(lgts.size()/sizeof(float));
+            stream->saved_logits.resize(lgts.size() / sizeof(float));
             std::copy(lgts.begin(), lgts.end(), (uint8_t *) stream->saved_logits.data());
         }
         if (rc == ES_OK && !sections[SMPL].empty()) {

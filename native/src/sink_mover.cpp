@@ -40,13 +40,14 @@ namespace {
 
 int32_t from_bank(int32_t rc, const char * what) {
     switch (rc) {
-        case ES_BANK_OK:            return ES_OK;
-        case ES_BANK_UNSUPPORTED:   return es_fail(ES_ERR_UNSUPPORTED, "%s: this memory has no sink bank", what);
-        case ES_BANK_NO_MEMORY:     return es_fail(ES_ERR_MEMORY, "%s: out of memory", what);
-        case ES_BANK_PENDING_SHIFT: return es_fail(ES_ERR_INVALID, "%s: the context has a pending K-shift of somebody else's", what);
-        case ES_BANK_COMPUTE:       return es_fail(ES_ERR_DECODE, "%s: the backend failed", what);
-        case ES_BANK_FORMAT:        return es_fail(ES_ERR_FORMAT, "%s: the saved sinks do not fit this model", what);
-        default:                    return es_fail(ES_ERR_INTERNAL, "%s: the cache does not hold the sinks", what);
+    case ES_BANK_OK: return ES_OK;
+    case ES_BANK_UNSUPPORTED: return es_fail(ES_ERR_UNSUPPORTED, "%s: this memory has no sink bank", what);
+    case ES_BANK_NO_MEMORY: return es_fail(ES_ERR_MEMORY, "%s: out of memory", what);
+    case ES_BANK_PENDING_SHIFT:
+        return es_fail(ES_ERR_INVALID, "%s: the context has a pending K-shift of somebody else's", what);
+    case ES_BANK_COMPUTE: return es_fail(ES_ERR_DECODE, "%s: the backend failed", what);
+    case ES_BANK_FORMAT: return es_fail(ES_ERR_FORMAT, "%s: the saved sinks do not fit this model", what);
+    default: return es_fail(ES_ERR_INTERNAL, "%s: the cache does not hold the sinks", what);
     }
 }
 
@@ -63,16 +64,14 @@ public:
         int32_t rc = allocated ? (int32_t) ES_BANK_OK : llama_es_bank_alloc(ctx, seq, n_keep);
         if (rc == ES_BANK_OK) {
             allocated = true;
-            rc = llama_es_bank_capture_begin(ctx, seq, n, pos);
+            rc        = llama_es_bank_capture_begin(ctx, seq, n, pos);
         }
         return from_bank(rc, "pinning the sinks");
     }
     int32_t after_sinks(const llama_token *, uint32_t) override {
         return from_bank(llama_es_bank_capture_end(ctx, seq), "pinning the sinks");
     }
-    int32_t prepare(llama_pos) override {
-        return ES_OK;
-    }
+    int32_t prepare(llama_pos) override { return ES_OK; }
     int32_t commit(llama_pos, llama_pos to) override {
         armed = true;
         return from_bank(llama_es_bank_move(ctx, seq, to), "moving the sinks");
@@ -127,13 +126,9 @@ public:
         : ctx(ctx), mem(llama_get_memory(ctx)), seq(p.seq_id), scratch(p.scratch_seq_id) {
         llama_memory_seq_rm(mem, scratch, -1, -1);
     }
-    ~redecode_mover() override {
-        llama_memory_seq_rm(mem, scratch, -1, -1);
-    }
+    ~redecode_mover() override { llama_memory_seq_rm(mem, scratch, -1, -1); }
 
-    int32_t before_sinks(uint32_t, llama_pos) override {
-        return ES_OK;
-    }
+    int32_t before_sinks(uint32_t, llama_pos) override { return ES_OK; }
     int32_t after_sinks(const llama_token * tokens, uint32_t n) override {
         sinks.insert(sinks.end(), tokens, tokens + n);
         return ES_OK;
@@ -158,7 +153,8 @@ public:
             llama_batch_free(batch);
             if (rc != 0) {
                 llama_memory_seq_rm(mem, scratch, -1, -1);
-                return es_fail(ES_ERR_DECODE, "decoding the sinks at their new positions failed (llama_decode returned %d)", rc);
+                return es_fail(ES_ERR_DECODE,
+                               "decoding the sinks at their new positions failed (llama_decode returned %d)", rc);
             }
             i += n;
         }
@@ -170,7 +166,7 @@ public:
         llama_memory_seq_rm(mem, scratch, -1, -1);
         return ES_OK;
     }
-    void settle() override {}
+    void    settle() override {}
     int32_t rebase(llama_pos, llama_pos delta) override {
         llama_memory_seq_add(mem, seq, -1, -1, -delta); // llama.cpp's own K-shift, at its next decode
         return ES_OK;
@@ -212,10 +208,12 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
         return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: its positions cannot be shifted in the cache");
     }
     if (p.n_keep > 0 && (llama_n_seq_max(ctx) < 2 || llama_n_ctx_seq(ctx) != llama_n_ctx(ctx))) {
-        return es_fail(ES_ERR_UNSUPPORTED, "moving the sinks by redecoding needs a context with a unified KV cache and n_seq_max >= 2");
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "moving the sinks by redecoding needs a context with a unified KV cache and n_seq_max >= 2");
     }
     if (is_yarn(llama_get_model(ctx))) {
-        return es_fail(ES_ERR_UNSUPPORTED, "a YaRN-scaled model needs the sink bank: llama.cpp's own K-shift would scale its keys twice");
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "a YaRN-scaled model needs the sink bank: llama.cpp's own K-shift would scale its keys twice");
     }
     return ES_OK;
 }
@@ -224,7 +222,7 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
 
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & p, int32_t * status) {
     const bool bank = p.sink_move == ES_SINK_MOVE_BANK || (p.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
-    *status = bank ? es_bank_supported(ctx) : redecode_supported(ctx, p);
+    *status         = bank ? es_bank_supported(ctx) : redecode_supported(ctx, p);
     if (*status != ES_OK) {
         return nullptr;
     }

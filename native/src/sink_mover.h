@@ -12,13 +12,13 @@ public:
     virtual ~es_sink_mover() = default;
 
     // Around the decode of the sinks themselves: n of them at position pos.
-    virtual int32_t before_sinks(uint32_t n, llama_pos pos) = 0;
-    virtual int32_t after_sinks (const llama_token * tokens, uint32_t n) = 0;
+    virtual int32_t before_sinks(uint32_t n, llama_pos pos)             = 0;
+    virtual int32_t after_sinks(const llama_token * tokens, uint32_t n) = 0;
 
     // A move from position from to position to: prepare may decode, and may fail with nothing changed; then the
     // caller frees the target positions; commit completes.
-    virtual int32_t prepare(llama_pos to) = 0;
-    virtual int32_t commit (llama_pos from, llama_pos to) = 0;
+    virtual int32_t prepare(llama_pos to)                = 0;
+    virtual int32_t commit(llama_pos from, llama_pos to) = 0;
 
     // The last decode needed no move: stop writing the sinks' keys.
     virtual void settle() = 0;
@@ -30,7 +30,7 @@ public:
     virtual int32_t reset() = 0;
 
     // For sessions: bytes beyond the cache's own state (empty for redecode).
-    virtual int32_t get_state(std::vector<uint8_t> & out) = 0;
+    virtual int32_t get_state(std::vector<uint8_t> & out)                                                 = 0;
     virtual int32_t set_state(const std::vector<uint8_t> & state, const std::vector<llama_token> & sinks) = 0;
 };
 
@@ -38,4 +38,5 @@ public:
 int32_t es_bank_supported(llama_context * ctx);
 
 // Sets es_last_error and returns null on failure (status in *status).
-std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & params, int32_t * status);
+std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & params,
+                                                  int32_t * status);

@@ -26,34 +26,36 @@ es_stream::~es_stream() {
 
 // Validates params against the context and derives the effective window.
 int32_t es_stream::check(es_window_params & out) const {
-    const uint32_t n_cells  = llama_n_ctx_seq(ctx);
-    const bool     bank     = params.sink_move == ES_SINK_MOVE_BANK || (params.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
-    const uint32_t n_extra  = bank ? 0 : params.n_keep; // redecode: the sinks exist twice for a moment
-    const uint32_t n_batch  = std::min(llama_n_batch(ctx), llama_n_ubatch(ctx));
+    const uint32_t n_cells = llama_n_ctx_seq(ctx);
+    const bool     bank =
+        params.sink_move == ES_SINK_MOVE_BANK || (params.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
+    const uint32_t n_extra = bank ? 0 : params.n_keep; // redecode: the sinks exist twice for a moment
+    const uint32_t n_batch = std::min(llama_n_batch(ctx), llama_n_ubatch(ctx));
 
     if (params.n_keep > n_cells) {
         return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", params.n_keep, n_cells);
     }
     if (params.n_ctx > n_cells || (uint64_t) params.n_ctx + n_extra > n_cells) {
         return es_fail(ES_ERR_INVALID, "n_ctx = %u%s does not fit the context's cache of %u tokens", params.n_ctx,
-                n_extra ? " (plus n_keep for moving the sinks by redecoding)" : "", n_cells);
+                       n_extra ? " (plus n_keep for moving the sinks by redecoding)" : "", n_cells);
     }
     const uint32_t n_ctx = params.n_ctx ? params.n_ctx : n_cells - n_extra;
     if (params.n_keep >= n_ctx || n_ctx - params.n_keep < n_window_min) {
-        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", params.n_keep, n_window_min, n_ctx);
+        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", params.n_keep,
+                       n_window_min, n_ctx);
     }
     const uint32_t n_window = n_ctx - params.n_keep;
 
-    if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max()/4) {
+    if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max() / 4) {
         return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
     }
     out.n_ctx      = n_ctx;
     out.n_keep     = params.n_keep;
-    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (bank ? 1 : std::max(1u, n_window/16));
+    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (bank ? 1 : std::max(1u, n_window / 16));
     out.n_batch    = n_batch;
-    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window/4, n_batch });
+    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
     out.n_boundary = std::min(params.n_boundary, n_window);
-    out.rebase_at  = params.rebase_at ? params.rebase_at : std::max(rebase_at_min, (int32_t) (4*n_ctx));
+    out.rebase_at  = params.rebase_at ? params.rebase_at : std::max(rebase_at_min, (int32_t) (4 * n_ctx));
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }
@@ -69,7 +71,8 @@ int32_t es_stream::init() {
         return es_fail(ES_ERR_UNSUPPORTED, "the context has no KV cache");
     }
     if (params.seq_id < 0 || (uint32_t) params.seq_id >= llama_n_seq_max(ctx)) {
-        return es_fail(ES_ERR_INVALID, "seq_id = %d is not one of the context's %u sequences", params.seq_id, llama_n_seq_max(ctx));
+        return es_fail(ES_ERR_INVALID, "seq_id = %d is not one of the context's %u sequences", params.seq_id,
+                       llama_n_seq_max(ctx));
     }
     if (params.sink_move < ES_SINK_MOVE_AUTO || params.sink_move > ES_SINK_MOVE_REDECODE) {
         return es_fail(ES_ERR_INVALID, "sink_move = %d is unknown", params.sink_move);
@@ -80,10 +83,11 @@ int32_t es_stream::init() {
         return rc;
     }
     const bool scratch = params.sink_move == ES_SINK_MOVE_REDECODE || !es_bank_available();
-    if (scratch && params.n_keep > 0 && (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
-            (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
+    if (scratch && params.n_keep > 0 &&
+        (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
+         (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
         return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
-                params.scratch_seq_id, llama_n_seq_max(ctx));
+                       params.scratch_seq_id, llama_n_seq_max(ctx));
     }
     mover = es_sink_mover_init(ctx, params, &rc);
     if (!mover) {
@@ -100,8 +104,8 @@ int32_t es_stream::init() {
 
 int32_t es_stream::resize(uint32_t n_ctx, uint32_t n_keep) {
     es_stream_params old = params;
-    params.n_ctx  = n_ctx;
-    params.n_keep = n_keep;
+    params.n_ctx         = n_ctx;
+    params.n_keep        = n_keep;
     es_window_params wp;
     int32_t          rc = check(wp);
     if (rc != ES_OK) {
@@ -288,9 +292,9 @@ int32_t es_stream::rewind(size_t n) {
 
 es_stream_params es_stream_default_params(void) {
     es_stream_params p = {};
-    p.scratch_seq_id = 1;
-    p.n_keep         = 4;
-    p.sink_move      = ES_SINK_MOVE_AUTO;
+    p.scratch_seq_id   = 1;
+    p.n_keep           = 4;
+    p.sink_move        = ES_SINK_MOVE_AUTO;
     return p;
 }
 
@@ -318,12 +322,13 @@ void es_stream_free(es_stream * stream) {
     });
 }
 
-#define ES_REQUIRE(stream)                                               \
-    if (!(stream)) {                                                     \
-        return es_fail(ES_ERR_INVALID, "the stream must not be null");   \
+#define ES_REQUIRE(stream)                                                                                             \
+    if (!(stream)) {                                                                                                   \
+        return es_fail(ES_ERR_INVALID, "the stream must not be null");                                                 \
     }
 
-int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
+int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits,
+                       void * user) {
     ES_REQUIRE(stream);
     return es_guard([&] { return stream->feed(tokens, n_tokens, on_logits, user); });
 }
@@ -338,24 +343,25 @@ int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
         return es_fail(ES_ERR_INVALID, "out must not be null");
     }
     const es_window & w = stream->window;
-    *out = {};
-    out->n_past      = w.n_past();
-    out->n_evicted   = w.n_evicted();
-    out->n_slides    = stream->n_slides;
-    out->n_rebases   = stream->n_rebases;
-    out->t_slide_us  = stream->t_slide_us;
-    out->t_rebase_us = stream->t_rebase_us;
-    out->t_decode_us = stream->t_decode_us;
-    out->n_ctx       = w.params().n_ctx;
-    out->n_keep      = w.params().n_keep;
-    out->n_sinks     = w.n_sinks();
-    out->n_window    = w.n_window();
-    out->n_chunk     = w.params().n_chunk;
-    out->n_slide     = w.params().n_slide;
-    out->pos_next    = w.pos_next();
-    out->pos_sinks   = w.pos_sinks();
-    out->sink_move   = stream->params.sink_move != ES_SINK_MOVE_AUTO ? stream->params.sink_move
-                     : es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
+    *out                = {};
+    out->n_past         = w.n_past();
+    out->n_evicted      = w.n_evicted();
+    out->n_slides       = stream->n_slides;
+    out->n_rebases      = stream->n_rebases;
+    out->t_slide_us     = stream->t_slide_us;
+    out->t_rebase_us    = stream->t_rebase_us;
+    out->t_decode_us    = stream->t_decode_us;
+    out->n_ctx          = w.params().n_ctx;
+    out->n_keep         = w.params().n_keep;
+    out->n_sinks        = w.n_sinks();
+    out->n_window       = w.n_window();
+    out->n_chunk        = w.params().n_chunk;
+    out->n_slide        = w.params().n_slide;
+    out->pos_next       = w.pos_next();
+    out->pos_sinks      = w.pos_sinks();
+    out->sink_move      = stream->params.sink_move != ES_SINK_MOVE_AUTO ? stream->params.sink_move
+                          : es_bank_available()                         ? ES_SINK_MOVE_BANK
+                                                                        : ES_SINK_MOVE_REDECODE;
     return ES_OK;
 }
 

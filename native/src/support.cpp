@@ -15,7 +15,7 @@ std::string meta(const llama_model * model, const std::string & key) {
 // nullptr if the model can stream
 const char * missing_property(const llama_model * model) {
     const std::string arch = meta(model, "general.architecture");
-    const auto has = [&](const char * key) { return !meta(model, arch + key).empty(); };
+    const auto        has  = [&](const char * key) { return !meta(model, arch + key).empty(); };
 
     if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
         return "it has an encoder; only decoder-only models stream";
@@ -33,13 +33,10 @@ const char * missing_property(const llama_model * model) {
         return "it is an embedding model: its attention is not causal or its output is pooled";
     }
     switch (llama_model_rope_type(model)) {
-        case LLAMA_ROPE_TYPE_NORM:
-        case LLAMA_ROPE_TYPE_NEOX:
-            break;
-        case LLAMA_ROPE_TYPE_NONE:
-            return "it has no rotary positions (learned absolute positions or ALiBi)";
-        default:
-            return "it has multi-dimensional rotary positions (M-RoPE), which cannot be shifted in the cache";
+    case LLAMA_ROPE_TYPE_NORM:
+    case LLAMA_ROPE_TYPE_NEOX: break;
+    case LLAMA_ROPE_TYPE_NONE: return "it has no rotary positions (learned absolute positions or ALiBi)";
+    default: return "it has multi-dimensional rotary positions (M-RoPE), which cannot be shifted in the cache";
     }
     if (has(".attention.kv_lora_rank")) {
         return "it caches a compressed latent instead of keys and values (MLA)";
@@ -55,10 +52,10 @@ const char * missing_property(const llama_model * model) {
 
 struct fnv1a {
     uint64_t h = 0xcbf29ce484222325u;
-    void add(const void * data, size_t n) {
+    void     add(const void * data, size_t n) {
         const auto * p = (const unsigned char *) data;
         for (size_t i = 0; i < n; ++i) {
-            h = (h ^ p[i])*0x100000001b3u;
+            h = (h ^ p[i]) * 0x100000001b3u;
         }
     }
 };
@@ -83,7 +80,7 @@ uint64_t es_model_fingerprint(const llama_model * model) {
     if (!model) {
         return 0;
     }
-    char buf[4096];
+    char          buf[4096];
     const int32_t n_meta = llama_model_meta_count(model);
     for (int32_t i = 0; i < n_meta; ++i) {
         if (llama_model_meta_key_by_index(model, i, buf, sizeof(buf)) >= 0) {

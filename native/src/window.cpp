@@ -80,7 +80,7 @@ void es_window::rewind(uint32_t n) {
 
 int32_t es_window::rebase() {
     const int32_t fall = base_;
-    base_ = 0;
+    base_              = 0;
     return fall;
 }
 
@@ -109,10 +109,10 @@ bool es_window::set_state(const state & s) {
     const size_t n_sinks  = std::min<size_t>(n_cached, params_.n_keep);
     // a stream that evicted something has all its sinks and moved them up
     const bool ok = n_cached <= params_.n_ctx && s.n_past >= (int64_t) n_cached && s.base >= 0 &&
-        (int64_t) s.base + (int64_t) n_cached <= params_.rebase_at &&
-        (s.n_past == (int64_t) n_cached || n_sinks == params_.n_keep) &&
-        std::is_sorted(s.marks.begin(), s.marks.end()) &&
-        (s.marks.empty() || (s.marks.front() >= 0 && s.marks.back() <= s.n_past));
+                    (int64_t) s.base + (int64_t) n_cached <= params_.rebase_at &&
+                    (s.n_past == (int64_t) n_cached || n_sinks == params_.n_keep) &&
+                    std::is_sorted(s.marks.begin(), s.marks.end()) &&
+                    (s.marks.empty() || (s.marks.front() >= 0 && s.marks.back() <= s.n_past));
     if (!ok) {
         return false;
     }

@@ -61,16 +61,16 @@ public:
     state get_state() const;
     bool  set_state(const state & s); // false (and unchanged) if it contradicts the parameters
 
-    int64_t  n_past()    const { return n_past_; }
+    int64_t  n_past() const { return n_past_; }
     int64_t  n_evicted() const { return n_past_ - n_cached(); }
-    uint32_t n_sinks()   const { return (uint32_t) sinks_.size(); }
-    uint32_t n_window()  const { return (uint32_t) window_.size(); }
-    uint32_t n_cached()  const { return n_sinks() + n_window(); }
+    uint32_t n_sinks() const { return (uint32_t) sinks_.size(); }
+    uint32_t n_window() const { return (uint32_t) window_.size(); }
+    uint32_t n_cached() const { return n_sinks() + n_window(); }
     int32_t  pos_sinks() const { return base_; }
     int32_t  pos_window() const { return base_ + (int32_t) n_sinks(); }
-    int32_t  pos_next()  const { return base_ + (int32_t) n_cached(); }
+    int32_t  pos_next() const { return base_ + (int32_t) n_cached(); }
 
-    const std::vector<int32_t> & sinks()  const { return sinks_; }
+    const std::vector<int32_t> & sinks() const { return sinks_; }
     const std::deque<int32_t> &  window() const { return window_; }
     const es_window_params &     params() const { return params_; }
 

@@ -4,10 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define EXPECT(x)                                                    \
-    if (!(x)) {                                                      \
-        fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);      \
-        return 1;                                                    \
+#define EXPECT(x)                                                                                                      \
+    if (!(x)) {                                                                                                        \
+        fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                                        \
+        return 1;                                                                                                      \
     }
 
 int main(void) {

@@ -18,18 +18,20 @@ llama_model * model;
 struct context {
     llama_context * ctx;
     ggml_type       type_k;
-    context(uint32_t n_ctx, ggml_type k = GGML_TYPE_F32, bool flash = false, uint32_t n_seq_max = 2) : type_k(k) {
+    context(uint32_t n_ctx, ggml_type k = GGML_TYPE_F32, bool flash = false, uint32_t n_seq_max = 2,
+            bool unified = true)
+        : type_k(k) {
         llama_context_params p = llama_context_default_params();
-        p.n_ctx = n_ctx;
+        p.n_ctx                = n_ctx;
         p.n_batch = p.n_ubatch = 64;
-        p.n_seq_max = n_seq_max;
-        p.kv_unified = true;
-        p.swa_full = true;
-        p.type_k = k;
-        p.type_v = flash ? k : GGML_TYPE_F32;
-        p.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        p.n_seq_max            = n_seq_max;
+        p.kv_unified           = unified;
+        p.swa_full             = true;
+        p.type_k               = k;
+        p.type_v               = flash ? k : GGML_TYPE_F32;
+        p.flash_attn_type      = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         p.n_threads = p.n_threads_batch = 1;
-        ctx = llama_init_from_model(model, p);
+        ctx                             = llama_init_from_model(model, p);
         assert(ctx);
     }
     ~context() { llama_free(ctx); }
@@ -37,14 +39,15 @@ struct context {
 
 struct stream {
     es_stream * s = nullptr;
-    stream(context & c, uint32_t n_ctx, uint32_t n_keep, int32_t move, int32_t rebase_at = 0) {
+    stream(context & c, uint32_t n_ctx, uint32_t n_keep, int32_t move, int32_t rebase_at = 0, llama_seq_id seq_id = 0) {
         es_stream_params p = es_stream_default_params();
-        p.n_ctx     = n_ctx;
-        p.n_keep    = n_keep;
-        p.n_slide   = 1;
-        p.sink_move = move;
-        p.rebase_at = rebase_at;
-        const int32_t rc = es_stream_init(c.ctx, p, &s);
+        p.n_ctx            = n_ctx;
+        p.n_keep           = n_keep;
+        p.n_slide          = 1;
+        p.sink_move        = move;
+        p.rebase_at        = rebase_at;
+        p.seq_id           = seq_id;
+        const int32_t rc   = es_stream_init(c.ctx, p, &s);
         if (rc != ES_OK) {
             fprintf(stderr, "%s\n", es_last_error());
         }
@@ -74,7 +77,7 @@ std::vector<llama_token> text(size_t n, uint32_t seed = 1) {
     const uint32_t           n_vocab = (uint32_t) llama_vocab_n_tokens(llama_model_get_vocab(model));
     std::vector<llama_token> out(n);
     for (auto & t : out) {
-        seed = seed*1664525u + 1013904223u;
+        seed = seed * 1664525u + 1013904223u;
         t    = (llama_token) ((seed >> 8) % n_vocab);
     }
     return out;
@@ -93,7 +96,8 @@ double max_diff(const std::vector<float> & a, const std::vector<float> & b) {
 void moves_agree() {
     const auto t = text(400);
     context    c0(256), c1(256), c2(256);
-    stream     bank(c0, 64, 4, ES_SINK_MOVE_BANK), again(c1, 64, 4, ES_SINK_MOVE_REDECODE), rebased(c2, 64, 4, ES_SINK_MOVE_BANK, 80);
+    stream     bank(c0, 64, 4, ES_SINK_MOVE_BANK), again(c1, 64, 4, ES_SINK_MOVE_REDECODE),
+        rebased(c2, 64, 4, ES_SINK_MOVE_BANK, 80);
     for (const llama_token x : t) {
         bank.feed({ x });
         again.feed({ x });
@@ -104,6 +108,42 @@ void moves_agree() {
     assert(rebased.stats().n_rebases > 10);
     assert(max_diff(bank.logits(), again.logits()) < 1e-3);
     assert(max_diff(bank.logits(), rebased.logits()) < 1e-3);
+}
+
+// Two sequences of one context slide independently, in a unified cache and in separate ones.
+void two_sequences(bool unified) {
+    const auto t0 = text(250, 3), t1 = text(250, 4);
+    context    c(512, GGML_TYPE_F32, false, 2, unified), alone0(256), alone1(256);
+    stream     a(c, 64, 4, ES_SINK_MOVE_BANK, 100, 0), b(c, 80, 7, ES_SINK_MOVE_BANK, 130, 1);
+    stream     x(alone0, 64, 4, ES_SINK_MOVE_BANK), y(alone1, 80, 7, ES_SINK_MOVE_BANK);
+    for (size_t i = 0; i < t0.size(); ++i) {
+        a.feed({ t0[i] });
+        const auto got = a.logits();
+        b.feed({ t1[i] });
+        x.feed({ t0[i] });
+        y.feed({ t1[i] });
+        if (i % 50 == 49) {
+            assert(max_diff(got, x.logits()) < 1e-3);
+            assert(max_diff(b.logits(), y.logits()) < 1e-3);
+        }
+    }
+    assert(es_stream_reset(a.s) == ES_OK);
+    b.feed({ 5 });
+    y.feed({ 5 });
+    assert(max_diff(b.logits(), y.logits()) < 1e-3);
+}
+
+// More sinks than fit one decode are captured in several.
+void many_sinks() {
+    const auto t = text(500, 5);
+    context    c0(512), c1(512);
+    stream     bank(c0, 200, 150, ES_SINK_MOVE_BANK, 300), again(c1, 200, 150, ES_SINK_MOVE_REDECODE);
+    for (size_t i = 0; i < t.size(); i += 10) {
+        bank.feed({ t.begin() + i, t.begin() + i + 10 });
+        again.feed({ t.begin() + i, t.begin() + i + 10 });
+    }
+    assert(bank.stats().n_sinks == 150 && bank.stats().n_rebases > 0);
+    assert(max_diff(bank.logits(), again.logits()) < 1e-3);
 }
 
 void all_cache_types() {
@@ -155,7 +195,7 @@ void stopping() {
 
 void bad_parameters() {
     context     c(256);
-    es_stream * s = nullptr;
+    es_stream * s       = nullptr;
     const auto  refused = [&](auto change) {
         es_stream_params p = es_stream_default_params();
         change(p);
@@ -164,14 +204,24 @@ void bad_parameters() {
         return rc;
     };
     assert(refused([](auto & p) { p.n_keep = 1000; }) == ES_ERR_INVALID);
-    assert(refused([](auto & p) { p.n_ctx = 64; p.n_keep = 64; }) == ES_ERR_INVALID);
-    assert(refused([](auto & p) { p.n_ctx = 64; p.n_keep = 62; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) {
+               p.n_ctx  = 64;
+               p.n_keep = 64;
+           }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) {
+               p.n_ctx  = 64;
+               p.n_keep = 62;
+           }) == ES_ERR_INVALID);
     assert(refused([](auto & p) { p.n_ctx = 100000; }) == ES_ERR_INVALID);
     assert(refused([](auto & p) { p.seq_id = -1; }) == ES_ERR_INVALID);
     assert(refused([](auto & p) { p.seq_id = 7; }) == ES_ERR_INVALID);
     assert(refused([](auto & p) { p.rebase_at = 10; }) == ES_ERR_INVALID);
     assert(refused([](auto & p) { p.sink_move = 9; }) == ES_ERR_INVALID);
-    assert(refused([](auto & p) { p.sink_move = ES_SINK_MOVE_REDECODE; p.scratch_seq_id = 0; p.n_ctx = 64; }) == ES_ERR_INVALID);
+    assert(refused([](auto & p) {
+               p.sink_move      = ES_SINK_MOVE_REDECODE;
+               p.scratch_seq_id = 0;
+               p.n_ctx          = 64;
+           }) == ES_ERR_INVALID);
 }
 
 std::vector<llama_token> generate(stream & s, es_sampler * sampler, int n) {
@@ -208,8 +258,8 @@ void sessions(int32_t move) {
     const auto        t    = text(150);
 
     es_sampler_params sp = es_sampler_default_params();
-    sp.seed           = 42;
-    sp.repeat_penalty = 1.1f;
+    sp.seed              = 42;
+    sp.repeat_penalty    = 1.1f;
     es_sampler *s0, *s1;
     assert(es_sampler_init(model, sp, &s0) == ES_OK && es_sampler_init(model, sp, &s1) == ES_OK);
 
@@ -243,7 +293,7 @@ void sessions(int32_t move) {
     assert(es_session_load(b.s, GGML_TYPE_F16, GGML_TYPE_F32, path.c_str()) == ES_ERR_MODEL);
     const std::string good   = read_file(path);
     const std::string broken = path + ".broken";
-    for (size_t i = 0; i < good.size(); i += std::max<size_t>(1, good.size()/97)) {
+    for (size_t i = 0; i < good.size(); i += std::max<size_t>(1, good.size() / 97)) {
         std::string bad = good;
         bad[i]          = (char) (bad[i] ^ 0x5a);
         write_file(broken, bad);
@@ -271,28 +321,28 @@ void sessions(int32_t move) {
 void samplers() {
     es_sampler *      s = nullptr;
     es_sampler_params p = es_sampler_default_params();
-    p.grammar = "root ::= \"";
+    p.grammar           = "root ::= \"";
     assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
-    p = es_sampler_default_params();
+    p                = es_sampler_default_params();
     p.repeat_penalty = 0;
     assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
-    p = es_sampler_default_params();
+    p                        = es_sampler_default_params();
     const es_logit_bias bias = { 100000000, 1.0f };
-    p.logit_bias = &bias;
-    p.n_logit_bias = 1;
+    p.logit_bias             = &bias;
+    p.n_logit_bias           = 1;
     assert(es_sampler_init(model, p, &s) == ES_ERR_INVALID && !s);
 
     context     c(256);
     stream      st(c, 64, 4, ES_SINK_MOVE_BANK);
     llama_token token;
-    p = es_sampler_default_params();
+    p         = es_sampler_default_params();
     p.grammar = "root ::= \"ab\"";
     assert(es_sampler_init(model, p, &s) == ES_OK);
     assert(es_sampler_sample(s, st.s, &token, nullptr) == ES_ERR_INVALID); // nothing fed yet
     st.feed(text(10));
     float logprob = 1;
     assert(es_sampler_sample(s, st.s, &token, &logprob) == ES_OK && logprob <= 0);
-    char piece[16];
+    char          piece[16];
     const int32_t n = llama_token_to_piece(llama_model_get_vocab(model), token, piece, sizeof(piece), 0, false);
     assert(n >= 1 && piece[0] == 'a');
     es_sampler_free(s);
@@ -307,9 +357,12 @@ int main(int argc, char ** argv) {
     llama_log_set(quiet, nullptr);
     llama_backend_init();
     llama_model_params p = llama_model_default_params();
-    model = llama_model_load_from_file(argv[1], p);
+    model                = llama_model_load_from_file(argv[1], p);
     assert(model && es_model_can_stream(model, nullptr, 0) && es_bank_available());
     moves_agree();
+    two_sequences(true);
+    two_sequences(false);
+    many_sinks();
     all_cache_types();
     rewind_goes_back();
     stopping();

@@ -19,9 +19,7 @@ struct naive {
             cached.push_back(n_past++);
         }
     }
-    void evict(uint32_t e) {
-        cached.erase(cached.begin() + p.n_keep, cached.begin() + p.n_keep + e);
-    }
+    void evict(uint32_t e) { cached.erase(cached.begin() + p.n_keep, cached.begin() + p.n_keep + e); }
     void rewind(uint32_t n) {
         cached.resize(cached.size() - n);
         n_past -= n;
@@ -61,7 +59,8 @@ void feed(es_window & w, naive & n, size_t n_left) {
             assert(!sinks && m <= n.p.n_chunk);
             assert(w.n_cached() - e + m <= n.p.n_ctx); // as much as needed
             // as little as needed: less would not fit, unless the step or a mark asked for more
-            assert(w.n_cached() - e + m == n.p.n_ctx || e <= std::max(n.p.n_slide, w.n_cached() + m - n.p.n_ctx) + n.p.n_boundary);
+            assert(w.n_cached() - e + m == n.p.n_ctx ||
+                   e <= std::max(n.p.n_slide, w.n_cached() + m - n.p.n_ctx) + n.p.n_boundary);
             w.evict(e);
             n.evict(e);
         }
@@ -84,12 +83,12 @@ void random_run(unsigned seed, bool far) {
     p.n_ctx      = p.n_keep + draw(4, 100);
     p.n_slide    = draw(1, p.n_ctx - p.n_keep);
     p.n_batch    = draw(1, 64);
-    p.n_chunk    = std::min(draw(1, (p.n_ctx - p.n_keep + 3)/4), p.n_batch);
+    p.n_chunk    = std::min(draw(1, (p.n_ctx - p.n_keep + 3) / 4), p.n_batch);
     p.n_boundary = draw(0, 1) ? draw(0, 30) : 0;
     p.rebase_at  = (int32_t) (p.n_ctx + draw(1, 400));
 
     es_window w(p);
-    naive     n { p, {}, 0 };
+    naive     n{ p, {}, 0 };
     int64_t   offset = 0;
     feed(w, n, p.n_ctx);
     compare(w, n, 0);
@@ -107,13 +106,13 @@ void random_run(unsigned seed, bool far) {
     }
     for (int i = 0; i < 60; ++i) {
         switch (draw(0, 5)) {
-            case 0: w.mark(); break;
-            case 1: {
-                const uint32_t k = draw(0, w.n_window());
-                w.rewind(k);
-                n.rewind(k);
-            } break;
-            default: feed(w, n, draw(1, 150)); break;
+        case 0: w.mark(); break;
+        case 1: {
+            const uint32_t k = draw(0, w.n_window());
+            w.rewind(k);
+            n.rewind(k);
+        } break;
+        default: feed(w, n, draw(1, 150)); break;
         }
         compare(w, n, offset);
         const auto s = w.get_state();
@@ -126,7 +125,7 @@ void random_run(unsigned seed, bool far) {
 
 // An eviction that would cut a message ends at its start instead.
 void boundaries() {
-    es_window_params p { 20, 2, 1, 4, 64, 6, 1000 };
+    es_window_params p{ 20, 2, 1, 4, 64, 6, 1000 };
     es_window        w(p);
     w.push(tokens_of(0, 8).data(), 8);
     w.mark(); // index 8
@@ -143,17 +142,17 @@ void boundaries() {
 }
 
 void refusals() {
-    const es_window_params p { 20, 4, 1, 4, 64, 0, 100 };
+    const es_window_params p{ 20, 4, 1, 4, 64, 0, 100 };
     es_window              w(p);
-    const auto tokens = tokens_of(0, 20);
+    const auto             tokens = tokens_of(0, 20);
     assert(w.set_state({ 20, 0, tokens, {} }));
-    assert(!w.set_state({ 19, 0, tokens, {} }));                       // more cached than seen
-    assert(!w.set_state({ 20, -1, tokens, {} }));                      // negative position
-    assert(!w.set_state({ 20, 81, tokens, {} }));                      // beyond rebase_at
-    assert(!w.set_state({ 20, 0, tokens_of(0, 21), {} }));             // larger than the cache
-    assert(!w.set_state({ 20, 0, tokens_of(0, 2), {} }));              // evicted without sinks
-    assert(!w.set_state({ 20, 0, tokens, { 7, 5 } }));                 // marks out of order
-    assert(!w.set_state({ 20, 0, tokens, { 21 } }));                   // mark in the future
+    assert(!w.set_state({ 19, 0, tokens, {} }));           // more cached than seen
+    assert(!w.set_state({ 20, -1, tokens, {} }));          // negative position
+    assert(!w.set_state({ 20, 81, tokens, {} }));          // beyond rebase_at
+    assert(!w.set_state({ 20, 0, tokens_of(0, 21), {} })); // larger than the cache
+    assert(!w.set_state({ 20, 0, tokens_of(0, 2), {} }));  // evicted without sinks
+    assert(!w.set_state({ 20, 0, tokens, { 7, 5 } }));     // marks out of order
+    assert(!w.set_state({ 20, 0, tokens, { 21 } }));       // mark in the future
     assert(w.n_past() == 20 && w.n_cached() == 20);
 }
 

@@ -23,11 +23,11 @@ ggml_tensor * es_bank::rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor *
     const float  freq_base  = kv.model.get_rope_freq_base(cparams, il);
     const float  freq_scale = kv.model.get_rope_freq_scale(cparams, il);
     // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp)
-    const float magnitude = cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f*logf(1.0f/freq_scale) : 1.0f;
+    const float magnitude = cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f * logf(1.0f / freq_scale) : 1.0f;
 
-    return ggml_rope_ext(ctx, cur, pos, kv.model.get_rope_factors(cparams, il),
-            kv.hparams.n_rot(il), kv.hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale,
-            cparams.yarn_ext_factor, 1.0f/magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+    return ggml_rope_ext(ctx, cur, pos, kv.model.get_rope_factors(cparams, il), kv.hparams.n_rot(il),
+                         kv.hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale, cparams.yarn_ext_factor,
+                         1.0f / magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
 }
 
 ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) {
@@ -37,8 +37,8 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
         if (b.n_capture == 0 || k_cur->ne[1] != b.n_capture || it == b.k.end()) {
             continue;
         }
-        ggml_tensor * rows = ggml_view_2d(ctx, it->second, k_cur->ne[0], b.n_capture,
-                it->second->nb[1], b.n_filled*it->second->nb[1]);
+        ggml_tensor * rows =
+            ggml_view_2d(ctx, it->second, k_cur->ne[0], b.n_capture, it->second->nb[1], b.n_filled * it->second->nb[1]);
         ggml_tensor * rot = b.in.at(il).rot;
         // the Hadamard matrix is its own inverse
         ggml_tensor * plain = rot ? llama_mul_mat_hadamard(ctx, k_cur, rot) : k_cur;
@@ -64,14 +64,14 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) co
         const int64_t n_embd_h = kv.hparams.n_embd_head_k(il);
 
         // all rows move by the same distance, so they are heads of one position: one row of angles
-        ggml_tensor * cur = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head*b.n_rows, 1);
+        ggml_tensor * cur = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head * b.n_rows, 1);
         if (kv.hparams.has_rope(il)) {
             cur = rope(ctx, cur, in.delta, il);
         }
         if (in.rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
         }
-        cur = ggml_reshape_2d(ctx, cur, n_embd_h*n_head, b.n_rows);
+        cur = ggml_reshape_2d(ctx, cur, n_embd_h * n_head, b.n_rows);
         k   = ggml_set_rows(ctx, k, cur, in.cells);
     }
     return k;
@@ -90,7 +90,7 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
     if (kv.attn_rot_k) {
         // the size that build_input_k_rot chooses: the largest power of two that divides the head
         n_rot = 64;
-        while (kv.n_embd_head_k_all % (2*n_rot) == 0) {
+        while (kv.n_embd_head_k_all % (2 * n_rot) == 0) {
             n_rot *= 2;
         }
         hadamard = kv.attn_rot_hadamard.at(n_rot);
@@ -102,8 +102,8 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
     }
 
     for (const auto & [buft, idxs] : by_buft) {
-        ggml_init_params params = { (idxs.size() + 3)*ggml_tensor_overhead(), nullptr, /*no_alloc =*/ true };
-        ggml_context_ptr ctx { ggml_init(params) };
+        ggml_init_params params = { (idxs.size() + 3) * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true };
+        ggml_context_ptr ctx{ ggml_init(params) };
         if (!ctx) {
             return ES_BANK_NO_MEMORY;
         }
@@ -114,11 +114,11 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
         };
         for (const size_t i : idxs) {
             const uint32_t il = kv.layers[i].il;
-            b.k[il]  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, kv.hparams.n_embd_k_gqa(il), n_rows);
-            b.in[il] = in;
+            b.k[il]           = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, kv.hparams.n_embd_k_gqa(il), n_rows);
+            b.in[il]          = in;
             ggml_format_name(b.k[il], "es_bank_k_l%u", il);
         }
-        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        ggml_backend_buffer_ptr buf{ ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
         if (!buf) {
             return ES_BANK_NO_MEMORY;
         }
@@ -143,7 +143,7 @@ int32_t es_bank::find_cells(llama_seq_id seq) {
     for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
         if (pos == b.pos + (llama_pos) b.cells.size() && b.cells.size() < b.n_rows) {
             b.cells.push_back(idx);
-            rows.push_back((int64_t) strm*cells.size() + idx);
+            rows.push_back((int64_t) strm * cells.size() + idx);
         }
     }
     if (b.cells.size() != b.n_rows) {
@@ -197,7 +197,7 @@ int32_t es_bank::move(llama_seq_id seq, llama_pos pos) {
 // The type conversions go through float32 slices of this many cells, so that a rebase needs little memory; with
 // very large caches slices grow, so that the graph stays small.
 static int64_t slice_size(int64_t n_cells) {
-    return std::max<int64_t>(256, (n_cells + 63)/64);
+    return std::max<int64_t>(256, (n_cells + 63) / 64);
 }
 
 int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & shift) {
@@ -224,17 +224,18 @@ int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & 
         ggml_tensor * rot = kv.build_input_k_rot(gctx);
 
         for (int64_t i = 0; i < n_cells; i += n_slice) {
-            const int64_t n = std::min(n_slice, n_cells - i);
-            bool any = false;
+            const int64_t n   = std::min(n_slice, n_cells - i);
+            bool          any = false;
             for (int64_t j = i; j < i + n; ++j) {
                 any = any || shift[j] != 0;
             }
             if (!any) {
                 continue;
             }
-            ggml_tensor * k = ggml_view_3d(gctx, layer.k, n_embd_h, n_head, n, ggml_row_size(layer.k->type, n_embd_h),
-                    ggml_row_size(layer.k->type, n_embd_h*n_head), i*ggml_row_size(layer.k->type, n_embd_h*n_head));
-            ggml_tensor * p   = ggml_view_1d(gctx, pos, n, i*sizeof(int32_t));
+            ggml_tensor * k   = ggml_view_3d(gctx, layer.k, n_embd_h, n_head, n, ggml_row_size(layer.k->type, n_embd_h),
+                                             ggml_row_size(layer.k->type, n_embd_h * n_head),
+                                             i * ggml_row_size(layer.k->type, n_embd_h * n_head));
+            ggml_tensor * p   = ggml_view_1d(gctx, pos, n, i * sizeof(int32_t));
             ggml_tensor * cur = ggml_cast(gctx, k, GGML_TYPE_F32);
             if (rot) {
                 cur = llama_mul_mat_hadamard(gctx, cur, rot);
@@ -269,7 +270,7 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
     const auto                  it     = blocks.find(seq);
     const std::vector<uint32_t> pinned = it != blocks.end() ? it->second.cells : std::vector<uint32_t>();
 
-    std::vector<int32_t>  shift((size_t) cells.size()*kv.n_stream, 0);
+    std::vector<int32_t>  shift((size_t) cells.size() * kv.n_stream, 0);
     std::vector<uint32_t> idxs;
     for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
         if (std::find(pinned.begin(), pinned.end(), idx) != pinned.end()) {
@@ -280,7 +281,7 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
             return ES_BANK_INVALID;
         }
         idxs.push_back(idx);
-        shift[(size_t) strm*cells.size() + idx] = delta;
+        shift[(size_t) strm * cells.size() + idx] = delta;
     }
     const int32_t rc = rotate_cells(ctx, shift);
     if (rc != ES_BANK_OK) {
@@ -427,8 +428,8 @@ int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, uint3
 int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq) {
     llama_synchronize(ctx);
     ctx->es_graph_changed();
-    int32_t res = ES_BANK_OK;
-    const int32_t rc = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+    int32_t       res = ES_BANK_OK;
+    const int32_t rc  = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
         auto & b = bank.blocks.at(seq);
         if (b.n_capture == 0 || !b.capture_built) {
             res = ES_BANK_INVALID;
@@ -487,9 +488,8 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
     }
     llama_synchronize(ctx);
     ctx->es_graph_changed(); // the scheduler is about to be used for other graphs
-    return for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache &) {
-        return bank.shift_window(*ctx, seq, delta);
-    });
+    return for_each_bank(ctx, seq, false,
+                         [&](es_bank & bank, llama_kv_cache &) { return bank.shift_window(*ctx, seq, delta); });
 }
 
 //
@@ -515,8 +515,8 @@ static std::map<int32_t, ggml_tensor *> sorted_layers(const es_bank_block & b) {
 
 size_t llama_es_bank_state_get(llama_context * ctx, llama_seq_id seq, uint8_t * dst, size_t size) {
     llama_synchronize(ctx);
-    size_t total = 0;
-    const int32_t rc = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
+    size_t        total = 0;
+    const int32_t rc    = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
         const auto & b = bank.blocks.at(seq);
         if (b.n_filled != b.n_rows) {
             return (int32_t) ES_BANK_INVALID;
@@ -557,7 +557,7 @@ int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uin
     const int32_t rc = for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache & kv) {
         block_header h;
         if (!get(&h, sizeof(h)) || h.n_rows == 0 || h.n_rows > kv.get_size() || h.pos < 0 || h.pos0 < 0 ||
-                h.pos > std::numeric_limits<int32_t>::max()/2) {
+            h.pos > std::numeric_limits<int32_t>::max() / 2) {
             return (int32_t) ES_BANK_FORMAT;
         }
         const int32_t rc = bank.alloc(seq, h.n_rows);
@@ -573,7 +573,8 @@ int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uin
         }
         for (const auto & [il, t] : sorted_layers(b)) {
             layer_header lh;
-            if (!get(&lh, sizeof(lh)) || lh.il != il || (int64_t) lh.n_embd != t->ne[0] || ggml_nbytes(t) > size - off) {
+            if (!get(&lh, sizeof(lh)) || lh.il != il || (int64_t) lh.n_embd != t->ne[0] ||
+                ggml_nbytes(t) > size - off) {
                 return (int32_t) ES_BANK_FORMAT;
             }
             ggml_backend_tensor_set(t, src + off, 0, ggml_nbytes(t));

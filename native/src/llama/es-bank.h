@@ -15,10 +15,10 @@ struct llama_context;
 
 // The pinned rows of one sequence in one KV cache.
 struct es_bank_block {
-    uint32_t  n_rows   = 0; // pinned cells
-    uint32_t  n_filled = 0; // rows captured so far
-    llama_pos pos0     = 0; // position of row 0 when captured
-    llama_pos pos      = 0; // position of row 0 now
+    uint32_t  n_rows   = 0;     // pinned cells
+    uint32_t  n_filled = 0;     // rows captured so far
+    llama_pos pos0     = 0;     // position of row 0 when captured
+    llama_pos pos      = 0;     // position of row 0 now
     bool      armed    = false; // decode graphs write the rows to the cache
 
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
@@ -48,10 +48,10 @@ public:
     // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor; k_cur:
     // [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
     ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
-    ggml_tensor * place  (ggml_context * ctx, ggml_tensor * k,     int32_t il) const;
+    ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 
     int32_t alloc(llama_seq_id seq, uint32_t n_rows);
-    int32_t move (llama_seq_id seq, llama_pos pos);
+    int32_t move(llama_seq_id seq, llama_pos pos);
     int32_t find_cells(llama_seq_id seq); // by position, when the rows are complete
     void    write_delta(const es_bank_block & b) const;
 
@@ -60,7 +60,7 @@ public:
     int32_t shift_window(llama_context & lctx, llama_seq_id seq, llama_pos delta);
 
     std::map<llama_seq_id, es_bank_block> blocks;
-    const llama_context * lctx = nullptr; // for the rope parameters
+    const llama_context *                 lctx = nullptr; // for the rope parameters
 
 private:
     ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
