@@ -1,0 +1,172 @@
+"""Bad input gets one clear sentence, the right kind of error, and nothing is lost. One named case per row."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama, write_tiny_mamba, write_tiny_qwen2vl
+
+from edge_stream import EdgeStreamError, Engine, Sampling, UnsupportedModelError, models
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message, which must be one line that a person can read."""
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "good.gguf", head_dim=16)
+
+
+def edited(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    """A damaged copy of a file."""
+    out = path.with_name("bad.gguf")
+    out.write_bytes(change(path.read_bytes()))
+    return out
+
+
+MODEL_FILES: dict[str, tuple[Callable[[Path], Path | str], str]] = {
+    "missing": (lambda p: "does-not-exist.gguf", "does not exist"),
+    "folder": (lambda p: p.parent, "is a folder"),
+    "text file": (lambda p: edited(p, lambda b: b"hello " * 100), "not a GGUF"),
+    "empty file": (lambda p: edited(p, lambda b: b""), "not a GGUF"),
+    "magic only": (lambda p: edited(p, lambda b: b"GGUF"), "cannot load"),
+    "cut in the header": (lambda p: edited(p, lambda b: b[:1000]), "cannot load"),
+    "cut in the tensors": (lambda p: edited(p, lambda b: b[: len(b) // 2]), "cannot load"),
+    "future version": (lambda p: edited(p, lambda b: b[:4] + struct.pack("<I", 99) + b[8:]), "cannot load"),
+    "absurd tensor count": (lambda p: edited(p, lambda b: b[:8] + b"\xff" * 7 + b"\x7f" + b[16:]), "cannot load"),
+    "absurd key count": (lambda p: edited(p, lambda b: b[:16] + b"\xff" * 7 + b"\x7f" + b[24:]), "cannot load"),
+    "unknown architecture": (
+        lambda p: edited(p, lambda b: b.replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"lxxma")),
+        "cannot load",
+    ),
+    "missing tensor": (
+        lambda p: edited(p, lambda b: b.replace(b"output_norm.weight", b"output_xxxx.weight")),
+        "cannot load",
+    ),
+    "hub name of no form": (lambda p: "hf:nonsense", "not of the form"),
+    "hub name with a path": (lambda p: "hf:../../etc:passwd", "not of the form"),
+}
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_model_file(name: str, good: Path) -> None:
+    make, match = MODEL_FILES[name]
+    with pytest.raises(EdgeStreamError, match=match) as caught:
+        Engine.load(str(make(good)), n_ctx=64)
+    one_sentence(caught.value)
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "learned positions": (write_tiny_gpt2, "no rotary positions"),
+    "embedding model": (write_tiny_bert, "embedding model|encoder"),
+    "recurrent": (write_tiny_mamba, "recurrent"),
+    "M-RoPE": (write_tiny_qwen2vl, "M-RoPE"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_model(name: str, tmp_path: Path) -> None:
+    write, match = UNSUPPORTED[name]
+    with pytest.raises(UnsupportedModelError, match=match) as caught:
+        Engine.load(write(tmp_path / "m.gguf"), n_ctx=64)
+    assert "cannot stream" in one_sentence(caught.value)
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "n_keep = n_ctx": ({"n_ctx": 64, "n_keep": 64}, "n_keep = 64"),
+    "n_keep leaves no window": ({"n_ctx": 64, "n_keep": 62}, "window"),
+    "n_keep negative": ({"n_ctx": 64, "n_keep": -1}, "n_keep = -1"),
+    "n_ctx negative": ({"n_ctx": -5}, "n_ctx = -5"),
+    "n_ctx absurd": ({"n_ctx": 1 << 40}, "n_ctx"),
+    "n_ctx beyond memory": ({"n_ctx": 1 << 28}, "would fit"),
+    "n_batch zero": ({"n_ctx": 64, "n_batch": 0}, "n_batch = 0"),
+    "unknown cache type": ({"n_ctx": 64, "cache_type_k": "q3_k"}, "cache type q3_k"),
+    "quantised V without flash attention": ({"n_ctx": 64, "cache_type_v": "q8_0", "flash_attn": "off"}, "needs flash"),
+    "cache type that does not divide the head": ({"n_ctx": 64, "cache_type_k": "q8_0"}, "cannot create|head"),
+    "unknown flash_attn": ({"n_ctx": 64, "flash_attn": "maybe"}, "flash_attn = maybe"),
+    "unknown sink_move": ({"n_ctx": 64, "sink_move": "magic"}, "sink_move = magic"),
+    "n_slide negative": ({"n_ctx": 64, "n_slide": -1}, "n_slide"),
+    "rebase_at inside the cache": ({"n_ctx": 64, "rebase_at": 10}, "rebase_at = 10"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_option(name: str, good: Path) -> None:
+    options, match = OPTIONS[name]
+    with pytest.raises(EdgeStreamError, match=match) as caught:
+        Engine.load(good, **options)
+    one_sentence(caught.value)
+
+
+STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "empty prompt": (lambda s: s.feed(""), "prompt is empty"),
+    "no tokens": (lambda s: s.feed([]), "prompt is empty"),
+    "token beyond the vocabulary": (lambda s: s.feed([10**6]), "not in the vocabulary"),
+    "negative token": (lambda s: s.feed([-1]), "not in the vocabulary"),
+    "tokens that are no numbers": (lambda s: s.feed(["a"]), "must be integers"),
+    "rewind too far": (lambda s: s.rewind(10**6), "cannot rewind"),
+    "rewind backwards": (lambda s: s.rewind(-1), "cannot rewind"),
+    "rewind into the sinks": (lambda s: s.rewind(58), "cannot rewind"),
+    "generate after rewind": (lambda s: (s.rewind(1), next(s.generate(1))), "no logits"),
+    "bad grammar": (lambda s: next(s.generate(1, sampling=Sampling(grammar='root ::= "'))), "grammar"),
+    "bad JSON schema": (lambda s: next(s.generate(1, sampling=Sampling(json_schema="{"))), "JSON schema"),
+    "grammar and schema": (lambda s: next(s.generate(1, sampling=Sampling(grammar="x", json_schema="{}"))), "not both"),
+    "NaN temperature": (lambda s: next(s.generate(1, sampling=Sampling(temp=float("nan")))), "finite"),
+    "repeat_penalty zero": (lambda s: next(s.generate(1, sampling=Sampling(repeat_penalty=0.0))), "repeat_penalty"),
+    "repeat_last_n huge": (lambda s: next(s.generate(1, sampling=Sampling(repeat_last_n=10**6))), "repeat_last_n"),
+    "logit bias of no token": (lambda s: next(s.generate(1, sampling=Sampling(logit_bias={10**6: 1.0}))), "logit_bias"),
+}
+
+
+@pytest.mark.parametrize("name", STREAM_CALLS)
+def test_stream_call(name: str, good: Path) -> None:
+    """The call fails, and the stream goes on as if it had not been made."""
+    call, match = STREAM_CALLS[name]
+    with Engine.load(good, n_ctx=64) as engine, engine.stream() as stream:
+        stream.feed(list(range(10, 70)))
+        with pytest.raises(EdgeStreamError, match=match) as caught:
+            call(stream)
+        one_sentence(caught.value)
+        before = stream.stats.n_past
+        assert before in (60, 59)
+        stream.feed(list(range(10, 100)))
+        assert stream.stats.n_past == before + 90
+
+
+def test_lone_surrogates_are_text(good: Path) -> None:
+    """What a terminal hands over for undecodable bytes must not crash the tokenizer."""
+    with Engine.load(good, n_ctx=64) as engine:
+        assert engine.tokenize("a\udcffb")
+
+
+def test_demo_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EdgeStreamError, match=r"edge-stream\[demo\]"):
+        models.resolve("demo")
+
+
+def test_choose_quant() -> None:
+    files = [
+        "m-Q4_K_M.gguf",
+        "m-Q8_0.gguf",
+        "mmproj-m-Q8_0.gguf",
+        "big-F16-00001-of-00002.gguf",
+        "big-F16-00002-of-00002.gguf",
+    ]
+    assert models.choose_quant(files, "", "u/m") == ["m-Q4_K_M.gguf"]
+    assert models.choose_quant(files, "q8_0", "u/m") == ["m-Q8_0.gguf"]
+    assert models.choose_quant(files, "F16", "u/m") == files[3:]
+    assert models.choose_quant(["only.gguf"], "", "u/m") == ["only.gguf"]
+    with pytest.raises(EdgeStreamError, match=re.escape("no Q2_K file (it has m-Q4_K_M.gguf")):
+        models.choose_quant(files, "Q2_K", "u/m")
