@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python test-stock lint format wheel clean
+.PHONY: help build demo test test-native test-sanitize test-python test-stock proof bench-slide bench-considerate lint format wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -56,6 +56,19 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	    -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
 	cmake --build build/sanitize
 	ctest --test-dir build/sanitize --output-on-failure
+
+proof: proof-constant proof-endless proof-point proof-drift ## every claim of the README (half an hour)
+
+proof-%: build
+	$(BIN)/python benchmarks/proof.py $*
+
+bench-slide: build ## cost of a slide at n_ctx 4096: f16, q8_0, a pinned prefix of 512
+	$(BIN)/python benchmarks/slide_cost.py -c 4096
+	$(BIN)/python benchmarks/slide_cost.py -c 4096 -ctk q8_0 -ctv q8_0
+	$(BIN)/python benchmarks/slide_cost.py -c 4096 --keep 512
+
+bench-considerate: build ## speed when quiet and beside busy processes, by way of waiting
+	$(BIN)/python benchmarks/considerate.py
 
 test-stock: build ## the fallback against an unpatched llama-cpp-python, built in its own environment
 	$(PYTHON) -m venv build/stock-venv

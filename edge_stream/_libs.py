@@ -15,12 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from edge_stream import _scheduling
 from edge_stream.errors import EdgeStreamError
 
 # GNU OpenMP: how long a waiting thread spins before it sleeps. The default (some 300,000 rounds) starves other
 # programs and itself when cores are shared; none at all costs speed when they are not. Chosen by
 # benchmarks/considerate.py; the user's own setting wins.
-_SPIN_COUNT = "10000"
+_SPIN_COUNT = "3000"
 
 
 def lib_dir() -> Path:
@@ -63,6 +64,7 @@ def llama() -> ModuleType:
         )
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+        _scheduling.ask_for_short_slices()
     if folder != _stock_lib_dir():
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     try:

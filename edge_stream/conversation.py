@@ -198,6 +198,7 @@ class Conversation:
                     yield token
         finally:
             self._close_turn(closed)
+            self.stream.rebase()  # while the user thinks, rather than within an answer
             self._n_answer = self.stream.stats.n_past - before
             self.messages.append(assistant_message("".join(pieces)))
             self._trim()

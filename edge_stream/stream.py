@@ -275,7 +275,7 @@ class Stream:
         _native.check(self._native.es_stream_rewind(self._handle, n))
 
     def rebase(self) -> None:
-        """Bring absolute positions back to small numbers now, at an idle moment."""
+        """At an idle moment: bring absolute positions back if they have grown by n_ctx or more."""
         _native.check(self._native.es_stream_rebase(self._handle))
 
     def reset(self) -> None:

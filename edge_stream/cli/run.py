@@ -122,13 +122,10 @@ def _count(engine: Engine, prompt: str) -> int:
 
 
 def _read(engine: Engine, stream: Stream, prompt: str, meter: _Meter, interrupt: Interrupt) -> None:
-    """Feed the prompt; without one, read a loaded stream's last token again to know what follows."""
+    """Feed the prompt; without one, a loaded stream goes on from where it was."""
     if not prompt:
-        last = stream.tokens()[-1:]
-        if not last:
+        if stream.logits is None:
             raise EdgeStreamError("the saved stream is empty and no prompt was given")
-        stream.rewind(1)
-        stream.feed(last)
         return
     progress = Progress()
     start, before = time.monotonic(), stream.stats.n_past

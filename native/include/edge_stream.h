@@ -131,7 +131,8 @@ ES_API int32_t es_stream_mark(es_stream * stream);
 // Forget the newest n tokens. ES_ERR_INVALID unless they are all in the window.
 ES_API int32_t es_stream_rewind(es_stream * stream, size_t n);
 
-// Bring absolute positions back to small numbers now, at an idle moment. Otherwise done when needed.
+// At an idle moment: bring absolute positions back to small numbers if they have grown by n_ctx or more (so that a
+// key is re-rotated at most once in its life). Otherwise done when needed.
 ES_API int32_t es_stream_rebase(es_stream * stream);
 
 // Forget everything: an empty stream with the same parameters.

@@ -391,7 +391,10 @@ int32_t es_stream_rewind(es_stream * stream, size_t n) {
 
 int32_t es_stream_rebase(es_stream * stream) {
     ES_REQUIRE(stream);
-    return es_guard([&] { return stream->rebase(); });
+    return es_guard([&]() -> int32_t {
+        const es_window & w = stream->window;
+        return w.pos_sinks() < (int32_t) w.params().n_ctx ? (int32_t) ES_OK : stream->rebase();
+    });
 }
 
 int32_t es_stream_reset(es_stream * stream) {
