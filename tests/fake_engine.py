@@ -76,7 +76,7 @@ class FakeStream:
         matcher = StopMatcher(stop)
         n = 0
         while max_tokens < 0 or n < max_tokens:
-            assert self.has_logits, "nothing was fed since a rewind, restore or reset"
+            assert self.has_logits, "nothing was fed since a rewind or reset"
             token = script[n % len(script)] if ignore_eos else script[n]
             if ignore_eos and token == END:
                 token = ord(" ")
@@ -104,6 +104,14 @@ class FakeStream:
         self.has_logits = False
         del self.all[len(self.all) - n :]
         self.cached -= n
+
+    def rebase(self) -> None:
+        """Positions here are only counted."""
+
+    @property
+    def logits(self) -> list[float] | None:
+        """What generate goes by."""
+        return [0.0] if self.has_logits else None
 
     def tokens(self) -> list[int]:
         sinks = min(self.n_keep, self.cached)
@@ -182,6 +190,7 @@ class FakeEngine:
             raise SessionError(f"{path} is not a session file") from error
         stream = self.stream(n_keep=state["n_keep"])
         stream.all, stream.cached, stream.user = state["all"], state["cached"], state["user"].encode()
+        stream.has_logits = bool(stream.all)  # a session holds them
         return stream
 
     def close(self) -> None:

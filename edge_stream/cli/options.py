@@ -58,10 +58,10 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
         "--model",
         env="MODEL",
         required=required,
-        default=default,
-        show_default=default is not None,
         metavar="MODEL",
-        help="A GGUF file, or the name of a known model such as `demo`.",
+        help="A GGUF file, hf:user/repo[:quant], or demo.",
+        # click takes a default of None for a value, and then requires nothing
+        **({} if default is None else {"default": default, "show_default": True}),
     )
 
 
