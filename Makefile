@@ -37,25 +37,26 @@ $(BIN)/.stamp-python: $(BIN)/.stamp-tools build/llama.cpp/.stamp pyproject.toml
 	touch $@
 
 build/native/build.ninja: build/llama.cpp/.stamp CMakeLists.txt native/tests/CMakeLists.txt
-	cmake -S . -B build/native -G Ninja -DEDGE_STREAM_TESTS=ON -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) > build/cmake.log || (cat build/cmake.log; false)
+	$(BIN)/cmake -S . -B build/native -G Ninja -DEDGE_STREAM_TESTS=ON -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) > build/cmake.log || (cat build/cmake.log; false)
 
 $(LIB)/.stamp: build/native/build.ninja $(NATIVE)
-	cmake --build build/native --target es_all
-	cmake --install build/native --component edge_stream --prefix . > /dev/null
+	$(BIN)/cmake --build build/native --target es_all
+	$(BIN)/cmake --install build/native --component edge_stream --prefix . > /dev/null
 	touch $@
 
 test-native: build ## ctest
-	cmake --build build/native
-	ctest --test-dir build/native --output-on-failure
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 test-python: build ## pytest
 	$(BIN)/python -m pytest
 
 test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
-	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
-	    -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
-	cmake --build build/sanitize
-	ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
+	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
 proof: proof-constant proof-endless proof-point proof-drift ## every claim of the README (half an hour)
 

@@ -71,6 +71,13 @@ def llama() -> ModuleType:
         import llama_cpp.llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as error:
         raise EdgeStreamError(f"llama-cpp-python cannot load {folder}: {error}") from error
+    loaded = Path(bindings._lib._name).resolve().parent
+    if loaded != folder.resolve():
+        # two libllamas in one process would read each other's structures
+        raise EdgeStreamError(
+            f"llama_cpp was imported before edge_stream, with the libraries of {loaded}: import edge_stream first, or "
+            "set EDGE_STREAM_LLAMA=installed"
+        )
     return bindings
 
 

@@ -134,7 +134,7 @@ class Conversation:
             "answer_start": self._answer_start,
             "ended": self._ended,
         }
-        self.stream.save(str(path), user=json.dumps(user, ensure_ascii=False).encode())
+        self.stream.save(str(path), user=json.dumps(user).encode())
 
     @classmethod
     def resume(cls, engine: Engine, path: str | Path) -> Conversation:
@@ -286,7 +286,7 @@ def _read_user(data: bytes, path: str | Path) -> dict[str, Any]:
             and all(isinstance(token, int) for token in user["answer_start"])
             and isinstance(user["ended"], bool)
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         raise SessionError(f"{path} is a session, but not of a conversation")

@@ -56,6 +56,7 @@ class Engine:
 
     _model: int | None = None
     _ctx: int | None = None
+    _stream: Stream | None = None  # the one that holds the cache
     _n_slide = 0
     _rebase_at = 0
 
@@ -126,7 +127,7 @@ class Engine:
         if not use_mmap:
             params.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
         self.model_path = path
-        self._model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        self._model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot load {path}{self._log_hint()}")
         reason = C.create_string_buffer(512)
@@ -333,7 +334,7 @@ class Engine:
     #
 
     def stream(self, *, n_keep: int | None = None, n_boundary: int = 0, n_ctx: int | None = None) -> Stream:
-        """An empty stream. It replaces the engine's earlier one, which must not be used any more."""
+        """An empty stream. It takes the cache over: the engine's earlier stream is closed."""
         params = self._native.es_stream_default_params()
         params.n_ctx = self.n_ctx if n_ctx is None else n_ctx
         params.n_keep = self.n_keep if n_keep is None else n_keep
@@ -347,7 +348,10 @@ class Engine:
         params.n_boundary = n_boundary
         params.sink_move = _native.SINK_MOVES[self.sink_move]
         params.model_tag = self._weights_tag
-        return Stream(self, params)
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = Stream(self, params)
+        return self._stream
 
     def restore(self, path: str | Path) -> Stream:
         """The stream that `Stream.save` wrote. Raises SessionError; the file is never changed."""
@@ -369,7 +373,10 @@ class Engine:
         return stream
 
     def close(self) -> None:
-        """Free the context and the model. Streams of this engine must not be used afterwards."""
+        """Free the stream, the context and the model."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
         if self._ctx:
             self._llama.llama_free(self._ctx)
             self._ctx = None

@@ -21,7 +21,7 @@ def resolve(model: str) -> Path:
         return _hugging_face(model.removeprefix("hf:"))
     path = Path(model).expanduser()
     if path.is_dir():
-        raise EdgeStreamError(f"{model} is a folder; a GGUF file is needed (edge-stream convert makes one)")
+        raise EdgeStreamError(f"{model} is a folder; a GGUF file is needed")
     if not path.exists():
         raise EdgeStreamError(f"model {model} does not exist (a path, demo, or hf:user/repo[:quant])")
     _check_magic(path)

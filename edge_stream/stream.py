@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -281,6 +282,8 @@ class Stream:
     def reset(self) -> None:
         """Forget everything."""
         _native.check(self._native.es_stream_reset(self._handle))
+        self._free_sampler()
+        self._sampling = None
 
     #
     # sessions
@@ -316,9 +319,12 @@ class Stream:
 
 def _token_array(tokens: Sequence[int]) -> C.Array[C.c_int32]:
     try:
-        return (C.c_int32 * len(tokens))(*tokens)
+        values = [operator.index(token) for token in tokens]
     except TypeError as error:
         raise EdgeStreamError("tokens must be integers") from error
+    if values and not -(2**31) <= min(values) <= max(values) < 2**31:  # ctypes would wrap them silently
+        raise EdgeStreamError(f"token {max(values, key=abs)} is not in the vocabulary")
+    return (C.c_int32 * len(values))(*values)
 
 
 def _nll(logits: NDArray[np.float64], token: int) -> float:

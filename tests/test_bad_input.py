@@ -113,6 +113,7 @@ STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "empty prompt": (lambda s: s.feed(""), "prompt is empty"),
     "no tokens": (lambda s: s.feed([]), "prompt is empty"),
     "token beyond the vocabulary": (lambda s: s.feed([10**6]), "not in the vocabulary"),
+    "token that would wrap": (lambda s: s.feed([2**32 + 5]), "not in the vocabulary"),
     "negative token": (lambda s: s.feed([-1]), "not in the vocabulary"),
     "tokens that are no numbers": (lambda s: s.feed(["a"]), "must be integers"),
     "rewind too far": (lambda s: s.rewind(10**6), "cannot rewind"),

@@ -54,6 +54,35 @@ def test_continues_identically(
     assert tokens_of(restored, 200, sampling) == want
 
 
+@pytest.mark.parametrize(("name", "sink_move"), [("gqa", "bank"), ("gqa", "redecode"), ("gemma3", "bank")])
+def test_saved_between_turns(name: str, sink_move: str, load: Load, draw: Draw, tmp_path: Path) -> None:
+    """As chat does: rebase, save, and in another process go on reading; sliding-window models included."""
+    options = {"n_ctx": 64, "n_slide": 8, "sink_move": sink_move}
+    path = tmp_path / "s"
+    with load(name, **options).stream(n_boundary=5) as stream:
+        stream.feed(draw(250))
+        stream.rebase()
+        stream.save(path)
+        want = [stream.logits_of([token])[0] for token in draw(60, seed=2)]
+    with load(name, **options).restore(path) as stream:
+        got = [stream.logits_of([token])[0] for token in draw(60, seed=2)]
+        assert stream.stats.n_slide == 8
+    assert max(abs(a - b).max() for a, b in zip(got, want, strict=True)) < 1e-3
+
+
+def test_sampler_state_survives_a_second_save(load: Load, draw: Draw, tmp_path: Path) -> None:
+    engine = load("head64", **OPTIONS)
+    with engine.stream() as stream:
+        stream.feed(draw(50))
+        tokens_of(stream, 5, SAMPLINGS["seeded"])
+        stream.save(tmp_path / "a")
+        want = tokens_of(stream, 50, SAMPLINGS["seeded"])
+    with engine.restore(tmp_path / "a") as stream:
+        stream.save(tmp_path / "b")
+    with engine.restore(tmp_path / "b") as stream:
+        assert tokens_of(stream, 50, SAMPLINGS["seeded"]) == want
+
+
 def test_another_seed_is_another_sequence(load: Load, draw: Draw, tmp_path: Path) -> None:
     engine = load("head64", **OPTIONS)
     stream = engine.stream()

@@ -34,9 +34,9 @@ LLAMA_API void    llama_es_bank_free(struct llama_context * ctx, llama_seq_id se
 
 // The next llama_decode must be exactly n tokens of seq at positions pos, pos+1, ..., in one ubatch: their keys
 // become the next n rows. Rows must be captured in order at consecutive positions. capture_end ends the
-// capture; it fails if no such decode came.
+// capture; it fails if no such decode came. keep = false: the decode failed, the rows are captured again later.
 LLAMA_API int32_t llama_es_bank_capture_begin(struct llama_context * ctx, llama_seq_id seq, uint32_t n, llama_pos pos);
-LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq, bool keep);
 
 // Give the block's cells the positions pos, pos+1, ... Metadata only: the keys follow in every llama_decode from
 // now on until llama_es_bank_settle (writing them again is harmless; leaving them out makes the graph smaller).

@@ -36,6 +36,7 @@ struct head {
     int64_t  n_past;
     uint64_t fingerprint, model_tag, n_user;
     int32_t  rebase_at, sink_move;
+    uint32_t n_slide, n_chunk, n_boundary, reserved;
 };
 
 // CRC-32 (ISO-HDLC polynomial), as in zip and PNG
@@ -239,7 +240,14 @@ int32_t get_head(const char * path, const std::map<uint32_t, bytes> & sections, 
         return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section is missing", path);
     }
     memcpy(&h, it->second.data(), sizeof(h));
+    if (h.n_user != sections.at(USER).size()) {
+        return es_fail(ES_ERR_FORMAT, "session %s is damaged: its header contradicts its content", path);
+    }
     return ES_OK;
+}
+
+const char * type_name(int32_t type) {
+    return type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "unknown";
 }
 
 int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, int32_t type_v, const char * path) {
@@ -249,12 +257,9 @@ int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, in
     }
     if (h.type_k != type_k || h.type_v != type_v) {
         return es_fail(ES_ERR_MODEL, "session %s was made with cache types K %s, V %s; this one has K %s, V %s", path,
-                       ggml_type_name((ggml_type) h.type_k), ggml_type_name((ggml_type) h.type_v),
-                       ggml_type_name((ggml_type) type_k), ggml_type_name((ggml_type) type_v));
+                       type_name(h.type_k), type_name(h.type_v), type_name(type_k), type_name(type_v));
     }
-    es_stream_stats stats;
-    (void) es_stream_get_stats(&stream, &stats);
-    if (h.n_keep > 0 && h.sink_move != stats.sink_move) {
+    if (h.n_keep > 0 && h.sink_move != stream.params.sink_move) {
         return es_fail(ES_ERR_MODEL, "session %s was made with the other way of moving sinks (--sink-move)", path);
     }
     return ES_OK;
@@ -288,31 +293,30 @@ int32_t write_file(const char * path, const head & h, const void * user, const s
 // Everything is verified: replace the stream's content.
 int32_t restore(es_stream & stream, const head & h, const es_window::state & toks, const bytes & bank,
                 const bytes & keys) {
-    const std::vector<int32_t> sinks(toks.tokens.begin(),
-                                     toks.tokens.begin() + std::min<size_t>(toks.tokens.size(), h.n_keep));
-
-    int32_t rc = stream.resize(h.n_ctx, h.n_keep);
-    if (rc != ES_OK) {
+    es_window_params wanted;
+    wanted.n_ctx      = h.n_ctx;
+    wanted.n_keep     = h.n_keep;
+    wanted.n_slide    = h.n_slide;
+    wanted.n_chunk    = h.n_chunk;
+    wanted.n_boundary = h.n_boundary;
+    wanted.rebase_at  = h.rebase_at;
+    const int32_t rc  = stream.resize(wanted, toks);
+    if (rc != ES_OK || toks.tokens.empty()) {
         return rc;
     }
     const auto fail = [&](const char * why) {
         (void) stream.reset();
         return es_fail(ES_ERR_INTERNAL, "the session could not be restored: %s; the stream is empty now", why);
     };
-    if (!stream.window.set_state(toks)) {
-        return fail("its positions contradict each other");
+    if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
+        return fail("llama.cpp refused the cache");
     }
-    if (!toks.tokens.empty()) {
-        if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
-            return fail("llama.cpp refused the cache");
-        }
-        const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
-        const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
-        if (p0 != stream.window.pos_sinks() || p1 + 1 != stream.window.pos_next()) {
-            return fail("its cache holds other positions");
-        }
+    const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
+    const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
+    if (p0 != stream.window.pos_sinks() || p1 + 1 != stream.window.pos_next()) {
+        return fail("its cache holds other positions");
     }
-    if (stream.mover->set_state(bank, sinks) != ES_OK) {
+    if (stream.mover->set_state(bank, stream.window.sinks()) != ES_OK) {
         return fail("the pinned sinks do not fit");
     }
     return ES_OK;
@@ -330,8 +334,6 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
     }
     return es_guard([&]() -> int32_t {
         const es_window & w = stream->window;
-        es_stream_stats   stats;
-        (void) es_stream_get_stats(stream, &stats);
         if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
             return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving",
                            w.n_sinks(), w.params().n_keep);
@@ -346,8 +348,15 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             stream->params.model_tag,
             n_user,
             w.params().rebase_at,
-            stats.sink_move,
+            stream->params.sink_move,
+            w.params().n_slide,
+            w.params().n_chunk,
+            w.params().n_boundary,
+            0,
         };
+        if (!stream->mover->can_save()) {
+            return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
+        }
         bytes         bank;
         const int32_t rc = stream->mover->get_state(bank);
         if (rc != ES_OK) {
@@ -359,7 +368,10 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
         }
         const bytes toks = pack_window(w.get_state());
-        const bytes smpl = sampler ? pack_sampler(sampler->get_state()) : bytes();
+        // a state that waits for its sampler since an earlier load is kept
+        const bytes smpl = sampler                 ? pack_sampler(sampler->get_state())
+                           : stream->saved_sampler ? pack_sampler(*stream->saved_sampler)
+                                                   : bytes();
         bytes       lgts;
         if (const float * logits = stream->logits()) {
             append(lgts, logits, (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx))));
@@ -421,6 +433,9 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) ||
             std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
+        }
+        if (h.sink_move == ES_SINK_MOVE_BANK && h.n_keep > 0 && !toks.tokens.empty() && sections[BANK].empty()) {
+            return es_fail(ES_ERR_FORMAT, "session %s is damaged: its pinned sinks are missing", path);
         }
         const bytes & lgts = sections[LGTS];
         if (!lgts.empty() && lgts.size() != (size_t) n_vocab * sizeof(float)) {

@@ -68,16 +68,20 @@ public:
         }
         return from_bank(rc, "pinning the sinks");
     }
-    int32_t after_sinks(const llama_token *, uint32_t) override {
-        return from_bank(llama_es_bank_capture_end(ctx, seq), "pinning the sinks");
+    int32_t after_sinks(const llama_token *, uint32_t n) override {
+        return from_bank(llama_es_bank_capture_end(ctx, seq, n > 0), "pinning the sinks");
     }
     int32_t prepare(llama_pos) override { return ES_OK; }
     int32_t commit(llama_pos, llama_pos to) override {
-        armed = true;
+        armed   = true;
+        written = false;
         return from_bank(llama_es_bank_move(ctx, seq, to), "moving the sinks");
     }
+    void decoded() override { written = true; }
+    bool can_save() const override { return true; } // a restored bank writes its keys anew
+    bool can_rebase_idle() const override { return true; }
     void settle() override {
-        if (armed) {
+        if (armed && written) {
             armed = false;
             (void) llama_es_bank_settle(ctx, seq);
         }
@@ -108,7 +112,8 @@ public:
         if (state.empty()) {
             return ES_OK;
         }
-        allocated = true;
+        allocated = armed = true;
+        written           = false;
         return from_bank(llama_es_bank_state_set(ctx, seq, state.data(), state.size()), "restoring the sinks");
     }
 
@@ -117,16 +122,17 @@ private:
     llama_seq_id    seq;
     uint32_t        n_keep;
     bool            allocated = false;
-    bool            armed     = false;
+    bool            armed     = false; // decodes write the sinks' keys
+    bool            written   = true;  // and one did so since the last move
 };
 
 class redecode_mover : public es_sink_mover {
 public:
     redecode_mover(llama_context * ctx, const es_stream_params & p)
-        : ctx(ctx), mem(llama_get_memory(ctx)), seq(p.seq_id), scratch(p.scratch_seq_id) {
-        llama_memory_seq_rm(mem, scratch, -1, -1);
+        : ctx(ctx), mem(llama_get_memory(ctx)), seq(p.seq_id), scratch(p.scratch_seq_id), has_scratch(p.n_keep > 0) {
+        clear_scratch();
     }
-    ~redecode_mover() override { llama_memory_seq_rm(mem, scratch, -1, -1); }
+    ~redecode_mover() override { clear_scratch(); }
 
     int32_t before_sinks(uint32_t, llama_pos) override { return ES_OK; }
     int32_t after_sinks(const llama_token * tokens, uint32_t n) override {
@@ -166,14 +172,19 @@ public:
         llama_memory_seq_rm(mem, scratch, -1, -1);
         return ES_OK;
     }
+    void    decoded() override { pending = false; }
+    bool    can_save() const override { return !pending; }
+    bool    can_rebase_idle() const override { return false; }
     void    settle() override {}
     int32_t rebase(llama_pos, llama_pos delta) override {
+        pending = true;
         llama_memory_seq_add(mem, seq, -1, -1, -delta); // llama.cpp's own K-shift, at its next decode
         return ES_OK;
     }
     int32_t reset() override {
-        llama_memory_seq_rm(mem, scratch, -1, -1);
+        clear_scratch();
         sinks.clear();
+        pending = false;
         return ES_OK;
     }
     int32_t get_state(std::vector<uint8_t> & out) override {
@@ -191,6 +202,14 @@ private:
     llama_seq_id             seq;
     llama_seq_id             scratch;
     std::vector<llama_token> sinks;
+    bool                     has_scratch;     // no sinks, no scratch sequence
+    bool                     pending = false; // a K-shift that llama.cpp applies at its next decode
+
+    void clear_scratch() {
+        if (has_scratch) {
+            llama_memory_seq_rm(mem, scratch, -1, -1);
+        }
+    }
 };
 
 // The window's rebase goes through llama.cpp's K-shift, which would apply a YaRN magnitude a second time.
@@ -211,6 +230,11 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
         return es_fail(ES_ERR_UNSUPPORTED,
                        "moving the sinks by redecoding needs a context with a unified KV cache and n_seq_max >= 2");
     }
+    if (llama_model_n_swa(llama_get_model(ctx)) > 0) {
+        return es_fail(
+            ES_ERR_UNSUPPORTED,
+            "a model with sliding-window layers needs the sink bank: llama.cpp reuses cells outside of them");
+    }
     if (is_yarn(llama_get_model(ctx))) {
         return es_fail(ES_ERR_UNSUPPORTED,
                        "a YaRN-scaled model needs the sink bank: llama.cpp's own K-shift would scale its keys twice");
@@ -221,7 +245,7 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
 } // namespace
 
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & p, int32_t * status) {
-    const bool bank = p.sink_move == ES_SINK_MOVE_BANK || (p.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
+    const bool bank = p.sink_move == ES_SINK_MOVE_BANK;
     *status         = bank ? es_bank_supported(ctx) : redecode_supported(ctx, p);
     if (*status != ES_OK) {
         return nullptr;

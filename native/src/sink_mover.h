@@ -20,6 +20,15 @@ public:
     virtual int32_t prepare(llama_pos to)                = 0;
     virtual int32_t commit(llama_pos from, llama_pos to) = 0;
 
+    // A decode of the stream succeeded: moved keys are in the cache now.
+    virtual void decoded() = 0;
+
+    // False while the cache holds positions whose keys only the next decode brings: it cannot be saved then.
+    virtual bool can_save() const = 0;
+
+    // True if rebase() may be called without a decode following at once.
+    virtual bool can_rebase_idle() const = 0;
+
     // The last decode needed no move: stop writing the sinks' keys.
     virtual void settle() = 0;
 

@@ -32,6 +32,12 @@ int32_t es_stream::check(es_window_params & out) const {
     const uint32_t n_extra = bank ? 0 : params.n_keep; // redecode: the sinks exist twice for a moment
     const uint32_t n_batch = std::min(llama_n_batch(ctx), llama_n_ubatch(ctx));
 
+    if (!bank && params.n_keep > 0 &&
+        (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
+         (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
+        return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
+                       params.scratch_seq_id, llama_n_seq_max(ctx));
+    }
     if (params.n_keep > n_cells) {
         return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", params.n_keep, n_cells);
     }
@@ -77,17 +83,13 @@ int32_t es_stream::init() {
     if (params.sink_move < ES_SINK_MOVE_AUTO || params.sink_move > ES_SINK_MOVE_REDECODE) {
         return es_fail(ES_ERR_INVALID, "sink_move = %d is unknown", params.sink_move);
     }
+    if (params.sink_move == ES_SINK_MOVE_AUTO) {
+        params.sink_move = es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
+    }
     es_window_params wp;
     int32_t          rc = check(wp);
     if (rc != ES_OK) {
         return rc;
-    }
-    const bool scratch = params.sink_move == ES_SINK_MOVE_REDECODE || !es_bank_available();
-    if (scratch && params.n_keep > 0 &&
-        (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
-         (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
-        return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
-                       params.scratch_seq_id, llama_n_seq_max(ctx));
     }
     mover = es_sink_mover_init(ctx, params, &rc);
     if (!mover) {
@@ -102,22 +104,31 @@ int32_t es_stream::init() {
     return ES_OK;
 }
 
-int32_t es_stream::resize(uint32_t n_ctx, uint32_t n_keep) {
-    es_stream_params old = params;
-    params.n_ctx         = n_ctx;
-    params.n_keep        = n_keep;
+int32_t es_stream::resize(const es_window_params & wanted, const es_window::state & state) {
+    const es_stream_params old = params;
+    params.n_ctx               = wanted.n_ctx;
+    params.n_keep              = wanted.n_keep;
+    params.n_slide             = wanted.n_slide;
+    params.n_chunk             = wanted.n_chunk;
+    params.n_boundary          = wanted.n_boundary;
+    params.rebase_at           = wanted.rebase_at;
     es_window_params wp;
     int32_t          rc = check(wp);
+    es_window        next;
+    if (rc == ES_OK) {
+        next = es_window(wp);
+        if (!next.set_state(state)) {
+            rc = es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
+        }
+    }
     if (rc != ES_OK) {
         params = old;
         return rc;
     }
     rc = reset();
-    if (rc == ES_OK) {
-        mover.reset(); // the old bank goes first
-        mover  = es_sink_mover_init(ctx, params, &rc);
-        window = es_window(wp);
-    }
+    mover.reset(); // the old bank goes first
+    mover  = es_sink_mover_init(ctx, params, &rc);
+    window = std::move(next);
     return rc;
 }
 
@@ -140,6 +151,11 @@ int32_t es_stream::reset() {
     broken = false;
     saved_sampler.reset();
     n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
+    if (!mover) {
+        int32_t rc = ES_OK;
+        mover      = es_sink_mover_init(ctx, params, &rc);
+        return rc;
+    }
     return mover->reset();
 }
 
@@ -157,7 +173,8 @@ int32_t es_stream::slide(uint32_t n_evict) {
     llama_memory_seq_rm(mem, params.seq_id, window.pos_window(), window.pos_window() + (llama_pos) n_evict);
     window.evict(n_evict);
     if (move) {
-        rc = mover->commit(from, to);
+        rc     = mover->commit(from, to);
+        broken = rc != ES_OK; // evicted, but the sinks stayed behind
     }
     n_slides++;
     t_slide_us += llama_time_us() - t0;
@@ -165,7 +182,7 @@ int32_t es_stream::slide(uint32_t n_evict) {
 }
 
 int32_t es_stream::rebase() {
-    if (broken) {
+    if (broken || !mover) {
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
     if (window.pos_sinks() == 0) {
@@ -208,7 +225,7 @@ int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logit
 }
 
 int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
-    if (broken) {
+    if (broken || !mover) {
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
     if (n_tokens == 0 || !tokens) {
@@ -247,16 +264,17 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
             rc = decode(tokens + i, m, on_logits != nullptr);
         }
         if (sinks) {
-            const int32_t rc_sinks = mover->after_sinks(tokens + i, rc == ES_OK ? m : 0);
-            if (rc == ES_OK && rc_sinks != ES_OK) {
+            if (rc != ES_OK) {
+                (void) mover->after_sinks(tokens + i, 0);
+            } else if ((rc = mover->after_sinks(tokens + i, m)) != ES_OK) {
                 llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
-                rc = rc_sinks;
             }
         }
         if (rc != ES_OK) {
             return rc;
         }
         const int64_t index = window.n_past();
+        mover->decoded();
         window.push(tokens + i, m);
         has_logits = true;
         i += m;
@@ -359,9 +377,7 @@ int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
     out->n_slide        = w.params().n_slide;
     out->pos_next       = w.pos_next();
     out->pos_sinks      = w.pos_sinks();
-    out->sink_move      = stream->params.sink_move != ES_SINK_MOVE_AUTO ? stream->params.sink_move
-                          : es_bank_available()                         ? ES_SINK_MOVE_BANK
-                                                                        : ES_SINK_MOVE_REDECODE;
+    out->sink_move      = stream->params.sink_move;
     return ES_OK;
 }
 
@@ -392,8 +408,9 @@ int32_t es_stream_rewind(es_stream * stream, size_t n) {
 int32_t es_stream_rebase(es_stream * stream) {
     ES_REQUIRE(stream);
     return es_guard([&]() -> int32_t {
-        const es_window & w = stream->window;
-        return w.pos_sinks() < (int32_t) w.params().n_ctx ? (int32_t) ES_OK : stream->rebase();
+        const es_window & w   = stream->window;
+        const bool        due = w.pos_sinks() >= (int32_t) w.params().n_ctx && stream->mover->can_rebase_idle();
+        return due ? stream->rebase() : (int32_t) ES_OK;
     });
 }
 

@@ -15,8 +15,9 @@ struct es_stream {
     int32_t rebase();
     int32_t reset();
 
-    // An empty stream of other dimensions, as a session file demands. Checks them first.
-    int32_t resize(uint32_t n_ctx, uint32_t n_keep);
+    // Become a stream of other parameters and with another window, as a session file demands; its keys must be
+    // restored by the caller. Everything is checked first: on failure nothing changed.
+    int32_t resize(const es_window_params & wanted, const es_window::state & state);
 
     llama_context *                ctx;
     llama_memory_t                 mem;

@@ -380,6 +380,7 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     }
     for (size_t i = 0; i < caches.size() && !why; ++i) {
         why = es_bank_access::why_not(*caches[i], caches[0]->get_size());
+        (void) es_bank_access::bank(*caches[i], ctx); // from now on no cell is given up for being outside of the SWA
     }
     if (why_not) {
         *why_not = why;
@@ -425,18 +426,23 @@ int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, uint3
     });
 }
 
-int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq) {
+int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq, bool keep) {
     llama_synchronize(ctx);
     ctx->es_graph_changed();
     int32_t       res = ES_BANK_OK;
     const int32_t rc  = for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
         auto & b = bank.blocks.at(seq);
+        if (!keep) {
+            b.n_capture = 0;
+            return ES_BANK_OK;
+        }
         if (b.n_capture == 0 || !b.capture_built) {
             res = ES_BANK_INVALID;
         } else {
             b.n_filled += b.n_capture;
-            if (b.n_filled == b.n_rows) {
-                res = bank.find_cells(seq);
+            if (b.n_filled == b.n_rows && bank.find_cells(seq) != ES_BANK_OK) {
+                b.n_filled -= b.n_capture;
+                res = ES_BANK_INVALID;
             }
         }
         b.n_capture = 0;
@@ -581,6 +587,7 @@ int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uin
             off += ggml_nbytes(t);
         }
         bank.write_delta(b);
+        b.armed = true; // the saved cells may be older than the last move
         return bank.find_cells(seq);
     });
     return rc == ES_BANK_OK && off != size ? (int32_t) ES_BANK_FORMAT : rc;
