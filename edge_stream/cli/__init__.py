@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "Complete a prompt of any length, for as long as you like.",
     "chat": "Talk with a model; the system prompt stays pinned for ever.",
     "demo": "See a stream outgrow its cache, in under two minutes.",
+    "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
     "info": "Show versions, devices, and whether a model can stream.",
 }
 

@@ -14,6 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CACHE_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 SINKS_DEFAULT = 4
+N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
 
 
@@ -65,7 +66,7 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
     )
 
 
-def context_options(n_ctx: int = 4096) -> Callable[[F], F]:
+def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
     """Flags of the cache: its size, its sinks, how they move."""
     return compose(
         [
@@ -226,10 +227,12 @@ _ENGINE = (
 def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:
     """Load the model that the flags name; `-c 0` is resolved to the model's training length and said.
 
+    The model's own streaming defaults, where the user gave no flag, take the place of ours, and that is said too.
     pinned: counts the tokens that will be pinned, if that takes the model's tokenizer to know.
     """
     from edge_stream.engine import Engine
 
+    _use_model_defaults(flags)
     settings = {name: flags[name] for name in _ENGINE}
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
@@ -244,3 +247,35 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
     if flags["n_ctx"] == 0:
         click.echo(f"ctx-size 0: using the model's training length, {engine.n_ctx} tokens", err=True)
     return engine
+
+
+def _use_model_defaults(flags: dict[str, Any]) -> None:
+    """Put the defaults that are written in the model into `flags` where nobody chose a value.
+
+    A command with a cache size of its own (demo) keeps it.
+    """
+    ctx = click.get_current_context(silent=True)
+    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    ours = {"n_ctx": N_CTX_DEFAULT, "n_keep": SINKS_DEFAULT}
+    free = [n for n in ours if ctx and ctx.get_parameter_source(n) not in given and flags[n] == ours[n]]
+    if not free:
+        return
+    from edge_stream import models
+    from edge_stream.errors import EdgeStreamError
+    from edge_stream.model_defaults import read_model_defaults
+
+    try:
+        path = models.resolve(str(flags["model"]))
+    except EdgeStreamError:
+        return  # Engine.load says what is wrong
+    flags["model"] = str(path)
+    found = {n: v for n, v in read_model_defaults(path).items() if n in free and v != flags[n]}
+    if not found:
+        return
+    said = ", ".join(f"{n} {v}" for n, v in found.items())
+    chosen = flags | found
+    if 0 < chosen["n_ctx"] <= chosen["n_keep"]:
+        click.echo(f"not using the model's own {said}: the sinks would fill the cache", err=True)
+        return
+    flags.update(found)
+    click.echo(f"using the model's own {said}", err=True)

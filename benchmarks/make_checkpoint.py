@@ -1,0 +1,162 @@
+"""Write a random Hugging Face checkpoint of a real model's shape, sharded, in bfloat16: for measuring converters.
+
+    python benchmarks/make_checkpoint.py OUT                 # Mistral-7B v0.1: 32 layers, about 13.5 GiB
+    python benchmarks/make_checkpoint.py OUT --layers 4      # the same with fewer layers
+
+    python benchmarks/make_checkpoint.py OUT --measure       # and convert it: time, peak memory, the disk's own speed
+    python benchmarks/make_checkpoint.py OUT --measure --to mlc --quantization q4f16_1
+
+Weights are made a block at a time. The tokenizer is a trained one of 32,000 pieces at most, the rest is padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import tiny_checkpoints as tiny
+
+from converters.architectures import expected_tensors
+from converters.config import read_config
+
+SHARD_BYTES = 5_000_000_000  # what transformers' save_pretrained aims at
+MISTRAL_7B: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+_BLOCK = 1 << 22
+
+
+def write_random(folder: Path, config: dict[str, Any], seed: int = 0) -> int:
+    """Write the checkpoint; returns the bytes of its weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    tiny.write_tokenizer(folder, "spm")
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    held = 0
+    for name, shape in expected_tensors(read_config(config)).items():
+        size = 2 * int(np.prod(shape))
+        if held and held + size > SHARD_BYTES:
+            shards.append({})
+            held = 0
+        shards[-1][name] = shape
+        held += size
+    # the same few million values over and over, from another place each time: random enough, and fast
+    pool = np.random.default_rng(seed).normal(0.0, 0.02, _BLOCK + 7919).astype(np.float32)
+    bits = (pool.view(np.uint32) >> 16).astype(np.uint16)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        total += _write_shard(folder / file, shard, bits)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return total
+
+
+def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], bits: np.ndarray) -> int:
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    one = np.array([0x3F80], dtype=np.uint16)  # 1.0, for the norms
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for k, shape in enumerate(shapes.values()):
+            left = int(np.prod(shape))
+            if len(shape) == 1:
+                file.write(np.repeat(one, left).tobytes())
+                continue
+            while left:
+                start = (left + 131 * k) % 7919
+                part = bits[start : start + min(left, _BLOCK)]
+                part.tofile(file)
+                left -= len(part)
+    return end
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run a command; seconds, and the peak resident memory of its process in MiB."""
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
+    return time.monotonic() - start, usage.ru_maxrss * scale / 2**20
+
+
+def copy_speed(folder: Path) -> float:
+    """MiB/s at which the disk copies the first shard, to the end of fsync."""
+    source = next(iter(sorted(folder.glob("*.safetensors"))))
+    with tempfile.NamedTemporaryFile(dir=folder.parent) as target, source.open("rb") as opened:
+        start = time.monotonic()
+        shutil.copyfileobj(opened, target, 1 << 22)
+        target.flush()
+        os.fsync(target.fileno())
+        return source.stat().st_size / 2**20 / (time.monotonic() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
+    parser.add_argument("--layers", type=int, default=32, help="layers (default: 32, as Mistral-7B)")
+    parser.add_argument("--measure", action="store_true", help="convert it, and print time and peak memory")
+    args, extra = parser.parse_known_args()
+    config = MISTRAL_7B | {"num_hidden_layers": args.layers}
+    start = time.monotonic()
+    if not args.out.exists():
+        total = write_random(args.out, config)
+        print(f"wrote {total / 2**30:.2f} GiB in {time.monotonic() - start:.0f} s")
+    config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
+    if not args.measure:
+        return
+    largest = max(int(np.prod(s)) for s in expected_tensors(read_config(config)).values())
+    limit = largest * 4 * 3 / 2**20 + 300
+    print(f"copying a shard: {copy_speed(args.out):,.0f} MiB/s")
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
+        flags = extra or ["--to", "gguf", "--quantize", "Q4_0"]
+        out = Path(folder) / "model.gguf"
+        command = [sys.executable, "-m", "edge_stream.cli", "convert", str(args.out), *flags, "-o", str(out)]
+        seconds, peak = measure(command)
+        size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+        print(f"convert {' '.join(flags)}: {seconds:.0f} s, {size / 2**30:.2f} GiB written")
+        print(f"peak resident memory {peak:,.0f} MiB; the limit, 3 x the largest tensor + 300 MiB, is {limit:,.0f} MiB")
+        if peak > limit:
+            raise SystemExit("over the limit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""config.json, checked and typed: what a decoder needs to be computed, and nothing else.
+
+Missing keys take the value that transformers' config class gives them; a value of the wrong kind is an error in one
+sentence, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converters.architectures import Architecture, find_architecture
+from converters.text import quoted
+from edge_stream.errors import EdgeStreamError
+
+_MAX_COUNT = 1 << 31
+_NEEDED = object()
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched (transformers, modeling_rope_utils.py).
+
+    kind: linear, llama3, yarn or longrope. magnitude: factor on cosine and sine. Factors are per pair, head_dim/2 or
+    fewer with partial rotation.
+    """
+
+    kind: str
+    factor: float
+    n_ctx_orig: int  # length that the model was trained on before it was stretched
+    magnitude: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters of a decoder, named as llama.cpp names them."""
+
+    architecture: Architecture
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_rot: int  # dimensions of a head that turn
+    n_vocab: int
+    n_ctx_train: int
+    norm_eps: float
+    rope_base: float
+    rope_base_swa: float  # of sliding-window layers
+    rope_scaling: RopeScaling | None  # of the other layers where the two differ
+    tied: bool  # the output matrix is the embedding
+    qkv_bias: bool
+    o_bias: bool
+    sliding_window: int  # 0: none
+    swa_layers: tuple[bool, ...]  # which layers attend through it
+    attn_scale: float  # factor on q.k
+    attn_softcap: float  # 0: none
+    logit_softcap: float
+
+
+class _Reader:
+    """Typed access to config.json."""
+
+    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self._config = config
+        self._defaults = defaults
+
+    def get(self, key: str, default: Any = _NEEDED) -> Any:
+        value = self._config.get(key)
+        if value is not None:
+            return value
+        if key in self._config and default is not _NEEDED:
+            return default  # an explicit null switches a feature off
+        value = self._defaults.get(key, default)
+        if value is _NEEDED:
+            raise EdgeStreamError(f"config.json has no {key}")
+        return value
+
+    def count(self, key: str, default: Any = _NEEDED, least: int = 1) -> int:
+        return _count(key, self.get(key, default), least)
+
+    def number(self, key: str, default: Any = _NEEDED, least: float = 0.0) -> float:
+        return _number(key, self.get(key, default), least)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise EdgeStreamError(f"config.json: {key} = {value!r} must be true or false")
+        return value
+
+
+def _count(key: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _MAX_COUNT:
+        raise EdgeStreamError(f"config.json: {key} = {quoted(value)} must be a whole number of at least {least}")
+    return value
+
+
+def _number(key: str, value: Any, least: float = 0.0) -> float:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not ok or not least <= value <= 1e30:
+        raise EdgeStreamError(f"config.json: {key} = {quoted(value)} must be a number of at least {least:g}")
+    return float(value)
+
+
+def text_config(config: Any) -> dict[str, Any]:
+    """The part of config.json that describes the language model: all of it unless there is a text_config."""
+    if not isinstance(config, dict):
+        raise EdgeStreamError("config.json is not a JSON object")
+    inner = config.get("text_config")
+    if inner is None:
+        return config
+    if not isinstance(inner, dict):
+        raise EdgeStreamError("config.json: text_config is not a JSON object")
+    # a multimodal checkpoint says some things at its top level only
+    shared = {
+        k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id") if k in config
+    }
+    merged = shared | inner
+    merged.setdefault("model_type", config.get("model_type"))
+    return merged
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Check a config (its text part) and type it. Raises EdgeStreamError in one sentence."""
+    arch = find_architecture(config)
+    r = _Reader(config, arch.defaults)
+    if config.get("quantization_config") is not None:
+        raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original one")
+    act = r.get("hidden_activation", None) or r.get("hidden_act", arch.activation)
+    if act not in (arch.activation, {"silu": "swish"}.get(arch.activation, "gelu_pytorch_tanh")):
+        raise EdgeStreamError(
+            f"config.json: activation {quoted(act)} is not {arch.activation}, which {arch.model_type} has"
+        )
+    if r.flag("mlp_bias", False):
+        raise EdgeStreamError("config.json: mlp_bias is not supported")
+
+    n_head = r.count("num_attention_heads")
+    n_embd = r.count("hidden_size")
+    n_layer = r.count("num_hidden_layers")
+    if n_layer > 10_000:
+        raise EdgeStreamError(f"config.json: num_hidden_layers = {n_layer} is not believable")
+    n_head_kv = r.count("num_key_value_heads", n_head)
+    if n_head % n_head_kv:
+        raise EdgeStreamError(f"config.json: {n_head} attention heads cannot share {n_head_kv} key-value heads")
+    head_dim = r.get("head_dim", None)
+    if head_dim is None:
+        if n_embd % n_head:
+            raise EdgeStreamError(f"config.json: hidden_size {n_embd} does not divide into {n_head} heads")
+        head_dim = n_embd // n_head
+    head_dim = _count("head_dim", head_dim, 2)
+    if head_dim % 2:
+        raise EdgeStreamError(f"config.json: head_dim = {head_dim} is odd, so it cannot be rotated in pairs")
+    n_ctx_train = r.count("max_position_embeddings", 2048)
+    rope, rope_swa = _rope_parameters(config, arch)
+    partial = _number("partial_rotary_factor", rope.get("partial_rotary_factor", r.get("partial_rotary_factor", 1.0)))
+    n_rot = int(head_dim * partial)
+    if not 0 < n_rot <= head_dim or n_rot % 2:
+        raise EdgeStreamError(
+            f"config.json: partial_rotary_factor = {partial:g} turns {n_rot} of {head_dim} dimensions"
+        )
+    window, layers = _sliding_window(r, arch, n_layer)
+    qkv_bias = arch.qkv_bias or r.flag("attention_bias", False)
+    scalar = r.number("query_pre_attn_scalar", head_dim, 1e-9)
+    return ModelConfig(
+        architecture=arch,
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_ff=r.count("intermediate_size"),
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        n_rot=n_rot,
+        n_vocab=r.count("vocab_size"),
+        n_ctx_train=n_ctx_train,
+        norm_eps=r.number("rms_norm_eps"),
+        rope_base=_number("rope_theta", rope.get("rope_theta", r.get("rope_theta", 10000.0)), 1.0),
+        rope_base_swa=_number(
+            "rope_local_base_freq",
+            rope_swa.get(
+                "rope_theta",
+                r.get("rope_local_base_freq", rope.get("rope_theta", r.get("rope_theta", 10000.0))),
+            ),
+            1.0,
+        ),
+        rope_scaling=_rope_scaling(rope, r, n_ctx_train, n_rot),
+        tied=r.flag("tie_word_embeddings", False),
+        qkv_bias=qkv_bias,
+        # Qwen2 has biases on q, k and v alone; attention_bias means all four
+        o_bias=not arch.qkv_bias and qkv_bias,
+        sliding_window=window,
+        swa_layers=layers,
+        attn_scale=1.0 / math.sqrt(scalar),
+        attn_softcap=_number("attn_logit_softcapping", r.get("attn_logit_softcapping", 0.0)),
+        logit_softcap=_number("final_logit_softcapping", r.get("final_logit_softcapping", 0.0)),
+    )
+
+
+def _rope_parameters(config: Mapping[str, Any], arch: Architecture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rotary settings of full and of sliding-window layers: rope_scaling, or rope_parameters of transformers 5."""
+    found = config.get("rope_parameters")
+    found = config.get("rope_scaling") if found is None else found
+    if found is None:
+        return {}, {}
+    if not isinstance(found, Mapping):
+        raise EdgeStreamError(f"config.json: rope_scaling = {quoted(found)} is not a JSON object")
+    full = found.get("full_attention", found)
+    sliding = found.get("sliding_attention", {})
+    if not isinstance(full, Mapping) or not isinstance(sliding, Mapping):
+        raise EdgeStreamError("config.json: rope_parameters does not hold JSON objects")
+    if sliding.get("rope_type", "default") != "default":
+        raise EdgeStreamError("config.json: scaled rotary positions in sliding-window layers are not supported")
+    return dict(full), dict(sliding)
+
+
+def _rope_scaling(rope: dict[str, Any], r: _Reader, n_ctx_train: int, n_rot: int) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = {"su": "longrope"}.get(kind, kind) if isinstance(kind, str) else kind
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3", "yarn", "longrope"):
+        raise EdgeStreamError(
+            f"config.json: rope scaling {quoted(kind)} is not supported (linear, llama3, yarn, longrope are)"
+        )
+    original = rope.get("original_max_position_embeddings", r.get("original_max_position_embeddings", n_ctx_train))
+    n_ctx_orig = _count("original_max_position_embeddings", original)
+    if kind == "longrope":
+        return _longrope(rope, n_ctx_train, n_ctx_orig, n_rot)
+    factor = _number("rope_scaling.factor", rope.get("factor", _missing(kind)), 1e-3)
+    if kind == "linear":
+        return RopeScaling(kind, factor, n_ctx_orig)
+    if kind == "llama3":
+        low = _number("low_freq_factor", rope.get("low_freq_factor", 1.0), 1e-6)
+        high = _number("high_freq_factor", rope.get("high_freq_factor", 4.0), 1e-6)
+        if high <= low:
+            raise EdgeStreamError(f"config.json: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+        return RopeScaling(kind, factor, n_ctx_orig, low_freq_factor=low, high_freq_factor=high)
+    if any(rope.get(key) is not None for key in ("mscale", "mscale_all_dim")) or rope.get("truncate") is False:
+        raise EdgeStreamError("config.json: yarn with mscale, or without truncate, is not supported")
+    usual = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+    given = rope.get("attention_factor")
+    return RopeScaling(
+        kind,
+        factor,
+        n_ctx_orig,
+        magnitude=usual if given is None else _number("attention_factor", given, 1e-6),
+        beta_fast=_number("beta_fast", rope.get("beta_fast") or 32.0),
+        beta_slow=_number("beta_slow", rope.get("beta_slow") or 1.0),
+    )
+
+
+def _missing(kind: str) -> Any:
+    return f"missing for {kind}"
+
+
+def _longrope(rope: dict[str, Any], n_ctx_train: int, n_ctx_orig: int, n_rot: int) -> RopeScaling:
+    factors = []
+    for key in ("short_factor", "long_factor"):
+        values = rope.get(key)
+        if not isinstance(values, list) or len(values) != n_rot // 2:
+            raise EdgeStreamError(f"config.json: rope_scaling.{key} must be a list of {n_rot // 2} numbers")
+        factors.append(tuple(_number(key, v, 1e-6) for v in values))
+    factor = n_ctx_train / n_ctx_orig
+    given = rope.get("attention_factor")
+    usual = math.sqrt(1.0 + math.log(factor) / math.log(n_ctx_orig)) if factor > 1.0 and n_ctx_orig > 1 else 1.0
+    magnitude = usual if given is None else _number("attention_factor", given, 1e-6)
+    return RopeScaling("longrope", factor, n_ctx_orig, magnitude, short_factor=factors[0], long_factor=factors[1])
+
+
+def _sliding_window(r: _Reader, arch: Architecture, n_layer: int) -> tuple[int, tuple[bool, ...]]:
+    """The window, and which layers attend through it."""
+    none = 0, (False,) * n_layer
+    if arch.model_type not in ("mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text"):
+        return none
+    value = r.get("sliding_window", 0)
+    if value == 0 or (arch.model_type in ("qwen2", "qwen3") and not r.flag("use_sliding_window", False)):
+        return none
+    window = _count("sliding_window", value)
+    types = r.get("layer_types", None)
+    if types is not None:
+        known = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(types, list) or len(types) != n_layer or any(t not in known for t in map(str, types)):
+            raise EdgeStreamError(f"config.json: layer_types must name full or sliding attention for {n_layer} layers")
+        return window, tuple(known[t] for t in types)
+    if arch.model_type in ("qwen2", "qwen3"):  # the upper layers
+        first = r.count("max_window_layers", 28, 0)
+        return window, tuple(layer >= first for layer in range(n_layer))
+    if arch.model_type.startswith("gemma"):  # every n-th layer attends to everything
+        every = r.count("sliding_window_pattern", 2)
+        every = 2 if arch.model_type == "gemma2" else every
+        return window, tuple((layer + 1) % every != 0 for layer in range(n_layer))
+    return window, (True,) * n_layer

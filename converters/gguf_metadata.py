@@ -1,0 +1,205 @@
+"""The metadata of a GGUF file: general.*, the architecture's hyperparameters, rope scaling, the streaming defaults.
+
+Keys and meanings: docs/gguf.md of ggml; what each architecture must have is read off llama.cpp's loader (src/models).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gguf
+
+from converters.config import ModelConfig
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+KEY_N_KEEP = "edge_stream.n_keep"
+KEY_N_CTX = "edge_stream.n_ctx"
+DEFAULT_N_KEEP = 4  # sinks: enough for every model that Xiao et al. tried (arXiv 2309.17453, table 2)
+DEFAULT_N_CTX = 4096
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+# set anew for every file
+_OWN = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.", "edge_stream.")
+
+
+@dataclass(frozen=True)
+class StreamingDefaults:
+    """Written into the model, and honoured by run and chat unless a flag says otherwise."""
+
+    n_keep: int
+    n_ctx: int
+
+
+def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None = None) -> StreamingDefaults:
+    """Streaming defaults for a model, the given ones if they are valid.
+
+    n_ctx: 4,096, or less if the model attends less far: in-cache distances never exceed n_ctx, so neither the length
+    before rope scaling nor a sliding window that all layers share should be smaller than it.
+    Raises EdgeStreamError if n_keep does not leave a window.
+    """
+    limit = min(DEFAULT_N_CTX, model.n_ctx_train)
+    if model.rope_scaling is not None and model.rope_scaling.kind in ("yarn", "longrope"):
+        limit = min(limit, model.rope_scaling.n_ctx_orig)
+    if model.sliding_window and all(model.swa_layers):
+        limit = min(limit, model.sliding_window)
+    n_ctx = n_ctx or limit
+    n_keep = min(DEFAULT_N_KEEP, n_ctx - 1) if n_keep is None else n_keep
+    if n_keep >= n_ctx:
+        raise EdgeStreamError(f"{n_keep} sinks leave no window in a cache of {n_ctx} tokens")
+    return StreamingDefaults(n_keep, n_ctx)
+
+
+def check_supported(model: ModelConfig) -> None:
+    """Raise EdgeStreamError for what config.json can say and llama.cpp's loader of that architecture cannot."""
+    arch = model.architecture
+    name = arch.gguf_arch
+    scaling = model.rope_scaling.kind if model.rope_scaling else None
+    kinds = {"llama": ("linear", "llama3", "yarn", "longrope"), "phi3": ("longrope", "yarn", "linear")}
+    if scaling is not None and scaling not in kinds.get(
+        name, ("linear",) if name.startswith("gemma") else ("linear", "yarn")
+    ):
+        raise EdgeStreamError(f"llama.cpp has no {scaling} rope scaling for {name}")
+    if name in ("qwen2", "phi3") and model.n_head * model.head_dim != model.n_embd:
+        raise EdgeStreamError(
+            f"llama.cpp's {name} needs heads x head_dim = hidden_size, not "
+            f"{model.n_head} x {model.head_dim} and {model.n_embd}"
+        )
+    if name == "llama" and model.n_rot != model.head_dim:
+        raise EdgeStreamError("llama.cpp's llama has no partial rotary positions (partial_rotary_factor)")
+    if (model.qkv_bias and name not in ("llama", "qwen2")) or (model.o_bias and name != "llama"):
+        raise EdgeStreamError(f"llama.cpp's {name} has no attention biases (attention_bias)")
+    # Gemma's largest sizes, which llama.cpp knows by their layers, scale by the embedding's share of a head
+    large = {"gemma2": 46, "gemma3": 62}.get(name) == model.n_layer
+    scale = 1.0 / math.sqrt(model.n_embd // model.n_head if large else model.head_dim)
+    if not math.isclose(scale, model.attn_scale, rel_tol=1e-6):
+        raise EdgeStreamError(
+            f"config.json: query_pre_attn_scalar = {model.attn_scale**-2:g}; "
+            f"llama.cpp would take {scale**-2:g} for this shape"
+        )
+    if (model.attn_softcap and name != "gemma2") or (model.logit_softcap and name not in ("gemma2", "gemma3")):
+        raise EdgeStreamError(f"llama.cpp's {name} has no soft cap on logits")
+    if name == "gemma2" and not (model.attn_softcap and model.logit_softcap and model.sliding_window):
+        raise EdgeStreamError("llama.cpp's gemma2 needs both soft caps and a sliding window")
+
+
+def notes(model: ModelConfig) -> list[str]:
+    """What llama.cpp will compute differently from the checkpoint, in words."""
+    if model.sliding_window and model.architecture.gguf_arch in ("llama", "phi3", "qwen2", "qwen3"):
+        layers = sum(model.swa_layers)
+        return [
+            f"llama.cpp does not mask {model.architecture.gguf_arch}'s sliding window of {model.sliding_window} tokens "
+            f"({layers} layers): a cache of at most that many tokens is the same"
+        ]
+    return []
+
+
+def add_metadata(
+    writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
+) -> None:
+    """Add every key but the tensors' to a writer. model_name: general.name, if not the source's."""
+    writer.add_file_type(_FILE_TYPES[outtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
+    writer.add_uint32(KEY_N_CTX, defaults.n_ctx)
+    fields = getattr(source, "gguf_fields", None)
+    if fields is not None:
+        copy_fields(writer, {k: v for k, v in fields.items() if k != "general.name" or model_name is None})
+        if model_name is not None:
+            writer.add_name(model_name)
+        return
+    _add_general(writer, source, model_name)
+    _add_hyperparameters(writer, source.model)
+    _add_rope(writer, source.model)
+    source.vocab().write(writer)
+    if source.chat_template:
+        writer.add_chat_template(source.chat_template)
+
+
+def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) -> None:
+    """Copy the metadata of another GGUF file, but for the keys that are set anew."""
+    for key, found in fields.items():
+        if key.startswith(_OWN):
+            continue
+        kind = found.types[0]
+        inner = found.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, found.contents(), kind, sub_type=inner)
+
+
+def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
+    """Name, licence, sampling settings: gathered by the gguf package from a folder's name, model card and configs."""
+    folder = getattr(source, "folder", None)
+    total = sum(t.n_elements for t in source.tensors.values())
+    metadata = gguf.Metadata.load(None, folder, model_name, total)
+    if metadata.name is None:
+        metadata.name = source.name
+    if metadata.size_label is None:
+        metadata.size_label = gguf.size_label(total, 0, 0, 0)
+    tokens = source.vocab().tokens
+    if re.search("phi-?3", metadata.name, re.IGNORECASE) and not {"<unk>", "<s>", "</s>", "<|endoftext|>"} <= set(
+        tokens
+    ):
+        # llama.cpp looks these tokens up, unasked, in every model of this name (llama-vocab.cpp)
+        raise EdgeStreamError(
+            f"llama.cpp cannot load a model named {metadata.name!r} without Phi-3's tokenizer: use --model-name"
+        )
+    writer.add_type("model")
+    metadata.set_gguf_meta_model(writer)
+
+
+def _add_hyperparameters(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
+    arch = model.architecture.gguf_arch
+    writer.add_block_count(model.n_layer)
+    writer.add_context_length(model.n_ctx_train)
+    writer.add_embedding_length(model.n_embd)
+    writer.add_feed_forward_length(model.n_ff)
+    writer.add_head_count(model.n_head)
+    writer.add_head_count_kv(model.n_head_kv)
+    writer.add_layer_norm_rms_eps(model.norm_eps)
+    writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
+    writer.add_vocab_size(model.n_vocab)
+    if arch.startswith("gemma"):
+        if model.sliding_window:
+            writer.add_sliding_window(model.sliding_window)
+            writer.add_sliding_window_pattern(list(model.swa_layers))
+        if model.attn_softcap:
+            writer.add_attn_logit_softcapping(model.attn_softcap)
+        if model.logit_softcap:
+            writer.add_final_logit_softcapping(model.logit_softcap)
+    elif arch == "phi3":
+        # llama.cpp reads the key and ignores it; 0 is how Phi-4 is told from Phi-3
+        writer.add_sliding_window(model.sliding_window)
+
+
+def _add_rope(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
+    writer.add_rope_dimension_count(model.n_rot)
+    writer.add_rope_freq_base(model.rope_base)
+    if model.architecture.gguf_arch == "gemma3" and model.sliding_window:
+        writer.add_rope_freq_base_swa(model.rope_base_swa)
+    scaling = model.rope_scaling
+    if scaling is None or scaling.kind == "llama3":  # llama3's is a tensor
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+    if scaling.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind in ("yarn", "longrope"):
+        writer.add_rope_scaling_orig_ctx_len(scaling.n_ctx_orig)
+    if scaling.kind == "longrope":
+        writer.add_rope_scaling_attn_factors(scaling.magnitude)
+    if scaling.kind == "yarn":
+        # llama.cpp multiplies by 1 + 0.1 ln(factor) of its own accord (llama-context.cpp); the key comes on top
+        usual = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
+        if not math.isclose(scaling.magnitude, usual, rel_tol=1e-6):
+            writer.add_rope_scaling_attn_factors(scaling.magnitude / usual)
+        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)

@@ -1,0 +1,171 @@
+"""Tensors for llama.cpp: their names, layout, types and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.config import ModelConfig, RopeScaling
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+_TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+BLOCK_ELEMENTS = 1 << 24  # elements converted at a time
+_F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the output: `name` in GGUF, made of `source` (None: of `values`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: gguf.GGMLQuantizationType
+    source: str | None = None
+    values: tuple[float, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // block * size
+
+
+def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
+    """`auto` is f16 if the matrices are stored so, else bf16: what convert_hf_to_gguf.py calls auto.
+
+    exact: for a file that is quantised at once, `auto` keeps every value (f32 unless all are f16, or all bf16).
+    """
+    if outtype != "auto":
+        return outtype
+    if exact:
+        stored = {t.dtype for t in source.tensors.values() if len(t.shape) > 1}
+        return stored.pop() if stored in ({"f16"}, {"bf16"}) else "f32"
+    return "f16" if source.tensors["model.embed_tokens.weight"].dtype == "f16" else "bf16"
+
+
+def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
+    """Every tensor of the output. Raises EdgeStreamError if llama.cpp has no place for one."""
+    arch = source.architecture.gguf_arch
+    by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(by_name[arch], source.model.n_layer)
+    planned = [
+        PlannedTensor(f"{name}.weight", (len(values),), _TYPES["f32"], values=values)
+        for name, values in rope_tensors(source.model).items()
+    ]
+    for name, info in source.tensors.items():
+        mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if mapped is None:
+            raise EdgeStreamError(f"llama.cpp's {arch} has no place for tensor {name}")
+        planned.append(PlannedTensor(mapped, info.shape, _type_of(info.shape, outtype), source=name))
+    return planned
+
+
+def _type_of(shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
+    """Vectors stay float32; rows that do not divide into blocks stay float16."""
+    if len(shape) < 2:
+        return _TYPES["f32"]
+    block, _ = gguf.GGML_QUANT_SIZES[_TYPES[outtype]]
+    return _TYPES[outtype] if shape[-1] % block == 0 else _TYPES["f16"]
+
+
+def rope_tensors(model: ModelConfig) -> dict[str, tuple[float, ...]]:
+    """Divisors of the rotary frequencies that llama.cpp keeps as tensors, by name without suffix."""
+    scaling = model.rope_scaling
+    if scaling is not None and scaling.kind == "llama3":
+        return {"rope_freqs": llama3_divisors(scaling, model.rope_base, model.n_rot)}
+    if scaling is not None and scaling.kind == "longrope":
+        return {"rope_factors_long": scaling.long_factor, "rope_factors_short": scaling.short_factor}
+    return {}
+
+
+def llama3_divisors(scaling: RopeScaling, base: float, n_rot: int) -> tuple[float, ...]:
+    """Llama 3.1's scaling as one divisor per pair: 1 for short wavelengths, factor for long ones, a blend between.
+
+    Formula: transformers, modeling_rope_utils.py, _compute_llama3_parameters.
+    """
+    wavelength = 2 * np.pi * base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+    turns = scaling.n_ctx_orig / wavelength  # within the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = np.clip(blend, 0.0, 1.0)
+    return tuple(float(x) for x in 1.0 / ((1.0 - blend) / scaling.factor + blend))
+
+
+def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
+    """The tensor's bytes in parts, in order: arrays of float32, float16, uint16 (bf16) or uint8 (blocks)."""
+    if tensor.source is None:
+        yield np.array(tensor.values, dtype=np.float32)
+        return
+    model = source.model
+    pairs = source.architecture.permuted and ".self_attn." in tensor.source and is_qk(tensor.source)
+    offset = source.architecture.norm_offset if tensor.source.endswith("norm.weight") else 0.0
+    rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    if pairs:
+        step = max(1, step // model.head_dim) * model.head_dim  # whole heads
+    for start in range(0, rows, step):
+        values = source.load(tensor.source, start, min(rows, start + step))
+        if pairs:
+            values = to_pairs(values, model.head_dim)
+        if offset:
+            values = values.astype(np.float32) + np.float32(offset)
+        yield _as_type(values, tensor)
+
+
+def is_qk(name: str) -> bool:
+    """Whether a tensor holds queries or keys before they are rotated."""
+    return name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias"))
+
+
+def to_pairs(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
+    """Rows of q or k from halves (i, i + d/2), Hugging Face's order, to neighbours (2i, 2i + 1), llama.cpp's."""
+    split = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
+
+
+def to_halves(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
+    """The inverse of to_pairs."""
+    split = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _as_type(values: NDArray[Any], tensor: PlannedTensor) -> NDArray[Any]:
+    if tensor.type == _TYPES["f16"] and values.dtype != np.float16:
+        largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+        if largest > _F16_MAX:
+            raise EdgeStreamError(
+                f"tensor {tensor.source} holds {largest:g}, which float16 cannot: use --outtype bf16 or f32"
+            )
+        return values.astype(np.float16)
+    values = values if values.dtype == np.float32 else values.astype(np.float32)
+    if tensor.type == _TYPES["f32"] or tensor.type == _TYPES["f16"]:
+        return values if tensor.type == _TYPES["f32"] else values.astype(np.float16)
+    if tensor.type == _TYPES["bf16"]:
+        return round_bf16(values)
+    parts = np.array_split(values, max(1, values.size // (1 << 20)))  # the quantiser makes several float copies
+    return np.concatenate([gguf.quants.quantize(part, tensor.type) for part in parts if part.size])
+
+
+def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """bfloat16 bit patterns, rounded to nearest even. For finite values."""
+    bits = values.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    odd += bits
+    odd >>= np.uint32(16)
+    rounded: NDArray[np.uint16] = odd.astype(np.uint16)
+    return rounded

@@ -1,0 +1,257 @@
+"""A Hugging Face checkpoint folder as a Source: config.json, safetensors, tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters import safetensors_files
+from converters.architectures import expected_tensors
+from converters.config import read_config, text_config
+from converters.source import TensorInfo
+from converters.text import quoted
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from converters.vocab import Vocab
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)
+_INDEX = "model.safetensors.index.json"
+_MAX_JSON = 256 << 20
+# a multimodal checkpoint holds the language model under one of these, and other towers beside it
+_TEXT_PREFIXES = ("model.language_model.", "language_model.")
+_OTHER_TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+# buffers that old versions of transformers saved; they follow from the config
+_DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
+
+
+class HfSource:
+    """See converters.source.Source. left_out: tensors of the file that are not part of the language model."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        """Open and check a folder: every tensor is there, with the shape that config.json implies, and no other."""
+        self.folder = folder
+        self._root = _root(folder)
+        self.name = name or folder.resolve().name
+        raw_config = self._json("config.json", required=True)
+        self.config = text_config(raw_config)
+        self.model = read_config(self.config)
+        self.architecture = self.model.architecture
+        self.generation_config: dict[str, Any] = self._object("generation_config.json")
+        self.tokenizer_files = {file: path for file in TOKENIZER_FILES if (path := self._find(file)) is not None}
+        self._find("README.md")  # the gguf package reads the model card
+        self.tokenizer_config: dict[str, Any] = self._object("tokenizer_config.json")
+        self.chat_template = self._chat_template()
+        self.left_out: list[str] = []
+        self._vocab: Vocab | None = None
+        self._reader = safetensors_files.Reader()
+        self._entries = self._select(self._all_entries())
+        self.tensors = {n: TensorInfo(n, e.shape, e.dtype) for n, e in self._entries.items()}
+
+    def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
+        """See Source.load."""
+        return self._reader.read(name, self._entries[name], start, stop)
+
+    def close(self) -> None:
+        """See Source.close."""
+        self._reader.close()
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the embedding."""
+        return self.model.n_vocab
+
+    def vocab(self) -> Vocab:
+        """The tokenizer's facts. Raises EdgeStreamError if llama.cpp has no equivalent."""
+        from converters.vocab import read_vocab
+
+        if self._vocab is None:
+            self._vocab = read_vocab(self)
+        return self._vocab
+
+    #
+    # files
+    #
+
+    def _find(self, file: str) -> Path | None:
+        """The file if it is there. Raises EdgeStreamError if it lies outside of the folder."""
+        path = self.folder / file
+        if not path.exists():
+            return None
+        if not path.resolve().is_relative_to(self._root):
+            raise EdgeStreamError(f"{file} is a link out of the folder {self.folder.name}: it is not followed")
+        if not path.is_file():
+            raise EdgeStreamError(f"{file} is not a file")
+        return path
+
+    def _json(self, file: str, required: bool = False) -> Any:
+        path = self._find(file)
+        if path is None:
+            if required:
+                raise EdgeStreamError(f"{self.folder} has no {file}: it is not a Hugging Face checkpoint")
+            return None
+        return read_json(path)
+
+    def _object(self, file: str) -> dict[str, Any]:
+        value = self._json(file)
+        if value is not None and not isinstance(value, dict):
+            raise EdgeStreamError(f"{file} is not a JSON object")
+        return value or {}
+
+    def _chat_template(self) -> str | None:
+        path = self._find("chat_template.jinja")
+        if path is not None:
+            return read_text(path)
+        template = self.tokenizer_config.get("chat_template")
+        if isinstance(template, list):  # several, by name: llama.cpp uses `default`
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default")
+        if template is not None and not isinstance(template, str):
+            raise EdgeStreamError("tokenizer_config.json: chat_template is not a text")
+        return template
+
+    #
+    # tensors
+    #
+
+    def _all_entries(self) -> dict[str, safetensors_files.Entry]:
+        if self._find(_INDEX) is not None:
+            return self._sharded()
+        single = self._find("model.safetensors")
+        if single is not None:
+            return safetensors_files.read_header(single)
+        others = sorted(p.name for p in self.folder.glob("*.safetensors"))
+        if others:
+            raise EdgeStreamError(f"{self.folder} has {others[0]} but neither model.safetensors nor {_INDEX}")
+        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(self.folder.glob(pattern))]
+        if pickles:
+            raise EdgeStreamError(
+                f"{self.folder} holds its weights as pickle ({pickles[0]}), which can run code when read and is never "
+                "loaded: a version in safetensors is needed"
+            )
+        raise EdgeStreamError(f"{self.folder} has no safetensors files")
+
+    def _sharded(self) -> dict[str, safetensors_files.Entry]:
+        weight_map = self._object(_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise EdgeStreamError(f"{_INDEX} has no weight_map")
+        shards: dict[str, dict[str, safetensors_files.Entry]] = {}
+        for file in weight_map.values():
+            if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+                raise EdgeStreamError(f"{_INDEX} points to {quoted(file, 80)}, which is not a file of this folder")
+            if file not in shards:
+                path = self._find(file)
+                if path is None:
+                    raise EdgeStreamError(f"{_INDEX} names {file}, which is missing")
+                shards[file] = safetensors_files.read_header(path)
+        entries: dict[str, safetensors_files.Entry] = {}
+        for file, held in shards.items():
+            for name, entry in held.items():
+                if name in entries:
+                    raise EdgeStreamError(f"tensor {quoted(name, 80)} is in {entries[name].path.name} and in {file}")
+                entries[name] = entry
+        for name, file in weight_map.items():
+            if name not in shards[file]:
+                raise EdgeStreamError(f"{_INDEX} says that {quoted(name, 80)} is in {file}, but it is not")
+        return entries
+
+    def _select(self, entries: dict[str, safetensors_files.Entry]) -> dict[str, safetensors_files.Entry]:
+        """The language model's tensors under their usual names, all of them and with the right shapes."""
+        found: dict[str, safetensors_files.Entry] = {}
+        for stored, entry in entries.items():
+            name = _text_name(stored)
+            if stored.startswith(_OTHER_TOWERS) or name.endswith(_DERIVED):
+                self.left_out.append(stored)
+            elif name in found:
+                raise EdgeStreamError(f"the checkpoint has {quoted(name, 80)} twice, under two prefixes")
+            else:
+                found[name] = entry
+        expected = expected_tensors(self.model)
+        if self.model.tied and "lm_head.weight" in found:  # a copy of the embedding
+            self._check_tied_copy(found)
+            self.left_out.append("lm_head.weight")
+        missing = [name for name in expected if name not in found]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise EdgeStreamError(f"the checkpoint has no tensor {missing[0]}{more}")
+        extra = [name for name in found if name not in expected]
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            raise EdgeStreamError(
+                f"the checkpoint has a tensor that {self.architecture.model_type} does not: "
+                f"{quoted(extra[0], 80)}{more}"
+            )
+        for name, shape in expected.items():
+            if found[name].shape != shape:
+                raise EdgeStreamError(
+                    f"tensor {name} is {quoted(list(found[name].shape))}; by config.json it must be {list(shape)}"
+                )
+        return {name: found[name] for name in expected}
+
+    def _check_tied_copy(self, found: dict[str, safetensors_files.Entry]) -> None:
+        """With tied embeddings a stored lm_head must be the embedding: else leaving it out would change the model."""
+        head, embedding = found.pop("lm_head.weight"), found.get("model.embed_tokens.weight")
+        if embedding is None:
+            return  # reported as missing
+        same = head.shape == embedding.shape and head.dtype == embedding.dtype
+        rows = head.shape[0] if same and head.shape else 0
+        for start in range(0, rows, 4096):
+            a = self._reader.read("lm_head.weight", head, start, start + 4096)
+            b = self._reader.read("model.embed_tokens.weight", embedding, start, start + 4096)
+            if not (a == b).all():
+                same = False
+                break
+        if not same:
+            raise EdgeStreamError(
+                "config.json ties lm_head to the embedding, but the checkpoint has another lm_head.weight"
+            )
+
+
+def _text_name(stored: str) -> str:
+    for prefix in _TEXT_PREFIXES:
+        if stored.startswith(prefix):
+            rest = stored.removeprefix(prefix)
+            return rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}"
+    return stored
+
+
+def _root(folder: Path) -> Path:
+    """Where the folder's files may lie: inside it, or, in huggingface_hub's cache, inside the repository's folder."""
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
+        return resolved.parent.parent
+    return resolved
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file. Raises EdgeStreamError if it is not one."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise EdgeStreamError(f"{path.name} is too large ({path.stat().st_size:,} bytes)")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EdgeStreamError(f"cannot read {path.name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EdgeStreamError(f"{path.name} is not UTF-8 text") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises EdgeStreamError if it is not valid."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EdgeStreamError(f"{path.name} is not valid JSON") from error

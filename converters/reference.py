@@ -1,0 +1,165 @@
+"""A forward pass of a checkpoint in NumPy float64, as transformers defines it: what converted models are compared with.
+
+It knows nothing of llama.cpp or TVM, keeps no cache, and reads weights some rows at a time, so that its memory does not
+grow with the model. Slow: for short texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.config import ModelConfig, RopeScaling
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+F64 = NDArray[np.float64]
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def logits(source: Source, tokens: Sequence[int], *, gelu: str = "exact") -> F64:
+    """Logits of every position, [len(tokens), n_vocab] float64.
+
+    gelu: `exact`, or `float16` for the table of float16 values that ggml's CPU backend looks it up in (Gemma).
+    """
+    model, arch = source.model, source.architecture
+    x = np.stack(
+        [source.load("model.embed_tokens.weight", t, t + 1)[0].astype(np.float64) for t in tokens]
+    )  # [n, n_embd]
+    if arch.scaled_embedding:
+        # transformers rounds the factor to the weights' type; in float32 that changes nothing one could see
+        x *= math.sqrt(model.n_embd)
+    cos, sin = rope_table(model, len(tokens), model.rope_base, model.rope_scaling)
+    cos_swa, sin_swa = rope_table(model, len(tokens), model.rope_base_swa, None)
+    # gemma3 is the one architecture whose sliding-window layers have rotary positions of their own
+    own_rope = arch.model_type == "gemma3_text"
+    for layer in range(model.n_layer):
+        p = f"model.layers.{layer}."
+        swa = model.swa_layers[layer]
+        table = (cos_swa, sin_swa) if swa and own_rope else (cos, sin)
+        h = attention(source, p + "self_attn.", norm(source, p + "input_layernorm.weight", x), table, swa)
+        if arch.post_norms:
+            x = x + norm(source, p + "post_attention_layernorm.weight", h)
+            h = mlp(source, p + "mlp.", norm(source, p + "pre_feedforward_layernorm.weight", x), gelu)
+            x = x + norm(source, p + "post_feedforward_layernorm.weight", h)
+        else:
+            x = x + h
+            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x), gelu)
+    x = norm(source, "model.norm.weight", x)
+    out = linear(source, "model.embed_tokens.weight" if model.tied else "lm_head.weight", x)
+    return model.logit_softcap * np.tanh(out / model.logit_softcap) if model.logit_softcap else out
+
+
+def linear(source: Source, name: str, x: F64, bias: str | None = None) -> F64:
+    """x [n, n_in] times the transposed matrix [n_out, n_in]: [n, n_out]."""
+    rows, columns = source.tensors[name].shape
+    out = np.empty((len(x), rows))
+    step = max(1, _BLOCK_ELEMENTS // columns)
+    if bias is None and source.architecture.permuted:
+        step = max(1, step // source.model.head_dim) * source.model.head_dim
+    for start in range(0, rows, step):
+        out[:, start : start + step] = x @ source.load(name, start, min(rows, start + step)).astype(np.float64).T
+    return out if bias is None else out + source.load(bias).astype(np.float64)
+
+
+def norm(source: Source, name: str, x: F64) -> F64:
+    """RMSNorm over the last axis."""
+    weight = source.load(name).astype(np.float64) + source.architecture.norm_offset
+    normed: F64 = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + source.model.norm_eps) * weight
+    return normed
+
+
+def attention(source: Source, p: str, x: F64, table: tuple[F64, F64], swa: bool) -> F64:
+    """Causal self-attention over x [n, n_embd], within the sliding window if swa."""
+    model, arch = source.model, source.architecture
+    n, d = len(x), model.head_dim
+    n_q, n_kv = model.n_head * d, model.n_head_kv * d
+    if arch.fused:
+        q, k, v = np.split(linear(source, p + "qkv_proj.weight", x), [n_q, n_q + n_kv], axis=1)
+    else:
+        q, k, v = (
+            linear(source, f"{p}{c}_proj.weight", x, f"{p}{c}_proj.bias" if model.qkv_bias else None) for c in "qkv"
+        )
+    q, k, v = (t.reshape(n, -1, d).swapaxes(0, 1) for t in (q, k, v))  # [heads, n, d]
+    if arch.qk_norm:
+        q, k = norm(source, p + "q_norm.weight", q), norm(source, p + "k_norm.weight", k)
+    q, k = rotate(q, *table), rotate(k, *table)
+    share = model.n_head // model.n_head_kv
+    k, v = np.repeat(k, share, axis=0), np.repeat(v, share, axis=0)
+    scores = q @ k.swapaxes(1, 2) * model.attn_scale  # [heads, n, n]
+    if model.attn_softcap:
+        scores = model.attn_softcap * np.tanh(scores / model.attn_softcap)
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    visible = (distance >= 0) & ((distance < model.sliding_window) if swa else True)
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = (weights @ v).swapaxes(0, 1).reshape(n, n_q)
+    return linear(source, p + "o_proj.weight", mixed, p + "o_proj.bias" if model.o_bias else None)
+
+
+def mlp(source: Source, p: str, x: F64, gelu: str) -> F64:
+    """down(activation(gate(x)) * up(x))."""
+    if source.architecture.fused:
+        gate, up = np.split(linear(source, p + "gate_up_proj.weight", x), 2, axis=1)
+    else:
+        gate, up = linear(source, p + "gate_proj.weight", x), linear(source, p + "up_proj.weight", x)
+    if source.architecture.activation == "silu":
+        gate = gate * 0.5 * (1.0 + np.tanh(0.5 * gate))
+    else:
+        gate = _gelu_float16(gate) if gelu == "float16" else _gelu(gate)
+    return linear(source, p + "down_proj.weight", gate * up)
+
+
+def _gelu(x: F64) -> F64:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _gelu_float16(x: F64) -> F64:
+    inside = np.abs(x) < 10.0
+    rounded = np.where(inside, x, 0.0).astype(np.float16).astype(np.float64)
+    return np.where(inside, _gelu(rounded).astype(np.float16).astype(np.float64), np.where(x > 0, x, 0.0))
+
+
+def rotate(x: F64, cos: F64, sin: F64) -> F64:
+    """Rotate x [heads, n, d] by cos, sin [n, n_rot/2]: pairs (i, i + n_rot/2); the dimensions beyond n_rot stay."""
+    half = cos.shape[1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def rope_table(model: ModelConfig, n: int, base: float, scaling: RopeScaling | None) -> tuple[F64, F64]:
+    """Cosine and sine of positions 0..n-1, each [n, n_rot/2] (transformers, modeling_rope_utils.py)."""
+    frequency = base ** (-np.arange(0, model.n_rot, 2, dtype=np.float64) / model.n_rot)
+    magnitude = 1.0
+    if scaling is not None:
+        frequency, magnitude = _scaled(frequency, scaling, n, base, model.n_rot), scaling.magnitude
+    angle = np.arange(n, dtype=np.float64)[:, None] * frequency
+    return np.cos(angle) * magnitude, np.sin(angle) * magnitude
+
+
+def _scaled(frequency: F64, s: RopeScaling, n: int, base: float, n_rot: int) -> F64:
+    if s.kind == "linear":
+        return frequency / s.factor
+    if s.kind == "longrope":
+        divisors: F64 = np.array(s.long_factor if n > s.n_ctx_orig else s.short_factor)
+        return frequency / divisors
+    if s.kind == "llama3":
+        wavelength = 2.0 * math.pi / frequency
+        low, high = s.n_ctx_orig / s.low_freq_factor, s.n_ctx_orig / s.high_freq_factor
+        smooth = (s.n_ctx_orig / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+        between = (1.0 - smooth) * frequency / s.factor + smooth * frequency
+        return np.where(wavelength < high, frequency, np.where(wavelength > low, frequency / s.factor, between))
+
+    def dimension(turns: float) -> float:  # the pair that makes so many turns within the original context
+        return n_rot * math.log(s.n_ctx_orig / (turns * 2.0 * math.pi)) / (2.0 * math.log(base))
+
+    first = max(0, math.floor(dimension(s.beta_fast)))
+    last = min(n_rot - 1, math.ceil(dimension(s.beta_slow)))
+    ramp = np.clip((np.arange(n_rot // 2) - first) / max(0.001, last - first), 0.0, 1.0)
+    return frequency / s.factor * ramp + frequency * (1.0 - ramp)

@@ -1,0 +1,125 @@
+"""What is converted: a checkpoint behind one interface, whether it is a Hugging Face folder or a GGUF file.
+
+Every writer sees Hugging Face's names and layout. Nothing is loaded before it is asked for, and a tensor can be read
+some rows at a time, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from converters.architectures import Architecture
+    from converters.config import ModelConfig
+    from converters.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor that has not been read. dtype is how the source stores it: f32, f16, bf16, or a ggml type's name."""
+
+    name: str  # Hugging Face's, e.g. model.layers.0.self_attn.q_proj.weight
+    shape: tuple[int, ...]  # (rows, columns) of a matrix, as in PyTorch
+    dtype: str
+
+    @property
+    def n_elements(self) -> int:
+        """Product of the shape."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class Source(Protocol):
+    """An opened checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """A short name: the folder's, the repository's, or general.name."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json (the text part), or one rebuilt from GGUF metadata."""
+        ...
+
+    @property
+    def model(self) -> ModelConfig:
+        """The same, checked and typed."""
+        ...
+
+    @property
+    def architecture(self) -> Architecture:
+        """What sets the model apart from Llama."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """By Hugging Face name: exactly those of architectures.expected_tensors(model), in that order."""
+        ...
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, Path | bytes]:
+        """tokenizer.json, tokenizer.model, tokenizer_config.json, ... where there are any; rebuilt ones as bytes."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template (Jinja)."""
+        ...
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """generation_config.json, {} if there is none."""
+        ...
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Names of tensors that the file holds beside the language model."""
+        ...
+
+    def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
+        """Rows start..stop of a tensor (all by default), freshly allocated, Hugging Face layout.
+
+        float16 if it is stored as f16, else float32: bf16 is widened exactly, quantised types are dequantised.
+        Raises EdgeStreamError if the file ends early or holds NaN or infinity.
+        """
+        ...
+
+    def vocab(self) -> Vocab:
+        """The tokenizer's facts as GGUF states them. Raises EdgeStreamError if llama.cpp has no equivalent."""
+        ...
+
+    def close(self) -> None:
+        """Close the files."""
+        ...
+
+
+def open_source(src: str) -> Source:
+    """Open a Hugging Face folder, `hf:user/repo`, a GGUF file, or `demo`. Raises EdgeStreamError in one sentence."""
+    from edge_stream import models
+
+    if src.startswith("hf:"):
+        from converters.hf_source import HfSource
+        from converters.hub import download
+
+        return HfSource(download(src), name=src.rpartition("/")[2])
+    path = Path(src).expanduser()
+    if path.is_dir():
+        from converters.hf_source import HfSource
+
+        return HfSource(path)
+    if src != "demo" and path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
+        raise EdgeStreamError(f"{src} is a pickle file, which can run code when read: convert it to safetensors first")
+    from converters.gguf_source import GgufSource
+
+    return GgufSource(models.resolve(src))

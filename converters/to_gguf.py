@@ -1,0 +1,177 @@
+"""To GGUF: plan, write, and let libllama quantise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+
+from converters import gguf_metadata, gguf_tensors, quantize
+from converters.progress import progress_bar
+from converters.staging import check_space, publish, staging_folder
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+Say = Callable[[str], None]
+_METADATA_BYTES = 32 << 20  # a generous guess of a vocabulary's size, for the disk space check
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """What the user chose. quantize: None or a name of quantize.FILE_TYPES. split_max_size: bytes, 0 for one file."""
+
+    outtype: str = "auto"
+    quantize: str | None = None
+    imatrix: Path | None = None
+    split_max_size: int = 0
+    n_keep: int | None = None
+    n_ctx: int | None = None
+    n_threads: int = 0
+    model_name: str | None = None
+    dry_run: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """What will be written. Sizes in bytes."""
+
+    outtype: str
+    tensors: list[gguf_tensors.PlannedTensor]
+    defaults: gguf_metadata.StreamingDefaults
+    size: int  # of the file, or of the intermediate one that is quantised
+    disk: int
+    memory: int  # of this process at its peak, beyond what Python and libllama take themselves
+
+
+def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
+    """Decide everything, write nothing. Raises EdgeStreamError for what cannot be converted."""
+    gguf_metadata.check_supported(source.model)
+    if options.outtype not in gguf_tensors.OUTTYPES:
+        raise EdgeStreamError(f"outtype {options.outtype} is unknown: use one of {', '.join(gguf_tensors.OUTTYPES)}")
+    if options.quantize is not None:
+        quantize.file_type(options.quantize)
+        if options.outtype == "q8_0":
+            raise EdgeStreamError("--outtype q8_0 and --quantize exclude each other: quantising twice loses accuracy")
+    elif options.imatrix is not None:
+        raise EdgeStreamError("--imatrix is of use with --quantize only")
+    outtype = gguf_tensors.choose_outtype(source, options.outtype, exact=options.quantize is not None)
+    tensors = gguf_tensors.plan_tensors(source, outtype)
+    size = sum(t.nbytes for t in tensors) + _METADATA_BYTES
+    largest = max(t.n_elements for t in source.tensors.values())
+    # converting holds one tensor of the output and a block of it in float32; libllama one in float32 and in both types
+    memory = max(t.nbytes for t in tensors) + 6 * 4 * min(largest, gguf_tensors.BLOCK_ELEMENTS)
+    if options.quantize:
+        memory = max(memory, 2 * min(largest * 4, quantize.MAX_BUFFER))
+    disk = size + (size if options.quantize else 0)
+    defaults = gguf_metadata.recommend(source.model, options.n_keep, options.n_ctx)
+    return GgufPlan(outtype, tensors, defaults, size, disk, memory)
+
+
+def convert(source: Source, out: Path, options: GgufOptions, say: Say) -> list[Path]:
+    """Write `out` (several files if it is split) and return what was written; nothing with --dry-run.
+
+    say: called with what the user should know, one line at a time. Raises EdgeStreamError; then nothing is left behind.
+    """
+    plan = make_plan(source, options)
+    vocab = source.vocab()
+    for line in describe(source, plan, options, out):
+        say(line)
+    for note in [*gguf_metadata.notes(source.model), *vocab.notes]:
+        say(f"note: {note}")
+    if options.dry_run:
+        return []
+    if out.is_dir() or out.suffix != ".gguf":
+        raise EdgeStreamError(f"{out} is not the name of a GGUF file: it must end in .gguf")
+    check_space(out, plan.disk)
+    with staging_folder(out) as folder:
+        if options.quantize is None:
+            files = _write(source, plan, folder / out.name, options)
+        else:
+            inner = folder / "intermediate"
+            inner.mkdir()
+            unquantised = _write(source, plan, inner / out.name, options)
+            say(f"quantising to {options.quantize} (libllama)")
+            for warning in _quantise(unquantised, folder / out.name, options):
+                say(f"note: {warning}")
+            files = sorted(p for p in folder.iterdir() if p.is_file())
+        return publish(files, out.parent)
+
+
+def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) -> list[str]:
+    """The plan in words."""
+    n_params = sum(t.n_elements for t in source.tensors.values())
+    lines = [
+        f"source            {source.name} ({source.architecture.model_type}), {n_params / 1e6:,.1f} M parameters, "
+        f"{len(source.tensors)} tensors",
+        f"converts to       {out}, {plan.outtype}" + (f", then {options.quantize}" if options.quantize else ""),
+        f"streaming         n_keep {plan.defaults.n_keep}, n_ctx {plan.defaults.n_ctx} (defaults of run and chat)",
+        f"chat template     {'the model has one' if source.chat_template else 'none'}",
+        f"size              {plan.size / 2**20:,.0f} MiB" + (" before quantising" if options.quantize else ""),
+        f"needs             {plan.disk / 2**20:,.0f} MiB of disk, about {plan.memory / 2**20:,.0f} MiB of memory",
+    ]
+    if source.left_out:
+        lines.append(f"left out          {len(source.left_out)} tensors, e.g. {source.left_out[0]}")
+    odd = [t.name for t in plan.tensors if len(t.shape) > 1 and t.type.name.lower() != plan.outtype]
+    if odd:
+        lines.append(f"kept as f16       {len(odd)} tensors whose rows are no multiple of 32, e.g. {odd[0]}")
+    if options.verbose:
+        lines += [f"  {t.source or '(computed)'} -> {t.name} {list(t.shape)} {t.type.name}" for t in plan.tensors]
+    return lines
+
+
+def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions) -> list[Path]:
+    """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
+    writer = gguf.GGUFWriter(path, source.architecture.gguf_arch, split_max_size=options.split_max_size)
+    try:
+        gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
+        for tensor in plan.tensors:
+            dtype, shape = _stored_as(tensor)
+            writer.add_tensor_info(tensor.name, shape, dtype, tensor.nbytes, raw_dtype=tensor.type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        with progress_bar("converting", sum(t.nbytes for t in plan.tensors)) as advance:
+            for tensor in plan.tensors:
+                data = np.empty(tensor.nbytes, dtype=np.uint8)
+                done = 0
+                for part in gguf_tensors.encode(source, tensor):
+                    flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    data[done : done + flat.size] = flat
+                    done += flat.size
+                assert done == tensor.nbytes, tensor.name
+                writer.write_tensor_data(data)
+                del data
+                advance(tensor.nbytes)
+    finally:
+        writer.close()
+    return sorted(path.parent.glob("*.gguf"))
+
+
+def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], tuple[int, ...]]:
+    """The tensor as the writer wants it described: bytes, so the last dimension counts bytes."""
+    block, size = gguf.GGML_QUANT_SIZES[tensor.type]
+    return np.dtype(np.uint8), (*tensor.shape[:-1], tensor.shape[-1] // block * size)
+
+
+def _quantise(parts: list[Path], target: Path, options: GgufOptions) -> list[str]:
+    assert options.quantize is not None
+    imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
+    if len(parts) > 1:  # libllama adds the numbers of the parts itself
+        target = target.with_name(re.sub(r"\.gguf$", "", target.name))
+    return quantize.quantize(
+        parts[0],
+        target,
+        options.quantize,
+        imatrix=imatrix,
+        keep_split=len(parts) > 1,
+        n_threads=options.n_threads,
+        verbose=options.verbose,
+    )

@@ -1,0 +1,128 @@
+"""SentencePiece BPE with byte fallback, out of tokenizer.model or of a tokenizer.json that states the same.
+
+llama.cpp merges by score: of all neighbouring pieces whose union is a piece, the union with the highest score first.
+It does not normalise text, except for the space in front.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from converters.text import quoted
+from converters.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocab, check_id, empty_vocab
+from edge_stream.errors import EdgeStreamError
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_UNREACHABLE = -1e9  # score of a piece that no merge makes: one character, or never used
+
+
+def from_model_file(path: Path, tokenizer: dict[str, Any] | None, n_vocab: int) -> Vocab:
+    """The vocabulary of a tokenizer.model. Raises EdgeStreamError if it is not SentencePiece BPE, or normalises."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(path.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise EdgeStreamError(f"{path.name} is not a SentencePiece model") from error
+    n_pieces = processor.GetPieceSize()
+    tokens, types = empty_vocab(n_vocab)
+    scores = [-10000.0] * n_vocab
+    for i in range(n_pieces):
+        text = processor.IdToPiece(i)
+        check_id(i, text, n_vocab)
+        tokens[i], scores[i] = text, processor.GetScore(i)
+        types[i] = NORMAL
+        for is_kind, kind in (
+            (processor.IsUnknown, UNKNOWN),
+            (processor.IsControl, CONTROL),
+            (processor.IsUnused, UNUSED),
+            (processor.IsByte, BYTE),
+        ):
+            if is_kind(i):
+                types[i] = kind
+    _check_bpe(path, tokens, types, scores)
+    probe = processor.Normalize("ﬁ  e\u0301")
+    if probe.lstrip("▁").replace("▁", " ") != "ﬁ  e\u0301":
+        raise EdgeStreamError(f"{path.name} normalises text before it is tokenised, which llama.cpp does not")
+    vocab = Vocab("llama", "default", tokens, types, scores, add_space_prefix=probe.startswith("▁"))
+    _note_first_only(vocab, tokenizer)
+    return vocab
+
+
+def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
+    """The vocabulary of a tokenizer.json that restates SentencePiece BPE: a piece's score is minus its merge's rank."""
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise EdgeStreamError(
+            f"tokenizer.json holds a {quoted(kind)} tokenizer: byte-level BPE and BPE with byte fallback are known"
+        )
+    words, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(words, dict) or not isinstance(merges, list) or not words:
+        raise EdgeStreamError("tokenizer.json has no vocab or no merges")
+    tokens, types = empty_vocab(n_vocab)
+    scores = [_UNREACHABLE] * n_vocab
+    unknown = model.get("unk_token")
+    for text, token_id in words.items():
+        i = check_id(token_id, text, n_vocab)
+        if tokens[i]:
+            raise EdgeStreamError(f"tokenizer.json gives {quoted(tokens[i])} and {quoted(text)} the same id {i}")
+        tokens[i] = text
+        types[i] = UNKNOWN if text == unknown else BYTE if _BYTE_PIECE.fullmatch(text) else NORMAL
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
+            raise EdgeStreamError(f"tokenizer.json has a merge that is not a pair: {quoted(merge)}")
+        union = words.get(pair[0] + pair[1])
+        if union is None:
+            raise EdgeStreamError(
+                f"tokenizer.json merges {quoted(pair[0])} and {quoted(pair[1])} to something that is no token"
+            )
+        scores[union] = max(scores[union], float(-rank))
+    prefix = _space_prefix(tokenizer)
+    vocab = Vocab("llama", "default", tokens, types, scores, add_space_prefix=prefix)
+    _note_first_only(vocab, tokenizer)
+    return vocab
+
+
+def _check_bpe(path: Path, tokens: list[str], types: list[int], scores: list[float]) -> None:
+    """BPE scores are whole numbers (minus the rank of the merge), a unigram model's are log-probabilities."""
+    fractional = sum(s != round(s) for s, t in zip(scores, types, strict=True) if t == NORMAL)
+    if fractional:
+        raise EdgeStreamError(f"{path.name} is a unigram model; llama.cpp's tokenizer of this name is for BPE models")
+    n_bytes = sum(t == BYTE for t in types)
+    if n_bytes not in (0, 256):
+        raise EdgeStreamError(f"{path.name} has {n_bytes} byte tokens; 256 are needed")
+    if not any(t in (NORMAL, USER_DEFINED) for t in types):
+        raise EdgeStreamError(f"{path.name} has no tokens")
+
+
+def _space_prefix(tokenizer: dict[str, Any]) -> bool:
+    """Whether a space is put before the text. Raises EdgeStreamError for a normaliser that is not SentencePiece's."""
+    prefix = False
+    normalizer = tokenizer.get("normalizer")
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
+    for step in steps:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "Prepend" and step.get("prepend") == "▁":
+            prefix = True
+        elif not (kind == "Replace" and step.get("content") == "▁" and step.get("pattern") == {"String": " "}):
+            raise EdgeStreamError(f"tokenizer.json normalises text ({quoted(kind)}), which llama.cpp cannot do here")
+    pre = tokenizer.get("pre_tokenizer")
+    if isinstance(pre, dict) and pre.get("type") == "Metaspace":
+        scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
+        prefix = prefix or scheme in ("always", "first")
+    elif isinstance(pre, dict) and not (pre.get("type") == "Split" and pre.get("pattern") == {"String": " "}):
+        raise EdgeStreamError(
+            f"tokenizer.json has a pre-tokenizer ({quoted(pre.get('type'))}) that llama.cpp does not know here"
+        )
+    return prefix
+
+
+def _note_first_only(vocab: Vocab, tokenizer: dict[str, Any] | None) -> None:
+    pre = (tokenizer or {}).get("pre_tokenizer")
+    if isinstance(pre, dict) and pre.get("prepend_scheme") == "first" and vocab.add_space_prefix:
+        vocab.notes.append("the tokenizer puts a space before a text only, llama.cpp also after each special token")

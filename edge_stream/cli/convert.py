@@ -1,0 +1,217 @@
+"""`edge-stream convert`: a Hugging Face checkpoint or a GGUF file becomes a GGUF file or an MLC model."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_stream.cli import options
+from edge_stream.errors import EdgeStreamError
+
+OUTTYPES = ["f32", "f16", "bf16", "q8_0", "auto"]
+MLC_QUANTIZATIONS = ["q0f16", "q0f32", "q3f16_1", "q4f16_0", "q4f16_1", "q4f32_1"]
+DEVICES = ["none", "cpu", "macos", "iphone", "metal", "cuda", "android"]
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Bytes: a number with M or G, as llama.cpp's tools take it (powers of 1000)."""
+
+    name = "N(M|G)"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes as an int."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)([KMG])", str(value), re.IGNORECASE)
+        if match is None or int(match[1]) == 0:
+            self.fail(f"{value!r} is not a size such as 500M or 2G.", param, ctx)
+        return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]
+
+
+@click.command("convert")
+@click.argument("src", metavar="SRC")
+@click.option("--to", "target", type=click.Choice(["gguf", "mlc"]), required=True, help="What to write.")
+@click.option(
+    "-o",
+    "--outfile",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="A GGUF file, or the folder of an MLC model. Without it, a name made of SRC's in this folder.",
+)
+@click.option(
+    "--outtype",
+    type=click.Choice(OUTTYPES),
+    default="auto",
+    show_default=True,
+    help="GGUF: type of the weights. auto: f16 if SRC is f16, else bf16.",
+)
+@click.option("--quantize", metavar="TYPE", help="GGUF: then quantise with libllama, e.g. Q4_K_M, Q4_0, Q5_K_M, Q6_K.")
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="GGUF: importance matrix for --quantize, made by llama-imatrix.",
+)
+@click.option("--split-max-size", type=Size(), default=0, metavar="N(M|G)", help="GGUF: split into files of this size.")
+@click.option(
+    "--quantization",
+    type=click.Choice(MLC_QUANTIZATIONS),
+    default="q4f16_1",
+    show_default=True,
+    help="MLC: quantisation of the weights.",
+)
+@click.option(
+    "--conv-template", metavar="NAME", help="MLC: conversation template; without it, found by the model's own."
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="none",
+    show_default=True,
+    help="MLC: also compile the model library for this device.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    "n_ctx",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Cache capacity (sinks + window) written into the model as its default. Without it, one that suits the model.",
+)
+@click.option(
+    "--keep",
+    "--attention-sink-size",
+    "n_keep",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Sinks written into the model as its default; {options.SINKS_DEFAULT} without it.",
+)
+@click.option("--model-name", metavar="NAME", help="GGUF: name written into the model; without it, SRC's.")
+@click.option(
+    "-t", "--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the quantiser."
+)
+@click.option(
+    "--verify", is_flag=True, help="Load the result and compare its logits with the checkpoint's, in float64."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="List every tensor, and show libllama's messages.")
+@click.option(
+    "--print-supported-models",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _param, value: _print_supported(ctx, value),
+    help="List the architectures and exit.",
+)
+@click.pass_context
+def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags: Any) -> None:
+    """Convert SRC, a Hugging Face folder, hf:user/repo, a GGUF file or demo, without torch and in little memory.
+
+    A tensor is read, converted and written at a time. The output appears under its name only when it is complete.
+    """
+    _check_flags(ctx, target, flags)
+    try:
+        from converters.source import open_source
+    except ImportError as error:
+        raise _not_installed(error) from error
+    try:
+        source = open_source(src)
+        try:
+            written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags)
+            for path in written:
+                click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
+            if flags["verify"] and written:
+                from converters import verify
+
+                verify.verify(source, target, written[0], _say)
+        finally:
+            source.close()
+    except ImportError as error:
+        raise _not_installed(error) from error
+
+
+def _print_supported(ctx: click.Context, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from converters.architectures import ARCHITECTURES
+
+    for arch in ARCHITECTURES.values():
+        click.echo(f"{arch.hf_class} (model_type {arch.model_type})")
+    ctx.exit()
+
+
+def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None:
+    """A flag of the other target would be ignored: refuse it."""
+    others = {
+        "gguf": ("quantization", "conv_template", "device"),
+        "mlc": ("outtype", "quantize", "imatrix", "split_max_size", "n_threads", "model_name"),
+    }
+    for name in others[target]:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} is not for --to {target}.")
+    if flags["verify"] and flags["dry_run"]:
+        raise click.UsageError("--verify has nothing to verify with --dry-run.")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
+    from converters import gguf_tensors, to_gguf
+
+    if out is None or out.is_dir():
+        kind = flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])
+        out = (out or Path()) / f"{_file_name(flags['model_name'] or source.name)}-{kind.upper()}.gguf"
+    chosen = to_gguf.GgufOptions(
+        outtype=flags["outtype"],
+        quantize=flags["quantize"],
+        imatrix=flags["imatrix"],
+        split_max_size=flags["split_max_size"],
+        n_keep=flags["n_keep"],
+        n_ctx=flags["n_ctx"],
+        n_threads=flags["n_threads"] or 0,
+        model_name=flags["model_name"],
+        dry_run=flags["dry_run"],
+        verbose=flags["verbose"],
+    )
+    return to_gguf.convert(source, out, chosen, _say)
+
+
+def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
+    """Calls converters.mlc.convert(source, out, MlcOptions(...), say), which returns what it wrote, as to_gguf does."""
+    mlc = importlib.import_module("converters.mlc")
+    out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
+    chosen = mlc.MlcOptions(
+        quantization=flags["quantization"],
+        conv_template=flags["conv_template"],
+        device=flags["device"],
+        n_keep=flags["n_keep"],
+        n_ctx=flags["n_ctx"],
+        dry_run=flags["dry_run"],
+        verbose=flags["verbose"],
+    )
+    return list(mlc.convert(source, out, chosen, _say))
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size
+
+
+def _not_installed(error: ImportError) -> EdgeStreamError:
+    if (error.name or "").startswith("converters"):
+        return EdgeStreamError(f"this installation cannot convert to that target: it has no {error.name}")
+    extra = "mlc" if (error.name or "").startswith(("tvm", "tvm_ffi")) else "convert"
+    return EdgeStreamError(f"convert needs {error.name}: pip install 'edge-stream[{extra}]'")
