@@ -21,7 +21,7 @@ from edge_stream.errors import EdgeStreamError
 # GNU OpenMP: how long a waiting thread spins before it sleeps. The default (some 300,000 rounds) starves other
 # programs and itself when cores are shared; none at all costs speed when they are not. Chosen by
 # benchmarks/considerate.py; the user's own setting wins.
-_SPIN_COUNT = "3000"
+_SPIN_COUNT = "500"
 
 
 def lib_dir() -> Path:
