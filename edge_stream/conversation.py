@@ -83,13 +83,14 @@ class Conversation:
         """
         before = self.stream.stats.n_past
         try:
-            message, self._answer_start = self._turn(text)
+            message, answer_start = self._turn(text)
             if self._ended:
                 message = self._after_end(message)
             self._feed(message, on_progress)
         except BaseException:
             self._take_back(self.stream.stats.n_past - before)
             raise
+        self._answer_start = answer_start  # only now: regenerate() needs the last turn's until then
         self.messages.append(user_message(text))
         self.n_read = self.stream.stats.n_past - before + len(self._answer_start)
         yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
