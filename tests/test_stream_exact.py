@@ -129,11 +129,12 @@ def test_cache_types(type_k: str, flash_attn: str, load: Load, draw: Draw) -> No
     assert after < 1.5 * before
 
 
+@pytest.mark.parametrize("sink_move", ["bank"])
 @pytest.mark.parametrize("size", [3, 11])
-def test_sliding_window_layers_in_chunks(size: int, load: Load, expected: Any, draw: Draw) -> None:
+def test_sliding_window_layers_in_chunks(sink_move: str, size: int, load: Load, expected: Any, draw: Draw) -> None:
     """llama.cpp would reuse cells outside of the sliding window, the sinks' among them."""
     tokens = draw(8 * N_CTX)
-    got = streamed(load("gemma3", n_ctx=N_CTX, sink_move="bank"), tokens, size)
+    got = streamed(load("gemma3", n_ctx=N_CTX, sink_move=sink_move), tokens, size)
     assert np.abs(got - expected("gemma3", 4, size, tuple(tokens))).max() < TOLERANCE
 
 
