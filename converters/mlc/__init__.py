@@ -1,0 +1,184 @@
+"""To MLC: quantised weights in TVM's tensor cache, mlc-chat-config.json, the tokenizer, and perhaps a compiled library.
+
+What `mlc_llm convert_weight`, `gen_config` and `compile` make in three steps, without torch and in little memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.gguf_metadata import StreamingDefaults, recommend
+from converters.mlc import chat_config, conv_templates, tokenizer
+from converters.mlc import params as parameters
+from converters.mlc.quantization import Quantization, find_quantization
+from converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
+from converters.progress import progress_bar
+from converters.staging import check_space, staging_folder
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+Say = Callable[[str], None]
+DEVICES = ("none", "cpu", "macos", "iphone", "metal", "cuda", "android")
+_OTHER_BYTES = 32 << 20  # tokenizer and library, guessed generously for the disk space check
+# what the converter writes, and nothing else: a folder with other files is not replaced
+_OURS = ("params_shard_*.bin", "tensor-cache*.json", "ndarray-cache*.json", "mlc-chat-config.json", "lib.*")
+
+
+@dataclass(frozen=True)
+class MlcOptions:
+    """What the user chose. None: decided by the model. conv_template: a name of MLC's, or a JSON file."""
+
+    quantization: str = "q4f16_1"
+    conv_template: str | None = None
+    device: str = "none"
+    n_keep: int | None = None
+    n_ctx: int | None = None
+    dry_run: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class MlcPlan:
+    """What will be written. Sizes in bytes."""
+
+    quantization: Quantization
+    params: list[parameters.Param]
+    tensors: list[parameters.StoredTensor]
+    streaming: StreamingDefaults
+    config: dict[str, Any]
+    tokenizer_files: dict[str, bytes]
+    notes: list[str]
+    size: int
+    memory: int
+
+
+def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
+    """Decide everything, write nothing. Raises EdgeStreamError for what cannot be converted."""
+    q = find_quantization(options.quantization)
+    if options.device not in DEVICES:
+        raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
+    if options.device != "none":
+        from converters.mlc.compile import check_supported
+
+        check_supported(source, q)
+    listed = parameters.list_params(source)
+    tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]
+    streaming = recommend(source.model, options.n_keep, options.n_ctx)
+    files, notes = tokenizer.collect(source)
+    texts, ids = tokenizer.special_tokens(source, files)
+    conv = conv_templates.choose(
+        options.conv_template, source.chat_template, texts, ids, add_bos=tokenizer.adds_bos(files)
+    )
+    facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
+    config = chat_config.build(source, q.name, streaming, facts, conv.value)
+    size = sum(t.nbytes for t in tensors) + sum(map(len, files.values()))
+    # a parameter as it is stored, its copy as it is encoded, a shard, and a block that is being quantised
+    largest = max(sum(parameters.stored_bytes(t) for t in parameters.stored_tensors(p, q)) for p in listed)
+    memory = 2 * largest + SHARD_CAP + parameters.BLOCK_BYTES
+    return MlcPlan(q, listed, tensors, streaming, config, files, [*notes, *conv.notes], size, memory)
+
+
+def convert(source: Source, out: Path, options: MlcOptions, say: Say) -> list[Path]:
+    """Write the folder `out` and return [out]; nothing with --dry-run.
+
+    The folder appears when it is complete; an MLC model that is there already is replaced then. Raises EdgeStreamError
+    in one sentence, and leaves nothing behind, if something is wrong with the source, the disk or the compiler.
+    """
+    _check_target(out)
+    plan = make_plan(source, options)
+    for line in _describe(source, plan, options):
+        say(line)
+    if options.dry_run:
+        return []
+    check_space(out, plan.size + _OTHER_BYTES)
+    with staging_folder(out) as folder:
+        _write_weights(source, plan, folder)
+        for name, content in plan.tokenizer_files.items():
+            (folder / name).write_bytes(content)
+        text = json.dumps(plan.config, indent=2, ensure_ascii=False)
+        (folder / "mlc-chat-config.json").write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+        if options.device != "none":
+            from converters.mlc.compile import compile_library
+
+            compile_library(folder, options.device, say)
+        _publish(folder, out)
+    return [out]
+
+
+def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[str]:
+    yield (
+        f"{source.name}: {source.architecture.hf_class}, {len(source.tensors)} tensors -> {len(plan.tensors)} in "
+        f"{plan.quantization.name}, {plan.size / 2**20:,.0f} MiB; about {plan.memory / 2**20:,.0f} MiB of memory"
+    )
+    yield (
+        f"sliding_window_size {plan.streaming.n_ctx} (sinks included), attention_sink_size {plan.streaming.n_keep}, "
+        f"prefill_chunk_size {plan.config['prefill_chunk_size']}"
+    )
+    if source.left_out:
+        yield f"left out: {len(source.left_out)} tensors that are not the language model's"
+    for note in plan.notes:
+        yield f"note: {note}"
+    if options.verbose:
+        for tensor in plan.tensors:
+            yield f"  {tensor.name} {list(tensor.shape)} {tensor.dtype}"
+
+
+def _write_weights(source: Source, plan: MlcPlan, folder: Path) -> None:
+    writer = TensorCacheWriter(folder)
+    with progress_bar(f"{plan.quantization.name}", sum(t.nbytes for t in plan.tensors)) as advance:
+        for param in plan.params:
+            for stored, array in parameters.convert_param(source, param, plan.quantization):
+                writer.add(stored.name, array)
+                advance(stored.nbytes)
+    n_weights = sum(t.n_elements for t in source.tensors.values())
+    writer.finish(
+        {
+            "ParamSize": len(plan.tensors),
+            "ParamBytes": float(writer.nbytes),
+            "BitsPerParam": writer.nbytes * 8.0 / n_weights,
+        }
+    )
+
+
+def _check_target(out: Path) -> None:
+    """Raise EdgeStreamError if `out` is there and is not an MLC model that may be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise EdgeStreamError(f"{out} is not a folder")
+    for path in out.iterdir():
+        known = path.name in tokenizer.FILES or any(path.match(pattern) for pattern in _OURS)
+        if path.is_dir() or not known:
+            raise EdgeStreamError(f"{out} holds {path.name}, which is not part of an MLC model: choose an empty folder")
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Sync and move the folder to its place. What was there is moved aside first and removed at the end."""
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    folder.chmod(0o755)
+    if not out.exists():
+        os.replace(folder, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    try:
+        os.replace(out, aside / "model")
+        try:
+            os.replace(folder, out)
+        except OSError:
+            os.replace(aside / "model", out)
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside)

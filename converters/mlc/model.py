@@ -1,0 +1,333 @@
+"""The decoder that is compiled, in tvm.relax.frontend.nn, with the functions and parameters that MLC's runtime expects.
+
+For Llama, Mistral, Qwen2 and Qwen3. Shapes: n tokens, d hidden size, v vocabulary, b sequences. Attention is TVM's
+paged cache (tvm.relax.frontend.nn.llm.kv_cache), which keeps sinks and a sliding window once the runtime enables them
+for a sequence. Function names and signatures: mlc-llm, cpp/serve/function_table.cc.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn.llm import kv_cache
+from tvm.target import Target
+
+from converters.mlc.quantization import Quantization
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """From mlc-chat-config.json."""
+
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_vocab: int
+    norm_eps: float
+    rope_base: float
+    rope_scaling: dict[str, Any] | None
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+    qkv_name: str
+    prefill_chunk: int
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> DecoderConfig:
+        """config: the whole of mlc-chat-config.json, as chat_config.build makes it."""
+        m, kind = config["model_config"], config["model_type"]
+        return cls(
+            n_layer=m["num_hidden_layers"],
+            n_embd=m["hidden_size"],
+            n_ff=m["intermediate_size"],
+            n_head=m["num_attention_heads"],
+            n_head_kv=m["num_key_value_heads"],
+            head_dim=m["head_dim"],
+            n_vocab=m["vocab_size"],
+            norm_eps=m["rms_norm_eps"],
+            rope_base=m["position_embedding_base"],
+            rope_scaling=m["rope_scaling"],
+            tied=m["tie_word_embeddings"],
+            qkv_bias=kind == "qwen2" or m.get("attention_bias", False),
+            qk_norm=kind == "qwen3",
+            qkv_name="c_attn" if kind.startswith("qwen") else "qkv_proj",
+            prefill_chunk=config["prefill_chunk_size"],
+        )
+
+
+class Matrix(nn.Module):  # type: ignore[misc]
+    """A weight [rows, columns], quantised or not, and perhaps a bias [rows]."""
+
+    def __init__(self, rows: int, columns: int, q: Quantization, *, bias: bool = False, linear: bool = True) -> None:
+        super().__init__()
+        self.rows, self.columns, self.q = rows, columns, q
+        self.transposed = q.transposed and linear
+        if q.bits:
+            weight, scale = q.shapes(rows, columns)
+            self.q_weight = nn.Parameter(weight[::-1] if self.transposed else weight, "uint32")
+            self.q_scale = nn.Parameter(scale[::-1] if self.transposed else scale, q.dtype)
+        else:
+            self.weight = nn.Parameter((rows, columns), q.dtype)
+        if bias:
+            self.bias = nn.Parameter((rows,), q.dtype)
+        self.has_bias = bias
+
+    def take(self, ids: nn.Tensor) -> nn.Tensor:
+        """Rows of ids [n]: [n, columns]."""
+        if not self.q.bits:
+            return nn.op.take(self.weight, ids, axis=0)
+        words, scales = nn.op.take(self.q_weight, ids, axis=0), nn.op.take(self.q_scale, ids, axis=0)
+        return self._dequantise(words, scales, words.shape[0], transposed=False)
+
+    def forward(self, x: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
+        """x [.., columns] times the transposed matrix: [.., rows]."""
+        if not self.q.bits:
+            weight = nn.op.permute_dims(self.weight)
+        elif self.transposed:
+            weight = self._dequantise(self.q_weight, self.q_scale, self.rows, transposed=True)
+        else:
+            weight = nn.op.permute_dims(self._dequantise(self.q_weight, self.q_scale, self.rows, transposed=False))
+        out = nn.op.matmul(x, weight, out_dtype=out_dtype)
+        return out + self.bias if self.has_bias else out
+
+    def _dequantise(self, words: nn.Tensor, scales: nn.Tensor, rows: Any, *, transposed: bool) -> nn.Tensor:
+        q, columns = self.q, self.columns
+
+        def expression(w: te.Tensor, s: te.Tensor) -> te.Tensor:
+            def value(*index: Any) -> Any:
+                k, n = index if transposed else index[::-1]
+                at_word = (k // q.per_word, n) if transposed else (n, k // q.per_word)
+                at_scale = (k // q.group_size, n) if transposed else (n, k // q.group_size)
+                shift = (k % q.per_word * q.bits).astype("uint32")
+                bits = tirx.bitwise_and(w(*at_word) >> shift, tirx.const(2**q.bits - 1, "uint32"))
+                return (bits.astype(q.dtype) - tirx.const(q.max_int, q.dtype)) * s(*at_scale)
+
+            return te.compute((columns, rows) if transposed else (rows, columns), value, name="dequantize")
+
+        return nn.op.tensor_expr_op(expression, "dequantize", [words, scales])
+
+
+class RMSNorm(nn.Module):  # type: ignore[misc]
+    """Over the last axis, in the model's dtype."""
+
+    def __init__(self, size: int, eps: float, dtype: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter((size,), dtype)
+        self.eps = eps
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        """Same shape as x."""
+        return nn.op.rms_norm(x, self.weight, axes=-1, epsilon=self.eps)
+
+
+class Attention(nn.Module):  # type: ignore[misc]
+    """Grouped-query attention over the paged cache, which also applies the rotary positions."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+        super().__init__()
+        c = self.config = config
+        qkv = Matrix((c.n_head + 2 * c.n_head_kv) * c.head_dim, c.n_embd, q, bias=c.qkv_bias)
+        setattr(self, c.qkv_name, qkv)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
+            self.k_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
+        self.o_proj = Matrix(c.n_embd, c.n_head * c.head_dim, q)
+
+    def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
+        """x [b, n, d]: [b, n, d]."""
+        c = self.config
+        b, n, _ = x.shape
+        qkv = getattr(self, c.qkv_name)(x)
+        qkv = nn.op.reshape(qkv, (b, n, c.n_head + 2 * c.n_head_kv, c.head_dim))
+        if c.qk_norm:
+            q, k, v = nn.op.split(qkv, [c.n_head, c.n_head + c.n_head_kv], axis=2)
+            qkv = nn.op.concat([self.q_norm(q), self.k_norm(k), v], dim=2)
+        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=c.head_dim**-0.5)
+        return self.o_proj(nn.op.reshape(out, (b, n, c.n_head * c.head_dim)))
+
+
+class MLP(nn.Module):  # type: ignore[misc]
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+        super().__init__()
+        self.gate_up_proj = Matrix(2 * config.n_ff, config.n_embd, q)
+        self.down_proj = Matrix(config.n_embd, config.n_ff, q)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        """x [b, n, d]: [b, n, d]."""
+        gate, up = nn.op.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(nn.op.silu(gate) * up)
+
+
+class Layer(nn.Module):  # type: ignore[misc]
+    """Attention and MLP, each with its norm before it and the input added after it."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+        self.self_attn = Attention(config, q)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+        self.mlp = MLP(config, q)
+
+    def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
+        """x [b, n, d]: [b, n, d]."""
+        x = x + self.self_attn(self.input_layernorm(x), cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):  # type: ignore[misc]
+    """All but the output matrix: `model.` in parameter names."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+        super().__init__()
+        self.embed_tokens = Matrix(config.n_vocab, config.n_embd, q, linear=False)
+        self.layers = nn.ModuleList([Layer(config, q) for _ in range(config.n_layer)])
+        self.norm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+
+    def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache) -> nn.Tensor:
+        """x [b, n, d]: [b, n, d], normed."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cache, i)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """The functions of an MLC model library. Logits are float32."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization, target: Target) -> None:
+        super().__init__()
+        self.config, self.q, self.target = config, q, target
+        self.model = Body(config, q)
+        if not config.tied:
+            self.lm_head = Matrix(config.n_vocab, config.n_embd, q)
+
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        """[n] int32: [n, d]."""
+        return self.model.embed_tokens.take(input_ids)
+
+    def get_logits(self, hidden: nn.Tensor) -> nn.Tensor:
+        """[b, n, d]: [b, n, v] float32."""
+        head = self.model.embed_tokens if self.config.tied else self.lm_head
+        return head(hidden, out_dtype="float32")
+
+    def prefill(self, input_embed: nn.Tensor, paged_kv_cache: kv_cache.PagedKVCache) -> Any:
+        """[1, n, d]: logits of the last token [1, 1, v], and the cache."""
+        hidden = self.model(input_embed, paged_kv_cache)
+
+        def last(x: te.Tensor) -> te.Tensor:
+            b, n, d = x.shape
+            return te.compute((b, 1, d), lambda i, _, k: x[i, n - 1, k], name="last")
+
+        return self.get_logits(nn.op.tensor_expr_op(last, "last", [hidden])), paged_kv_cache
+
+    def decode(self, input_embed: nn.Tensor, paged_kv_cache: kv_cache.PagedKVCache) -> Any:
+        """[1, 1, d]: logits [1, 1, v], and the cache."""
+        return self.get_logits(self.model(input_embed, paged_kv_cache)), paged_kv_cache
+
+    def batch_prefill(
+        self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: kv_cache.PagedKVCache
+    ) -> Any:
+        """[1, n, d], [b] int32: logits at the positions [1, b, v], and the cache."""
+        hidden = self.model(input_embeds, paged_kv_cache)
+        return self.get_logits(nn.op.take(hidden, logit_positions, axis=1)), paged_kv_cache
+
+    def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: kv_cache.PagedKVCache) -> Any:
+        """[b, 1, d]: logits [b, 1, v], and the cache."""
+        return self.get_logits(self.model(input_embeds, paged_kv_cache)), paged_kv_cache
+
+    def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: kv_cache.PagedKVCache) -> Any:
+        """[1, n, d]: logits of every token [1, n, v], and the cache."""
+        return self.get_logits(self.model(input_embeds, paged_kv_cache)), paged_kv_cache
+
+    def softmax_with_temperature(self, logits: nn.Tensor, temperature: nn.Tensor) -> nn.Tensor:
+        """[b, 1, v], [b] float32: probabilities [b, 1, v]."""
+        return nn.op.softmax(logits / nn.op.reshape(temperature, (temperature.shape[0], 1, 1)), axis=-1)
+
+    def alloc_embedding_tensor(self) -> nn.Tensor:
+        """Room for the embeddings of a whole prefill: [chunk, d]."""
+        return nn.op.empty((self.config.prefill_chunk, self.config.n_embd), dtype=self.q.dtype)
+
+    def create_tir_paged_kv_cache(
+        self,
+        max_batch_size: tirx.Var,
+        max_total_seq_len: tirx.Var,
+        prefill_chunk_size: tirx.Var,
+        page_size: tirx.Var,
+        support_sliding_window: tirx.Var,
+    ) -> kv_cache.PagedKVCache:
+        """An empty cache. Each argument is a shape of one element."""
+        c = self.config
+        return kv_cache.TIRPagedKVCache(
+            attn_kind="mha",
+            max_batch_size=max_batch_size,
+            max_total_seq_len=max_total_seq_len,
+            prefill_chunk_size=prefill_chunk_size,
+            page_size=page_size,
+            support_sliding_window=support_sliding_window,
+            layer_partition=relax.ShapeExpr([0, c.n_layer]),
+            num_hidden_layers=c.n_layer,
+            num_attention_heads=c.n_head,
+            num_key_value_heads=c.n_head_kv,
+            qk_head_dim=c.head_dim,
+            v_head_dim=c.head_dim,
+            mla_original_qk_head_dim=0,
+            mla_original_v_head_dim=0,
+            rope_mode=kv_cache.RopeMode.NORMAL,
+            rope_scale=1,
+            rope_theta=c.rope_base,
+            rope_scaling=c.rope_scaling or {},
+            rope_ext_factors=relax.prim_value(0),
+            rotary_dim=c.head_dim,
+            enable_disaggregation=False,
+            dtype=self.q.dtype,
+            target=self.target,
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Inputs of every function, for export_tvm."""
+        d, v, dtype = self.config.n_embd, self.config.n_vocab, self.q.dtype
+        packed = {"param_mode": "packed", "effect_mode": "none"}
+        alone = {"param_mode": "none", "effect_mode": "none"}
+        cache = nn.spec.Object(object_type=kv_cache.PagedKVCache)
+
+        def embeds(*shape: Any) -> Any:
+            return nn.spec.Tensor([*shape, d], dtype)
+
+        found: dict[str, Any] = {
+            "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32"), "$": packed},
+            "get_logits": {"hidden": embeds("batch_size", "seq_len"), "$": packed},
+            "batch_prefill": {
+                "input_embeds": embeds(1, "seq_len"),
+                "logit_positions": nn.spec.Tensor(["batch_size"], "int32"),
+                "paged_kv_cache": cache,
+                "$": packed,
+            },
+            "softmax_with_temperature": {
+                "logits": nn.spec.Tensor(["batch_size", 1, v], "float32"),
+                "temperature": nn.spec.Tensor(["batch_size"], "float32"),
+                "$": alone,
+            },
+            "alloc_embedding_tensor": {"$": alone},
+            "create_tir_paged_kv_cache": {
+                "max_batch_size": int,
+                "max_total_seq_len": int,
+                "prefill_chunk_size": int,
+                "page_size": int,
+                "support_sliding_window": int,
+                "$": alone,
+            },
+        }
+        steps: dict[str, tuple[Any, ...]] = {"prefill": (1, "seq_len"), "decode": (1, 1)}
+        batches: dict[str, tuple[Any, ...]] = {"batch_decode": ("batch_size", 1), "batch_verify": (1, "seq_len")}
+        for name, shape in steps.items():
+            found[name] = {"input_embed": embeds(*shape), "paged_kv_cache": cache, "$": packed}
+        for name, shape in batches.items():
+            found[name] = {"input_embeds": embeds(*shape), "paged_kv_cache": cache, "$": packed}
+        return found

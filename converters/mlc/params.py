@@ -1,0 +1,180 @@
+"""MLC's parameters of a model: their names, which tensors of the checkpoint they are made of, and their values.
+
+Names are those of mlc-llm's model definitions and loaders, python/mlc_llm/model/{llama,mistral,qwen2,qwen3,phi3,
+gemma2,gemma3}/*_{model,loader}.py: q, k and v make one matrix except in Gemma 3, gate and up make one, Gemma's norms
+are stored with their 1 added, Qwen calls q, k, v c_attn, and Phi-3 has names of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.mlc.quantization import Quantization, pack, to_dtype
+from converters.mlc.tensor_cache import stored_nbytes
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+_BLOCK_ELEMENTS = 1 << 21  # weights that are loaded and quantised at a time
+BLOCK_BYTES = 24 * _BLOCK_ELEMENTS  # about what that takes
+_QKV_NAMES = {"qwen2": "c_attn", "qwen3": "c_attn"}
+_PHI3 = {
+    "model.embed_tokens": "transformer.embd",
+    "model.norm": "transformer.norm",
+    "input_layernorm": "ln",
+    "self_attn.o_proj": "mixer.out_proj",
+    "self_attn.qkv_proj": "mixer.qkv_proj",
+}
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter before quantisation. parts: names in the checkpoint, put together along the rows."""
+
+    name: str  # MLC's, with .weight or .bias
+    parts: tuple[str, ...]
+    kind: str  # linear, embedding, or plain (a vector, never quantised)
+    offset: float = 0.0  # added to every element
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the converted model. dtype as the runtime holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """In the shard."""
+        return stored_nbytes(self.shape, self.dtype)
+
+
+def stored_bytes(tensor: StoredTensor) -> int:
+    """Bytes in memory."""
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def list_params(source: Source) -> list[Param]:
+    """Every parameter in the order of the model. Raises EdgeStreamError for what MLC's model has no place for."""
+    arch, model = source.architecture, source.model
+    kind = arch.model_type
+    check_supported(source)
+    params = [_param(source, "model.embed_tokens.weight", kind="embedding")]
+    for layer in range(model.n_layer):
+        p = f"model.layers.{layer}."
+        params.append(_param(source, p + "input_layernorm.weight"))
+        attn = p + "self_attn."
+        if arch.fused:
+            params.append(_param(source, attn + "qkv_proj.weight"))
+        elif kind == "gemma3_text":
+            params += [_param(source, f"{attn}{c}_proj.weight") for c in "qkv"]
+        else:
+            fused = attn + _QKV_NAMES.get(kind, "qkv_proj")
+            for suffix in ("weight", "bias") if model.qkv_bias else ("weight",):
+                params.append(_param(source, f"{fused}.{suffix}", tuple(f"{attn}{c}_proj.{suffix}" for c in "qkv")))
+        if arch.qk_norm:
+            params += [_param(source, f"{attn}{c}_norm.weight") for c in "qk"]
+        params.append(_param(source, attn + "o_proj.weight"))
+        params.append(_param(source, p + "post_attention_layernorm.weight"))
+        if arch.post_norms:
+            params.append(_param(source, p + "pre_feedforward_layernorm.weight"))
+            params.append(_param(source, p + "post_feedforward_layernorm.weight"))
+        gate_up = p + "mlp.gate_up_proj.weight"
+        params.append(
+            _param(source, gate_up)
+            if arch.fused
+            else _param(source, gate_up, (p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"))
+        )
+        params.append(_param(source, p + "mlp.down_proj.weight"))
+    params.append(_param(source, "model.norm.weight"))
+    if not model.tied:
+        params.append(_param(source, "lm_head.weight"))
+    return params
+
+
+def check_supported(source: Source) -> None:
+    """Raise EdgeStreamError if MLC's model of this architecture would compute something else than the checkpoint."""
+    arch, model = source.architecture, source.model
+    name = arch.hf_class.removesuffix("ForCausalLM")
+    if model.o_bias or (model.qkv_bias and arch.model_type not in ("qwen2", "qwen3")):
+        raise EdgeStreamError(f"MLC's {name} has no place for the attention biases of this checkpoint")
+    if model.tied and arch.model_type == "mistral":
+        raise EdgeStreamError("MLC's Mistral has an output matrix of its own, and this checkpoint has none")
+    scaling = model.rope_scaling
+    if scaling is not None and (arch.model_type, scaling.kind) not in (("llama", "llama3"), ("phi3", "longrope")):
+        raise EdgeStreamError(f"MLC's {name} does not know rope scaling {scaling.kind}, which this checkpoint needs")
+
+
+def _param(source: Source, name: str, parts: tuple[str, ...] = (), kind: str = "") -> Param:
+    arch = source.architecture
+    parts = parts or (name,)
+    shapes = [source.tensors[part].shape for part in parts]
+    shape = (sum(s[0] for s in shapes), *shapes[0][1:])
+    # every norm of Gemma, those of q and k included, is stored less 1
+    offset = arch.norm_offset if len(shape) == 1 and name.endswith("norm.weight") else 0.0
+    return Param(
+        mlc_name(arch.model_type, name), parts, kind or ("linear" if len(shape) == 2 else "plain"), offset, shape
+    )
+
+
+def mlc_name(model_type: str, name: str) -> str:
+    """From a name in the manner of Llama to that of MLC's model of this type."""
+    if model_type == "phi3":
+        name = name.replace("model.layers.", "transformer.h.")
+        for ours, theirs in _PHI3.items():
+            name = name.replace(ours + ".", theirs + ".")
+    return "language_model." + name if model_type == "gemma3_text" else name
+
+
+def stored_tensors(param: Param, q: Quantization) -> list[StoredTensor]:
+    """What a parameter becomes: itself, or q_weight and q_scale."""
+    if param.kind == "plain" or not q.bits:
+        return [StoredTensor(param.name, param.shape, q.dtype)]
+    weight, scale = q.shapes(*param.shape)
+    if q.transposed and param.kind == "linear":
+        weight, scale = weight[::-1], scale[::-1]
+    base = param.name.removesuffix(".weight")
+    return [StoredTensor(base + ".q_weight", weight, "uint32"), StoredTensor(base + ".q_scale", scale, q.dtype)]
+
+
+def convert_param(source: Source, param: Param, q: Quantization) -> Iterator[tuple[StoredTensor, NDArray[Any]]]:
+    """Load a parameter some rows at a time, and yield what it becomes."""
+    stored = stored_tensors(param, q)
+    arrays = [np.empty(t.shape, t.dtype) for t in stored]
+    row = 0
+    for block in _row_blocks(source, param, q):
+        rows = slice(row, row + len(block))
+        row += len(block)
+        if len(stored) == 1:
+            arrays[0][rows] = block
+            continue
+        for array, part in zip(arrays, pack(block, q), strict=True):
+            if q.transposed and param.kind == "linear":
+                array[:, rows] = part.T
+            else:
+                array[rows] = part
+    yield from zip(stored, arrays, strict=True)
+
+
+def _row_blocks(source: Source, param: Param, q: Quantization) -> Iterator[NDArray[np.floating[Any]]]:
+    for part in param.parts:
+        shape = source.tensors[part].shape
+        columns = shape[1] if len(shape) == 2 else 1
+        # whole heads, so that a GGUF source can undo its row order in every block
+        unit = source.model.head_dim if len(shape) == 2 else shape[0]
+        step = max(1, _BLOCK_ELEMENTS // columns // unit) * unit
+        for start in range(0, shape[0], step):
+            block = source.load(part, start, min(shape[0], start + step))
+            if param.offset:
+                block = block.astype(np.float32) + np.float32(param.offset)
+            yield to_dtype(block, q.dtype, part)

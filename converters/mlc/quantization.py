@@ -1,0 +1,116 @@
+"""MLC's group quantisation in NumPy: packing as `mlc_llm convert_weight` does it, and unpacking.
+
+Along the columns of a matrix [N, K], each group of `group_size` weights shares one scale, max|w| / max_int, in the
+model's dtype. A weight is stored as round(w / scale + max_int), limited to 0..2 max_int and rounded half to even, with
+every operation in the model's dtype. `32 // bits` of them make a uint32, the first in its lowest bits. The last group
+is filled up with zero bits. Source: mlc-llm, python/mlc_llm/quantization/{quantization,group_quantization,utils}.py.
+
+A group of zeros has scale 0, and 0 / 0 is not a number: TVM's max and min then pick 0, so MLC writes zero bits and
+scale 0, which unpack to (-max_int) * 0 = -0. So do we. A group whose scale underflows to 0 saturates and unpacks to 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_stream.errors import EdgeStreamError
+
+F32 = NDArray[np.float32]
+U32 = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One of MLC's quantisations. bits 0: weights are kept in the model's dtype."""
+
+    name: str
+    dtype: str  # of activations, scales and whatever is not quantised: float16 or float32
+    bits: int = 0
+    group_size: int = 0
+    transposed: bool = False  # matrices of linear layers are stored [K, N] ("KN"), embeddings never
+
+    @property
+    def per_word(self) -> int:
+        """Weights in a uint32."""
+        return 32 // self.bits
+
+    @property
+    def max_int(self) -> int:
+        """What is added to a scaled weight so that it is not negative."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    def shapes(self, rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of q_weight and q_scale of a [rows, columns] matrix, not transposed."""
+        groups = -(-columns // self.group_size)
+        return (rows, groups * self.group_size // self.per_word), (rows, groups)
+
+
+QUANTIZATIONS = {
+    q.name: q
+    for q in (
+        Quantization("q0f16", "float16"),
+        Quantization("q0f32", "float32"),
+        Quantization("q3f16_1", "float16", 3, 40),
+        Quantization("q4f16_0", "float16", 4, 32, transposed=True),
+        Quantization("q4f16_1", "float16", 4, 32),
+        Quantization("q4f32_1", "float32", 4, 32),
+    )
+}
+
+
+def find_quantization(name: str) -> Quantization:
+    """By MLC's name. Raises EdgeStreamError for one that is not supported."""
+    if name not in QUANTIZATIONS:
+        raise EdgeStreamError(f"quantization {name} is unknown: use one of {', '.join(QUANTIZATIONS)}")
+    return QUANTIZATIONS[name]
+
+
+def to_dtype(weight: NDArray[np.floating[Any]], dtype: str, name: str) -> NDArray[np.floating[Any]]:
+    """Cast to the model's dtype. Raises EdgeStreamError if a finite weight becomes infinite in float16."""
+    with np.errstate(over="ignore"):
+        cast = weight.astype(dtype, copy=False)
+    if dtype == "float16" and not np.isfinite(cast).all():
+        raise EdgeStreamError(f"{name} holds weights beyond float16's range: use a quantization with f32 in its name")
+    return cast
+
+
+def pack(weight: NDArray[np.floating[Any]], q: Quantization) -> tuple[U32, NDArray[np.floating[Any]]]:
+    """Quantise rows [n, K] of the model's dtype: q_weight [n, words] uint32 and q_scale [n, groups], not transposed."""
+    n, k = weight.shape
+    (_, words), (_, groups) = q.shapes(n, k)
+    dtype = np.dtype(q.dtype)
+    padded = weight
+    if groups * q.group_size != k:
+        padded = np.zeros((n, groups * q.group_size), dtype)
+        padded[:, :k] = weight
+    grouped = padded.reshape(n, groups, q.group_size)
+    scale = np.abs(grouped).max(axis=2) / dtype.type(q.max_int)
+    # each step is rounded to the model's dtype, as the compiled kernel rounds it; the nan of 0 / 0 becomes 0 below
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scaled = np.rint(grouped / scale[:, :, None] + dtype.type(q.max_int))
+    np.fmax(scaled, dtype.type(0), out=scaled)
+    np.fmin(scaled, dtype.type(2 * q.max_int), out=scaled)
+    values = scaled.astype(np.uint32).reshape(n, groups * q.group_size)
+    values[:, k:] = 0  # padding is zero bits, not a zero weight
+    parts = values.reshape(n, words, q.per_word)
+    packed = np.zeros((n, words), np.uint32)
+    for i in range(q.per_word):
+        packed |= parts[:, :, i] << np.uint32(i * q.bits)
+    return packed, scale
+
+
+def unpack(packed: U32, scale: NDArray[np.floating[Any]], columns: int, q: Quantization) -> F32:
+    """Dequantise q_weight [n, words] and q_scale [n, groups] (not transposed) to [n, columns] float32.
+
+    The product is rounded to the model's dtype first, as MLC's kernels do it.
+    """
+    shifts = np.arange(q.per_word, dtype=np.uint32) * np.uint32(q.bits)
+    values = (packed[:, :, None] >> shifts) & np.uint32(2**q.bits - 1)
+    whole = values.reshape(len(packed), -1).astype(q.dtype) - np.dtype(q.dtype).type(q.max_int)
+    grouped = whole.reshape(len(packed), -1, q.group_size) * scale.astype(q.dtype)[:, :, None]
+    unpacked: F32 = grouped.reshape(len(packed), -1)[:, :columns].astype(np.float32)
+    return unpacked

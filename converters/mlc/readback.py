@@ -1,0 +1,61 @@
+"""The weights of a converted MLC model, dequantised, under their Hugging Face names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.mlc.params import Param, list_params, stored_tensors
+from converters.mlc.quantization import find_quantization, unpack
+from converters.mlc.tensor_cache import TensorCacheReader
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.architectures import Architecture
+    from converters.config import ModelConfig
+    from converters.source import Source, TensorInfo
+
+
+class ReadBack:
+    """Stands in for the Source that `folder` was converted from, with the converted weights; for reference.logits."""
+
+    def __init__(self, folder: Path, source: Source, quantization: str) -> None:
+        """Raises EdgeStreamError if the tensor cache is damaged or is not that of this model."""
+        self.model: ModelConfig = source.model
+        self.architecture: Architecture = source.architecture
+        self.tensors: Mapping[str, TensorInfo] = source.tensors
+        self._q = find_quantization(quantization)
+        self._cache = TensorCacheReader(folder)
+        self._cache.verify()
+        self._place: dict[str, tuple[Param, int]] = {}
+        for param in list_params(source):
+            for stored in stored_tensors(param, self._q):
+                record = self._cache.records.get(stored.name)
+                if record is None or tuple(record["shape"]) != stored.shape or record["dtype"] != stored.dtype:
+                    raise EdgeStreamError(f"{folder} is not {source.name} in {quantization}: {stored.name} differs")
+            row = 0
+            for part in param.parts:
+                self._place[part] = (param, row)
+                row += source.tensors[part].shape[0]
+        self._last: tuple[str, NDArray[np.float32]] | None = None
+
+    def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
+        """Rows start..stop of a tensor, float32."""
+        param, row = self._place[name]
+        if self._last is None or self._last[0] != param.name:
+            self._last = (param.name, self._read(param))
+        rows = self.tensors[name].shape[0]
+        return self._last[1][row + start : row + (rows if stop is None else min(stop, rows))]
+
+    def _read(self, param: Param) -> NDArray[np.float32]:
+        found = [self._cache.read(stored.name) for stored in stored_tensors(param, self._q)]
+        if len(found) == 1:
+            whole: NDArray[np.float32] = found[0].astype(np.float32) - np.float32(param.offset)
+            return whole
+        if self._q.transposed and param.kind == "linear":
+            found = [array.T for array in found]
+        return unpack(found[0], found[1], param.shape[1], self._q)

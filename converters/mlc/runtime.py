@@ -1,0 +1,84 @@
+"""A compiled MLC model library run with TVM's own runtime, for --verify and for tests: one sequence, no sampler.
+
+Order of calls on the cache, as in mlc-llm, cpp/serve/model.cc: add_sequence, enable_sliding_window_for_seq, and for
+each step begin_forward, embed, prefill or decode, end_forward.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.runtime import ShapeTuple
+
+from edge_stream.errors import EdgeStreamError
+
+PAGE_SIZE = 16
+
+
+class MlcLibrary:
+    """lib.so and weights of a converted model on the CPU, and one sequence that slides as mlc-chat-config.json says."""
+
+    def __init__(self, folder: Path, library: Path | None = None) -> None:
+        """Raises EdgeStreamError if something is missing or the parameters are not those that the library expects."""
+        library = library or folder / "lib.so"
+        if not library.exists():
+            raise EdgeStreamError(f"{folder} has no library for this machine: convert with --device cpu")
+        self.config: dict[str, Any] = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
+        device = tvm.cpu()
+        self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
+        self._params = load_params(folder, [p["name"] for p in self.metadata["params"]])
+        for want, got in zip(self.metadata["params"], self._params, strict=True):
+            if list(got.shape) != want["shape"] or str(got.dtype) != want["dtype"]:
+                raise EdgeStreamError(f"parameter {want['name']} is {got.dtype} {list(got.shape)}, not as compiled")
+        window = self.config["sliding_window_size"]
+        capacity = window + self.config["prefill_chunk_size"] + 2 * PAGE_SIZE
+        sizes = (1, capacity, self.config["prefill_chunk_size"], PAGE_SIZE, 1)
+        self._cache = self._vm["create_tir_paged_kv_cache"](*(ShapeTuple([n]) for n in sizes))
+        _function("kv_state_add_sequence")(self._cache, 0)
+        enable = _function("attention_kv_cache_enable_sliding_window_for_seq")
+        enable(self._cache, 0, window, self.config["attention_sink_size"])
+
+    def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [n_tokens, n_vocab] of tokens that follow those fed before, in chunks of the prefill's size."""
+        chunk = self.config["prefill_chunk_size"]
+        parts = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
+        return np.concatenate([self.step("decode" if len(p) == 1 else "batch_verify", p)[0] for p in parts])
+
+    def step(self, function: str, tokens: Sequence[int], positions: Sequence[int] = ()) -> NDArray[np.float32]:
+        """Call prefill, decode, batch_verify or (with positions) batch_prefill on tokens that follow the cached ones.
+
+        Logits [1, n, n_vocab]: of the last token, of every one, or of those at the positions.
+        """
+        _function("kv_state_begin_forward")(self._cache, ShapeTuple([0]), ShapeTuple([len(tokens)]))
+        embeds = self._vm["embed"](tvm.runtime.tensor(np.array(tokens, np.int32)), self._params)
+        arguments = [_function("reshape")(embeds, ShapeTuple([1, *embeds.shape]))]
+        if function == "batch_prefill":
+            arguments.append(tvm.runtime.tensor(np.array(positions, np.int32)))
+        logits = self._vm[function](*arguments, self._cache, self._params)[0]
+        _function("kv_state_end_forward")(self._cache)
+        return np.asarray(logits.numpy())
+
+    def total_length(self) -> int:
+        """Tokens in the cache."""
+        return int(_function("attention_kv_cache_get_total_sequence_length")(self._cache))
+
+
+def load_params(folder: Path, names: Sequence[str]) -> list[Any]:
+    """Tensors of a tensor cache in the order of names, read by TVM's own loader."""
+    _function("tensor_cache.load")(str(folder), tvm.cpu().dlpack_device_type(), 0)
+    try:
+        return list(_function("param_array_from_cache_by_name")(list(names)))
+    finally:
+        _function("tensor_cache.clear")()
+
+
+def _function(name: str) -> Any:
+    return tvm.get_global_func(f"vm.builtin.{name}")

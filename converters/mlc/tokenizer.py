@@ -1,0 +1,122 @@
+"""The tokenizer beside an MLC model: which files, and what mlc-chat-config.json says about them.
+
+MLC's runtime reads tokenizer.json in preference to tokenizer.model (mlc-llm, cpp/tokenizers/tokenizers.cc), so a model
+that has only the latter, or only tekken.json, gets a tokenizer.json made from its vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from converters.source import Source
+
+# those that mlc_llm gen_config copies
+FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+
+
+def collect(source: Source) -> tuple[dict[str, bytes], list[str]]:
+    """Contents by name, in the order of FILES, and notes. Raises EdgeStreamError if there is no tokenizer."""
+    files: dict[str, bytes] = {}
+    notes = []
+    for name in FILES:
+        content = source.tokenizer_files.get(name)
+        if content is not None:
+            files[name] = content if isinstance(content, bytes) else content.read_bytes()
+    if "tokenizer.json" not in files:
+        from converters import tokenizer_files
+
+        rebuilt = tokenizer_files.rebuild(source.vocab(), source.chat_template, source.config)
+        files = rebuilt | files
+        notes.append("tokenizer.json is rebuilt from the model's vocabulary")
+    _check_added(files["tokenizer.json"])
+    return {name: files[name] for name in FILES if name in files}, notes
+
+
+def _check_added(content: bytes) -> None:
+    added = _parse(content).get("added_tokens") or []
+    texts = [token.get("content") for token in added if isinstance(token, Mapping)]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise EdgeStreamError(
+                f"tokenizer.json has the added token {text!r} twice, which MLC's tokenizer does not take"
+            )
+
+
+def info(content: bytes) -> dict[str, Any]:
+    """tokenizer_info of a tokenizer.json, found as mlc-llm's Tokenizer::DetectTokenizerInfo finds it."""
+    tokenizer = _parse(content)
+    kinds = {step.get("type") for step in _steps(tokenizer.get("decoder"), "decoders")}
+    method = "byte_fallback" if "ByteFallback" in kinds else "byte_level" if "ByteLevel" in kinds else "raw"
+    prepends = any(
+        step.get("type") == "Prepend" and step.get("prepend") == "▁"
+        for step in _steps(tokenizer.get("normalizer"), "normalizers")
+    )
+    metaspaces = any(
+        step.get("type") == "Metaspace" and step.get("prepend_scheme") in ("always", "first")
+        for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    )
+    strips = any(
+        step.get("type") == "Strip" and step.get("content") == " " and step.get("start") == 1
+        for step in _steps(tokenizer.get("decoder"), "decoders")
+    )
+    return {
+        "token_postproc_method": method,
+        "prepend_space_in_encode": prepends or metaspaces,
+        "strip_space_in_decode": strips,
+    }
+
+
+def special_tokens(source: Source, files: Mapping[str, bytes]) -> tuple[dict[str, str], dict[str, int]]:
+    """Text and number of the bos, eos and pad tokens that the model has."""
+    texts: dict[str, str] = {}
+    ids: dict[str, int] = {}
+    settings = _parse(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    tokenizer = _parse(files["tokenizer.json"])
+    known = {t.get("content"): t.get("id") for t in tokenizer.get("added_tokens") or [] if isinstance(t, Mapping)}
+    vocab = tokenizer.get("model", {}).get("vocab")
+    known = (vocab if isinstance(vocab, dict) else {}) | known
+    for name in ("bos", "eos", "pad"):
+        text = settings.get(f"{name}_token")
+        text = text.get("content") if isinstance(text, Mapping) else text
+        if isinstance(text, str):
+            texts[name] = text
+        number = known.get(text) if isinstance(text, str) else None
+        number = source.config.get(f"{name}_token_id") if number is None else number
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(number, int) and 0 <= number < source.model.n_vocab:
+            ids[name] = number
+    return texts, ids
+
+
+def adds_bos(files: Mapping[str, bytes]) -> bool:
+    """Whether plain text begins with the bos token."""
+    settings = _parse(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    return settings.get("add_bos_token") is True
+
+
+def _steps(part: Any, key: str) -> list[Mapping[str, Any]]:
+    if not isinstance(part, Mapping):
+        return []
+    return [s for s in part.get(key, []) if isinstance(s, Mapping)] if part.get("type") == "Sequence" else [part]
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise EdgeStreamError(f"a tokenizer file is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise EdgeStreamError("a tokenizer file is not a JSON object")
+    return value
