@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python test-stock proof bench-slide bench-considerate lint format wheel clean
+.PHONY: help build demo test test-native test-sanitize test-python test-stock proof bench-slide bench-considerate results lint format wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ test-stock: build ## the fallback against an unpatched llama-cpp-python, built i
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/stock-venv/bin/python -m pip install --quiet build/llama.cpp/llama_cpp_python-*.tar.gz
 	LLAMA_CPP_LIB_PATH=$$(echo $(CURDIR)/build/stock-venv/lib/python3*/site-packages/llama_cpp/lib) \
 	    $(BIN)/python -m pytest tests/test_stream_exact.py tests/test_session.py
+
+results: build ## regenerate the measured sections of docs/results.md; QUICK=1: minutes, into build/results; SECTION="latency sinks"
+	$(BIN)/python benchmarks/results.py $(if $(QUICK),--quick) $(SECTION)
 
 lint: $(BIN)/.stamp-python ## formatters (check only), ruff, mypy
 	$(BIN)/ruff format --check .

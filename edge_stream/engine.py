@@ -58,6 +58,7 @@ class Engine:
     _ctx: int | None = None
     _stream: Stream | None = None  # the one that holds the cache
     _n_slide = 0
+    _eval_callback: Any = None
     _rebase_at = 0
 
     @classmethod
@@ -80,17 +81,20 @@ class Engine:
         rebase_at: int = 0,
         use_mmap: bool = True,
         verbose: bool = False,
+        eval_callback: Any = None,
     ) -> Engine:
         """Load a model and allocate its cache.
 
         model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
         (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
         when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
-        (0: default). Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
+        (0: default). eval_callback: llama.cpp's cb_eval, which sees every tensor (a ctypes function, see
+        llama_context_params). Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
         """
         self = cls()
         if n_slide < 0 or rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
+        self._eval_callback = eval_callback  # llama.cpp keeps the pointer as long as the context
         self._n_slide = n_slide
         self._rebase_at = rebase_at
         try:
@@ -180,6 +184,8 @@ class Engine:
         params.n_threads = threads[0] or default_threads()
         params.n_threads_batch = threads[1] or params.n_threads
         params.no_perf = True
+        if self._eval_callback is not None:
+            params.cb_eval = self._eval_callback
         if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
             raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
         need = n_ctx * self.kv_bytes_per_token

@@ -25,6 +25,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "linear": lambda p: write_tiny_llama(p, head_dim=16, rope_scaling=("linear", 4.0), seed=3),
     "yarn": lambda p: write_tiny_llama(p, head_dim=32, rope_scaling=("yarn", 4.0, 64), seed=4),
     "factors": lambda p: write_tiny_llama(p, head_dim=16, rope_factors=True, seed=5),
+    "one_layer": lambda p: write_tiny_llama(p, head_dim=16, n_layer=1, seed=6),
     "qwen2": lambda p: write_tiny_qwen2(p),
     "gemma3": lambda p: write_tiny_gemma3(p),
 }

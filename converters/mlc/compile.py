@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from converters.source import Source
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-# tvm 0.27: tvm.s_tir.dlight.gpu.matmul.MetalMatmul crashes the process in tensorize; the generic schedule takes over
-SCHEDULES_OFF = ("MetalMatmul",)
+# tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
+SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization")
 
 
 @dataclass(frozen=True)

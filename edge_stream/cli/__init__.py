@@ -16,6 +16,9 @@ COMMANDS = {
     "chat": "Talk with a model; the system prompt stays pinned for ever.",
     "demo": "See a stream outgrow its cache, in under two minutes.",
     "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
+    "bench": "Measure speed, latency and memory against other methods.",
+    "eval": "Measure perplexity and recall along a stream, or soak for hours.",
+    "inspect": "Look inside: where the attention goes.",
     "info": "Show versions, devices, and whether a model can stream.",
 }
 

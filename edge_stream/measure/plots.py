@@ -1,0 +1,146 @@
+"""Pictures of measurements (matplotlib, the extra `plot`). Every function writes one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.measure.table import replace_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_COLOURS = {"stream": "C0", "window": "C1", "dense": "C2", "recompute": "C3", "shift": "C4"}
+
+
+def check_plot(path: str | None) -> None:
+    """Fail now rather than after the measurement. Raises EdgeStreamError."""
+    if path is None:
+        return
+    import importlib.util
+
+    from edge_stream.cli.console import check_writable
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EdgeStreamError("plots need matplotlib: pip install 'edge-stream[plot]'")
+    check_writable(Path(path))
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise EdgeStreamError(f"cannot plot to {path}: use a name that ends in .png, .svg or .pdf")
+
+
+def _figure(width: float = 7, height: float = 4.2) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def latency(rows: Sequence[dict[str, Any]], path: str) -> None:
+    """Median ms per generated token by cache size (by depth if there is one cache size), one line per mode."""
+    rows = [row for row in rows if row["p50_ms"] is not None]
+    if not rows:
+        raise EdgeStreamError("there is nothing to plot: no token was generated (-n)")
+    sizes = {row["n_ctx"] for row in rows if row["mode"] == "stream"} or {row["n_ctx"] for row in rows}
+    x, label = ("n_ctx", "cache size (tokens)") if len(sizes) > 1 else ("n_depth", "tokens before (depth)")
+    figure = _figure()
+    axes = figure.subplots()
+    kinds = sorted({row["cache_type_k"] for row in rows})
+    for kind, style in zip(kinds, ("-", "--", ":", "-.") * len(kinds), strict=False):
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            line = sorted(
+                (row for row in rows if (row["mode"], row["cache_type_k"]) == (mode, kind)), key=lambda r: r[x]
+            )
+            if not line:
+                continue
+            middle = [row["p50_ms"] for row in line]
+            below = [row["p50_ms"] - row["p25_ms"] for row in line]
+            above = [row["p75_ms"] - row["p50_ms"] for row in line]
+            name = mode if len(kinds) == 1 else f"{mode} {kind}"
+            axes.errorbar(
+                [row[x] for row in line],
+                middle,
+                yerr=[below, above],
+                fmt=f"o{style}",
+                color=_COLOURS[mode],
+                capsize=3,
+                label=name,
+            )
+    axes.set_yscale("log")
+    if all(row[x] > 0 for row in rows):
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(label)
+    axes.set_ylabel("ms per token (median, quartiles)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, path)
+
+
+def perplexity(curves: Sequence[tuple[str, NDArray[np.float64]]], n_ctx: int, path: str, block: int = 0) -> None:
+    """Perplexity along the stream, in blocks of tokens. curves: (mode, NLL [n_tokens - 1]; NaN: not scored)."""
+    import numpy as np
+
+    figure = _figure(8)
+    axes = figure.subplots()
+    longest = max(len(nll) for _, nll in curves)
+    size = block or max(1, longest // 60)
+    for mode, nll in curves:
+        starts = range(0, len(nll), size)
+        parts = [nll[s : s + size] for s in starts]
+        seen = [(s + len(p) / 2, float(np.exp(np.nanmean(p)))) for s, p in zip(starts, parts, strict=True) if _any(p)]
+        axes.plot(*zip(*seen, strict=True), color=_COLOURS[mode], label=mode, linewidth=1.3)
+    axes.axvline(n_ctx, color="grey", linestyle=":", label=f"cache full ({n_ctx})")
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of the stream")
+    axes.set_ylabel(f"perplexity (blocks of {size})")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, path)
+
+
+def _any(values: Any) -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(values).any())
+
+
+def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None:
+    """One heat map per layer. maps: [n_layer, n_tokens, n_tokens], rows are queries."""
+    n_layer = len(maps)
+    columns = min(6, n_layer)
+    lines = -(-n_layer // columns)
+    figure = _figure(2.1 * columns, 2.2 * lines + 0.3)
+    from matplotlib.colors import PowerNorm
+
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for i, panel in enumerate(panels.flat):
+        panel.set_xticks([])
+        panel.set_yticks([])
+        if i >= n_layer:
+            panel.axis("off")
+            continue
+        shown = panel.imshow(maps[i], norm=PowerNorm(gamma, 0, 1), cmap="viridis", interpolation="nearest")
+        panel.set_title(f"layer {i}", fontsize=8)
+    figure.colorbar(shown, ax=panels, shrink=0.6, label="mean attention over heads")
+    _save(figure, path)
+
+
+def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
+    """StreamEval: accuracy against distance in tokens, one line per mode."""
+    figure = _figure()
+    axes = figure.subplots()
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        line = [row for row in rows if row["mode"] == mode]
+        axes.plot([r["distance"] for r in line], [r["accuracy"] for r in line], "o-", color=_COLOURS[mode], label=mode)
+    axes.axvline(n_ctx, color="grey", linestyle=":", label=f"cache ({n_ctx} tokens)")
+    axes.set_xlabel("distance between fact and question (tokens)")
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str) -> None:
+    replace_file(path, lambda name: figure.savefig(name))

@@ -1,0 +1,187 @@
+"""bench, eval and inspect as their users run them, on a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edge_stream.cli import cli
+from edge_stream.cli.lists import IntList
+
+Tiny = Callable[[str], Path]
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def good(*arguments: Any) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def ids(tmp_path: Path) -> Path:
+    path = tmp_path / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(10, 256, 160))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("5", [5]), ("1,2", [1, 2]), ("64-256+64", [64, 128, 192, 256]), ("64-512*2", [64, 128, 256, 512])],
+)
+def test_ranges(text: str, values: list[int]) -> None:
+    assert IntList().convert(text, None, None) == values
+
+
+def test_bench_speaks_like_llama_bench(tiny: Tiny) -> None:
+    out = good("bench", "-m", tiny("gqa"), "-p", 8, "-n", 4, "-d", "0,full,100", "-c", 32, "-r", 2, "-t", 1,
+               "--mode", "stream,dense,shift,recompute", "-o", "json")  # fmt: skip
+    rows = json.loads(out)
+    assert {row["test"] for row in rows} == {"pp8", "tg4", "pp8 @ d32", "tg4 @ d32", "pp8 @ d100", "tg4 @ d100"}
+    assert {row["mode"] for row in rows} == {"stream", "dense", "shift", "recompute"}
+    for name in ("build_commit", "cpu_info", "model_filename", "model_n_params", "n_batch", "n_threads", "type_k",
+                 "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "samples_ns",
+                 "mode", "n_ctx", "n_keep", "cache_type_k", "p50_ms", "p99_ms", "max_ms", "rss_start_mib",
+                 "rss_end_mib"):  # fmt: skip
+        assert name in rows[0]
+    for row in rows:
+        assert len(row["samples_ns"]) == 2
+        assert row["avg_ts"] > 0
+        assert (row["p50_ms"] is None) == (row["n_gen"] == 0)
+        if row["n_gen"]:
+            assert row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+    deep = next(row for row in rows if row["mode"] == "stream" and row["test"] == "tg4 @ d100")
+    assert deep["counters"]["slides"] >= 4
+    assert deep["avg_fill"] == 32
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "md"])
+def test_bench_formats(tiny: Tiny, kind: str) -> None:
+    out = good("bench", "-m", tiny("gqa"), "-p", 0, "-n", 2, "-c", "16,32", "-r", 1, "-t", 1, "-o", kind)
+    if kind == "csv":
+        rows = list(csv.DictReader(io.StringIO(out)))
+        assert [row["n_ctx"] for row in rows] == ["16", "32"]
+    elif kind == "jsonl":
+        assert [json.loads(line)["n_ctx"] for line in out.splitlines()] == [16, 32]
+    else:
+        assert "| test " in out
+        assert "tg2" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-c", "32", "--mode", "fast"], "'fast' is not one of"),
+        (["-c", "32", "-n", "x"], "neither a number nor a range"),
+        (["-c", "4", "-n", "2", "-p", "0"], "n_keep"),
+        (["-c", "32", "--plot", "a.txt"], ".png"),
+    ],
+)
+def test_bench_refuses(tiny: Tiny, arguments: list[str], sentence: str) -> None:
+    result = run("bench", "-m", tiny("gqa"), *arguments)
+    assert result.exit_code in (1, 2)
+    assert sentence in result.stderr
+
+
+def test_eval_ppl(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "nll.npy"
+    out = good("eval", "ppl", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "--mode", "stream,shift",
+               "--save-nll", saved, "-o", "json")  # fmt: skip
+    rows = json.loads(out)
+    for row in rows:
+        for name in ("mode", "n_ctx", "n_keep", "n_tokens", "ppl", "ppl_after_fill", "segments", "rss_start_mib",
+                     "rss_end_mib", "tok_per_s"):  # fmt: skip
+            assert row[name] is not None
+        nll = np.load(tmp_path / f"nll.{row['mode']}.npy")
+        assert nll.shape == (159,)
+        assert nll.dtype == np.float64
+        assert row["ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--tokens", "absent.npy"], "cannot read absent.npy"),
+        (["-f", "absent.txt"], "absent.txt"),
+        (["--max-tokens", "1"], "too few"),
+        (["--keep", "-1"], "--keep -1"),
+        (["-c", "8", "--keep", "8"], "must be less than n_ctx"),
+        (["--save-nll", "no/such/folder/x.npy"], "no/such/folder"),
+    ],
+)
+def test_eval_refuses(tiny: Tiny, arguments: list[str], sentence: str) -> None:
+    result = run("eval", "ppl", "-m", tiny("gqa"), *arguments)
+    assert result.exit_code in (1, 2)
+    assert sentence in result.stderr
+
+
+def test_token_files_are_checked(tiny: Tiny, tmp_path: Path) -> None:
+    for array, sentence in ((np.array([1, 999999]), "not in the vocabulary"), (np.eye(2), "one vector of integers")):
+        np.save(tmp_path / "ids.npy", array)
+        result = run("eval", "ppl", "-m", tiny("gqa"), "--tokens", tmp_path / "ids.npy")
+        assert (result.exit_code, sentence in result.stderr) == (1, True)
+
+
+def test_eval_sinks_recommends(tiny: Tiny, ids: Path) -> None:
+    rows = json.loads(good("eval", "sinks", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "-o", "json"))
+    assert [row["n_keep"] for row in rows] == [0, 1, 2, 4, 8]
+    assert sum(row["recommended"] for row in rows) == 1
+
+
+def test_eval_qa_stream_takes_data_and_names_the_bad_line(tiny: Tiny, tmp_path: Path) -> None:
+    data = tmp_path / "qa.jsonl"
+    data.write_text('{"question": "What?", "answer": ["This", "that"]}\n')
+    rows = json.loads(good("eval", "qa-stream", "-m", tiny("gqa"), "-f", data, "-c", 256, "-t", 1, "-o", "jsonl"))
+    assert rows["mode"] == "stream"
+    data.write_text('{"question": "What?"}\n')
+    result = run("eval", "qa-stream", "-m", tiny("gqa"), "-f", data)
+    assert result.exit_code == 1
+    assert "line 1" in result.stderr or ":1" in result.stderr
+
+
+def test_soak_command(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
+    log = tmp_path / "soak.jsonl"
+    out = good("eval", "soak", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "--chunk", 8, "--interval", 64,
+               "--intervals", 2, "--log", log)  # fmt: skip
+    assert json.loads(out)["n_past"] == 128
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_inspect_attention(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "map.png"
+    out = good("inspect", "attention", "-m", tiny("gqa"), "--tokens", ids, "--max-tokens", 40, "-t", 1, "--format",
+               "json", "-o", picture)  # fmt: skip
+    rows = json.loads(out)
+    assert [row["layer"] for row in rows[-2:]] == ["mean", "uniform"]
+    for row in rows[:-2]:
+        assert 0 < row["first 1"] <= row["first 2"] <= row["first 4"] <= row["first 8"] < 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_attention_rows_are_causal_and_sum_to_one(tiny: Tiny, draw: Callable[..., list[int]]) -> None:
+    from edge_stream.measure.attention import maps
+
+    found = maps(str(tiny("gqa")), draw(40), {"n_threads": 1})
+    assert found.shape[1:] == (40, 40)
+    assert np.abs(found.sum(axis=2) - 1).max() < 1e-5
+    assert np.triu(found, 1).max() == 0
+
+
+def test_plots_of_a_bench(tiny: Tiny, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "latency.png"
+    good("bench", "-m", tiny("gqa"), "-p", 0, "-n", 2, "-c", "16,32", "-r", 1, "-t", 1, "--mode", "stream,dense",
+         "--plot", picture)  # fmt: skip
+    assert picture.read_bytes().startswith(b"\x89PNG")
