@@ -79,12 +79,14 @@ def test_logits_equal_a_float64_forward_pass(name: str, checkpoint: Callable[[st
         tokens = engine.tokenize(TEXT, add_bos=engine.add_bos)[:N_TOKENS]
         got = engine.stream().logits_of(tokens)
     assert len(tokens) > 30
-    # ggml's CPU backend looks GELU up in a table of float16 values; the rest is held to float32's own accuracy
+    # ggml's CPU backend looks GELU up in a table of float16 values. Where a gate lies between two entries, float32's last bit
+    # decides which one is read; so there, what the table itself changes is allowed too. All else is held to float32's accuracy.
     want = reference.logits(source, tokens, gelu="float16")
+    table = np.abs(want - reference.logits(source, tokens))  # nothing where the activation is not GELU
     scale = np.abs(want).max()
     assert want.std() > 1.0
-    assert np.abs(got - want).max() < 1e-4 * scale
-    assert np.abs(got - want).mean() < 1e-5 * scale
+    assert np.abs(got - want).max() < 1e-5 * scale + table.max()
+    assert np.abs(got - want).mean() < 1e-6 * scale + table.mean()
 
 
 def test_the_reference_sees_what_could_go_wrong(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
