@@ -1,10 +1,10 @@
 """How the engine shares a machine: speed when quiet and beside busy processes, for several ways of waiting.
 
-llama.cpp's CPU threads meet at barriers many times per token. How a thread waits there is GNU OpenMP's business:
-GOMP_SPINCOUNT rounds of spinning, then sleep. "ours" is what edge-stream sets when the user sets nothing: 500
-rounds and, on Linux, time slices of 0.1 ms (edge_stream/_scheduling.py). Each way runs in its own process (the
-setting is read once), ways interleaved over several rounds; the load is one busy Python process per core. The fair
-share beside n busy processes is half of the quiet speed of the default.
+llama.cpp's CPU threads meet at barriers many times per token. "default": as llama.cpp waits with GNU OpenMP, spinning.
+"passive": the same with OMP_WAIT_POLICY=passive. "ours": native/src/ggml/es-barrier.h with time slices of 0.1 ms
+(edge_stream/_scheduling.py), as edge-stream does when the user sets nothing; "sleep": the same, never spinning. Each
+way runs in its own process (settings are read once), ways interleaved over several rounds; the load is one busy
+Python process per core. The fair share beside n busy processes on n cores is half of the quiet speed of the default.
 
     python benchmarks/considerate.py -m demo
 """
@@ -45,7 +45,7 @@ def measure(model: str, env: dict[str, str], busy: int, seconds: float) -> dict[
     load = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
     try:
         command = [sys.executable, "-c", CHILD, model, str(seconds)]
-        clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "EDGE_STREAM_WAIT")}
         out = subprocess.run(command, env=clean | env, capture_output=True, text=True, check=True)
         return dict(json.loads(out.stdout.splitlines()[-1]))
     finally:
@@ -60,17 +60,16 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="demo")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--spin-counts", default="1000,3000")
     args = parser.parse_args()
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # an undefined policy is llama.cpp's default; setting OMP_DYNAMIC keeps our own default out of the way
+    # an empty policy is OpenMP's default, and keeps edge-stream from setting its own
     ways: dict[str, dict[str, str]] = {
-        "default": {"OMP_WAIT_POLICY": ""},
-        "passive": {"OMP_WAIT_POLICY": "passive"},
+        "default": {"EDGE_STREAM_WAIT": "stock", "OMP_WAIT_POLICY": ""},
+        "passive": {"EDGE_STREAM_WAIT": "stock", "OMP_WAIT_POLICY": "passive"},
+        "ours": {},
+        "sleep": {"EDGE_STREAM_WAIT": "sleep"},
     }
-    ways |= {"ours": {}}
-    ways |= {f"spin {n}": {"GOMP_SPINCOUNT": n} for n in args.spin_counts.split(",")}
     results: dict[str, dict[str, list[float]]] = {way: {"quiet": [], "busy": [], "gap": []} for way in ways}
     for _ in range(args.rounds):
         for way, env in ways.items():
@@ -80,12 +79,13 @@ def main() -> None:
             results[way]["busy"].append(busy["tok_per_s"])
             results[way]["gap"].append(busy["max_gap_s"])
     base = statistics.median(results["default"]["quiet"])
-    print("| waiting | quiet tok/s | of default | beside busy | of fair share | longest gap s |")
-    print("|---|---|---|---|---|---|")
+    print("| waiting | quiet tok/s | of default | beside busy | of fair share | each run's | longest gap s |")
+    print("|---|---|---|---|---|---|---|")
     for way, r in results.items():
         quiet, busy_speed = statistics.median(r["quiet"]), statistics.median(r["busy"])
+        shares = ", ".join(f"{speed / (base / 2):.2f}" for speed in r["busy"])
         print(
-            f"| {way} | {quiet:.1f} | {quiet / base:.3f} | {busy_speed:.1f} | {busy_speed / (base / 2):.2f} "
+            f"| {way} | {quiet:.1f} | {quiet / base:.3f} | {busy_speed:.1f} | {busy_speed / (base / 2):.2f} | {shares} "
             f"| {max(r['gap']):.3f} |"
         )
 

@@ -18,10 +18,12 @@ from types import ModuleType
 from edge_stream import _scheduling
 from edge_stream.errors import EdgeStreamError
 
-# GNU OpenMP: how long a waiting thread spins before it sleeps. The default (some 300,000 rounds) starves other
-# programs and itself when cores are shared; none at all costs speed when they are not. Chosen by
-# benchmarks/considerate.py; the user's own setting wins.
-_SPIN_COUNT = "500"
+# GNU OpenMP: for how many rounds a waiting thread spins before it sleeps; the user's own setting wins. Ours waits there
+# between tokens only (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
+# libllama's threads meet there after every graph node, where the default (some 300,000 rounds) starves other programs
+# and itself when cores are shared. benchmarks/considerate.py measures it.
+_SPIN_COUNT = "10000"
+_SPIN_COUNT_STOCK = "500"
 
 
 def lib_dir() -> Path:
@@ -63,7 +65,7 @@ def llama() -> ModuleType:
             f"no {_lib_name('llama')} in {folder}: build edge-stream (make build) or install llama-cpp-python"
         )
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
-        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT if folder == lib_dir() else _SPIN_COUNT_STOCK
         _scheduling.ask_for_short_slices()
     if folder != _stock_lib_dir():
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)

@@ -1,0 +1,161 @@
+// How llama.cpp's CPU threads wait for each other after every graph node. Included by ggml-cpu.c only (native/patches).
+//
+// Spinning is fastest while the thread that is waited for runs on another core. If other programs want the cores too,
+// that thread may have lost its own for milliseconds; and it may be queueing for the very core on which the spinner
+// burns its time, in which case every meeting costs a time slice. So a thread spins for a tenth of a millisecond, then
+// sleeps; and it does not spin at all while another thread of the meeting was last seen on its own core.
+// benchmarks/considerate.py measures it.
+//
+// EDGE_STREAM_WAIT=considerate (default) | sleep (never spins) | stock (llama.cpp's own barrier)
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#elif !defined(_WIN32)
+#include <sched.h>
+#endif
+
+enum es_wait { ES_WAIT_UNKNOWN, ES_WAIT_STOCK, ES_WAIT_SLEEP, ES_WAIT_CONSIDERATE };
+
+static int es_wait_policy(void) {
+    static atomic_int policy;
+    int               value = atomic_load_explicit(&policy, memory_order_relaxed);
+    if (value == ES_WAIT_UNKNOWN) {
+        const char * name = getenv("EDGE_STREAM_WAIT");
+        value             = name && strcmp(name, "stock") == 0   ? ES_WAIT_STOCK
+                            : name && strcmp(name, "sleep") == 0 ? ES_WAIT_SLEEP
+                                                                 : ES_WAIT_CONSIDERATE;
+        atomic_store_explicit(&policy, value, memory_order_relaxed);
+    }
+    return value;
+}
+
+// Relax until *word is no longer value, for n rounds at most.
+static void es_relax(atomic_int * word, int value, int n) {
+    for (int i = 0; i < n && atomic_load_explicit(word, memory_order_relaxed) == value; ++i) {
+        ggml_thread_cpu_relax();
+    }
+}
+
+#if defined(__linux__)
+
+#define ES_SPIN_NS 100000
+#define ES_N_SLOTS 64
+
+static atomic_int       es_n_sleeping;       // waiting threads that must be woken
+static atomic_int       es_n_threads;        // threads that ever met
+static _Atomic(int64_t) es_seen[ES_N_SLOTS]; // of each thread: the meeting it came to last, and its core then
+
+static int64_t es_sighting(int meeting, int core) {
+    return ((int64_t) meeting << 32) | (uint32_t) core;
+}
+
+// Note on which core this thread comes to the meeting; true if another one that meets here was last seen on it. (A
+// thread of another pool may be taken for one of this pool's: it then sleeps where it might have spun.)
+static bool es_shares_core(int meeting) {
+    static _Thread_local int slot = -1;
+    if (slot < 0) {
+        slot = atomic_fetch_add(&es_n_threads, 1) % ES_N_SLOTS;
+    }
+    const int core = sched_getcpu();
+    atomic_store_explicit(&es_seen[slot], es_sighting(meeting, core), memory_order_relaxed);
+    const int n_slots = atomic_load_explicit(&es_n_threads, memory_order_relaxed);
+    for (int i = 0; i < n_slots && i < ES_N_SLOTS; ++i) {
+        const int64_t seen = atomic_load_explicit(&es_seen[i], memory_order_relaxed);
+        if (i != slot && (seen == es_sighting(meeting, core) || seen == es_sighting(meeting - 1, core))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int64_t es_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void es_spin(atomic_int * word, int value) {
+    es_relax(word, value, 256); // most waits are over before a look at the clock is worth it
+    if (atomic_load_explicit(word, memory_order_relaxed) != value) {
+        return;
+    }
+    for (const int64_t end = es_now_ns() + ES_SPIN_NS; es_now_ns() < end;) {
+        es_relax(word, value, 64);
+        if (atomic_load_explicit(word, memory_order_relaxed) != value) {
+            return;
+        }
+    }
+}
+
+// Sleep while *word is value. May return early.
+static void es_sleep(atomic_int * word, int value) {
+    atomic_fetch_add(&es_n_sleeping, 1);
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+    atomic_fetch_sub(&es_n_sleeping, 1);
+}
+
+static void es_wake(atomic_int * word) {
+    if (atomic_load(&es_n_sleeping) > 0) {
+        syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
+    }
+}
+
+#else // no portable way to sleep on a word or to ask for the core: spin, then give way
+
+static bool es_shares_core(int meeting) {
+    (void) meeting;
+    return false;
+}
+
+static void es_spin(atomic_int * word, int value) {
+    es_relax(word, value, 5000);
+}
+
+static void es_sleep(atomic_int * word, int value) {
+    (void) word;
+    (void) value;
+#if !defined(_WIN32)
+    sched_yield();
+#endif
+}
+
+static void es_wake(atomic_int * word) {
+    (void) word;
+}
+
+#endif
+
+// Meet the other n_threads - 1 threads. n_arrived is 0 between meetings; n_passed counts them.
+// False (and nothing was done): llama.cpp's own barrier is wanted.
+static bool es_barrier(atomic_int * n_arrived, atomic_int * n_passed, int n_threads) {
+    const int policy = es_wait_policy();
+    if (policy == ES_WAIT_STOCK) {
+        return false;
+    }
+    const int  meeting = atomic_load_explicit(n_passed, memory_order_relaxed);
+    const bool spin    = !es_shares_core(meeting) && policy != ES_WAIT_SLEEP;
+    if (atomic_fetch_add(n_arrived, 1) == n_threads - 1) {
+        atomic_store_explicit(n_arrived, 0, memory_order_relaxed);
+        atomic_fetch_add(n_passed, 1);
+        es_wake(n_passed);
+        return true;
+    }
+    if (spin) {
+        es_spin(n_passed, meeting);
+    }
+    while (atomic_load(n_passed) == meeting) {
+        es_sleep(n_passed, meeting);
+    }
+    return true;
+}
