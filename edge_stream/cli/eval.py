@@ -130,6 +130,22 @@ def emit(rows: list[dict[str, Any]], columns: list[str], output: str) -> None:
     metavar="K",
     help="In mode recompute, beyond the cache, score each K-th token only.",
 )
+@click.option(
+    "--score-every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="In the other modes, beyond the cache, score each K-th block of 256 tokens; the others are read only.",
+)
+@click.option(
+    "--fresh-tail",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Read the last N tokens also in a new stream, which begins one cache before them, and compare.",
+)
+@click.option("--untimed", is_flag=True, help="Leave the speed out: for runs that share the machine.")
 @click.option("--beyond-training", is_flag=True, help="Let dense go on after the length the model was trained on.")
 @click.option("--save-nll", metavar="OUT.npy", help="Item i: NLL of token i+1 given the stream up to token i.")
 @click.option("--plot", metavar="FILE", help="A picture: perplexity along the stream, all modes.")
@@ -148,7 +164,9 @@ def ppl(**flags: Any) -> None:
     plots.check_plot(flags["plot"])
     outputs = _nll_files(flags["save_nll"], flags["modes"])
     tokens = tokens_of(flags)
-    readings = []
+    if flags["fresh_tail"] and flags["fresh_tail"] + flags["n_ctx"] >= len(tokens):
+        raise EdgeStreamError(f"--fresh-tail {flags['fresh_tail']}: {len(tokens)} tokens are too few for that")
+    readings, rows = [], []
     with Meter() as meter:
         for mode in flags["modes"]:
             reading = measure.read(
@@ -161,9 +179,15 @@ def ppl(**flags: Any) -> None:
                 settings=engine_settings(flags),
                 beyond_training=flags["beyond_training"],
                 every=flags["recompute_every"],
+                block_every=flags["score_every"],
+                tail=flags["fresh_tail"],
                 progress=meter.show,
             )
             readings.append(reading)
+            row = {**reading.report(flags["segment"]), "chunk": flags["chunk"]}
+            if flags["untimed"]:
+                del row["tok_per_s"]
+            rows.append(row)
             if reading.stopped:
                 meter.note(f"mode {mode} ended at {reading.stopped}")
             if mode in outputs:
@@ -171,13 +195,48 @@ def ppl(**flags: Any) -> None:
 
                 with_suffix, nll = outputs[mode], reading.nll
                 replace_file(with_suffix, lambda name, nll=nll: np.save(name, nll))  # type: ignore[misc]
-    rows = [{**reading.report(flags["segment"]), "chunk": flags["chunk"]} for reading in readings]
+            if flags["fresh_tail"]:
+                row["fresh_tail"] = measure.fresh_tail(
+                    flags["model"],
+                    tokens,
+                    flags["fresh_tail"],
+                    reading,
+                    chunk=flags["chunk"],
+                    settings=engine_settings(flags),
+                    progress=meter.show,
+                )
     if flags["output"] == "md":
-        for row in rows:
-            row["segments"] = " ".join("-" if s["ppl"] is None else f"{s['ppl']:.1f}" for s in row["segments"])
-    emit(rows, [name for name in rows[0] if name not in ("stopped", "chunk")], flags["output"])
+        _print_ppl(rows)
+    else:
+        emit(rows, list(rows[0]), flags["output"])
     if flags["plot"]:
-        plots.perplexity([(r.mode, r.nll) for r in readings], flags["n_ctx"], flags["plot"])
+        plots.perplexity(readings, flags["plot"])
+
+
+def _print_ppl(rows: list[dict[str, Any]]) -> None:
+    """Tables: one row per mode; one row per segment; and the comparison of --fresh-tail."""
+    from edge_stream.measure.table import markdown
+
+    click.echo(markdown(rows, [n for n in rows[0] if n not in ("stopped", "chunk", "segments", "fresh_tail")]))
+    for row in rows:
+        if row["stopped"]:
+            click.echo(f"\nMode {row['mode']} ended at {row['stopped']}.")
+    longest = max((row["segments"] for row in rows), key=len)
+    parts: list[dict[str, Any]] = []
+    for i, segment in enumerate(longest):
+        part: dict[str, Any] = {"tokens": f"{segment['start']:,}..{segment['end'] - 1:,}"}
+        for row in rows:
+            mine = row["segments"][i] if i < len(row["segments"]) else {}
+            part[f"{row['mode']} ppl"] = mine.get("ppl")
+            part[f"{row['mode']} MiB"] = mine.get("rss_mib")
+        parts.append(part)
+    kinds = [name for name in parts[0] if name.endswith(" ppl")] + [n for n in parts[0] if n.endswith(" MiB")]
+    click.echo("\nPerplexity and memory along the stream:\n")
+    click.echo(markdown(parts, ["tokens", *kinds]))
+    tails = [{"mode": row["mode"], **row["fresh_tail"]} for row in rows if "fresh_tail" in row]
+    if tails:
+        click.echo("\nThe last tokens, beside a stream that began one cache before them:\n")
+        click.echo(markdown(tails, list(tails[0])))
 
 
 def _nll_files(name: str | None, modes: Sequence[str]) -> dict[str, Path]:
