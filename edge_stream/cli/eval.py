@@ -54,6 +54,9 @@ def text_options(function: F) -> F:
     return options.compose(parts)(function)
 
 
+_untimed = click.option("--untimed", is_flag=True, help="Leave the speed out: for runs that share the machine.")
+
+
 def output_option(*names: str) -> Callable[[F], F]:
     """The format of the table."""
     kinds = click.Choice(["md", "csv", "json", "jsonl"])
@@ -145,7 +148,7 @@ def emit(rows: list[dict[str, Any]], columns: list[str], output: str) -> None:
     metavar="N",
     help="Read the last N tokens also in a new stream, which begins one cache before them, and compare.",
 )
-@click.option("--untimed", is_flag=True, help="Leave the speed out: for runs that share the machine.")
+@_untimed
 @click.option("--beyond-training", is_flag=True, help="Let dense go on after the length the model was trained on.")
 @click.option("--save-nll", metavar="OUT.npy", help="Item i: NLL of token i+1 given the stream up to token i.")
 @click.option("--plot", metavar="FILE", help="A picture: perplexity along the stream, all modes.")
@@ -253,6 +256,7 @@ def _nll_files(name: str | None, modes: Sequence[str]) -> dict[str, Path]:
 @click.option("--sinks", type=IntList(), default="0,1,2,4,8", show_default=True, help="Numbers of sinks to try.")
 @text_options
 @click.option("--chunk", type=click.IntRange(min=1), default=1, show_default=True, help="Tokens per decode.")
+@_untimed
 @output_option("-o", "--output")
 @_engine_flags
 def sinks(**flags: Any) -> None:
@@ -267,7 +271,8 @@ def sinks(**flags: Any) -> None:
     best = measure.recommend(rows)
     if flags["output"] != "md":
         rows = [{**row, "recommended": row["n_keep"] == best} for row in rows]
-    emit(rows, [name for name in rows[0] if name not in ("mode", "segments", "stopped", "n_scored")], flags["output"])
+    hidden = ["mode", "segments", "stopped", "n_scored", *(["tok_per_s"] if flags["untimed"] else [])]
+    emit(rows, [name for name in rows[0] if name not in hidden], flags["output"])
     if flags["output"] == "md":
         click.echo(f"\nuse --keep {best}: the smallest number within 1% of the best perplexity after the cache filled")
 
