@@ -101,8 +101,8 @@ SECTIONS = {
             "eval streameval -m demo --mode stream -c 256 --questions 1 --format paper",
         ),
         "streameval.png",
-        "The second table is the paper's own format, numbers by line, which is beyond the demo model's ability. What has "
-        "left the cache is gone: dense answers what streaming cannot, for as long as its training length lasts.",
+        "Inside the cache the modes can be compared; what has left it is gone, and only dense, whose cache holds "
+        "everything up to the training length, can still answer. The second table is the paper's own format.",
         untimed=True,
     ),
     "qa": Section(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 F = Callable[..., Any]
+N_SEGMENTS = 10
 
 
 @click.group("eval")
@@ -187,7 +188,8 @@ def ppl(**flags: Any) -> None:
                 progress=meter.show,
             )
             readings.append(reading)
-            row = {**reading.report(flags["segment"]), "chunk": flags["chunk"]}
+            # the same segments for every mode, one that ends early included
+            row = {**reading.report(flags["segment"] or -(-(len(tokens) - 1) // N_SEGMENTS)), "chunk": flags["chunk"]}
             if flags["untimed"]:
                 del row["tok_per_s"]
             rows.append(row)
@@ -208,6 +210,10 @@ def ppl(**flags: Any) -> None:
                     settings=engine_settings(flags),
                     progress=meter.show,
                 )
+    if len({reading.every for reading in readings}) > 1:
+        there = measure.at_samples(readings)
+        for row in rows:
+            row["ppl_at_samples"] = there.get(row["mode"])
     if flags["output"] == "md":
         _print_ppl(rows)
     else:
@@ -287,7 +293,7 @@ def sinks(**flags: Any) -> None:
     show_default=True,
     help="words: short sentences; paper: `line N: REGISTER_CONTENT is <M>`.",
 )
-@click.option("--distances", type=IntList(1), default="", help="Lines between fact and question. Default: by -c.")
+@click.option("--distances", type=IntList(1), help="Lines between fact and question. Default: by -c.")
 @click.option("--questions", type=click.IntRange(min=1), default=20, show_default=True, help="Per distance.")
 @click.option("--interval", type=click.IntRange(min=1), default=10, show_default=True, help="Lines per question.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True, help="Of the facts.")
@@ -301,7 +307,7 @@ def streameval(**flags: Any) -> None:
 
     plots.check_plot(flags["plot"])
     plan = _prepare(flags, lambda engine: measure.plan(
-        engine, flags["fact_format"], flags["distances"], flags["questions"], flags["interval"], flags["n_ctx"],
+        engine, flags["fact_format"], flags["distances"] or [], flags["questions"], flags["interval"], flags["n_ctx"],
         flags["seed"]))  # fmt: skip
     rows: list[dict[str, Any]] = []
     with Meter() as meter:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edge_stream.measure.ppl import Reading
 
+_SAMPLES = 30  # least number of scored tokens that make a point, where only samples were scored
 _COLOURS = {"stream": "C0", "window": "C1", "dense": "C2", "recompute": "C3", "shift": "C4"}
 
 
@@ -88,10 +89,13 @@ def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
     size = block or max(1, max(len(reading.nll) for reading in readings) // 60)
     for reading in readings:
         nll, colour = reading.nll, _COLOURS[reading.mode]
-        starts = range(0, len(nll), size)
-        parts = [nll[s : s + size] for s in starts]
+        # a point of few samples would show their noise
+        mine = max(size, _SAMPLES * reading.every) if reading.mode == "recompute" else size
+        starts = range(0, len(nll), mine)
+        parts = [nll[s : s + mine] for s in starts]
         seen = [(s + len(p) / 2, float(np.exp(np.nanmean(p)))) for s, p in zip(starts, parts, strict=True) if _any(p)]
-        axes.plot(*zip(*seen, strict=True), color=colour, label=reading.mode, linewidth=1.3)
+        label = reading.mode if mine == size else f"{reading.mode} (blocks of {mine:,}, 1 token in {reading.every})"
+        axes.plot(*zip(*seen, strict=True), "-" if mine == size else "o--", color=colour, label=label, linewidth=1.3)
         if reading.stopped:  # where and why a line ends
             axes.plot(*seen[-1], "x", color=colour)
         if reading.memory:

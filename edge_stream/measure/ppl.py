@@ -18,7 +18,6 @@ from edge_stream.measure.worker import Worker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-N_SEGMENTS = 10
 _STEP = 256  # tokens between two signs of life
 _N_MEMORY = 200  # times that memory is looked at
 
@@ -47,11 +46,11 @@ class Reading:
     memory: list[tuple[int, float]] = field(default_factory=list)
 
     def report(self, segment: int = 0) -> dict[str, Any]:
-        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of the text).
+        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of what was read).
 
         ppl_after_fill: of the tokens predicted after the first eviction (dense: of the same tokens).
         """
-        size = segment or max(1, math.ceil(len(self.nll) / N_SEGMENTS))
+        size = segment or max(1, math.ceil(len(self.nll) / 10))
         segments = [
             {
                 "start": start + 1,
@@ -81,6 +80,17 @@ class Reading:
         """The last look at memory before n tokens were exceeded."""
         seen = [mib for at, mib in self.memory if at <= n]
         return rounded(seen[-1], 2) if seen else None
+
+
+def at_samples(readings: Sequence[Reading]) -> dict[str, float | None]:
+    """Perplexity by mode at the tokens beyond the cache that every mode scored; modes that ended early are left out.
+
+    What a mode of which only samples were scored has to be compared with.
+    """
+    whole = [reading for reading in readings if not reading.stopped]
+    common = np.all([np.isfinite(reading.nll) for reading in whole], axis=0)
+    common[: readings[0].n_fill] = False
+    return {reading.mode: rounded(perplexity(reading.nll[common]), 4) for reading in whole}
 
 
 def perplexity(nll: NDArray[np.float64]) -> float | None:
