@@ -28,14 +28,25 @@ DOC = ROOT / "docs" / "results.md"
 
 @dataclass(frozen=True)
 class Section:
-    """A command of edge-stream (or a script of ours). {images} is the folder of the pictures."""
+    """Commands whose output is the section: of edge-stream, or scripts of this folder (`proof.py drift`).
+
+    {images} is the folder of the pictures, {work} one for large files, {text} a text of more than a million tokens.
+    prepare: commands whose output is not shown. untimed: nothing in it is a speed, so that it may share the machine.
+    """
 
     title: str
-    command: str
-    quick: str
+    commands: str | tuple[str, ...]
+    quick: str | tuple[str, ...]
     picture: str | None = None
+    note: str = ""
+    prepare: tuple[str, ...] = ()
+    untimed: bool = False
 
 
+# English of about 1.2 million tokens, a verse a line: Debian's packages bible-kjv and bible-kjv-text
+TEXT_COMMAND = "bible -f -l0 gen1:1-rev22:21"
+F16 = "convert demo --to gguf --outtype f16 -o {work}/demo-f16.gguf"
+F16_NOTE = "The demo model's weights are written as f16 first, which the CPU reads twice as fast in chunks as Q4_1."
 SECTIONS = {
     "startup": Section("Startup", "bench -m demo --startup -r 9", "bench -m demo --startup -r 2"),
     "latency": Section(
@@ -63,72 +74,134 @@ SECTIONS = {
     ),
     "perplexity": Section(
         "Perplexity along 60,000 tokens",
-        "eval ppl -m demo --mode stream,window,dense,shift,recompute -c 512 --max-tokens 60000 --chunk 8 "
-        "--recompute-every 400 --plot {images}/perplexity.png",
-        "eval ppl -m demo --mode stream,window,dense,shift,recompute -c 128 --max-tokens 1000 --chunk 8 "
-        "--recompute-every 100 --plot {images}/perplexity.png",
+        "eval ppl -m {work}/demo-f16.gguf --mode stream,window,dense,shift,recompute -c 512 --max-tokens 60000 "
+        "--chunk 64 --recompute-every 400 --untimed --plot {images}/perplexity.png",
+        "eval ppl -m {work}/demo-f16.gguf --mode stream,window,dense,shift,recompute -c 128 --max-tokens 1000 "
+        "--chunk 32 --recompute-every 100 --untimed --plot {images}/perplexity.png",
         "perplexity.png",
+        F16_NOTE + " Read in chunks, dense to the training length; recompute is scored at some positions only.",
+        (F16,),
+        untimed=True,
     ),
     "sinks": Section(
         "How many sinks (the paper's table 2)",
-        "eval sinks -m demo -c 512 --max-tokens 8000 --chunk 8",
-        "eval sinks -m demo -c 128 --max-tokens 600 --chunk 8",
+        "eval sinks -m demo -c 512 --max-tokens 8000 --chunk 16 --untimed",
+        "eval sinks -m demo -c 128 --max-tokens 600 --chunk 8 --untimed",
+        untimed=True,
     ),
     "streameval": Section(
         "StreamEval: facts inside the cache and beyond it",
-        "eval streameval -m demo --mode stream,window,shift -c 512 --plot {images}/streameval.png",
-        "eval streameval -m demo --mode stream -c 256 --questions 3 --plot {images}/streameval.png",
+        (
+            "eval streameval -m demo --mode stream,window,shift,dense -c 512 --questions 12 "
+            "--plot {images}/streameval.png",
+            "eval streameval -m demo --mode stream,dense -c 512 --questions 4 --format paper",
+        ),
+        (
+            "eval streameval -m demo --mode stream -c 256 --questions 3 --plot {images}/streameval.png",
+            "eval streameval -m demo --mode stream -c 256 --questions 1 --format paper",
+        ),
         "streameval.png",
+        "Inside the cache the modes can be compared; what has left it is gone, and only dense, whose cache holds "
+        "everything up to the training length, can still answer. The second table is the paper's own format.",
+        untimed=True,
     ),
     "qa": Section(
         "Streaming question answering",
         "eval qa-stream -m demo --mode stream,window,one-shot -c 512 --rounds 2",
         "eval qa-stream -m demo --mode stream -c 256",
+        untimed=True,
     ),
     "attention": Section(
         "Where the attention goes",
         "inspect attention -m demo --max-tokens 256 -o {images}/attention.png",
         "inspect attention -m demo --max-tokens 64 -o {images}/attention.png",
         "attention.png",
+        untimed=True,
     ),
     "million": Section(
-        "A million tokens",
-        "eval ppl -m demo --mode stream -c 512 --max-tokens 1000000 --chunk 64 -f {text}",
-        "eval ppl -m demo --mode stream -c 128 --max-tokens 4000 --chunk 64",
+        "A million tokens: perplexity and memory",
+        "eval ppl -m {work}/demo-f16.gguf --mode stream -c 512 --max-tokens 1000000 --chunk 64 --score-every 8 "
+        "--fresh-tail 100000 --untimed -f {text} --plot {images}/million.png",
+        "eval ppl -m {work}/demo-f16.gguf --mode stream -c 128 --max-tokens 4000 --chunk 32 --score-every 4 "
+        "--fresh-tail 400 --untimed -f {text} --plot {images}/million.png",
+        "million.png",
+        F16_NOTE + " Every token is read, in chunks; some blocks of 256 are scored, and the whole last tenth.",
+        (F16,),
+        untimed=True,
     ),
 }
+
+
+def argv(command: str) -> list[str]:
+    """What to run: edge-stream, or a script of this folder."""
+    words = shlex.split(command)
+    if words[0].endswith(".py"):
+        return [sys.executable, str(Path(__file__).with_name(words[0])), *words[1:]]
+    return [sys.executable, "-m", "edge_stream.cli", *words]
+
+
+def shown(command: str) -> str:
+    """The same for readers."""
+    return f"python benchmarks/{command}" if command.split()[0].endswith(".py") else f"edge-stream {command}"
+
+
+def output(words: list[str], name: str) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed (status {done.returncode}): {shlex.join(words)}")
+    return done.stdout.strip()
+
+
+def long_text(work: Path) -> Path:
+    """The file of TEXT_COMMAND's output."""
+    path = work / "text.txt"
+    words = shlex.split(TEXT_COMMAND)
+    if shutil.which(words[0]) is None:
+        raise SystemExit(f"{words[0]} is not installed (Debian: apt-get install bible-kjv): give a text with --text")
+    path.write_text(output(words, "the text"), encoding="utf-8")
+    return path
 
 
 def run(name: str, quick: bool, images: Path, text: str | None) -> str:
     """The section's Markdown."""
     section = SECTIONS[name]
-    template = section.quick if quick else section.command
-    if "{text}" in template and text is None:
-        raise SystemExit(f"{name}: give a long English text with --text (Debian's bible-kjv-text has one)")
+    work = ROOT / "build" / "results"
+    work.mkdir(parents=True, exist_ok=True)
     images.mkdir(parents=True, exist_ok=True)
-    shown = template.format(images="docs/images", text="TEXT")
-    command = template.format(images=images, text=shlex.quote(text or ""))
-    print(f"== {name}: edge-stream {shown}", file=sys.stderr)
+    chosen = section.quick if quick else section.commands
+    commands = (chosen,) if isinstance(chosen, str) else chosen
+    reads_text = any("{text}" in command for command in commands)
+    if reads_text and text is None:
+        text = str(long_text(work))
+    public = {"images": "docs/images", "work": "build/results", "text": "TEXT"}
+    real = {"images": shlex.quote(str(images)), "work": shlex.quote(str(work)), "text": shlex.quote(text or "")}
+    for command in section.prepare:
+        output(argv(command.format(**real)), name)
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "edge_stream.cli", *shlex.split(command)], stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{name} failed (status {done.returncode})")
-    facts = stamp()
-    lines = [
-        f"## {section.title}",
-        "",
-        f"`edge-stream {shown}`",
-        "",
-        f"{facts['test_time'][:10]}, {facts['cpu_info']}, {facts['n_cores']} threads, {facts['system']}; edge-stream "
-        f"{facts['edge_stream']} ({facts['edge_stream_commit']}), llama.cpp {facts['build_commit']}; "
-        f"{time.monotonic() - began:.0f} s.",
-        "",
-    ]
+    outputs = []
+    for command in commands:
+        print(f"== {name}: {shown(command.format(**public))}", file=sys.stderr)
+        outputs.append(output(argv(command.format(**real)), name))
+    took = "" if section.untimed else f"; {time.monotonic() - began:.0f} s"
+    lines = [f"## {section.title}", ""]
+    lines += [f"    {shown(command.format(**public))}" for command in (*section.prepare, *commands)]
+    lines += ["", *([section.note, ""] if section.note else [])]
+    if reads_text:
+        lines += [f"TEXT is the output of `{TEXT_COMMAND}` (Debian's bible-kjv), unless --text named another.", ""]
+    lines += [f"{stamp_line()}{took}.", ""]
     if section.picture:
         lines += [f"![{section.title}](images/{section.picture})", ""]
-    return "\n".join([*lines, done.stdout.strip()])
+    return "\n".join([*lines, "\n\n".join(outputs)])
+
+
+def stamp_line() -> str:
+    """When, where and with what."""
+    facts = stamp()
+    return (
+        f"{facts['test_time'][:10]}, {facts['cpu_info']}, {facts['n_cores']} threads, {facts['system']}; edge-stream "
+        f"{facts['edge_stream']} ({facts['edge_stream_commit']}), llama.cpp {facts['build_commit']}"
+    )
 
 
 def replace(document: str, name: str, body: str) -> str:
@@ -146,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours, into build/results")
-    parser.add_argument("--text", help="a long text for the section million")
+    parser.add_argument("--text", help="a long text for the section million; default: Debian's bible-kjv")
     args = parser.parse_args()
     unknown = sorted(set(args.sections) - set(SECTIONS))
     if unknown:
@@ -157,10 +230,7 @@ def main() -> None:
         images = target.parent / "images"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(DOC, target)
-    names = args.sections or [n for n in SECTIONS if args.quick or n != "million" or args.text]
-    if not args.sections and "million" not in names:
-        print("million is left out: give it a text with --text", file=sys.stderr)
-    for name in names:
+    for name in args.sections or SECTIONS:
         body = run(name, args.quick, images, args.text)
         temporary = target.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(replace(target.read_text(encoding="utf-8"), name, body), encoding="utf-8")

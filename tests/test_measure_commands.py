@@ -185,3 +185,69 @@ def test_plots_of_a_bench(tiny: Tiny, tmp_path: Path) -> None:
     good("bench", "-m", tiny("gqa"), "-p", 0, "-n", 2, "-c", "16,32", "-r", 1, "-t", 1, "--mode", "stream,dense",
          "--plot", picture)  # fmt: skip
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_ppl_beside_a_fresh_stream(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
+    """Both streams hold the same window at the end, so their last tokens are scored almost alike."""
+    saved = tmp_path / "nll.npy"
+    row = json.loads(good("eval", "ppl", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "--fresh-tail", 40,
+                          "--save-nll", saved, "--untimed", "-o", "json"))  # fmt: skip
+    tail = row["fresh_tail"]
+    assert (tail["last"], tail["fresh_start"]) == (40, 160 - 40 - 32)
+    nll = np.load(saved)
+    assert tail["ppl_last"] == pytest.approx(np.exp(nll[-40:].mean()), rel=1e-3)
+    # the fresh stream is an ordinary one over the end of the text
+    part = tmp_path / "part.npy"
+    np.save(part, np.load(ids)[-72:])
+    good("eval", "ppl", "-m", tiny("gqa"), "--tokens", part, "-c", 32, "-t", 1, "--save-nll", saved)
+    assert tail["ppl_last_fresh"] == pytest.approx(np.exp(np.load(saved)[-40:].mean()), rel=1e-3)
+    assert "tok_per_s" not in row
+    assert row["segments"][-1]["rss_mib"] > 0
+
+
+def test_eval_ppl_may_score_some_blocks(tiny: Tiny, tmp_path: Path) -> None:
+    """Scored or only read, the stream is the same one."""
+    ids, found = tmp_path / "ids.npy", []
+    np.save(ids, np.random.default_rng(1).integers(10, 256, 1100))
+    for every in (1, 3):
+        saved = tmp_path / "nll.npy"
+        good("eval", "ppl", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "--chunk", 4, "--score-every",
+             every, "--fresh-tail", 50, "--save-nll", saved, "-o", "json")  # fmt: skip
+        found.append(np.load(saved))
+    scored = np.isfinite(found[1])
+    assert np.isfinite(found[0]).all()
+    assert scored[-50:].all()
+    assert 0 < scored.sum() < 1000
+    assert np.abs(found[0] - found[1])[scored].max() < 1e-4
+
+
+def test_samples_are_compared_at_the_same_tokens(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
+    rows = json.loads(good("eval", "ppl", "-m", tiny("gqa"), "--tokens", ids, "-c", 32, "-t", 1, "--mode",
+                           "stream,recompute", "--recompute-every", 7, "--save-nll", tmp_path / "n.npy", "-o", "json",
+                           "--plot", tmp_path / "p.png"))  # fmt: skip
+    stream, fresh = (np.load(tmp_path / f"n.{mode}.npy")[32:] for mode in ("stream", "recompute"))
+    there = np.isfinite(fresh)
+    assert 10 < there.sum() < 30
+    for row, nll in zip(rows, (stream, fresh), strict=True):
+        assert row["ppl_at_samples"] == pytest.approx(np.exp(nll[there].mean()), rel=1e-3)
+
+
+def test_streameval_chooses_distances(tiny: Tiny) -> None:
+    rows = json.loads(good("eval", "streameval", "-m", tiny("gqa"), "-c", 256, "-t", 1, "--mode", "stream",
+                           "--questions", 1, "--format", "paper", "-o", "json"))  # fmt: skip
+    assert len({row["distance"] for row in rows}) == len(rows) > 1
+
+
+def test_the_build_knows_llama_cpps_commit() -> None:
+    import re
+
+    from edge_stream import _libs
+    from edge_stream.cli.info import system_facts
+
+    facts = system_facts()
+    if Path(facts["libraries"]) != _libs.lib_dir():
+        pytest.skip("a stock libllama is in use")
+    build = (Path(__file__).parents[1] / "CMakeLists.txt").read_text(encoding="utf-8")
+    pinned = re.search(r"set\(LLAMA_BUILD_COMMIT (\w+)\)", build)
+    assert pinned
+    assert facts["llama_cpp"] == pinned[1]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 F = Callable[..., Any]
+N_SEGMENTS = 10
 
 
 @click.group("eval")
@@ -52,6 +53,9 @@ def text_options(function: F) -> F:
         click.option("--max-tokens", type=click.IntRange(min=0), default=0, metavar="N", help="Read the first N only."),
     ]
     return options.compose(parts)(function)
+
+
+_untimed = click.option("--untimed", is_flag=True, help="Leave the speed out: for runs that share the machine.")
 
 
 def output_option(*names: str) -> Callable[[F], F]:
@@ -130,6 +134,22 @@ def emit(rows: list[dict[str, Any]], columns: list[str], output: str) -> None:
     metavar="K",
     help="In mode recompute, beyond the cache, score each K-th token only.",
 )
+@click.option(
+    "--score-every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="In the other modes, beyond the cache, score each K-th block of 256 tokens; the others are read only.",
+)
+@click.option(
+    "--fresh-tail",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Read the last N tokens also in a new stream, which begins one cache before them, and compare.",
+)
+@_untimed
 @click.option("--beyond-training", is_flag=True, help="Let dense go on after the length the model was trained on.")
 @click.option("--save-nll", metavar="OUT.npy", help="Item i: NLL of token i+1 given the stream up to token i.")
 @click.option("--plot", metavar="FILE", help="A picture: perplexity along the stream, all modes.")
@@ -148,7 +168,9 @@ def ppl(**flags: Any) -> None:
     plots.check_plot(flags["plot"])
     outputs = _nll_files(flags["save_nll"], flags["modes"])
     tokens = tokens_of(flags)
-    readings = []
+    if flags["fresh_tail"] and flags["fresh_tail"] + flags["n_ctx"] >= len(tokens):
+        raise EdgeStreamError(f"--fresh-tail {flags['fresh_tail']}: {len(tokens)} tokens are too few for that")
+    readings, rows = [], []
     with Meter() as meter:
         for mode in flags["modes"]:
             reading = measure.read(
@@ -161,9 +183,16 @@ def ppl(**flags: Any) -> None:
                 settings=engine_settings(flags),
                 beyond_training=flags["beyond_training"],
                 every=flags["recompute_every"],
+                block_every=flags["score_every"],
+                tail=flags["fresh_tail"],
                 progress=meter.show,
             )
             readings.append(reading)
+            # the same segments for every mode, one that ends early included
+            row = {**reading.report(flags["segment"] or -(-(len(tokens) - 1) // N_SEGMENTS)), "chunk": flags["chunk"]}
+            if flags["untimed"]:
+                del row["tok_per_s"]
+            rows.append(row)
             if reading.stopped:
                 meter.note(f"mode {mode} ended at {reading.stopped}")
             if mode in outputs:
@@ -171,13 +200,52 @@ def ppl(**flags: Any) -> None:
 
                 with_suffix, nll = outputs[mode], reading.nll
                 replace_file(with_suffix, lambda name, nll=nll: np.save(name, nll))  # type: ignore[misc]
-    rows = [{**reading.report(flags["segment"]), "chunk": flags["chunk"]} for reading in readings]
-    if flags["output"] == "md":
+            if flags["fresh_tail"]:
+                row["fresh_tail"] = measure.fresh_tail(
+                    flags["model"],
+                    tokens,
+                    flags["fresh_tail"],
+                    reading,
+                    chunk=flags["chunk"],
+                    settings=engine_settings(flags),
+                    progress=meter.show,
+                )
+    if len({reading.every for reading in readings}) > 1:
+        there = measure.at_samples(readings)
         for row in rows:
-            row["segments"] = " ".join("-" if s["ppl"] is None else f"{s['ppl']:.1f}" for s in row["segments"])
-    emit(rows, [name for name in rows[0] if name not in ("stopped", "chunk")], flags["output"])
+            row["ppl_at_samples"] = there.get(row["mode"])
+    if flags["output"] == "md":
+        _print_ppl(rows)
+    else:
+        emit(rows, list(rows[0]), flags["output"])
     if flags["plot"]:
-        plots.perplexity([(r.mode, r.nll) for r in readings], flags["n_ctx"], flags["plot"])
+        plots.perplexity(readings, flags["plot"])
+
+
+def _print_ppl(rows: list[dict[str, Any]]) -> None:
+    """Tables: one row per mode; one row per segment; and the comparison of --fresh-tail."""
+    from edge_stream.measure.table import markdown
+
+    click.echo(markdown(rows, [n for n in rows[0] if n not in ("stopped", "chunk", "segments", "fresh_tail")]))
+    for row in rows:
+        if row["stopped"]:
+            click.echo(f"\nMode {row['mode']} ended at {row['stopped']}.")
+    longest = max((row["segments"] for row in rows), key=len)
+    parts: list[dict[str, Any]] = []
+    for i, segment in enumerate(longest):
+        part: dict[str, Any] = {"tokens": f"{segment['start']:,}..{segment['end'] - 1:,}"}
+        for row in rows:
+            mine = row["segments"][i] if i < len(row["segments"]) else {}
+            part[f"{row['mode']} ppl"] = mine.get("ppl")
+            part[f"{row['mode']} MiB"] = mine.get("rss_mib")
+        parts.append(part)
+    kinds = [name for name in parts[0] if name.endswith(" ppl")] + [n for n in parts[0] if n.endswith(" MiB")]
+    click.echo("\nPerplexity and memory along the stream:\n")
+    click.echo(markdown(parts, ["tokens", *kinds]))
+    tails = [{"mode": row["mode"], **row["fresh_tail"]} for row in rows if "fresh_tail" in row]
+    if tails:
+        click.echo("\nThe last tokens, beside a stream that began one cache before them:\n")
+        click.echo(markdown(tails, list(tails[0])))
 
 
 def _nll_files(name: str | None, modes: Sequence[str]) -> dict[str, Path]:
@@ -194,6 +262,7 @@ def _nll_files(name: str | None, modes: Sequence[str]) -> dict[str, Path]:
 @click.option("--sinks", type=IntList(), default="0,1,2,4,8", show_default=True, help="Numbers of sinks to try.")
 @text_options
 @click.option("--chunk", type=click.IntRange(min=1), default=1, show_default=True, help="Tokens per decode.")
+@_untimed
 @output_option("-o", "--output")
 @_engine_flags
 def sinks(**flags: Any) -> None:
@@ -208,7 +277,8 @@ def sinks(**flags: Any) -> None:
     best = measure.recommend(rows)
     if flags["output"] != "md":
         rows = [{**row, "recommended": row["n_keep"] == best} for row in rows]
-    emit(rows, [name for name in rows[0] if name not in ("mode", "segments", "stopped", "n_scored")], flags["output"])
+    hidden = ["mode", "segments", "stopped", "n_scored", *(["tok_per_s"] if flags["untimed"] else [])]
+    emit(rows, [name for name in rows[0] if name not in hidden], flags["output"])
     if flags["output"] == "md":
         click.echo(f"\nuse --keep {best}: the smallest number within 1% of the best perplexity after the cache filled")
 
@@ -223,7 +293,7 @@ def sinks(**flags: Any) -> None:
     show_default=True,
     help="words: short sentences; paper: `line N: REGISTER_CONTENT is <M>`.",
 )
-@click.option("--distances", type=IntList(1), default="", help="Lines between fact and question. Default: by -c.")
+@click.option("--distances", type=IntList(1), help="Lines between fact and question. Default: by -c.")
 @click.option("--questions", type=click.IntRange(min=1), default=20, show_default=True, help="Per distance.")
 @click.option("--interval", type=click.IntRange(min=1), default=10, show_default=True, help="Lines per question.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True, help="Of the facts.")
@@ -237,7 +307,7 @@ def streameval(**flags: Any) -> None:
 
     plots.check_plot(flags["plot"])
     plan = _prepare(flags, lambda engine: measure.plan(
-        engine, flags["fact_format"], flags["distances"], flags["questions"], flags["interval"], flags["n_ctx"],
+        engine, flags["fact_format"], flags["distances"] or [], flags["questions"], flags["interval"], flags["n_ctx"],
         flags["seed"]))  # fmt: skip
     rows: list[dict[str, Any]] = []
     with Meter() as meter:

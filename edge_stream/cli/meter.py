@@ -1,11 +1,14 @@
-"""Progress of long measurements on stderr: bars on a terminal, nothing but notes elsewhere."""
+"""Progress of long measurements on stderr: bars on a terminal, elsewhere notes and a line a minute."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import click
+
+_QUIET_S = 60  # between two lines where there is no terminal
 
 
 class Meter:
@@ -15,6 +18,7 @@ class Meter:
         self._progress: Any = None
         self._task: Any = None
         self._name = ""
+        self._said = time.monotonic()
 
     def __enter__(self) -> Meter:
         if sys.stderr.isatty():
@@ -40,6 +44,9 @@ class Meter:
     def show(self, what: str, done: int, total: int) -> None:
         """How far a task is. A new name begins a new bar."""
         if self._progress is None:
+            if time.monotonic() - self._said >= _QUIET_S:
+                self._said = time.monotonic()
+                click.echo(f"{what} {done:,} of {total:,}", err=True)
             return
         if what != self._name:
             if self._task is not None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edge_stream.measure.ppl import Reading
+
+_SAMPLES = 30  # least number of scored tokens that make a point, where only samples were scored
 _COLOURS = {"stream": "C0", "window": "C1", "dense": "C2", "recompute": "C3", "shift": "C4"}
 
 
@@ -77,25 +80,37 @@ def latency(rows: Sequence[dict[str, Any]], path: str) -> None:
     _save(figure, path)
 
 
-def perplexity(curves: Sequence[tuple[str, NDArray[np.float64]]], n_ctx: int, path: str, block: int = 0) -> None:
-    """Perplexity along the stream, in blocks of tokens. curves: (mode, NLL [n_tokens - 1]; NaN: not scored)."""
+def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
+    """Perplexity along the stream in blocks of tokens, one line per mode, and below it the memory of each."""
     import numpy as np
 
-    figure = _figure(8)
-    axes = figure.subplots()
-    longest = max(len(nll) for _, nll in curves)
-    size = block or max(1, longest // 60)
-    for mode, nll in curves:
-        starts = range(0, len(nll), size)
-        parts = [nll[s : s + size] for s in starts]
+    figure = _figure(8, 5.6)
+    axes, memory = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    size = block or max(1, max(len(reading.nll) for reading in readings) // 60)
+    for reading in readings:
+        nll, colour = reading.nll, _COLOURS[reading.mode]
+        # a point of few samples would show their noise
+        mine = max(size, _SAMPLES * reading.every) if reading.mode == "recompute" else size
+        starts = range(0, len(nll), mine)
+        parts = [nll[s : s + mine] for s in starts]
         seen = [(s + len(p) / 2, float(np.exp(np.nanmean(p)))) for s, p in zip(starts, parts, strict=True) if _any(p)]
-        axes.plot(*zip(*seen, strict=True), color=_COLOURS[mode], label=mode, linewidth=1.3)
-    axes.axvline(n_ctx, color="grey", linestyle=":", label=f"cache full ({n_ctx})")
+        label = reading.mode if mine == size else f"{reading.mode} (blocks of {mine:,}, 1 token in {reading.every})"
+        axes.plot(*zip(*seen, strict=True), "-" if mine == size else "o--", color=colour, label=label, linewidth=1.3)
+        if reading.stopped:  # where and why a line ends
+            axes.plot(*seen[-1], "x", color=colour)
+        if reading.memory:
+            memory.plot(*zip(*reading.memory, strict=True), color=colour, linewidth=1.3)
+    n_ctx = readings[0].n_fill
+    for panel in (axes, memory):
+        panel.axvline(n_ctx, color="grey", linestyle=":", label=f"cache full ({n_ctx})")
+        panel.grid(alpha=0.3, which="both")
     axes.set_yscale("log")
-    axes.set_xlabel("tokens of the stream")
     axes.set_ylabel(f"perplexity (blocks of {size})")
-    axes.grid(alpha=0.3, which="both")
     axes.legend()
+    memory.set_ylim(bottom=0)
+    memory.set_ylabel("memory (MiB)")
+    memory.set_xlabel("tokens of the stream")
+    memory.xaxis.set_major_formatter(lambda value, _position: f"{value:,.0f}")
     _save(figure, path)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.modes import keep_of
 from edge_stream.measure.table import rounded
 from edge_stream.measure.worker import Worker
@@ -17,15 +18,18 @@ from edge_stream.measure.worker import Worker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-N_SEGMENTS = 10
 _STEP = 256  # tokens between two signs of life
+_N_MEMORY = 200  # times that memory is looked at
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Reading:
-    """A text read in one mode. nll: [n_tokens - 1] float64 nats, item i is that of token i + 1; NaN: not scored."""
+    """A text read in one mode. nll: [n_tokens - 1] float64 nats, item i is that of token i + 1; NaN: not scored.
+
+    memory: (tokens read, resident MiB), some 200 times along the text.
+    """
 
     mode: str
     n_ctx: int
@@ -38,18 +42,21 @@ class Reading:
     rss_end_mib: float | None
     stopped: str | None
     every: int = 1
+    bos: int = -1  # that texts of this model begin with; -1: none
+    memory: list[tuple[int, float]] = field(default_factory=list)
 
     def report(self, segment: int = 0) -> dict[str, Any]:
-        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of the text).
+        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of what was read).
 
         ppl_after_fill: of the tokens predicted after the first eviction (dense: of the same tokens).
         """
-        size = segment or max(1, math.ceil(len(self.nll) / N_SEGMENTS))
+        size = segment or max(1, math.ceil(len(self.nll) / 10))
         segments = [
             {
                 "start": start + 1,
                 "end": min(start + size, len(self.nll)) + 1,
                 "ppl": rounded(perplexity(self.nll[start : start + size]), 4),
+                "rss_mib": self._memory_at(start + size + 1),
             }
             for start in range(0, len(self.nll), size)
         ]
@@ -64,9 +71,26 @@ class Reading:
             "segments": segments,
             "rss_start_mib": rounded(self.rss_start_mib, 2),
             "rss_end_mib": rounded(self.rss_end_mib, 2),
+            # modes that skip work have no speed to compare
             "tok_per_s": rounded(self.n_tokens / self.seconds, 2) if self.every == 1 else None,
             "stopped": self.stopped,
         }
+
+    def _memory_at(self, n: int) -> float | None:
+        """The last look at memory before n tokens were exceeded."""
+        seen = [mib for at, mib in self.memory if at <= n]
+        return rounded(seen[-1], 2) if seen else None
+
+
+def at_samples(readings: Sequence[Reading]) -> dict[str, float | None]:
+    """Perplexity by mode at the tokens beyond the cache that every mode scored; modes that ended early are left out.
+
+    What a mode of which only samples were scored has to be compared with.
+    """
+    whole = [reading for reading in readings if not reading.stopped]
+    common = np.all([np.isfinite(reading.nll) for reading in whole], axis=0)
+    common[: readings[0].n_fill] = False
+    return {reading.mode: rounded(perplexity(reading.nll[common]), 4) for reading in whole}
 
 
 def perplexity(nll: NDArray[np.float64]) -> float | None:
@@ -89,13 +113,17 @@ def read(
     settings: dict[str, Any],
     beyond_training: bool = False,
     every: int = 1,
+    block_every: int = 1,
+    tail: int = 0,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Reading:
     """Read tokens in a process of the mode's own and score each of them but the first.
 
     chunk: tokens per decode. dense stops at the training length unless beyond_training; its cache has the size of the
     text. every: in mode recompute, beyond the cache, only each every-th token is scored (the others' NLL is NaN).
-    rss_start_mib: memory when the cache is full for the first time, or at the end if that never happens.
+    block_every: in the other modes, beyond the cache, only each block_every-th block of some 256 tokens is scored, and
+    the last tail tokens. rss_start_mib: memory when the cache is full for the first time, or at the end if that never
+    happens.
     """
     size = max(n_ctx, len(tokens)) if mode == "dense" else n_ctx
     stopped = None
@@ -110,7 +138,8 @@ def read(
         out = np.full(len(tokens), np.nan)
         rss_start = None
         unread: list[int] = []  # a token that was predicted is read with the next ones: one re-computation for all
-        at = 0
+        at, looked, n_blocks = 0, 0, 0
+        memory: list[tuple[int, float]] = []
         while at < len(tokens):
             end = _stop(at, len(tokens), n_ctx, chunk)
             if mode == "recompute" and at >= n_ctx and every > 1:
@@ -120,14 +149,22 @@ def read(
                     worker.call("feed", unread)
                 out[end - 1] = worker.call("score_next", tokens[end - 1])
                 unread = [tokens[end - 1]]
+            elif at >= n_ctx and end <= len(tokens) - tail and n_blocks % block_every:
+                for start in range(at, end, chunk):
+                    worker.call("feed", list(tokens[start : min(start + chunk, end)]))
             else:
                 out[at:end] = worker.call("score", list(tokens[at:end]), chunk)
             at = end
+            n_blocks += 1
             if at >= n_ctx and rss_start is None:
                 rss_start = worker.call("rss")
+            if at - looked >= len(tokens) / _N_MEMORY or at == len(tokens):
+                memory.append((at, worker.call("rss")))
+                looked = at
             progress(f"{mode}: tokens", at, len(tokens))
         seconds = time.perf_counter() - started
         rss_end = worker.call("rss")
+        bos = int(worker.facts["bos"])
     return Reading(
         mode=mode,
         n_ctx=size,
@@ -139,8 +176,57 @@ def read(
         rss_start_mib=rss_end if rss_start is None else rss_start,
         rss_end_mib=rss_end,
         stopped=stopped,
-        every=every if mode == "recompute" else 1,
+        every=every if mode == "recompute" else block_every,
+        bos=bos,
+        memory=[(at, mib) for at, mib in memory if mib is not None],
     )
+
+
+def fresh_tail(
+    model: str,
+    tokens: Sequence[int],
+    n: int,
+    whole: Reading,
+    *,
+    chunk: int,
+    settings: dict[str, Any],
+    progress: Progress = lambda _what, _done, _total: None,
+) -> dict[str, Any]:
+    """The last n tokens as a stream of any length scored them (whole), and as one that began just before them does.
+
+    The new stream begins n_ctx tokens before them, so that its cache is full too. ratio: whole's perplexity / its own.
+    Raises EdgeStreamError if the text is too short for that, or was not read to its end.
+    """
+    if whole.n_tokens < len(tokens):
+        raise EdgeStreamError(f"mode {whole.mode} did not read the last {n} tokens: it ended at {whole.stopped}")
+    begin = len(tokens) - n - whole.n_fill
+    if begin <= 0:
+        raise EdgeStreamError(f"{len(tokens)} tokens hold no last {n} with {whole.n_fill} before them")
+    text = [*tokens[:1], *tokens[begin:]] if tokens[0] == whole.bos else tokens[begin:]
+
+    def show(_what: str, done: int, total: int) -> None:
+        progress(f"{whole.mode}, begun at token {begin}: tokens", done, total)
+
+    fresh = read(
+        model,
+        whole.mode,
+        text,
+        n_ctx=whole.n_fill,
+        n_keep=whole.n_keep,
+        chunk=chunk,
+        settings=settings,
+        beyond_training=True,
+        progress=show,
+    )
+    long, short = perplexity(whole.nll[-n:]), perplexity(fresh.nll[-n:])
+    return {
+        "last": n,
+        "fresh_start": begin,
+        "ppl_last": rounded(long, 4),
+        "ppl_last_fresh": rounded(short, 4),
+        "ratio": rounded(long / short, 4) if long and short else None,
+        "mean_abs_nll_difference": rounded(float(np.nanmean(np.abs(whole.nll[-n:] - fresh.nll[-n:]))), 4),
+    }
 
 
 def _stop(at: int, n: int, n_ctx: int, chunk: int) -> int:
