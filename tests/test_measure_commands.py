@@ -179,6 +179,18 @@ def test_attention_rows_are_causal_and_sum_to_one(tiny: Tiny, draw: Callable[...
     assert np.triu(found, 1).max() == 0
 
 
+def test_pooled_attention_loses_nothing() -> None:
+    from edge_stream.measure.plots import pooled
+
+    weights = np.random.default_rng(0).random((2, 12, 12)).astype(np.float32)
+    weights /= weights.sum(axis=2, keepdims=True)
+    small, block = pooled(weights, 5)
+    assert (small.shape, block) == ((2, 4, 4), 3)
+    assert np.abs(small.sum(axis=2) - 1).max() < 1e-6
+    assert small[1, 2, 0] == pytest.approx(weights[1, 6:9, :3].sum() / 3)
+    assert pooled(weights, 12)[1] == 1
+
+
 def test_plots_of_a_bench(tiny: Tiny, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "latency.png"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edge_stream.measure.ppl import Reading
 
+_CELLS = 64  # of an attention map, a side
 _SAMPLES = 30  # least number of scored tokens that make a point, where only samples were scored
 _COLOURS = {"stream": "C0", "window": "C1", "dense": "C2", "recompute": "C3", "shift": "C4"}
 
@@ -121,7 +122,12 @@ def _any(values: Any) -> bool:
 
 
 def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None:
-    """One heat map per layer. maps: [n_layer, n_tokens, n_tokens], rows are queries."""
+    """One heat map per layer. maps: [n_layer, n_tokens, n_tokens], rows are queries.
+
+    A long text is pooled, so that no token is lost between pixels: a cell is the share that a block of keys draws, mean
+    over a block of queries.
+    """
+    maps, block = pooled(maps, _CELLS)
     n_layer = len(maps)
     columns = min(6, n_layer)
     lines = -(-n_layer // columns)
@@ -137,8 +143,21 @@ def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None
             continue
         shown = panel.imshow(maps[i], norm=PowerNorm(gamma, 0, 1), cmap="viridis", interpolation="nearest")
         panel.set_title(f"layer {i}", fontsize=8)
-    figure.colorbar(shown, ax=panels, shrink=0.6, label="mean attention over heads")
+        panel.spines[:].set_visible(False)  # it would hide the first token
+    tokens = "a token" if block == 1 else f"{block} tokens"
+    figure.colorbar(shown, ax=panels, shrink=0.6, label=f"attention that {tokens} draw, mean over heads")
     _save(figure, path)
+
+
+def pooled(maps: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], int]:
+    """Maps of at most `most` cells a side, [n_layer, n, n], and the tokens per cell: sums over keys, means over queries.
+
+    The newest tokens that fill no block are left out.
+    """
+    block = -(-maps.shape[1] // most)
+    n = maps.shape[1] // block
+    cut = maps[:, : n * block, : n * block].reshape(len(maps), n, block, n, block)
+    return cut.sum(axis=4).mean(axis=2), block
 
 
 def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
