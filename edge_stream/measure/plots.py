@@ -150,9 +150,9 @@ def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None
 
 
 def pooled(maps: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], int]:
-    """Maps of at most `most` cells a side, [n_layer, n, n], and the tokens per cell: sums over keys, means over queries.
+    """Maps of at most `most` cells a side, [n_layer, n, n], and the tokens per cell.
 
-    The newest tokens that fill no block are left out.
+    A cell is a sum over keys and a mean over queries. The newest tokens that fill no block are left out.
     """
     block = -(-maps.shape[1] // most)
     n = maps.shape[1] // block
