@@ -5,6 +5,7 @@ llama.cpp's CPU threads meet at barriers many times per token. "default": as lla
 (edge_stream/_scheduling.py), as edge-stream does when the user sets nothing; "sleep": the same, never spinning. Each
 way runs in its own process (settings are read once), ways interleaved over several rounds; the load is one busy
 Python process per core. The fair share beside n busy processes on n cores is half of the quiet speed of the default.
+"of default" is the median of the rounds' ratios, since a shared machine's speed drifts from round to round.
 
     python benchmarks/considerate.py -m demo
 """
@@ -20,6 +21,7 @@ import sys
 import time
 
 SPIN = "while True: pass"
+SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "EDGE_STREAM_WAIT")
 
 CHILD = """
 import json, sys, time
@@ -45,7 +47,7 @@ def measure(model: str, env: dict[str, str], busy: int, seconds: float) -> dict[
     load = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
     try:
         command = [sys.executable, "-c", CHILD, model, str(seconds)]
-        clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "EDGE_STREAM_WAIT")}
+        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         out = subprocess.run(command, env=clean | env, capture_output=True, text=True, check=True)
         return dict(json.loads(out.stdout.splitlines()[-1]))
     finally:
@@ -58,8 +60,8 @@ def measure(model: str, env: dict[str, str], busy: int, seconds: float) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="demo")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
     args = parser.parse_args()
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -83,9 +85,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for way, r in results.items():
         quiet, busy_speed = statistics.median(r["quiet"]), statistics.median(r["busy"])
+        ratio = statistics.median(a / b for a, b in zip(r["quiet"], results["default"]["quiet"], strict=True))
         shares = ", ".join(f"{speed / (base / 2):.2f}" for speed in r["busy"])
         print(
-            f"| {way} | {quiet:.1f} | {quiet / base:.3f} | {busy_speed:.1f} | {busy_speed / (base / 2):.2f} | {shares} "
+            f"| {way} | {quiet:.1f} | {ratio:.3f} | {busy_speed:.1f} | {busy_speed / (base / 2):.2f} | {shares} "
             f"| {max(r['gap']):.3f} |"
         )
 
