@@ -108,7 +108,7 @@ def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
     axes.set_yscale("log")
     axes.set_ylabel(f"perplexity (blocks of {size})")
     axes.legend()
-    memory.set_ylim(bottom=0)
+    memory.set_ylim(bottom=0, top=1.15 * memory.get_ylim()[1])  # a flat line must not lie on the frame
     memory.set_ylabel("memory (MiB)")
     memory.set_xlabel("tokens of the stream")
     memory.xaxis.set_major_formatter(lambda value, _position: f"{value:,.0f}")
