@@ -22,11 +22,8 @@ F64 = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 22
 
 
-def logits(source: Source, tokens: Sequence[int], *, gelu: str = "exact") -> F64:
-    """Logits of every position, [len(tokens), n_vocab] float64.
-
-    gelu: `exact`, or `float16` for the table of float16 values that ggml's CPU backend looks it up in (Gemma).
-    """
+def logits(source: Source, tokens: Sequence[int]) -> F64:
+    """Logits of every position, [len(tokens), n_vocab] float64."""
     model, arch = source.model, source.architecture
     x = np.stack(
         [source.load("model.embed_tokens.weight", t, t + 1)[0].astype(np.float64) for t in tokens]
@@ -45,11 +42,11 @@ def logits(source: Source, tokens: Sequence[int], *, gelu: str = "exact") -> F64
         h = attention(source, p + "self_attn.", norm(source, p + "input_layernorm.weight", x), table, swa)
         if arch.post_norms:
             x = x + norm(source, p + "post_attention_layernorm.weight", h)
-            h = mlp(source, p + "mlp.", norm(source, p + "pre_feedforward_layernorm.weight", x), gelu)
+            h = mlp(source, p + "mlp.", norm(source, p + "pre_feedforward_layernorm.weight", x))
             x = x + norm(source, p + "post_feedforward_layernorm.weight", h)
         else:
             x = x + h
-            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x), gelu)
+            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x))
     x = norm(source, "model.norm.weight", x)
     out = linear(source, "model.embed_tokens.weight" if model.tied else "lm_head.weight", x)
     return model.logit_softcap * np.tanh(out / model.logit_softcap) if model.logit_softcap else out
@@ -103,7 +100,7 @@ def attention(source: Source, p: str, x: F64, table: tuple[F64, F64], swa: bool)
     return linear(source, p + "o_proj.weight", mixed, p + "o_proj.bias" if model.o_bias else None)
 
 
-def mlp(source: Source, p: str, x: F64, gelu: str) -> F64:
+def mlp(source: Source, p: str, x: F64) -> F64:
     """down(activation(gate(x)) * up(x))."""
     if source.architecture.fused:
         gate, up = np.split(linear(source, p + "gate_up_proj.weight", x), 2, axis=1)
@@ -112,18 +109,8 @@ def mlp(source: Source, p: str, x: F64, gelu: str) -> F64:
     if source.architecture.activation == "silu":
         gate = gate * 0.5 * (1.0 + np.tanh(0.5 * gate))
     else:
-        gate = _gelu_float16(gate) if gelu == "float16" else _gelu(gate)
+        gate = 0.5 * gate * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)))
     return linear(source, p + "down_proj.weight", gate * up)
-
-
-def _gelu(x: F64) -> F64:
-    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _gelu_float16(x: F64) -> F64:
-    inside = np.abs(x) < 10.0
-    rounded = np.where(inside, x, 0.0).astype(np.float16).astype(np.float64)
-    return np.where(inside, _gelu(rounded).astype(np.float16).astype(np.float64), np.where(x > 0, x, 0.0))
 
 
 def rotate(x: F64, cos: F64, sin: F64) -> F64:
