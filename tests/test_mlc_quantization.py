@@ -82,6 +82,27 @@ def test_unknown_quantization() -> None:
         find_quantization("q5f16_9")
 
 
+@pytest.mark.parametrize("name", ["q4f16_1", "q3f16_1"])
+def test_bits_are_those_of_float16_arithmetic(name: str) -> None:
+    """Every finite float16 there is, in groups of like and of unlike size, step by step in NumPy's own float16."""
+    q = QUANTIZATIONS[name]
+    finite = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = finite[np.isfinite(finite)]
+    mixed = np.random.default_rng(3).permutation(finite)
+    rows = len(finite) // (4 * q.group_size)
+    for w in (part[: rows * 4 * q.group_size].reshape(rows, -1) for part in (finite, mixed)):
+        grouped = w.reshape(rows, -1, q.group_size)
+        top, middle = np.float16(2 * q.max_int), np.float16(q.max_int)
+        want_scale = np.abs(grouped).max(axis=2) / middle
+        with np.errstate(all="ignore"):
+            levels = np.rint(grouped / want_scale[:, :, None] + middle)
+        levels = np.fmin(np.fmax(levels, np.float16(0)), top).astype(np.uint32).reshape(rows, -1, q.per_word)
+        want = sum(levels[:, :, i] << np.uint32(i * q.bits) for i in range(q.per_word))
+        packed, scale = pack(w, q)
+        assert np.array_equal(packed, want)
+        assert np.array_equal(scale.view(np.uint16), want_scale.view(np.uint16))
+
+
 @pytest.mark.parametrize("name", GROUPED)
 @pytest.mark.parametrize("columns", [192, 205])
 def test_bits_are_those_of_tvm(name: str, columns: int) -> None:
