@@ -69,7 +69,7 @@ ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 
 typedef struct es_stream_params {
     llama_seq_id seq_id;         // the sequence of the context that holds the stream (default 0)
-    llama_seq_id scratch_seq_id; // redecode only: a second sequence, kept empty between calls (default 1)
+    llama_seq_id scratch_seq_id; // redecode only: another sequence, empty between calls; may be shared (default 1)
     uint32_t     n_ctx;          // cache capacity = sinks + window; 0 = as much as the context holds
     uint32_t     n_keep;         // sinks: the stream's first n_keep tokens are pinned (default 4)
     uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
@@ -114,6 +114,13 @@ ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the s
 // logits are computed. On failure the stream holds every complete chunk before it and can go on.
 ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
                               es_logits_callback on_logits, void * user);
+
+// Feed one token to each of several streams of one context, tokens[i] to streams[i], in one decode: each slides on
+// its own terms, and its logits are those it would have alone, but for the rounding of float sums. The streams must be
+// different sequences that hold all their sinks. In a context without a unified cache, sequences whose ids
+// follow one another share the work; give the streams in ascending order of seq_id. On failure no token was taken
+// (a stream may have made room for it).
+ES_API int32_t es_streams_feed(es_stream * const * streams, const llama_token * tokens, size_t n_streams);
 
 // n_vocab floats that predict the token after the last one fed; NULL before the first feed and after
 // es_stream_rewind or es_stream_reset. Valid until the next call on the stream.
