@@ -113,6 +113,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
     "es_stream_free": (None, [C.c_void_p]),
     "es_stream_feed": (C.c_int32, [C.c_void_p, token_p, C.c_size_t, LogitsCallback, C.c_void_p]),
+    "es_streams_feed": (C.c_int32, [C.POINTER(C.c_void_p), token_p, C.c_size_t]),
     "es_stream_logits": (float_p, [C.c_void_p]),
     "es_stream_get_stats": (C.c_int32, [C.c_void_p, C.POINTER(StreamStats)]),
     "es_stream_tokens": (C.c_size_t, [C.c_void_p, token_p, C.c_size_t]),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes as C
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_stream import _libs, _native, models
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
-from edge_stream.stream import Stream
+from edge_stream.stream import Stream, token_array
 
 # name: ggml_type, elements and bytes per block (enum ggml_type and the block structs of ggml)
 CACHE_TYPES = {
@@ -25,6 +26,8 @@ CACHE_TYPES = {
     "iq4_nl": (20, 32, 18),
 }
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+
+MAX_PARALLEL = 64
 
 _TAG_BLOCKS = 64
 _TAG_BLOCK_BYTES = 1 << 16
@@ -49,14 +52,15 @@ def weights_tag(path: Path) -> int:
 
 
 class Engine:
-    """A loaded model with a KV cache of fixed size, which holds one stream at a time.
+    """A loaded model with a KV cache of fixed size, which holds one stream at a time, or n_parallel of them.
 
     Use `Engine.load`; close with `close()` or a `with` block. Not for several threads at once.
     """
 
     _model: int | None = None
     _ctx: int | None = None
-    _stream: Stream | None = None  # the one that holds the cache
+    _streams: dict[int, Stream]  # sequence -> the stream that holds its cells
+    n_parallel = 1
     _n_slide = 0
     _eval_callback: Any = None
     _rebase_at = 0
@@ -79,6 +83,7 @@ class Engine:
         sink_move: str = "auto",
         n_slide: int = 0,
         rebase_at: int = 0,
+        n_parallel: int = 1,
         use_mmap: bool = True,
         verbose: bool = False,
         eval_callback: Any = None,
@@ -88,12 +93,17 @@ class Engine:
         model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
         (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
         when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
-        (0: default). eval_callback: llama.cpp's cb_eval, which sees every tensor (a ctypes function, see
-        llama_context_params). Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
+        (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. eval_callback: llama.cpp's
+        cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
+        the model cannot stream, EdgeStreamError otherwise.
         """
         self = cls()
         if n_slide < 0 or rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
+        if not 1 <= n_parallel <= MAX_PARALLEL:
+            raise EdgeStreamError(f"n_parallel = {n_parallel} must be between 1 and {MAX_PARALLEL}")
+        self._streams = {}
+        self.n_parallel = n_parallel
         self._eval_callback = eval_callback  # llama.cpp keeps the pointer as long as the context
         self._n_slide = n_slide
         self._rebase_at = rebase_at
@@ -167,16 +177,17 @@ class Engine:
         self.n_ctx = n_ctx
         self.n_keep = n_keep
         self.cache_type_k, self.cache_type_v = cache_types
-        # redecoding needs room for the sinks a second time, and a second sequence to decode them in
+        # redecoding needs room for the sinks a second time, and another sequence to decode them in
         self._n_spare = 0 if bank else max(n_keep, 4)
-        n_seq_max = 1 if bank else 2
+        n_seq_max = self.n_parallel if bank else self.n_parallel + 1
 
         params = self._llama.llama_context_default_params()
-        params.n_ctx = n_ctx + self._n_spare
+        params.n_ctx = self.n_parallel * n_ctx + self._n_spare
         params.n_batch = n_batch
         params.n_ubatch = min(n_ubatch, n_batch)
         params.n_seq_max = n_seq_max
-        params.kv_unified = True
+        # with cells of its own, a stream's attention does not look at the others'; redecoding shares cells
+        params.kv_unified = not (bank and self.n_parallel > 1)
         params.swa_full = True
         params.type_k = self._cache_type(self.cache_type_k)
         params.type_v = self._cache_type(self.cache_type_v)
@@ -188,12 +199,14 @@ class Engine:
             params.cb_eval = self._eval_callback
         if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
             raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
-        need = n_ctx * self.kv_bytes_per_token
+        need = params.n_ctx * self.kv_bytes_per_token
         available = available_memory()
         if available is not None and need > available:
+            times = f" for each of {self.n_parallel} streams" if self.n_parallel > 1 else ""
+            fits = int(available * 0.8) // self.kv_bytes_per_token // self.n_parallel
             raise EdgeStreamError(
-                f"a cache of n_ctx = {n_ctx} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB are "
-                f"available; n_ctx = {int(available * 0.8) // self.kv_bytes_per_token} would fit"
+                f"a cache of n_ctx = {n_ctx}{times} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
+                f"are available; n_ctx = {fits} would fit"
             )
         self._ctx = self._llama.llama_init_from_model(self._model, params)
         if not self._ctx:
@@ -339,9 +352,15 @@ class Engine:
     # streams
     #
 
-    def stream(self, *, n_keep: int | None = None, n_boundary: int = 0, n_ctx: int | None = None) -> Stream:
-        """An empty stream. It takes the cache over: the engine's earlier stream is closed."""
+    def stream(
+        self, *, n_keep: int | None = None, n_boundary: int = 0, n_ctx: int | None = None, seq_id: int = 0
+    ) -> Stream:
+        """An empty stream. It takes over its sequence (0..n_parallel-1): the earlier stream there is closed."""
+        if not 0 <= seq_id < self.n_parallel:
+            raise EdgeStreamError(f"seq_id = {seq_id} must be between 0 and {self.n_parallel - 1}")
         params = self._native.es_stream_default_params()
+        params.seq_id = seq_id
+        params.scratch_seq_id = self.n_parallel
         params.n_ctx = self.n_ctx if n_ctx is None else n_ctx
         params.n_keep = self.n_keep if n_keep is None else n_keep
         if self.sink_move == "redecode" and params.n_keep > self._n_spare:
@@ -354,35 +373,44 @@ class Engine:
         params.n_boundary = n_boundary
         params.sink_move = _native.SINK_MOVES[self.sink_move]
         params.model_tag = self._weights_tag
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = Stream(self, params)
-        return self._stream
+        if seq_id in self._streams:
+            self._streams.pop(seq_id).close()
+        self._streams[seq_id] = Stream(self, params)
+        return self._streams[seq_id]
 
-    def restore(self, path: str | Path) -> Stream:
-        """The stream that `Stream.save` wrote. Raises SessionError; the file is never changed."""
-        info = _native.SessionInfo()
-        name = os.fsencode(path)
-        _native.check(self._native.es_session_peek(name, C.byref(info), None, 0))
+    def feed_each(self, streams: Sequence[Stream], tokens: Sequence[int]) -> None:
+        """Feed tokens[i] to streams[i], all in one decode. The streams must hold all their sinks.
+
+        On failure no token was taken.
+        """
+        if len(streams) != len(tokens):
+            raise EdgeStreamError(f"{len(tokens)} tokens were given for {len(streams)} streams")
+        # in a cache of separate cells only neighbours are decoded together
+        pairs = sorted(zip(streams, tokens, strict=True), key=lambda pair: pair[0].seq_id)
+        handles = (C.c_void_p * len(pairs))(*(stream._handle.value for stream, _ in pairs))
+        array = token_array([token for _, token in pairs])
+        _native.check(self._native.es_streams_feed(handles, array, len(pairs)))
+
+    def restore(self, path: str | Path, *, seq_id: int = 0) -> Stream:
+        """The stream that `Stream.save` wrote, in one of the sequences. Raises SessionError; the file stays as it is."""
+        info, user = peek_session(path)
         if info.n_ctx > self.n_ctx:
             raise SessionError(
                 f"session {path} needs n_ctx = {info.n_ctx}, this engine has {self.n_ctx} (-c {info.n_ctx})"
             )
-        user = C.create_string_buffer(max(1, info.n_user))
-        _native.check(self._native.es_session_peek(name, C.byref(info), user, info.n_user))
-        stream = self.stream(n_keep=info.n_keep, n_ctx=info.n_ctx)
+        stream = self.stream(n_keep=info.n_keep, n_ctx=info.n_ctx, seq_id=seq_id)
         try:
-            stream._restore(name, user.raw[: info.n_user])
+            stream._restore(os.fsencode(path), user)
         except BaseException:
             stream.close()
             raise
         return stream
 
     def close(self) -> None:
-        """Free the stream, the context and the model."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """Free the streams, the context and the model."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
         if self._ctx:
             self._llama.llama_free(self._ctx)
             self._ctx = None
@@ -395,6 +423,18 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def peek_session(path: str | Path) -> tuple[_native.SessionInfo, bytes]:
+    """Facts of a session file and its caller's bytes, both verified; the cache in it is not read.
+
+    Raises SessionError.
+    """
+    native, name, info = _native.library(), os.fsencode(path), _native.SessionInfo()
+    _native.check(native.es_session_peek(name, C.byref(info), None, 0))
+    user = C.create_string_buffer(max(1, info.n_user))
+    _native.check(native.es_session_peek(name, C.byref(info), user, info.n_user))
+    return info, user.raw[: info.n_user]
 
 
 _LOG_CALLBACKS: list[Any] = []

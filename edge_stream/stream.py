@@ -90,6 +90,7 @@ class Stream:
 
     def __init__(self, engine: Engine, params: _native.StreamParams) -> None:
         self.engine = engine
+        self.seq_id = int(params.seq_id)
         self.user = b""
         self._native = _native.library()
         self._handle = C.c_void_p()
@@ -128,7 +129,7 @@ class Stream:
         return len(tokens)
 
     def _feed(self, tokens: Sequence[int], callback: Any = None) -> None:
-        array = _token_array(tokens)
+        array = token_array(tokens)
         function = _native.NO_CALLBACK if callback is None else callback
         _native.check(self._native.es_stream_feed(self._handle, array, len(array), function, None))
 
@@ -201,33 +202,24 @@ class Stream:
         Ends at max_tokens, at a stop string (which is not part of the text), or at an end-of-generation token
         unless ignore_eos. The same Sampling object continues its random sequence from call to call.
         """
+        writer = self.writer(max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
+        while not writer.finished:
+            token = writer.choose()
+            self._feed((token,))
+            yield writer.record()
+
+    def writer(
+        self,
+        max_tokens: int = -1,
+        *,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        logprobs: bool = False,
+        ignore_eos: bool = False,
+    ) -> Writer:
+        """The steps of `generate` one by one, for whoever feeds the tokens (see Engine.feed_each)."""
         self._use_sampling(sampling or Sampling(), ignore_eos)
-        text, matcher = Utf8Assembler(), StopMatcher(stop)
-        token, logprob = C.c_int32(), C.c_float()
-        logprob_p = C.byref(logprob) if logprobs else None
-        start = time.perf_counter()
-        n = 0
-        while max_tokens < 0 or n < max_tokens:
-            _native.check(self._native.es_sampler_sample(self._sampler, self._handle, C.byref(token), logprob_p))
-            self._feed((token.value,))
-            n += 1
-            eos = not ignore_eos and self.engine.is_eog(token.value)
-            shown, stopped = matcher.push(text.push(b"" if eos else self.engine.token_to_piece(token.value)))
-            finish = "stop" if stopped else "eos" if eos else "length" if n == max_tokens else None
-            if finish in ("eos", "length"):
-                shown += matcher.push(text.flush())[0] + matcher.flush()
-            stats = self.stats
-            yield Token(
-                text=shown,
-                token=token.value,
-                logprob=logprob.value if logprobs else None,
-                finish_reason=finish,
-                n_past=stats.n_past,
-                n_cached=stats.n_cached,
-                tok_per_s=n / max(time.perf_counter() - start, 1e-9),
-            )
-            if finish:
-                return
+        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos)
 
     def _use_sampling(self, sampling: Sampling, ignore_eos: bool) -> None:
         """Make the sampler, unless the last generation's goes on. A grammar always starts anew."""
@@ -317,7 +309,51 @@ class Stream:
         self.close()
 
 
-def _token_array(tokens: Sequence[int]) -> C.Array[C.c_int32]:
+class Writer:
+    """A generation step by step: `choose` a token, feed it to the stream, take its `record`. Made by Stream.writer."""
+
+    def __init__(self, stream: Stream, max_tokens: int, matcher: StopMatcher, logprobs: bool, ignore_eos: bool) -> None:
+        self.stream = stream
+        self.finished = max_tokens == 0
+        self._max_tokens, self._ignore_eos = max_tokens, ignore_eos
+        self._text, self._matcher = Utf8Assembler(), matcher
+        self._token, self._logprob = C.c_int32(), C.c_float()
+        self._logprob_p = C.byref(self._logprob) if logprobs else None
+        self._start = time.perf_counter()
+        self._n = 0
+
+    def choose(self) -> int:
+        """The next token, by the stream's logits."""
+        stream = self.stream
+        _native.check(
+            stream._native.es_sampler_sample(stream._sampler, stream._handle, C.byref(self._token), self._logprob_p)
+        )
+        return self._token.value
+
+    def record(self) -> Token:
+        """What the chosen token gives, once it was fed."""
+        engine, token = self.stream.engine, self._token.value
+        self._n += 1
+        eos = not self._ignore_eos and engine.is_eog(token)
+        shown, stopped = self._matcher.push(self._text.push(b"" if eos else engine.token_to_piece(token)))
+        finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
+        if finish in ("eos", "length"):
+            shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()
+        self.finished = finish is not None
+        stats = self.stream.stats
+        return Token(
+            text=shown,
+            token=token,
+            logprob=self._logprob.value if self._logprob_p else None,
+            finish_reason=finish,
+            n_past=stats.n_past,
+            n_cached=stats.n_cached,
+            tok_per_s=self._n / max(time.perf_counter() - self._start, 1e-9),
+        )
+
+
+def token_array(tokens: Sequence[int]) -> C.Array[C.c_int32]:
+    """Tokens as the C API takes them. Raises EdgeStreamError for what cannot be a token."""
     try:
         values = [operator.index(token) for token in tokens]
     except TypeError as error:

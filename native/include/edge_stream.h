@@ -9,49 +9,15 @@
 // used by one thread at a time. The llama_context stays the caller's and must outlive the stream.
 #pragma once
 
+#include "edge_stream_types.h"
 #include "llama.h"
-
-#include <stddef.h>
-#include <stdint.h>
-
-#if defined(_WIN32)
-#define ES_API __declspec(dllexport)
-#else
-#define ES_API __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-typedef enum es_status {
-    ES_OK              = 0,
-    ES_ERR_INVALID     = -1,  // an argument is out of range; nothing changed
-    ES_ERR_UNSUPPORTED = -2,  // the model or context cannot stream; nothing changed
-    ES_ERR_MEMORY      = -3,  // out of memory; nothing changed unless stated otherwise
-    ES_ERR_DECODE      = -4,  // llama_decode failed; the stream holds every complete chunk before the failure
-    ES_ERR_STOPPED     = -5,  // a callback asked to stop; the stream holds every token reported to it
-    ES_ERR_IO          = -6,  // a file could not be read or written; an existing file is untouched
-    ES_ERR_NO_SPACE    = -7,  // the disk is full; an existing file is untouched
-    ES_ERR_FORMAT      = -8,  // not a session file, truncated or damaged; the stream is unchanged
-    ES_ERR_VERSION     = -9,  // the session file is of a newer version; the stream is unchanged
-    ES_ERR_MODEL       = -10, // the session file belongs to another model or cache type; the stream is unchanged
-    ES_ERR_INTERNAL    = -11  // a bug of ours, reported rather than hidden
-} es_status;
-
-// How the sinks' keys follow the window.
-typedef enum es_sink_move {
-    ES_SINK_MOVE_AUTO     = 0, // the bank where libllama carries it, else redecode
-    ES_SINK_MOVE_BANK     = 1, // re-derived from pristine float32 copies (patched libllama)
-    ES_SINK_MOVE_REDECODE = 2  // decoded again at the new positions (public llama.cpp API only)
-} es_sink_move;
-
 typedef struct es_stream  es_stream;
 typedef struct es_sampler es_sampler;
-
-ES_API const char * es_version(void);
-ES_API const char * es_status_name(int32_t status);
-ES_API const char * es_last_error(void); // of this thread; "" if none; valid until its next failing call
 
 // true if the loaded libllama carries the sink bank patch
 ES_API bool es_bank_available(void);
@@ -69,7 +35,7 @@ ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 
 typedef struct es_stream_params {
     llama_seq_id seq_id;         // the sequence of the context that holds the stream (default 0)
-    llama_seq_id scratch_seq_id; // redecode only: a second sequence, kept empty between calls (default 1)
+    llama_seq_id scratch_seq_id; // redecode only: another sequence, empty between calls; may be shared (default 1)
     uint32_t     n_ctx;          // cache capacity = sinks + window; 0 = as much as the context holds
     uint32_t     n_keep;         // sinks: the stream's first n_keep tokens are pinned (default 4)
     uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
@@ -79,25 +45,6 @@ typedef struct es_stream_params {
     int32_t      sink_move;      // es_sink_move
     uint64_t     model_tag;      // caller's own fingerprint of the weights, stored in sessions (default 0)
 } es_stream_params;
-
-typedef struct es_stream_stats {
-    int64_t  n_past;      // tokens seen since the stream's start
-    int64_t  n_evicted;   // tokens evicted; n_past = n_cached + n_evicted
-    int64_t  n_slides;    // evictions (each may evict several tokens)
-    int64_t  n_rebases;   // times absolute positions were brought back to small numbers
-    int64_t  t_slide_us;  // time in slides (bookkeeping and, for redecode, decoding the sinks)
-    int64_t  t_rebase_us; // time in rebases
-    int64_t  t_decode_us; // time in decodes of the stream's own tokens (bank: the sinks move inside this)
-    uint32_t n_ctx;       // cache capacity
-    uint32_t n_keep;      // sinks wanted
-    uint32_t n_sinks;     // sinks present: min(n_keep, n_past)
-    uint32_t n_window;    // window tokens present
-    uint32_t n_chunk;     // most tokens per decode once eviction began
-    uint32_t n_slide;     // least tokens per slide
-    int32_t  pos_next;    // absolute position of the next token (what llama_decode will see)
-    int32_t  pos_sinks;   // absolute position of the first sink
-    int32_t  sink_move;   // es_sink_move in use, never AUTO
-} es_stream_stats;
 
 // Called after each decoded token in stream order. index: its 0-based index in the stream (64-bit).
 // logits: n_vocab floats that predict the next token. Return false to stop.
@@ -114,6 +61,13 @@ ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the s
 // logits are computed. On failure the stream holds every complete chunk before it and can go on.
 ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
                               es_logits_callback on_logits, void * user);
+
+// Feed one token to each of several streams of one context, tokens[i] to streams[i], in one decode: each slides on
+// its own terms, and its logits are those it would have alone, but for the rounding of float sums. The streams must be
+// different sequences that hold all their sinks. In a context without a unified cache, sequences whose ids
+// follow one another share the work; give the streams in ascending order of seq_id. On failure no token was taken
+// (a stream may have made room for it).
+ES_API int32_t es_streams_feed(es_stream * const * streams, const llama_token * tokens, size_t n_streams);
 
 // n_vocab floats that predict the token after the last one fed; NULL before the first feed and after
 // es_stream_rewind or es_stream_reset. Valid until the next call on the stream.
@@ -142,30 +96,8 @@ ES_API int32_t es_stream_reset(es_stream * stream);
 // sampler: llama.cpp's sampler chain, with a random generator whose state can be saved
 //
 
-typedef struct es_logit_bias {
-    llama_token token;
-    float       bias;
-} es_logit_bias;
-
-typedef struct es_sampler_params {
-    uint32_t              seed;           // LLAMA_DEFAULT_SEED draws one
-    float                 temp;           // <= 0: greedy (default 0.8)
-    int32_t               top_k;          // <= 0: off (default 40)
-    float                 top_p;          // 1: off (default 0.95)
-    float                 min_p;          // 0: off (default 0.05)
-    float                 repeat_penalty; // 1: off (default 1)
-    int32_t               repeat_last_n;  // tokens that penalties look back on; 0: off, at most 4096 (default 64)
-    float                 frequency_penalty;
-    float                 presence_penalty;
-    const es_logit_bias * logit_bias;
-    size_t                n_logit_bias;
-    const char *          grammar;      // GBNF; NULL: none
-    const char *          grammar_root; // NULL: "root"
-} es_sampler_params;
-
-ES_API es_sampler_params es_sampler_default_params(void);
-ES_API int32_t           es_sampler_init(const struct llama_model * model, es_sampler_params params, es_sampler ** out);
-ES_API void              es_sampler_free(es_sampler * sampler);
+ES_API int32_t es_sampler_init(const struct llama_model * model, es_sampler_params params, es_sampler ** out);
+ES_API void    es_sampler_free(es_sampler * sampler);
 
 // Choose a token from the stream's last logits and remember it for penalties and grammar. If logprob is
 // not NULL it gets the natural log of the token's probability before any sampling transform.

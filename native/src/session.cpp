@@ -443,8 +443,8 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         }
         rc = restore(*stream, h, toks, sections[BANK], sections[KEYS]);
         if (rc == ES_OK) {
-            stream->saved_logits.resize(lgts.size() / sizeof(float));
-            std::copy(lgts.begin(), lgts.end(), (uint8_t *) stream->saved_logits.data());
+            stream->last_logits.resize(lgts.size() / sizeof(float));
+            std::copy(lgts.begin(), lgts.end(), (uint8_t *) stream->last_logits.data());
         }
         if (rc == ES_OK && !sections[SMPL].empty()) {
             stream->saved_sampler = std::make_unique<es_sampler_state>(std::move(smpl));

@@ -133,21 +133,23 @@ int32_t es_stream::resize(const es_window_params & wanted, const es_window::stat
 }
 
 const float * es_stream::logits() const {
-    if (!saved_logits.empty()) {
-        return saved_logits.data();
-    }
-    return has_logits ? llama_get_logits_ith(ctx, -1) : nullptr;
+    return last_logits.empty() ? nullptr : last_logits.data();
 }
 
-void es_stream::forget_logits() {
-    has_logits = false;
-    saved_logits.clear();
+// Copies row i of the last decode's batch (-1: the last row).
+int32_t es_stream::keep_logits(int32_t i) {
+    const float * row = llama_get_logits_ith(ctx, i);
+    if (!row) {
+        return es_fail(ES_ERR_INTERNAL, "llama.cpp gave no logits for token %d of the batch", i);
+    }
+    last_logits.assign(row, row + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
+    return ES_OK;
 }
 
 int32_t es_stream::reset() {
     llama_memory_seq_rm(mem, params.seq_id, -1, -1);
     window.clear();
-    forget_logits();
+    last_logits.clear();
     broken = false;
     saved_sampler.reset();
     n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
@@ -201,30 +203,37 @@ int32_t es_stream::rebase() {
     return ES_OK;
 }
 
-int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logits) {
-    const int64_t   t0  = llama_time_us();
-    const llama_pos pos = window.pos_next();
-
-    batch.n_tokens = (int32_t) m;
+void es_stream::add_to_batch(llama_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const {
     for (uint32_t i = 0; i < m; ++i) {
-        batch.token[i]     = tokens[i];
-        batch.pos[i]       = pos + (llama_pos) i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = params.seq_id;
-        batch.logits[i]    = all_logits || i + 1 == m;
+        const int32_t k  = out.n_tokens++;
+        out.token[k]     = tokens[i];
+        out.pos[k]       = window.pos_next() + (llama_pos) i;
+        out.n_seq_id[k]  = 1;
+        out.seq_id[k][0] = params.seq_id;
+        out.logits[k]    = all_logits || i + 1 == m;
     }
+}
+
+static int32_t decode_error(int32_t rc, uint32_t m) {
+    return rc == 2 ? es_fail(ES_ERR_STOPPED, "the decode was aborted")
+                   : es_fail(ES_ERR_DECODE, "llama_decode returned %d for %u tokens", rc, m);
+}
+
+int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logits) {
+    const int64_t t0 = llama_time_us();
+    batch.n_tokens   = 0;
+    add_to_batch(batch, tokens, m, all_logits);
     const int32_t rc = llama_decode(ctx, batch);
     t_decode_us += llama_time_us() - t0;
     if (rc != 0) {
         // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
-        llama_memory_seq_rm(mem, params.seq_id, pos, -1);
-        return rc == 2 ? es_fail(ES_ERR_STOPPED, "the decode was aborted")
-                       : es_fail(ES_ERR_DECODE, "llama_decode returned %d for %u tokens at position %d", rc, m, pos);
+        llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+        return decode_error(rc, m);
     }
     return ES_OK;
 }
 
-int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
+int32_t es_stream::check_tokens(const llama_token * tokens, size_t n_tokens) const {
     if (broken || !mover) {
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
@@ -237,26 +246,38 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
             return es_fail(ES_ERR_INVALID, "token %d is not in the vocabulary of %d", tokens[i], n_vocab);
         }
     }
+    return ES_OK;
+}
+
+// Whatever must happen before a decode of m tokens.
+int32_t es_stream::make_room(uint32_t m) {
+    const uint32_t n_evict = window.to_evict(m);
+    int32_t        rc      = ES_OK;
+    if (n_evict > 0) {
+        rc = slide(n_evict);
+    } else {
+        mover->settle();
+    }
+    if (rc == ES_OK && window.must_rebase(m)) {
+        rc = rebase();
+    }
+    return rc;
+}
+
+int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
+    int32_t rc = check_tokens(tokens, n_tokens);
+    if (rc != ES_OK) {
+        return rc;
+    }
 
     for (size_t i = 0; i < n_tokens;) {
-        const uint32_t m       = window.next_chunk(n_tokens - i);
-        const uint32_t n_evict = window.to_evict(m);
-        int32_t        rc      = ES_OK;
+        const uint32_t m = window.next_chunk(n_tokens - i);
 
-        if (n_evict > 0) {
-            rc = slide(n_evict);
-        } else {
-            mover->settle();
-        }
-        if (rc == ES_OK && window.must_rebase(m)) {
-            rc = rebase();
-        }
-        if (rc != ES_OK) {
+        if ((rc = make_room(m)) != ES_OK) {
             return rc;
         }
-
         const bool sinks = window.n_sinks() < window.params().n_keep;
-        forget_logits();
+        last_logits.clear();
         if (sinks) {
             rc = mover->before_sinks(m, window.pos_next());
         }
@@ -276,20 +297,82 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         const int64_t index = window.n_past();
         mover->decoded();
         window.push(tokens + i, m);
-        has_logits = true;
         i += m;
 
         for (uint32_t j = 0; on_logits && j < m; ++j) {
             if (!on_logits(user, index + j, llama_get_logits_ith(ctx, (int32_t) j))) {
                 const uint32_t n_after = m - j - 1;
-                if (n_after > 0 && n_after <= window.n_window()) {
+                if (n_after == 0) {
+                    (void) keep_logits(-1);
+                } else if (n_after <= window.n_window()) {
                     (void) rewind(n_after);
                 }
                 return es_fail(ES_ERR_STOPPED, "stopped by the callback");
             }
         }
     }
-    return ES_OK;
+    return keep_logits(-1);
+}
+
+int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * tokens, size_t n) {
+    llama_context * ctx = streams[0]->ctx;
+    for (size_t i = 0; i < n; ++i) {
+        const es_stream & s = *streams[i];
+        if (s.ctx != ctx) {
+            return es_fail(ES_ERR_INVALID, "the streams belong to different contexts");
+        }
+        for (size_t j = 0; j < i; ++j) {
+            if (streams[j]->params.seq_id == s.params.seq_id) {
+                return es_fail(ES_ERR_INVALID, "two of the streams are the same sequence, %d", s.params.seq_id);
+            }
+        }
+        const int32_t rc = s.check_tokens(tokens + i, 1);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        if (s.window.n_sinks() < s.window.params().n_keep) {
+            return es_fail(ES_ERR_INVALID, "stream %zu holds only %u of its %u sinks: feed them on their own first", i,
+                           s.window.n_sinks(), s.window.params().n_keep);
+        }
+    }
+    if (n > std::min(llama_n_batch(ctx), llama_n_ubatch(ctx))) {
+        return es_fail(ES_ERR_INVALID, "%zu streams do not fit the context's batch", n);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t rc = streams[i]->make_room(1);
+        if (rc != ES_OK) {
+            return rc;
+        }
+    }
+
+    llama_batch & batch = streams[0]->batch; // every stream's batch has room for the context's n_ubatch
+    batch.n_tokens      = 0;
+    const int64_t t0    = llama_time_us();
+    for (size_t i = 0; i < n; ++i) {
+        streams[i]->last_logits.clear();
+        streams[i]->add_to_batch(batch, tokens + i, 1, false);
+    }
+    const int32_t rc = llama_decode(ctx, batch);
+    // every stream waited that long
+    const int64_t t = llama_time_us() - t0;
+    for (size_t i = 0; i < n; ++i) {
+        es_stream & s = *streams[i];
+        s.t_decode_us += t;
+        if (rc != 0) {
+            llama_memory_seq_rm(s.mem, s.params.seq_id, s.window.pos_next(), -1);
+            continue;
+        }
+        s.mover->decoded();
+        s.window.push(tokens + i, 1);
+    }
+    if (rc != 0) {
+        return decode_error(rc, (uint32_t) n);
+    }
+    int32_t kept = ES_OK;
+    for (size_t i = 0; i < n && kept == ES_OK; ++i) {
+        kept = streams[i]->keep_logits((int32_t) i);
+    }
+    return kept;
 }
 
 int32_t es_stream::rewind(size_t n) {
@@ -297,7 +380,7 @@ int32_t es_stream::rewind(size_t n) {
         return es_fail(ES_ERR_INVALID, "cannot rewind %zu tokens: only %u are in the window", n, window.n_window());
     }
     if (n > 0) {
-        forget_logits();
+        last_logits.clear();
         window.rewind((uint32_t) n);
         llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
     }
@@ -349,6 +432,14 @@ int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_
                        void * user) {
     ES_REQUIRE(stream);
     return es_guard([&] { return stream->feed(tokens, n_tokens, on_logits, user); });
+}
+
+int32_t es_streams_feed(es_stream * const * streams, const llama_token * tokens, size_t n_streams) {
+    if (!streams || !tokens || n_streams == 0 ||
+        std::any_of(streams, streams + n_streams, [](const es_stream * s) { return !s; })) {
+        return es_fail(ES_ERR_INVALID, "streams and tokens must not be null or empty");
+    }
+    return es_guard([&] { return es_stream::feed_each(streams, tokens, n_streams); });
 }
 
 const float * es_stream_logits(es_stream * stream) {

@@ -11,6 +11,10 @@ struct es_stream {
 
     int32_t init();
     int32_t feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user);
+
+    // One token each to several streams of one context, in one decode.
+    static int32_t feed_each(es_stream * const * streams, const llama_token * tokens, size_t n);
+
     int32_t rewind(size_t n);
     int32_t rebase();
     int32_t reset();
@@ -24,13 +28,14 @@ struct es_stream {
     es_stream_params               params; // as given; effective values are in window.params()
     es_window                      window;
     std::unique_ptr<es_sink_mover> mover;
-    llama_batch                    batch      = {};
-    bool                           has_logits = false;
-    bool                           broken     = false; // the cache is undefined: only reset helps
+    llama_batch                    batch  = {};
+    bool                           broken = false; // the cache is undefined: only reset helps
 
-    // from a session: the sampler's state until it is adopted, the last logits until the next feed
+    // [n_vocab], or empty: a copy, since the context's own are those of whichever stream was decoded last
+    std::vector<float> last_logits;
+
+    // from a session: the sampler's state until it is adopted
     std::unique_ptr<es_sampler_state> saved_sampler;
-    std::vector<float>                saved_logits;
 
     const float * logits() const; // null if there are none
 
@@ -39,7 +44,10 @@ struct es_stream {
 
 private:
     int32_t check(es_window_params & out) const;
-    void    forget_logits();
+    int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
+    int32_t make_room(uint32_t m);
     int32_t slide(uint32_t n_evict);
+    void    add_to_batch(llama_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
     int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
+    int32_t keep_logits(int32_t i);
 };

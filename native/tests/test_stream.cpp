@@ -47,6 +47,7 @@ struct stream {
         p.sink_move        = move;
         p.rebase_at        = rebase_at;
         p.seq_id           = seq_id;
+        p.scratch_seq_id   = (llama_seq_id) llama_n_seq_max(c.ctx) - 1; // streams may share it
         const int32_t rc   = es_stream_init(c.ctx, p, &s);
         if (rc != ES_OK) {
             fprintf(stderr, "%s\n", es_last_error());
@@ -131,6 +132,61 @@ void two_sequences(bool unified) {
     b.feed({ 5 });
     y.feed({ 5 });
     assert(max_diff(b.logits(), y.logits()) < 1e-3);
+}
+
+// Streams that are decoded together, also with gaps between their sequences, are as they are alone; each keeps its
+// logits while others are decoded.
+void fed_together(bool unified, int32_t move) {
+    const size_t n = 3;
+    context      c(512, GGML_TYPE_F32, false, 4, unified), alone0(256), alone1(256), alone2(256);
+    stream       a(c, 64, 4, move, 100, 0), b(c, 80, 7, move, 130, 1), d(c, 40, 5, move, 0, 2);
+    stream       x(alone0, 64, 4, move), y(alone1, 80, 7, move), z(alone2, 40, 5, move);
+    stream *     together[n] = { &a, &b, &d };
+    stream *     alone[n]    = { &x, &y, &z };
+    for (size_t i = 0; i < n; ++i) {
+        const auto prompt = text(10 + 30 * i, 20 + (uint32_t) i);
+        together[i]->feed(prompt);
+        alone[i]->feed(prompt);
+    }
+    const auto t = text(3 * 300, 5);
+    for (size_t k = 0; k < 300; ++k) {
+        std::vector<es_stream *> streams;
+        std::vector<llama_token> tokens;
+        for (size_t i = 0; i < n; ++i) {
+            if (k % 7 == 3 && i == 1) {
+                continue; // sequences 0 and 2 only
+            }
+            streams.push_back(together[i]->s);
+            tokens.push_back(t[n * k + i]);
+            alone[i]->feed({ tokens.back() });
+        }
+        const int32_t rc = es_streams_feed(streams.data(), tokens.data(), streams.size());
+        if (rc != ES_OK) {
+            fprintf(stderr, "%s\n", es_last_error());
+        }
+        assert(rc == ES_OK);
+        if (k % 40 == 39 || k % 7 == 3) {
+            for (size_t i = 0; i < n; ++i) {
+                assert(max_diff(together[i]->logits(), alone[i]->logits()) < 1e-3);
+                assert(together[i]->stats().n_past == alone[i]->stats().n_past);
+                assert(together[i]->stats().n_slides == alone[i]->stats().n_slides);
+            }
+        }
+    }
+    assert(a.stats().n_rebases > 0 && b.stats().n_rebases > 0);
+
+    es_stream *       s[2]   = { a.s, a.s };
+    const llama_token bad[2] = { 5, -1 };
+    const auto        before = a.stats().n_past;
+    assert(es_streams_feed(s, bad, 0) == ES_ERR_INVALID && es_streams_feed(nullptr, bad, 1) == ES_ERR_INVALID);
+    assert(es_streams_feed(s, t.data(), 2) == ES_ERR_INVALID); // the same stream twice
+    s[1] = b.s;
+    assert(es_streams_feed(s, bad, 2) == ES_ERR_INVALID); // no such token
+    s[1] = x.s;
+    assert(es_streams_feed(s, t.data(), 2) == ES_ERR_INVALID); // another context
+    s[1] = b.s;
+    assert(es_stream_reset(b.s) == ES_OK && es_streams_feed(s, t.data(), 2) == ES_ERR_INVALID); // no sinks yet
+    assert(a.stats().n_past == before && es_streams_feed(s, t.data(), 1) == ES_OK);
 }
 
 // More sinks than fit one decode are captured in several.
@@ -362,6 +418,9 @@ int main(int argc, char ** argv) {
     moves_agree();
     two_sequences(true);
     two_sequences(false);
+    fed_together(true, ES_SINK_MOVE_BANK);
+    fed_together(false, ES_SINK_MOVE_BANK);
+    fed_together(true, ES_SINK_MOVE_REDECODE);
     many_sinks();
     all_cache_types();
     rewind_goes_back();

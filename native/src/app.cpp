@@ -1,0 +1,368 @@
+// The sessions of edge_stream_app.h: a stream, and a conversation on it unless it is a plain one.
+#include "conversation.h"
+#include "error.h"
+#include "llama-ext.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+struct es_app_session {
+    explicit es_app_session(std::shared_ptr<const es_loaded_model> model) : stream(std::move(model)) {}
+
+    es_app_stream                    stream;
+    std::unique_ptr<es_conversation> chat; // null: a plain stream
+};
+
+namespace {
+
+#define ES_REQUIRE(pointer)                                                                                            \
+    if (!(pointer)) {                                                                                                  \
+        return es_fail(ES_ERR_INVALID, "%s must not be null", #pointer);                                               \
+    }
+
+// What follows from parameters and model before there is a cache.
+struct plan {
+    std::string       system;
+    es_turns          turns;
+    es_context_params sizes;
+    uint32_t          n_boundary = 0;
+
+    int32_t init(const es_loaded_model & model, const es_app_session_params & params) {
+        uint32_t n_ctx = params.n_ctx, n_keep = params.n_keep;
+        if (n_ctx == 0) {
+            const long long wanted = atoll(model.meta("edge_stream.n_ctx").c_str());
+            n_ctx                  = wanted > 0 && wanted < INT32_MAX ? (uint32_t) wanted : 4096;
+        }
+        if (!params.chat) {
+            return sizes.init(params, n_ctx, n_keep);
+        }
+        int32_t rc = init_turns(model, params, params.system ? params.system : "");
+        if (rc != ES_OK) {
+            return rc;
+        }
+        if (!system.empty()) {
+            n_keep = std::max(n_keep, (uint32_t) es_conversation::head_tokens(model, turns).size());
+        }
+        if (n_keep > n_ctx / 4 * 3) {
+            return es_fail(ES_ERR_INVALID,
+                           "the %u pinned tokens leave less than a quarter of the cache (%u tokens) for the "
+                           "conversation: shorten the system prompt or use a larger cache",
+                           n_keep, n_ctx);
+        }
+        n_boundary = (n_ctx - n_keep) / 8; // slides prefer to end between messages
+        return sizes.init(params, n_ctx, n_keep);
+    }
+
+    int32_t init_turns(const es_loaded_model & model, const es_app_session_params & params, std::string text) {
+        system = std::move(text);
+        return es_conversation::make_turns(model, params.chat_template, system, turns);
+    }
+};
+
+int32_t open(es_app_model * model, const es_app_session_params & params, plan & p,
+             std::unique_ptr<es_app_session> & out) {
+    auto          session = std::make_unique<es_app_session>(model->loaded);
+    const int32_t rc      = session->stream.init(params, p.sizes, p.n_boundary);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    if (params.chat) {
+        session->chat = std::make_unique<es_conversation>(session->stream, std::move(p.turns), std::move(p.system));
+    }
+    out = std::move(session);
+    return ES_OK;
+}
+
+int32_t peek(const char * path, es_session_info & info, std::string & user) {
+    int32_t rc = es_session_peek(path, &info, nullptr, 0);
+    if (rc == ES_OK) {
+        user.resize(info.n_user);
+        rc = es_session_peek(path, &info, user.data(), user.size());
+    }
+    return rc;
+}
+
+int32_t need_chat(const es_app_session * session, bool wanted) {
+    ES_REQUIRE(session);
+    if ((session->chat != nullptr) != wanted) {
+        return es_fail(ES_ERR_INVALID, wanted ? "the session is a plain stream, not a conversation"
+                                              : "the session is a conversation, not a plain stream");
+    }
+    return ES_OK;
+}
+
+} // namespace
+
+es_app_session_params es_app_session_default_params(void) {
+    es_app_session_params p = {};
+    p.n_keep                = 4;
+    p.n_batch               = 512;
+    p.flash_attn            = -1;
+    p.chat                  = true;
+    return p;
+}
+
+es_app_answer_params es_app_answer_default_params(void) {
+    es_app_answer_params p = {};
+    p.sampling             = es_sampler_default_params();
+    p.max_tokens           = -1;
+    return p;
+}
+
+int32_t es_app_memory_need(const char * path, es_app_model_params model, es_app_session_params params,
+                           es_app_memory * out) {
+    ES_REQUIRE(path);
+    ES_REQUIRE(out);
+    return es_guard([&]() -> int32_t {
+        std::shared_ptr<const es_loaded_model> loaded;
+        plan                                   p;
+        int32_t                                rc = es_load_model(path, model, true, loaded);
+        if (rc == ES_OK) {
+            rc = p.init(*loaded, params);
+        }
+        if (rc != ES_OK) {
+            return rc;
+        }
+        const std::unique_ptr<llama_context, decltype(&llama_free)> ctx(
+            es_make_context(loaded->model, params, p.sizes, nullptr, nullptr), llama_free);
+        if (!ctx) {
+            return ES_ERR_MEMORY;
+        }
+        *out = {};
+        for (const auto & [type, size] : llama_get_memory_breakdown(ctx.get())) {
+            out->weights += size.model;
+            out->cache += size.context;
+            out->compute += size.compute;
+        }
+        const std::string arch   = loaded->meta("general.architecture");
+        const std::string length = loaded->meta(arch + ".attention.key_length");
+        const int32_t     n_head = std::max(1, llama_model_n_head(loaded->model));
+        const uint64_t    n_key  = length.empty() ? (uint64_t) (llama_model_n_embd(loaded->model) / n_head)
+                                                  : (uint64_t) std::max(0, atoi(length.c_str()));
+        out->sinks               = es_bank_available()
+                                       ? n_key * (uint64_t) llama_model_n_head_kv(loaded->model) *
+                               (uint64_t) llama_model_n_layer(loaded->model) * p.sizes.n_keep * sizeof(float)
+                                       : 0;
+        out->total               = out->weights + out->cache + out->sinks + out->compute;
+        out->n_ctx               = p.sizes.n_ctx;
+        out->n_keep              = p.sizes.n_keep;
+        return ES_OK;
+    });
+}
+
+int32_t es_app_session_open(es_app_model * model, es_app_session_params params, es_app_session ** out) {
+    ES_REQUIRE(out);
+    *out = nullptr;
+    ES_REQUIRE(model);
+    return es_guard([&]() -> int32_t {
+        plan                            p;
+        std::unique_ptr<es_app_session> session;
+        int32_t                         rc = p.init(*model->loaded, params);
+        if (rc == ES_OK) {
+            rc = open(model, params, p, session);
+        }
+        *out = session.release();
+        return rc;
+    });
+}
+
+int32_t es_app_session_restore(es_app_model * model, es_app_session_params params, const char * path,
+                               es_app_session ** out) {
+    ES_REQUIRE(out);
+    *out = nullptr;
+    ES_REQUIRE(model);
+    ES_REQUIRE(path);
+    return es_guard([&]() -> int32_t {
+        es_session_info info;
+        std::string     user, system;
+        plan            p;
+        int32_t         rc = peek(path, info, user);
+        if (rc == ES_OK &&
+            (info.fingerprint != es_model_fingerprint(model->loaded->model) || info.model_tag != model->loaded->tag)) {
+            return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path); // before a cache is made
+        }
+        if (rc == ES_OK && params.chat) {
+            rc = es_conversation::read_system(user, path, system);
+            if (rc == ES_OK) {
+                rc = p.init_turns(*model->loaded, params, system);
+            }
+        }
+        if (rc == ES_OK) {
+            rc = p.sizes.init(params, info.n_ctx, info.n_keep);
+        }
+        std::unique_ptr<es_app_session> session;
+        if (rc == ES_OK) {
+            rc = open(model, params, p, session);
+        }
+        if (rc == ES_OK) {
+            rc = session->stream.load(path);
+        }
+        if (rc == ES_OK && session->chat) {
+            rc = session->chat->from_json(user, path);
+        }
+        *out = rc == ES_OK ? session.release() : nullptr;
+        return rc;
+    });
+}
+
+void es_app_session_free(es_app_session * session) {
+    (void) es_guard([&]() -> int32_t {
+        delete session;
+        return ES_OK;
+    });
+}
+
+int32_t es_app_session_save(es_app_session * session, const char * path) {
+    ES_REQUIRE(session);
+    ES_REQUIRE(path);
+    return es_guard([&]() -> int32_t {
+        if (session->stream.writing()) {
+            return es_fail(ES_ERR_INVALID, "an answer is open: end it before saving");
+        }
+        return session->stream.save(path, session->chat ? session->chat->to_json() : "");
+    });
+}
+
+int32_t es_app_session_peek(const char * path, es_app_session_info * out) {
+    ES_REQUIRE(path);
+    ES_REQUIRE(out);
+    return es_guard([&]() -> int32_t {
+        es_session_info info;
+        std::string     user;
+        const int32_t   rc = peek(path, info, user);
+        if (rc == ES_OK) {
+            *out             = {};
+            out->n_ctx       = info.n_ctx;
+            out->n_keep      = info.n_keep;
+            out->n_past      = info.n_past;
+            out->fingerprint = info.fingerprint;
+            out->model_tag   = info.model_tag;
+            out->n_messages  = es_conversation::count_messages(user);
+        }
+        return rc;
+    });
+}
+
+int32_t es_app_session_stats(const es_app_session * session, es_stream_stats * out) {
+    ES_REQUIRE(session);
+    return es_stream_get_stats(session->stream.handle(), out);
+}
+
+size_t es_app_message_count(const es_app_session * session) {
+    return session && session->chat ? session->chat->messages().size() : 0;
+}
+
+size_t es_app_message_dropped(const es_app_session * session) {
+    return session && session->chat ? session->chat->n_dropped() : 0;
+}
+
+int32_t es_app_message_get(const es_app_session * session, size_t index, es_app_message * out) {
+    ES_REQUIRE(out);
+    if (index >= es_app_message_count(session)) {
+        return es_fail(ES_ERR_INVALID, "there is no message %zu", index);
+    }
+    const es_conversation::message & m = session->chat->messages()[index];
+    *out                               = { m.role.c_str(), m.text.c_str() };
+    return ES_OK;
+}
+
+int32_t es_app_session_clear(es_app_session * session) {
+    ES_REQUIRE(session);
+    return es_guard([&] { return session->chat ? session->chat->clear() : session->stream.reset(); });
+}
+
+int32_t es_app_say(es_app_session * session, const char * text, es_app_answer_params params,
+                   es_app_progress on_progress, void * user) {
+    ES_REQUIRE(text);
+    const int32_t rc = need_chat(session, true);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    session->stream.clear_stop();
+    return es_guard([&] { return session->chat->say(text, params, on_progress, user); });
+}
+
+int32_t es_app_regenerate(es_app_session * session, es_app_answer_params params) {
+    const int32_t rc = need_chat(session, true);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    session->stream.clear_stop();
+    return es_guard([&] { return session->chat->regenerate(params); });
+}
+
+int32_t es_app_read(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
+                    void * user) {
+    ES_REQUIRE(text);
+    const int32_t rc = need_chat(session, false);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    session->stream.clear_stop();
+    return es_guard([&]() -> int32_t {
+        es_app_stream & s = session->stream;
+        s.end();
+        const bool      bos    = s.n_past() == 0 && llama_vocab_get_add_bos(s.model().vocab);
+        const es_tokens tokens = s.model().tokenize(text, bos, special);
+        return tokens.empty() ? es_fail(ES_ERR_INVALID, "there is no text to read")
+                              : s.feed_in_steps(tokens, true, on_progress, user);
+    });
+}
+
+int32_t es_app_go_on(es_app_session * session, es_app_answer_params params) {
+    const int32_t rc = need_chat(session, false);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    session->stream.clear_stop();
+    return es_guard([&] { return session->stream.begin(params); });
+}
+
+int32_t es_app_next(es_app_session * session, es_app_token * out) {
+    ES_REQUIRE(session);
+    ES_REQUIRE(out);
+    if (!session->stream.writing()) {
+        return es_fail(ES_ERR_INVALID, "no answer is open");
+    }
+    return es_guard([&]() -> int32_t {
+        if (session->chat) {
+            return session->chat->next(*out);
+        }
+        const int32_t rc = session->stream.next(*out);
+        if (rc == ES_OK && out->finish != ES_APP_GOES_ON) {
+            session->stream.end();
+        }
+        return rc;
+    });
+}
+
+int32_t es_app_end(es_app_session * session) {
+    ES_REQUIRE(session);
+    return es_guard([&]() -> int32_t {
+        if (session->chat) {
+            return session->chat->end();
+        }
+        session->stream.end();
+        return ES_OK;
+    });
+}
+
+int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user) {
+    es_app_token token = {};
+    do {
+        const int32_t rc = es_app_next(session, &token);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        if (on_token && !on_token(user, &token)) {
+            return es_app_end(session);
+        }
+    } while (token.finish == ES_APP_GOES_ON);
+    return ES_OK;
+}
+
+void es_app_stop(es_app_session * session) {
+    if (session) {
+        session->stream.stop();
+    }
+}

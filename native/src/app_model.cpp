@@ -1,0 +1,338 @@
+#include "app_model.h"
+
+#include "edge_stream.h"
+#include "error.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+
+extern "C" {
+#include "sha256/sha256.h" // of llama.cpp's vendor folder, plain C
+}
+
+namespace {
+
+//
+// llama.cpp's log: silent, but its last error belongs in our sentences
+//
+
+std::mutex  log_mutex;
+std::string log_last;
+
+void keep_error(ggml_log_level level, const char * text, void *) {
+    if (level == GGML_LOG_LEVEL_ERROR) {
+        const std::lock_guard<std::mutex> lock(log_mutex);
+        log_last = text;
+        while (!log_last.empty() && (log_last.back() == '\n' || log_last.back() == ' ')) {
+            log_last.pop_back();
+        }
+    }
+}
+
+void init_once() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        llama_log_set(keep_error, nullptr);
+        llama_backend_init();
+    });
+}
+
+//
+// files
+//
+
+struct file_closer {
+    void operator()(FILE * f) const { fclose(f); }
+};
+using file = std::unique_ptr<FILE, file_closer>;
+
+int32_t open_file(const char * path, file & f, uint64_t & size) {
+    f.reset(fopen(path, "rb"));
+    if (!f || fseeko(f.get(), 0, SEEK_END) != 0) {
+        return es_fail(ES_ERR_IO, "cannot open %s: %s", path, strerror(errno));
+    }
+    size = (uint64_t) ftello(f.get());
+    rewind(f.get());
+    return ES_OK;
+}
+
+// 64 bits of the SHA-256 of the file's size and of 64 evenly spaced blocks: the same as the Python package's.
+int32_t weights_tag(const char * path, uint64_t & out) {
+    constexpr uint64_t n_blocks = 64, block = 1 << 16;
+    file               f;
+    uint64_t           size = 0;
+    const int32_t      rc   = open_file(path, f, size);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    sha256_t             hash;
+    std::vector<uint8_t> buf(block);
+    sha256_init(&hash);
+    for (int i = 0; i < 8; ++i) {
+        buf[i] = (uint8_t) (size >> 8 * i);
+    }
+    sha256_update(&hash, buf.data(), 8);
+    for (uint64_t i = 0; i < n_blocks; ++i) {
+        const uint64_t at = (size > block ? size - block : 0) * i / (n_blocks - 1);
+        if (fseeko(f.get(), (off_t) at, SEEK_SET) != 0) {
+            return es_fail(ES_ERR_IO, "cannot read %s: %s", path, strerror(errno));
+        }
+        sha256_update(&hash, buf.data(), fread(buf.data(), 1, block, f.get()));
+    }
+    uint8_t digest[SHA256_DIGEST_SIZE];
+    sha256_final(&hash, digest);
+    out = 0;
+    for (int i = 0; i < 8; ++i) {
+        out |= (uint64_t) digest[i] << 8 * i;
+    }
+    return ES_OK;
+}
+
+struct load_progress {
+    es_app_progress call;
+    void *          user;
+    bool            stopped = false;
+};
+
+bool on_load_progress(float done, void * user) {
+    auto * p   = (load_progress *) user;
+    p->stopped = p->stopped || (p->call && !p->call(p->user, (uint64_t) (done * 1000), 1000));
+    return !p->stopped;
+}
+
+uint32_t number_or(const std::string & text, uint32_t otherwise) {
+    const long long n = atoll(text.c_str());
+    return n > 0 && n <= INT32_MAX ? (uint32_t) n : otherwise;
+}
+
+} // namespace
+
+std::string es_log_hint() {
+    const std::lock_guard<std::mutex> lock(log_mutex);
+    return log_last.empty() ? "" : ": " + log_last;
+}
+
+es_loaded_model::~es_loaded_model() {
+    llama_model_free(model);
+}
+
+es_tokens es_loaded_model::tokenize(const std::string & text, bool add_bos, bool special) const {
+    es_tokens     out(text.size() + 2);
+    const int32_t n =
+        llama_tokenize(vocab, text.data(), (int32_t) text.size(), out.data(), (int32_t) out.size(), add_bos, special);
+    if (n < 0) {
+        out.resize((size_t) -n);
+        llama_tokenize(vocab, text.data(), (int32_t) text.size(), out.data(), -n, add_bos, special);
+        return out;
+    }
+    out.resize((size_t) n);
+    return out;
+}
+
+std::string es_loaded_model::piece(llama_token token) const {
+    std::string   out(64, '\0');
+    const int32_t n = llama_token_to_piece(vocab, token, out.data(), (int32_t) out.size(), 0, false);
+    if (n < 0) {
+        out.resize((size_t) -n);
+        llama_token_to_piece(vocab, token, out.data(), -n, 0, false);
+        return out;
+    }
+    out.resize((size_t) n);
+    return out;
+}
+
+std::string es_loaded_model::meta(const std::string & key) const {
+    char buf[256];
+    return llama_model_meta_val_str(model, key.c_str(), buf, sizeof(buf)) >= 0 ? buf : "";
+}
+
+int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
+                      std::shared_ptr<const es_loaded_model> & out) {
+    init_once();
+    auto          loaded = std::make_shared<es_loaded_model>();
+    const int32_t rc     = weights_tag(path, loaded->tag); // fails for files that cannot be read
+    if (rc != ES_OK) {
+        return rc;
+    }
+    load_progress      progress{ params.on_progress, params.user };
+    llama_model_params p          = llama_model_default_params();
+    p.n_gpu_layers                = params.n_gpu_layers;
+    p.progress_callback           = on_load_progress;
+    p.progress_callback_user_data = &progress;
+    if (measure) {
+        p.no_alloc = true;
+    }
+    if (measure || !params.use_mmap) {
+        p.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+    loaded->model = llama_model_load_from_file(path, p);
+    if (!loaded->model) {
+        return progress.stopped ? es_fail(ES_ERR_STOPPED, "loading was stopped")
+                                : es_fail(ES_ERR_MEMORY, "llama.cpp cannot load %s%s", path, es_log_hint().c_str());
+    }
+    char reason[512];
+    if (!es_model_can_stream(loaded->model, reason, sizeof(reason))) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: %s", reason);
+    }
+    loaded->vocab = llama_model_get_vocab(loaded->model);
+    out           = std::move(loaded);
+    return ES_OK;
+}
+
+int32_t es_find_template(const es_loaded_model & model, const char * name, std::string & out) {
+    if (name) {
+        for (size_t i = 0; const char * known = es_app_template_name(i); ++i) {
+            if (strcmp(known, name) == 0) {
+                out = name;
+                return ES_OK;
+            }
+        }
+        return es_fail(ES_ERR_INVALID, "there is no chat template %s (chatml, llama3, gemma, ...)", name);
+    }
+    const char * own = llama_model_chat_template(model.model, nullptr);
+    if (!own) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model has no chat template: choose one by name (chatml, llama3, ...)");
+    }
+    const llama_chat_message probe = { "user", "Hello" };
+    if (llama_chat_apply_template(own, &probe, 1, true, nullptr, 0) < 0) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model's chat template is none of those that llama.cpp knows without "
+                                           "Jinja: choose one by name (chatml, llama3, ...)");
+    }
+    out = own;
+    return ES_OK;
+}
+
+//
+// C interface
+//
+
+es_app_model_params es_app_model_default_params(void) {
+    es_app_model_params p = {};
+    p.n_gpu_layers        = -1;
+    p.use_mmap            = true;
+    return p;
+}
+
+int32_t es_app_model_load(const char * path, es_app_model_params params, es_app_model ** out) {
+    if (!path || !out) {
+        return es_fail(ES_ERR_INVALID, "path and out must not be null");
+    }
+    *out = nullptr;
+    return es_guard([&]() -> int32_t {
+        auto          model = std::make_unique<es_app_model>();
+        const int32_t rc    = es_load_model(path, params, false, model->loaded);
+        *out                = rc == ES_OK ? model.release() : nullptr;
+        return rc;
+    });
+}
+
+void es_app_model_free(es_app_model * model) {
+    delete model;
+}
+
+int32_t es_app_model_get_info(const es_app_model * model, es_app_model_info * out) {
+    if (!model || !out) {
+        return es_fail(ES_ERR_INVALID, "model and out must not be null");
+    }
+    return es_guard([&]() -> int32_t {
+        const es_loaded_model & m = *model->loaded;
+        *out                      = {};
+        llama_model_desc(m.model, out->name, sizeof(out->name));
+        out->n_params          = llama_model_n_params(m.model);
+        out->n_bytes           = llama_model_size(m.model);
+        out->fingerprint       = es_model_fingerprint(m.model);
+        out->tag               = m.tag;
+        out->n_vocab           = (uint32_t) llama_vocab_n_tokens(m.vocab);
+        out->n_ctx_train       = (uint32_t) llama_model_n_ctx_train(m.model);
+        out->n_ctx             = number_or(m.meta("edge_stream.n_ctx"), 4096);
+        out->n_keep            = number_or(m.meta("edge_stream.n_keep"), 4);
+        out->has_chat_template = llama_model_chat_template(m.model, nullptr) != nullptr;
+        out->has_sink_bank     = es_bank_available();
+        return ES_OK;
+    });
+}
+
+bool es_app_model_can_chat(const es_app_model * model, const char * chat_template, char * reason, size_t n_reason) {
+    const int32_t rc = es_guard([&]() -> int32_t {
+        std::string found;
+        return model ? es_find_template(*model->loaded, chat_template, found)
+                     : es_fail(ES_ERR_INVALID, "there is no model");
+    });
+    if (reason && n_reason > 0) {
+        snprintf(reason, n_reason, "%s", rc == ES_OK ? "" : es_last_error());
+    }
+    return rc == ES_OK;
+}
+
+const char * es_app_template_name(size_t index) {
+    const char *  names[256];
+    const int32_t n = llama_chat_builtin_templates(names, 256);
+    return index < (size_t) std::clamp(n, 0, 256) ? names[index] : nullptr;
+}
+
+int64_t es_app_tokenize(const es_app_model * model, const char * text, bool add_bos, bool special, int32_t * out,
+                        size_t n_max) {
+    if (!model || !text || (n_max > 0 && !out)) {
+        es_fail(ES_ERR_INVALID, "model, text and out must not be null");
+        return -1;
+    }
+    int64_t       n  = -1;
+    const int32_t rc = es_guard([&]() -> int32_t {
+        const es_tokens tokens = model->loaded->tokenize(text, add_bos, special);
+        std::copy_n(tokens.begin(), std::min(n_max, tokens.size()), out);
+        n = (int64_t) tokens.size();
+        return ES_OK;
+    });
+    return rc == ES_OK ? n : -1;
+}
+
+int32_t es_app_token_bytes(const es_app_model * model, int32_t token, char * out, size_t n_max) {
+    if (!model || (n_max > 0 && !out) || token < 0 || token >= llama_vocab_n_tokens(model->loaded->vocab)) {
+        es_fail(ES_ERR_INVALID, "token %d is not in the vocabulary, or model or out is null", token);
+        return -1;
+    }
+    int32_t       n  = -1;
+    const int32_t rc = es_guard([&]() -> int32_t {
+        const std::string bytes = model->loaded->piece(token);
+        std::copy_n(bytes.begin(), std::min(n_max, bytes.size()), out);
+        n = (int32_t) bytes.size();
+        return ES_OK;
+    });
+    return rc == ES_OK ? n : -1;
+}
+
+int32_t es_app_file_sha256(const char * path, es_app_progress on_progress, void * user, char out[65]) {
+    if (!path || !out) {
+        return es_fail(ES_ERR_INVALID, "path and out must not be null");
+    }
+    return es_guard([&]() -> int32_t {
+        file          f;
+        uint64_t      size = 0, done = 0;
+        const int32_t rc = open_file(path, f, size);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        sha256_t hash;
+        sha256_init(&hash);
+        std::vector<uint8_t> buf(1 << 20);
+        while (const size_t n = fread(buf.data(), 1, buf.size(), f.get())) {
+            sha256_update(&hash, buf.data(), n);
+            done += n;
+            if (on_progress && !on_progress(user, done, size)) {
+                return es_fail(ES_ERR_STOPPED, "hashing was stopped");
+            }
+        }
+        if (ferror(f.get())) {
+            return es_fail(ES_ERR_IO, "cannot read %s: %s", path, strerror(errno));
+        }
+        uint8_t digest[SHA256_DIGEST_SIZE];
+        sha256_final(&hash, digest);
+        for (int i = 0; i < SHA256_DIGEST_SIZE; ++i) {
+            snprintf(out + 2 * i, 3, "%02x", digest[i]);
+        }
+        return ES_OK;
+    });
+}

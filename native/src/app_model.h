@@ -1,0 +1,41 @@
+// What the app facade shares between its files: a loaded model, its text in and out, its contexts.
+#pragma once
+
+#include "edge_stream_app.h"
+#include "llama.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+using es_tokens = std::vector<llama_token>;
+
+struct es_loaded_model {
+    llama_model *       model = nullptr;
+    const llama_vocab * vocab = nullptr;
+    uint64_t            tag   = 0; // of the file, see es_app_model_info
+
+    es_loaded_model()                                    = default;
+    es_loaded_model(const es_loaded_model &)             = delete;
+    es_loaded_model & operator=(const es_loaded_model &) = delete;
+    ~es_loaded_model();
+
+    // Text that spells control tokens becomes them if special.
+    es_tokens   tokenize(const std::string & text, bool add_bos, bool special) const;
+    std::string piece(llama_token token) const; // its bytes; empty for control tokens
+    std::string meta(const std::string & key) const;
+};
+
+struct es_app_model {
+    std::shared_ptr<const es_loaded_model> loaded; // sessions hold it too
+};
+
+// Loads a model that can stream. measure: metadata and vocabulary only, for es_app_memory_need.
+int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
+                      std::shared_ptr<const es_loaded_model> & out);
+
+// The template to use for chat: the model's own if llama.cpp knows it, or the one of that name. Sets es_last_error.
+int32_t es_find_template(const es_loaded_model & model, const char * name, std::string & out);
+
+// The last error that llama.cpp logged, as the end of a sentence (": ..."); empty if none.
+std::string es_log_hint();

@@ -1,0 +1,273 @@
+#include "app_stream.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+namespace {
+
+constexpr uint32_t n_max_ctx  = 1 << 28;
+constexpr size_t   least_step = 64;
+
+struct cache_type {
+    const char * name;
+    ggml_type    type;
+};
+constexpr cache_type cache_types[] = {
+    { "f32", GGML_TYPE_F32 },   { "f16", GGML_TYPE_F16 },   { "bf16", GGML_TYPE_BF16 },
+    { "q8_0", GGML_TYPE_Q8_0 }, { "q5_1", GGML_TYPE_Q5_1 }, { "q5_0", GGML_TYPE_Q5_0 },
+    { "q4_1", GGML_TYPE_Q4_1 }, { "q4_0", GGML_TYPE_Q4_0 }, { "iq4_nl", GGML_TYPE_IQ4_NL },
+};
+
+int32_t find_cache_type(const char * name, ggml_type & out) {
+    for (const cache_type & t : cache_types) {
+        if (strcmp(name ? name : "f16", t.name) == 0) {
+            out = t.type;
+            return ES_OK;
+        }
+    }
+    return es_fail(ES_ERR_INVALID, "cache type %s is unknown (f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl)",
+                   name);
+}
+
+bool same_sampling(const es_app_answer_params & a, const std::vector<es_logit_bias> & bias,
+                   const es_app_answer_params & b) {
+    const es_sampler_params &x = a.sampling, &y = b.sampling;
+    const auto               same_bias = [](const es_logit_bias & p, const es_logit_bias & q) {
+        return p.token == q.token && p.bias == q.bias;
+    };
+    return x.seed == y.seed && x.temp == y.temp && x.top_k == y.top_k && x.top_p == y.top_p && x.min_p == y.min_p &&
+           x.repeat_penalty == y.repeat_penalty && x.repeat_last_n == y.repeat_last_n &&
+           x.frequency_penalty == y.frequency_penalty && x.presence_penalty == y.presence_penalty &&
+           a.ignore_eos == b.ignore_eos && bias.size() == y.n_logit_bias &&
+           std::equal(bias.begin(), bias.end(), y.logit_bias, same_bias);
+}
+
+} // namespace
+
+uint32_t es_context_params::n_spare() const {
+    return es_bank_available() ? 0 : n_keep;
+}
+
+int32_t es_context_params::init(const es_app_session_params & params, uint32_t ctx, uint32_t keep) {
+    n_ctx            = ctx;
+    n_keep           = keep;
+    const int32_t rc = find_cache_type(params.cache_type_k, type_k);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    if (params.n_batch < 1 || params.n_batch > n_max_ctx || n_ctx < 1 || n_ctx > n_max_ctx) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u and n_batch = %u must be between 1 and %u", n_ctx, params.n_batch,
+                       n_max_ctx);
+    }
+    if (params.flash_attn < -1 || params.flash_attn > 1) {
+        return es_fail(ES_ERR_INVALID, "flash_attn = %d must be -1, 0 or 1", params.flash_attn);
+    }
+    return find_cache_type(params.cache_type_v, type_v);
+}
+
+llama_context * es_make_context(llama_model * model, const es_app_session_params & params,
+                                const es_context_params & sizes, ggml_abort_callback abort, void * abort_data) {
+    const uint32_t       n_cores = std::max(1u, std::thread::hardware_concurrency());
+    llama_context_params p       = llama_context_default_params();
+    p.n_ctx                      = sizes.n_ctx + sizes.n_spare();
+    p.n_batch                    = params.n_batch;
+    p.n_ubatch                   = params.n_batch;
+    p.n_seq_max                  = es_bank_available() ? 1 : 2; // redecoding needs a second sequence
+    p.kv_unified                 = true;
+    p.swa_full                   = true;
+    p.type_k                     = sizes.type_k;
+    p.type_v                     = sizes.type_v;
+    p.flash_attn_type            = (llama_flash_attn_type) params.flash_attn;
+    p.n_threads                  = (int32_t) std::min(params.n_threads ? params.n_threads : n_cores, 1024u);
+    p.n_threads_batch            = p.n_threads;
+    p.no_perf                    = true;
+    p.abort_callback             = abort;
+    p.abort_callback_data        = abort_data;
+    llama_context * ctx          = llama_init_from_model(model, p);
+    if (!ctx) {
+        es_fail(ES_ERR_MEMORY, "llama.cpp cannot create a cache of %u tokens%s", sizes.n_ctx, es_log_hint().c_str());
+    }
+    return ctx;
+}
+
+es_app_stream::~es_app_stream() {
+    es_sampler_free(sampler_);
+    es_stream_free(stream_);
+    llama_free(ctx_);
+}
+
+int32_t es_app_stream::init(const es_app_session_params & params, const es_context_params & sizes,
+                            uint32_t n_boundary) {
+    sizes_           = sizes;
+    const auto abort = [](void * data) {
+        const auto * self = (const es_app_stream *) data;
+        return self->may_abort_ && self->stop_;
+    };
+    ctx_ = es_make_context(model_->model, params, sizes, abort, this);
+    if (!ctx_) {
+        return ES_ERR_MEMORY;
+    }
+    es_stream_params p = es_stream_default_params();
+    p.n_ctx            = sizes.n_ctx;
+    p.n_keep           = sizes.n_keep;
+    p.n_boundary       = n_boundary;
+    p.model_tag        = model_->tag;
+    return es_stream_init(ctx_, p, &stream_);
+}
+
+es_stream_stats es_app_stream::stats() const {
+    es_stream_stats s = {};
+    es_stream_get_stats(stream_, &s);
+    return s;
+}
+
+//
+// reading
+//
+
+int32_t es_app_stream::feed(const es_tokens & tokens, bool heed_stop) {
+    if (tokens.empty()) {
+        return ES_OK;
+    }
+    if (heed_stop && stop_) {
+        return es_fail(ES_ERR_STOPPED, "reading was stopped");
+    }
+    may_abort_       = heed_stop;
+    const int32_t rc = es_stream_feed(stream_, tokens.data(), tokens.size(), nullptr, nullptr);
+    may_abort_       = false;
+    return rc;
+}
+
+int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool heed_stop, es_app_progress on_progress,
+                                     void * user) {
+    const size_t step = std::max<size_t>(least_step, stats().n_chunk);
+    for (size_t i = 0; i < tokens.size(); i += step) {
+        const size_t  end = std::min(tokens.size(), i + step);
+        const int32_t rc  = feed({ tokens.begin() + (ptrdiff_t) i, tokens.begin() + (ptrdiff_t) end }, heed_stop);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        if (on_progress && !on_progress(user, end, tokens.size())) {
+            return es_fail(ES_ERR_STOPPED, "reading was stopped");
+        }
+    }
+    return ES_OK;
+}
+
+//
+// writing
+//
+
+// Makes the sampler, unless the last answer's goes on. A grammar always starts anew.
+int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
+    const es_sampler_params & wanted = params.sampling;
+    if (wanted.n_logit_bias > 0 && !wanted.logit_bias) {
+        return es_fail(ES_ERR_INVALID, "logit_bias must not be null");
+    }
+    if (sampler_ && !wanted.grammar && !sampling_.sampling.grammar && same_sampling(sampling_, bias_, params)) {
+        return ES_OK;
+    }
+    es_sampler_params p = wanted;
+    bias_.assign(wanted.logit_bias, wanted.logit_bias + wanted.n_logit_bias);
+    std::vector<es_logit_bias> bias = bias_;
+    const int32_t              n    = llama_vocab_n_tokens(model_->vocab);
+    for (llama_token token = 0; params.ignore_eos && token < n; ++token) {
+        if (llama_vocab_is_eog(model_->vocab, token)) {
+            bias.push_back({ token, -INFINITY });
+        }
+    }
+    p.logit_bias         = bias.data();
+    p.n_logit_bias       = bias.size();
+    es_sampler *  made   = nullptr;
+    const int32_t status = es_sampler_init(model_->model, p, &made);
+    if (status != ES_OK) {
+        return status;
+    }
+    es_sampler_free(sampler_);
+    sampler_  = made;
+    sampling_ = params;
+    if (!es_sampler_adopt(sampler_, stream_)) {
+        es_tokens    cached(es_stream_tokens(stream_, nullptr, 0));
+        const size_t n_cached = es_stream_tokens(stream_, cached.data(), cached.size());
+        const size_t n_last   = std::min<size_t>(n_cached, (size_t) std::max(0, wanted.repeat_last_n));
+        for (size_t i = n_cached - n_last; i < n_cached; ++i) {
+            const int32_t rc = es_sampler_accept(sampler_, cached[i]);
+            if (rc != ES_OK) {
+                return rc;
+            }
+        }
+    }
+    return ES_OK;
+}
+
+int32_t es_app_stream::begin(const es_app_answer_params & params) {
+    const int32_t rc = use_sampling(params);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    writing_    = true;
+    ignore_eos_ = params.ignore_eos;
+    max_tokens_ = params.max_tokens;
+    n_written_  = 0;
+    began_      = std::chrono::steady_clock::now();
+    return ES_OK;
+}
+
+int32_t es_app_stream::next(es_app_token & out) {
+    out             = {};
+    out.token       = -1;
+    const auto tell = [&](int32_t finish) {
+        const es_stream_stats s = stats();
+        const double seconds    = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+        out.bytes               = piece_.data();
+        out.n_bytes             = piece_.size();
+        out.finish              = finish;
+        out.n_past              = s.n_past;
+        out.n_cached            = s.n_sinks + s.n_window;
+        out.tokens_per_s        = (float) ((double) n_written_ / std::max(seconds, 1e-9));
+        return ES_OK;
+    };
+    piece_.clear();
+    if (stop_) {
+        return tell(ES_APP_STOPPED);
+    }
+    if (max_tokens_ >= 0 && n_written_ >= max_tokens_) { // only max_tokens = 0 comes here
+        return tell(ES_APP_LENGTH);
+    }
+    int32_t rc = es_sampler_sample(sampler_, stream_, &out.token, nullptr);
+    if (rc == ES_OK) {
+        rc = es_stream_feed(stream_, &out.token, 1, nullptr, nullptr);
+    }
+    if (rc != ES_OK) {
+        return rc;
+    }
+    n_written_++;
+    if (!ignore_eos_ && llama_vocab_is_eog(model_->vocab, out.token)) {
+        return tell(ES_APP_EOS);
+    }
+    piece_ = model_->piece(out.token);
+    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_GOES_ON);
+}
+
+//
+// all of it
+//
+
+int32_t es_app_stream::reset() {
+    es_sampler_free(sampler_);
+    sampler_ = nullptr;
+    writing_ = false;
+    return es_stream_reset(stream_);
+}
+
+int32_t es_app_stream::save(const char * path, const std::string & user) const {
+    return es_session_save(stream_, sampler_, sizes_.type_k, sizes_.type_v, path, user.data(), user.size());
+}
+
+int32_t es_app_stream::load(const char * path) {
+    return es_session_load(stream_, sizes_.type_k, sizes_.type_v, path);
+}

@@ -1,0 +1,304 @@
+// The app facade over a real (tiny) model: a conversation of 10,000 tokens and everything an app does with one, so that
+// the sanitizers see every path. argv[1]: the model, which has no chat template of its own.
+#include "edge_stream_app.h"
+
+#include <cassert>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+const char *   model_path;
+es_app_model * model;
+
+void ok(int32_t rc) {
+    if (rc != ES_OK) {
+        fprintf(stderr, "%s: %s\n", es_status_name(rc), es_last_error());
+    }
+    assert(rc == ES_OK);
+}
+
+bool says(const char * part) {
+    return strstr(es_last_error(), part) != nullptr;
+}
+
+es_app_session_params small(bool chat = true) {
+    es_app_session_params p = es_app_session_default_params();
+    p.n_ctx                 = 256;
+    p.n_batch               = 64;
+    p.n_threads             = 1;
+    p.chat                  = chat;
+    p.chat_template         = "chatml";
+    p.system                = chat ? "Be brief." : nullptr;
+    return p;
+}
+
+es_app_answer_params seeded(int64_t max_tokens, uint32_t seed = 7) {
+    es_app_answer_params p = es_app_answer_default_params();
+    p.sampling.seed        = seed;
+    p.max_tokens           = max_tokens;
+    p.ignore_eos           = true;
+    return p;
+}
+
+struct session {
+    es_app_session * s = nullptr;
+    explicit session(const es_app_session_params & p = small()) { ok(es_app_session_open(model, p, &s)); }
+    explicit session(const std::string & path) { ok(es_app_session_restore(model, small(), path.c_str(), &s)); }
+    session(const session &) = delete;
+    ~session() { es_app_session_free(s); }
+
+    std::string write() {
+        std::string text;
+        ok(es_app_write(
+            s,
+            [](void * user, const es_app_token * t) {
+                ((std::string *) user)->append(t->bytes, t->n_bytes);
+                return true;
+            },
+            &text));
+        return text;
+    }
+    std::string say(const std::string & text, int64_t n, uint32_t seed = 7) {
+        ok(es_app_say(s, text.c_str(), seeded(n, seed), nullptr, nullptr));
+        return write();
+    }
+    es_stream_stats stats() const {
+        es_stream_stats out;
+        ok(es_app_session_stats(s, &out));
+        return out;
+    }
+    std::vector<std::string> transcript() const {
+        std::vector<std::string> out;
+        es_app_message           m;
+        for (size_t i = 0; i < es_app_message_count(s); ++i) {
+            ok(es_app_message_get(s, i, &m));
+            out.push_back(std::string(m.role) + ": " + m.text);
+        }
+        return out;
+    }
+};
+
+// Many times the cache; then saved, restored, and both go on alike; then the last answer again.
+void ten_thousand_tokens(const std::string & path) {
+    session a;
+    while (a.stats().n_past < 10000) {
+        a.say("Tell me more about the sea, the sky and everything in between.", 200);
+    }
+    const es_stream_stats st = a.stats();
+    assert(st.n_evicted > 9000 && st.n_sinks + st.n_window <= 256 && st.n_rebases > 0);
+    assert(st.n_keep > 4); // the system prompt is pinned
+    ok(es_app_session_save(a.s, path.c_str()));
+    session b(path);
+    assert(a.transcript() == b.transcript() && b.transcript().size() > 60);
+    assert(a.stats().n_past == b.stats().n_past);
+    assert(a.say("And then?", 50) == b.say("And then?", 50));
+
+    es_app_session_info info;
+    ok(es_app_session_peek(path.c_str(), &info));
+    assert(info.n_ctx == 256 && info.n_past == st.n_past && info.n_messages == b.transcript().size() - 2);
+
+    const auto    before = a.transcript();
+    const int64_t n_past = a.stats().n_past;
+    ok(es_app_regenerate(a.s, seeded(50, 8)));
+    assert(es_app_message_count(a.s) == before.size() - 1);
+    a.write();
+    assert(a.transcript().size() == before.size() && a.stats().n_past == n_past);
+    assert(a.transcript().back() != before.back());
+
+    // an answer longer than the window: it can be taken back by reading the newest turns again only
+    a.say("A long one, please.", 400);
+    ok(es_app_regenerate(a.s, seeded(10)));
+    a.write();
+    assert(a.stats().n_past < 400); // not 10,000: a new stream
+    ok(es_app_session_clear(a.s));
+    assert(a.stats().n_past == 0 && es_app_message_count(a.s) == 0);
+    session c;
+    assert(a.say("Hello", 20, 11) == c.say("Hello", 20, 11)); // as new
+}
+
+void stops() {
+    session a, b;
+    a.say("Hello", 20);
+    b.say("Hello", 20);
+
+    // while reading: the conversation is as before
+    const std::string long_text(2000, 'x');
+    const int64_t     n_past = a.stats().n_past;
+    const auto        before = a.transcript();
+    const auto        never  = [](void *, uint64_t, uint64_t) { return false; };
+    assert(es_app_say(a.s, long_text.c_str(), seeded(5), never, nullptr) == ES_ERR_STOPPED);
+    assert(a.transcript() == before && a.stats().n_past == n_past);
+    assert(a.say("Go on", 30) == b.say("Go on", 30));
+    // the same after the window slid
+    const auto second = [](void *, uint64_t done, uint64_t) { return done < 300; };
+    assert(es_app_say(a.s, long_text.c_str(), seeded(5), second, nullptr) == ES_ERR_STOPPED);
+    assert(a.transcript().size() == 4);
+    a.say("Go on", 5);
+
+    // while writing: by the callback, by the flag, and by saying something else
+    ok(es_app_say(b.s, "Count", seeded(-1), nullptr, nullptr));
+    es_app_token token;
+    for (int i = 0; i < 300; ++i) { // beyond the cache
+        ok(es_app_next(b.s, &token));
+        assert(token.finish == ES_APP_GOES_ON && token.token >= 0);
+    }
+    assert(es_app_session_save(b.s, "/dev/null") == ES_ERR_INVALID && says("open"));
+    const int64_t at = b.stats().n_past;
+    std::thread([&] { es_app_stop(b.s); }).join();
+    ok(es_app_next(b.s, &token));
+    assert(token.finish == ES_APP_STOPPED && token.token == -1 && token.n_past == at);
+    assert(b.transcript().size() == 6);
+    assert(es_app_next(b.s, &token) == ES_ERR_INVALID);
+    ok(es_app_end(b.s));
+    ok(es_app_say(b.s, "One", seeded(-1), nullptr, nullptr));
+    ok(es_app_next(b.s, &token));
+    b.say("Two", 3);
+    assert(b.transcript().size() == 10);
+    ok(es_app_say(b.s, "Three", seeded(-1), nullptr, nullptr));
+    ok(es_app_write(b.s, [](void *, const es_app_token *) { return false; }, nullptr));
+    assert(b.transcript().size() == 12);
+    b.say("Nothing", 0);
+    assert(b.transcript().back() == "assistant: ");
+}
+
+void plain_stream(const std::string & path) {
+    const auto write = [](session & s, int64_t n) {
+        ok(es_app_go_on(s.s, seeded(n)));
+        return s.write();
+    };
+    es_app_session_params p = small(false);
+    session               a(p);
+    assert(es_app_say(a.s, "Hello", seeded(1), nullptr, nullptr) == ES_ERR_INVALID && says("plain"));
+    ok(es_app_read(a.s, std::string(3000, 'y').c_str(), false, nullptr, nullptr));
+    assert(a.stats().n_past == 3001 && a.stats().n_keep == 4); // BOS
+    write(a, 500);
+    ok(es_app_session_save(a.s, path.c_str()));
+    es_app_session * b = nullptr;
+    assert(es_app_session_restore(model, small(), path.c_str(), &b) == ES_ERR_FORMAT && says("not of a conversation"));
+    ok(es_app_session_restore(model, p, path.c_str(), &b));
+    session c(p);
+    es_app_session_free(c.s);
+    c.s = b;
+    assert(write(a, 100) == write(c, 100));
+    p.cache_type_k = "f32";
+    assert(es_app_session_restore(model, p, path.c_str(), &b) == ES_ERR_MODEL && says("cache types") && !b);
+    p.cache_type_k = "f17";
+    assert(es_app_session_open(model, p, &b) == ES_ERR_INVALID && says("f17"));
+}
+
+// Two sessions of one model on two threads say what each says alone.
+void side_by_side() {
+    std::string alone[2], together[2];
+    for (int i = 0; i < 2; ++i) {
+        alone[i] = session().say(i ? "Left" : "Right", 400, (uint32_t) i);
+    }
+    std::thread threads[2];
+    for (int i = 0; i < 2; ++i) {
+        threads[i] = std::thread([&, i] { together[i] = session().say(i ? "Left" : "Right", 400, (uint32_t) i); });
+    }
+    for (auto & t : threads) {
+        t.join();
+    }
+    assert(alone[0] == together[0] && alone[1] == together[1] && alone[0] != alone[1]);
+}
+
+void memory_is_known_before() {
+    es_app_memory         one, two;
+    es_app_session_params p = small();
+    ok(es_app_memory_need(model_path, es_app_model_default_params(), p, &one));
+    // 2 layers of 2 heads of 64 in float16, keys and values; 12 pinned tokens or more
+    assert(one.n_ctx == 256 && one.cache == 256ull * 2 * 2 * 2 * 64 * 2);
+    assert(one.n_keep > 4 && one.sinks == one.n_keep * 2ull * 2 * 64 * 4);
+    es_app_model_info info;
+    ok(es_app_model_get_info(model, &info));
+    assert(one.weights >= info.n_bytes && one.compute > 0);
+    assert(one.total == one.weights + one.cache + one.sinks + one.compute);
+    p.n_ctx        = 1024;
+    p.cache_type_k = "q8_0";
+    ok(es_app_memory_need(model_path, es_app_model_default_params(), p, &two));
+    assert(two.cache < 4 * one.cache && two.cache > 2 * one.cache && two.weights == one.weights);
+    assert(es_app_memory_need("/does/not/exist", es_app_model_default_params(), p, &two) == ES_ERR_IO);
+}
+
+void refusals() {
+    char                  reason[256];
+    es_app_session_params p = small();
+    es_app_session *      s = nullptr;
+    assert(!es_app_model_can_chat(model, nullptr, reason, sizeof(reason)) && strstr(reason, "no chat template"));
+    assert(!es_app_model_can_chat(model, "pigeon", reason, sizeof(reason)) && strstr(reason, "pigeon"));
+    assert(es_app_model_can_chat(model, "llama3", nullptr, 0));
+    p.chat_template = nullptr;
+    assert(es_app_session_open(model, p, &s) == ES_ERR_UNSUPPORTED && !s);
+    p = small();
+    const std::string endless_prompt(1000, 'z');
+    p.system = endless_prompt.c_str();
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("pinned"));
+    es_app_model * m = nullptr;
+    assert(es_app_model_load("/does/not/exist", es_app_model_default_params(), &m) == ES_ERR_IO && !m);
+    assert(es_app_model_load("/dev/null", es_app_model_default_params(), &m) == ES_ERR_MEMORY && !m);
+    es_app_model_params never = es_app_model_default_params();
+    never.on_progress         = [](void *, uint64_t, uint64_t) { return false; };
+    assert(es_app_model_load(model_path, never, &m) == ES_ERR_STOPPED && !m);
+    assert(es_app_session_restore(model, small(), "/does/not/exist", &s) == ES_ERR_IO && !s);
+
+    es_app_token token;
+    assert(es_app_say(nullptr, "x", seeded(1), nullptr, nullptr) == ES_ERR_INVALID);
+    assert(es_app_next(nullptr, &token) == ES_ERR_INVALID && es_app_end(nullptr) == ES_ERR_INVALID);
+    assert(es_app_session_save(nullptr, "x") == ES_ERR_INVALID && es_app_message_count(nullptr) == 0);
+    assert(es_app_tokenize(nullptr, "x", false, false, nullptr, 0) == -1);
+    assert(es_app_token_bytes(model, 1 << 30, nullptr, 0) == -1);
+    es_app_stop(nullptr);
+    es_app_session_free(nullptr);
+    es_app_model_free(nullptr);
+
+    session a;
+    assert(es_app_regenerate(a.s, seeded(1)) == ES_ERR_INVALID && says("no answer"));
+    es_app_answer_params bad = seeded(1);
+    bad.sampling.grammar     = "root ::= (";
+    assert(es_app_say(a.s, "Hello", bad, nullptr, nullptr) == ES_ERR_INVALID && says("grammar"));
+    assert(a.transcript().size() == 2 && a.transcript()[1] == "assistant: "); // a closed turn
+    a.say("Hello", 5);
+}
+
+void texts() {
+    int32_t           tokens[64];
+    char              bytes[16];
+    const std::string text = "smile \xf0\x9f\x98\x80";
+    const int64_t     n    = es_app_tokenize(model, text.c_str(), false, false, tokens, 64);
+    std::string       back;
+    assert(n > 4);
+    for (int64_t i = 0; i < n; ++i) {
+        back.append(bytes, (size_t) es_app_token_bytes(model, tokens[i], bytes, sizeof(bytes)));
+    }
+    assert(back == text);
+    char digest[65];
+    ok(es_app_file_sha256("/dev/null", nullptr, nullptr, digest));
+    assert(strcmp(digest, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") == 0); // of nothing
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    assert(argc == 2);
+    model_path = argv[1];
+    ok(es_app_model_load(model_path, es_app_model_default_params(), &model));
+    const std::string path = "/tmp/es-test-app-" + std::to_string(getpid()) + ".session";
+    texts();
+    memory_is_known_before();
+    refusals();
+    stops();
+    plain_stream(path);
+    side_by_side();
+    ten_thousand_tokens(path);
+    session survivor; // a model may go first
+    es_app_model_free(model);
+    survivor.say("Still here?", 10);
+    unlink(path.c_str());
+    printf("ok\n");
+    return 0;
+}
