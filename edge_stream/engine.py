@@ -392,7 +392,7 @@ class Engine:
         _native.check(self._native.es_streams_feed(handles, array, len(pairs)))
 
     def restore(self, path: str | Path, *, seq_id: int = 0) -> Stream:
-        """The stream that `Stream.save` wrote, in one of the sequences. Raises SessionError; the file stays as it is."""
+        """The stream that `Stream.save` wrote, in a sequence. Raises SessionError; the file stays as it is."""
         info, user = peek_session(path)
         if info.n_ctx > self.n_ctx:
             raise SessionError(
