@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import mmap
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ _PREFIX = "LLAMA_FTYPE_MOSTLY_"
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K_S")
 _NOT_FOR_DENSE = ("MXFP4_MOE", "NVFP4", "TQ1_0", "TQ2_0", "F16", "BF16")
 _RELEASE_SECONDS = 0.2
+_BEGUN = re.compile(r"\[ *\d+/ *\d+\] (\S+)")  # libllama's line for a tensor
 MAX_BUFFER = 256 << 20  # bytes of rows that libllama holds at a time
 
 
@@ -54,10 +56,12 @@ def quantize(
     integers: Mapping[str, int] | None = None,
     n_threads: int = 0,
     verbose: bool = False,
+    started: Callable[[str], None] = lambda _tensor: None,
 ) -> list[str]:
     """Quantise a GGUF file (the first of its parts) into another.
 
     imatrix: tensor name -> importance of each column. integers: metadata to add, e.g. the streaming defaults.
+    started: called, in another thread, with the name of each tensor as libllama begins it.
     Returns libllama's warnings about tensors that got another type. Raises EdgeStreamError with libllama's reason if it
     fails; the target may then be there, unfinished.
     """
@@ -75,6 +79,8 @@ def quantize(
         line = text.decode(errors="replace").strip()
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             last_error[0] = line
+        if begun := _BEGUN.match(line):
+            started(begun[1])
         if "required fallback quantization" in line:
             warnings.append(line.rpartition("WARNING: ")[2])
 

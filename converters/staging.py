@@ -1,7 +1,12 @@
-"""Where output grows: a hidden folder beside the target, renamed at the end, removed if something fails."""
+"""Where output grows: a hidden folder beside the target, renamed at the end, removed if something fails.
+
+The folder is locked while its process lives. A process that was killed (`kill -9`, a power cut) cannot remove it; the
+next conversion to the same target finds it without a lock, and does.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -20,7 +25,11 @@ def staging_folder(target: Path) -> Iterator[Path]:
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        for left in abandoned(parent, f".{target.name}.partial-"):
+            shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise EdgeStreamError(f"cannot write to {parent}: {error.strerror}") from error
     try:
@@ -30,6 +39,24 @@ def staging_folder(target: Path) -> Iterator[Path]:
         raise EdgeStreamError(f"cannot write {target.name}: {reason}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def abandoned(parent: Path, prefix: str) -> list[Path]:
+    """Folders of this prefix whose process is gone."""
+    found = []
+    for folder in parent.iterdir():
+        if not folder.name.startswith(prefix) or folder.is_symlink() or not folder.is_dir():
+            continue
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(folder)
+        except OSError:
+            pass  # in use
+        finally:
+            os.close(lock)
+    return found
 
 
 def publish(files: list[Path], folder: Path) -> list[Path]:

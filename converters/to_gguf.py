@@ -90,6 +90,9 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say) -> list[P
         return []
     if out.is_dir() or out.suffix != ".gguf":
         raise EdgeStreamError(f"{out} is not the name of a GGUF file: it must end in .gguf")
+    original = getattr(source, "path", None)
+    if original is not None and out.exists() and out.samefile(original):
+        raise EdgeStreamError(f"{out} is the source: choose another name for the result")
     check_space(out, plan.disk)
     with staging_folder(out) as folder:
         if options.quantize is None:
@@ -99,7 +102,7 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say) -> list[P
             inner.mkdir()
             unquantised = _write(source, plan, inner / out.name, options)
             say(f"quantising to {options.quantize} (libllama)")
-            for warning in _quantise(unquantised, folder / out.name, options):
+            for warning in _quantise(plan, unquantised, folder / out.name, options):
                 say(f"note: {warning}")
             files = sorted(p for p in folder.iterdir() if p.is_file())
         return publish(files, out.parent)
@@ -161,17 +164,26 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
     return np.dtype(np.uint8), (*tensor.shape[:-1], tensor.shape[-1] // block * size)
 
 
-def _quantise(parts: list[Path], target: Path, options: GgufOptions) -> list[str]:
+def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions) -> list[str]:
     assert options.quantize is not None
     imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
     if len(parts) > 1:  # libllama adds the numbers of the parts itself
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
-    return quantize.quantize(
-        parts[0],
-        target,
-        options.quantize,
-        imatrix=imatrix,
-        keep_split=len(parts) > 1,
-        n_threads=options.n_threads,
-        verbose=options.verbose,
-    )
+    sizes = {t.name: t.nbytes for t in plan.tensors}
+    with progress_bar("quantising", sum(sizes.values())) as advance:
+        last: list[str] = []
+
+        def started(tensor: str) -> None:  # so the one before it is done
+            advance(sum(sizes.get(name, 0) for name in last))
+            last[:] = [tensor]
+
+        return quantize.quantize(
+            parts[0],
+            target,
+            options.quantize,
+            imatrix=imatrix,
+            keep_split=len(parts) > 1,
+            n_threads=options.n_threads,
+            verbose=options.verbose,
+            started=started,
+        )

@@ -56,7 +56,7 @@ def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) 
 
     if target == "mlc":
         mlc = importlib.import_module("converters.mlc.verify")
-        tokens, got = mlc.engine_logits(path, source, TEXT, _N_TOKENS)  # list of int, [n, n_vocab]
+        tokens, got = mlc.engine_logits(path, source, TEXT, _N_TOKENS, say)  # list of int, [n, n_vocab]
     else:
         with Engine.load(path, n_ctx=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off") as engine:
             tokens = engine.tokenize(TEXT, add_bos=engine.add_bos)[:_N_TOKENS]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -403,6 +406,63 @@ def test_an_interruption_leaves_nothing(good: dict[str, Path], tmp_path: Path, m
     with pytest.raises(KeyboardInterrupt):
         attempt(str(good["single"]), tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+# convert in a process of its own, which stops where it says so, in the middle of the weights
+STOPS = """
+import signal, sys, time
+from converters import quantize, to_gguf
+from converters.mlc.tensor_cache import TensorCacheWriter
+from edge_stream.cli import main
+
+def stop(*args, **options):
+    print("here", flush=True)
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+where, sys.argv = sys.argv[1], ["edge-stream", *sys.argv[2:]]
+if where == "gguf":
+    to_gguf.gguf.GGUFWriter.write_tensor_data = stop
+elif where == "mlc":
+    TensorCacheWriter.add = stop
+else:
+    quantize._interruptible = stop
+main()
+"""
+STOPPED_BY = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}
+TARGETS = {"gguf": ["--to", "gguf"], "quantize": ["--to", "gguf", "--quantize", "Q4_0"], "mlc": ["--to", "mlc"]}
+
+
+@pytest.mark.parametrize("number", STOPPED_BY)
+@pytest.mark.parametrize("where", TARGETS)
+def test_a_signal_leaves_nothing_and_kill_nothing_for_long(
+    where: str, number: signal.Signals, good: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "m.gguf"
+    command = ["convert", str(good["bytes"]), *TARGETS[where], "-o", str(out)]
+    process = subprocess.Popen([sys.executable, "-c", STOPS, where, *command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    held = [p.name for p in out.parent.iterdir()]
+    assert len(held) == 1 and held[0].startswith(".m.gguf.partial-")
+    if number == signal.SIGKILL:  # while it lives, another conversion to the same place leaves its folder alone
+        assert staging.abandoned(out.parent, ".m.gguf.partial-") == []
+    process.send_signal(number)
+    assert process.wait(30) == STOPPED_BY[number]
+    process.stdout.close()
+    assert [p.name for p in out.parent.iterdir()] == (held if number == signal.SIGKILL else [])
+    done = subprocess.run([sys.executable, "-m", "edge_stream.cli", *command], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in out.parent.iterdir()] == ["m.gguf"]
+
+
+def test_the_source_is_not_overwritten(good: dict[str, Path], tmp_path: Path) -> None:
+    attempt(str(good["single"]), tmp_path / "m.gguf")
+    before = (tmp_path / "m.gguf").read_bytes()
+    with pytest.raises(EdgeStreamError, match="is the source"):
+        attempt(str(tmp_path / "m.gguf"), tmp_path / "m.gguf", quantize="Q4_0")
+    assert (tmp_path / "m.gguf").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -477,6 +477,13 @@ def test_quantize_a_split_model(wide: Path, tmp_path: Path) -> None:
         assert engine.stream().logits_of([1, 2]).shape[0] == 2
 
 
+def test_the_quantiser_says_which_tensor_it_begins(wide: Path, tmp_path: Path) -> None:
+    convert(wide, tmp_path / "f32.gguf")
+    begun: list[str] = []
+    quantize.quantize(tmp_path / "f32.gguf", tmp_path / "q.gguf", "Q4_0", started=begun.append)
+    assert sorted(begun) == sorted(read(tmp_path / "f32.gguf")[0])
+
+
 def write_imatrix(path: Path, source: Source) -> None:
     """An importance matrix as llama-imatrix writes it (GGUF): sums of squares and counts."""
     writer = gguf.GGUFWriter(path, "")
@@ -551,6 +558,8 @@ def test_from_the_hub(checkpoint: Callable[[str], Path], tmp_path: Path, monkeyp
     result = CliRunner().invoke(cli, ["convert", "hf:user/tiny", "--to", "gguf"])
     assert result.exit_code == 0, result.output
     assert [p.name for p in tmp_path.iterdir()] == ["tiny-BF16.gguf"]
+    result = CliRunner().invoke(cli, ["convert", "hf:user/tiny", "--to", "gguf", "-o", "x-{ftype}.gguf"])
+    assert result.exit_code == 0 and Path("x-BF16.gguf").exists()
     assert not any(pattern.endswith(".bin") for pattern in asked["user/tiny"])
 
 

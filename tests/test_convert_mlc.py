@@ -324,6 +324,7 @@ def tokens(n: int, seed: int = 0) -> list[int]:
         ("qwen3", "q4f16_0", 0.2),
         ("llama3", "q3f16_1", 0.2),
         ("mistral-nemo", "q0f32", 1e-4),
+        ("phi3", "q4f32_1", 1e-4),
     ],
 )
 def test_library_computes_what_the_converted_weights_say(
@@ -429,6 +430,30 @@ def test_a_crash_of_the_compiler_is_one_sentence(
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
-def test_architectures_that_cannot_be_compiled_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(EdgeStreamError, match="cannot compile phi3 yet"):
-        convert(write_tiny(tmp_path / "hf", "phi3"), tmp_path / "out", device="cpu")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gemma2", "no soft cap on scores"),
+        ("phi3-longrope", "no longrope factors"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_and_verified_in_numpy(tmp_path: Path, name: str, reason: str) -> None:
+    folder = write_tiny(tmp_path / "hf", name)
+    with pytest.raises(EdgeStreamError, match=f"cannot compile this model: .*{reason}"):
+        convert(folder, tmp_path / "out", device="cpu")
+    arguments = ["convert", str(folder), "--to", "mlc", "-o", str(tmp_path / "out"), "--quantization", "q0f32"]
+    result = CliRunner().invoke(cli, [*arguments, "--verify"])
+    assert result.exit_code == 0, result.output
+    assert f"{reason}" in result.stderr and "in NumPy, and no library" in result.stderr
+    assert "same best token at 100% of positions" in result.stderr
+
+
+def test_a_model_that_a_kill_moved_aside_comes_back(tmp_path: Path) -> None:
+    folder, out = write_tiny(tmp_path / "hf", "smollm"), tmp_path / "out"
+    convert(folder, out)
+    (tmp_path / ".out.old-abcd").mkdir()
+    out.rename(tmp_path / ".out.old-abcd" / "model")  # as it is between the two renames of a replacement
+    with pytest.raises(EdgeStreamError, match="leave no window"):
+        convert(folder, out, n_ctx=4, n_keep=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
+    TensorCacheReader(out).verify()

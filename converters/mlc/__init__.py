@@ -21,7 +21,7 @@ from converters.mlc import params as parameters
 from converters.mlc.quantization import Quantization, find_quantization
 from converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from converters.progress import progress_bar
-from converters.staging import check_space, staging_folder
+from converters.staging import abandoned, check_space, staging_folder
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     if options.device != "none":
         from converters.mlc.compile import check_supported
 
-        check_supported(source, q)
+        check_supported(source)
     listed = parameters.list_params(source)
     tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]
     streaming = recommend(source.model, options.n_keep, options.n_ctx)
@@ -94,6 +94,8 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say) -> list[Pa
     The folder appears when it is complete; an MLC model that is there already is replaced then. Raises EdgeStreamError
     in one sentence, and leaves nothing behind, if something is wrong with the source, the disk or the compiler.
     """
+    if not options.dry_run:
+        _restore(out)
     _check_target(out)
     plan = make_plan(source, options)
     for line in _describe(source, plan, options):
@@ -160,6 +162,16 @@ def _check_target(out: Path) -> None:
         known = path.name in tokenizer.FILES or any(path.match(pattern) for pattern in _OURS)
         if path.is_dir() or not known:
             raise EdgeStreamError(f"{out} holds {path.name}, which is not part of an MLC model: choose an empty folder")
+
+
+def _restore(out: Path) -> None:
+    """Bring back, or remove, what a process left that was killed while it replaced `out`."""
+    if not out.parent.is_dir():
+        return
+    for aside in abandoned(out.parent, f".{out.name}.old-"):
+        if not out.exists() and (aside / "model").exists():
+            os.replace(aside / "model", out)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _publish(folder: Path, out: Path) -> None:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.mlc.quantization import Quantization
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     from converters.source import Source
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 # tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
 SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization")
 
@@ -50,12 +49,26 @@ DEVICES = {
 }
 
 
-def check_supported(source: Source, q: Quantization) -> None:
+def check_supported(source: Source) -> None:
     """Raise EdgeStreamError if the model cannot be compiled here, or TVM is not installed."""
-    kind = source.architecture.model_type
-    if kind not in SUPPORTED:
-        raise EdgeStreamError(f"--device cannot compile {kind} yet (it can: {', '.join(SUPPORTED)}); use --device none")
+    lacking = what_is_lacking(source)
+    if lacking:
+        raise EdgeStreamError(f"--device cannot compile this model: {lacking}; use --device none")
     require_tvm()
+
+
+def what_is_lacking(source: Source) -> str | None:
+    """Why TVM's sliding cache (tvm.relax.frontend.nn.llm.kv_cache) cannot compute the model; None if it can."""
+    model, kind = source.model, source.architecture.model_type
+    if model.attn_softcap:
+        return f"TVM's attention has no soft cap on scores, which {kind} has"
+    if kind not in SUPPORTED:
+        return f"TVM's cache has one rope base for all layers, {kind} has two"
+    if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
+        return "TVM's sliding cache has no longrope factors"
+    if model.n_rot != model.head_dim:
+        return "TVM's sliding cache turns whole heads, this model parts of them"
+    return None
 
 
 def require_tvm() -> None:
@@ -107,6 +120,7 @@ def build(folder: Path, device: str, library: Path) -> None:
     from tvm.target import Target
 
     from converters.mlc.model import Decoder, DecoderConfig
+    from converters.mlc.params import mlc_name
     from converters.mlc.quantization import find_quantization
 
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
@@ -117,6 +131,7 @@ def build(folder: Path, device: str, library: Path) -> None:
     decoder = Decoder(DecoderConfig.read(config), q, target)
     with target:
         module, parameters, _ = decoder.export_tvm(spec=decoder.spec(), allow_extern=True)
+    parameters = [(mlc_name(config["model_type"], name), parameter) for name, parameter in parameters]
     module = _with_metadata(module, parameters, config)
     system_lib = device == "iphone"
     if system_lib:

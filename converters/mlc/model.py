@@ -1,8 +1,9 @@
 """The decoder that is compiled, in tvm.relax.frontend.nn, with the functions and parameters that MLC's runtime expects.
 
-For Llama, Mistral, Qwen2 and Qwen3. Shapes: n tokens, d hidden size, v vocabulary, b sequences. Attention is TVM's
-paged cache (tvm.relax.frontend.nn.llm.kv_cache), which keeps sinks and a sliding window once the runtime enables them
-for a sequence. Function names and signatures: mlc-llm, cpp/serve/function_table.cc.
+For Llama, Mistral, Qwen2, Qwen3 and Phi-3, with parameters named as Llama's (params.mlc_name renames them). Shapes:
+n tokens, d hidden size, v vocabulary, b sequences. Attention is TVM's paged cache (tvm.relax.frontend.nn.llm.kv_cache),
+which keeps sinks and a sliding window once the runtime enables them for a sequence. Function names and signatures:
+mlc-llm, cpp/serve/function_table.cc.
 """
 
 from __future__ import annotations

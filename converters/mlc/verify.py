@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
     from converters.source import Source
 
 
-def engine_logits(folder: Path, source: Source, text: str, n_tokens: int) -> tuple[list[int], NDArray[np.float64]]:
+def engine_logits(
+    folder: Path, source: Source, text: str, n_tokens: int, say: Callable[[str], None]
+) -> tuple[list[int], NDArray[np.float64]]:
     """The first n_tokens tokens of a text, and their logits [n, n_vocab].
 
-    The model runs on TVM's runtime, compiled for this machine (again, if the folder has no lib.so). Architectures that
-    cannot be compiled yet are computed in NumPy from the converted weights, which checks these and nothing else.
+    The model runs on TVM's runtime, compiled for this machine (again, if the folder has no lib.so). One that cannot be
+    compiled is computed in NumPy from the converted weights, which checks these and nothing else, and says so.
     """
     tokens = tokenize(folder, text)[:n_tokens]
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
-    if config["model_type"] not in compiler.SUPPORTED:
+    lacking = compiler.what_is_lacking(source)
+    if lacking:
+        say(f"note: {lacking}; so the converted weights are verified, in NumPy, and no library")
         return tokens, reference.logits(ReadBack(folder, source, config["quantization"]), tokens)  # type: ignore[arg-type]
     compiler.require_tvm()
     from converters.mlc.runtime import MlcLibrary

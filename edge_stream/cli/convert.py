@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -42,7 +46,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "out",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="A GGUF file, or the folder of an MLC model. Without it, a name made of SRC's in this folder.",
+    help="A GGUF file ({ftype} in it stands for the type), or the folder of an MLC model. Without it, a name made of "
+    "SRC's in this folder.",
 )
 @click.option(
     "--outtype",
@@ -113,6 +118,11 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     """Convert SRC, a Hugging Face folder, hf:user/repo, a GGUF file or demo, without torch and in little memory.
 
     A tensor is read, converted and written at a time. The output appears under its name only when it is complete.
+
+    \b
+    edge-stream convert ./Mistral-7B-v0.1 --to gguf --quantize Q4_K_M -o mistral.gguf
+    edge-stream convert hf:user/repo --to gguf --outtype q8_0 --verify
+    edge-stream convert demo --to mlc --quantization q4f16_1 --device iphone -o demo-mlc
     """
     _check_flags(ctx, target, flags)
     try:
@@ -120,19 +130,42 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     except ImportError as error:
         raise _not_installed(error) from error
     try:
-        source = open_source(src)
-        try:
-            written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags)
-            for path in written:
-                click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
-            if flags["verify"] and written:
-                from converters import verify
-
-                verify.verify(source, target, written[0], _say)
-        finally:
-            source.close()
+        with _ended_by_signals():
+            source = open_source(src)
+            try:
+                _convert(source, target, out, flags)
+            finally:
+                source.close()
     except ImportError as error:
         raise _not_installed(error) from error
+
+
+def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) -> None:
+    written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags)
+    for path in written:
+        click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
+    if flags["verify"] and written:
+        from converters import verify
+
+        verify.verify(source, target, written[0], _say)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what is unfinished is removed."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    changed = {number: old for number, old in before.items() if old == signal.SIG_DFL}  # nohup's choice stays
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, old in changed.items():
+            signal.signal(number, old)
 
 
 def _print_supported(ctx: click.Context, value: bool) -> None:
@@ -166,9 +199,10 @@ def _say(line: str) -> None:
 def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
     from converters import gguf_tensors, to_gguf
 
+    kind = (flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])).upper()
     if out is None or out.is_dir():
-        kind = flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])
-        out = (out or Path()) / f"{_file_name(flags['model_name'] or source.name)}-{kind.upper()}.gguf"
+        out = (out or Path()) / f"{_file_name(flags['model_name'] or source.name)}-{kind}.gguf"
+    out = out.with_name(out.name.replace("{ftype}", kind))
     chosen = to_gguf.GgufOptions(
         outtype=flags["outtype"],
         quantize=flags["quantize"],
