@@ -271,6 +271,13 @@ class Stream:
         """At an idle moment: bring absolute positions back if they have grown by n_ctx or more."""
         _native.check(self._native.es_stream_rebase(self._handle))
 
+    def place(self, n_past: int) -> None:
+        """For benchmarks: count as if n_past tokens had been read. The cache, its positions and the logits remain.
+
+        Raises EdgeStreamError unless the cache is full and n_past is not less than now.
+        """
+        _native.check(self._native.es_stream_place(self._handle, n_past))
+
     def reset(self) -> None:
         """Forget everything."""
         _native.check(self._native.es_stream_reset(self._handle))

@@ -66,6 +66,35 @@ def test_bench_speaks_like_llama_bench(tiny: Tiny) -> None:
     assert deep["avg_fill"] == 32
 
 
+def test_bench_placed_depth_says_so(tiny: Tiny) -> None:
+    arguments = (
+        "bench",
+        "-m",
+        tiny("gqa"),
+        "-p",
+        0,
+        "-n",
+        4,
+        "-d",
+        "16,1000000",
+        "-c",
+        32,
+        "-r",
+        1,
+        "-t",
+        1,
+        "--place",
+    )
+    read, placed = json.loads(good(*arguments, "-o", "json"))
+    assert read["depth_by"] == "read in chunks"
+    assert placed["depth_by"] == "32 read, then counted as 1000000"
+    assert (placed["test"], placed["avg_fill"], placed["counters"]["slides"] >= 4) == ("tg4 @ d1000000", 32, True)
+    assert "counted as 1000000" in good(*arguments)
+    rows = json.loads(good("bench", "-m", tiny("gqa"), "-p", 0, "-n", 4, "-d", 100, "-c", 32, "-r", 1, "-t", 1,
+                           "--place", "--mode", "stream,shift", "-o", "json"))  # fmt: skip
+    assert [row["depth_by"] for row in rows] == ["32 read, then counted as 100", "read in chunks"]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "md"])
 def test_bench_formats(tiny: Tiny, kind: str) -> None:
     out = good("bench", "-m", tiny("gqa"), "-p", 0, "-n", 2, "-c", "16,32", "-r", 1, "-t", 1, "-o", kind)

@@ -155,6 +155,25 @@ def test_rebase_between_turns_with_room_left(load: Load, draw: Draw) -> None:
     assert np.abs(rows[0] - rows[1]).max() < TOLERANCE
 
 
+def test_a_placed_stream_goes_on_as_it_would(load: Load, draw: Draw) -> None:
+    tokens = draw(200)
+    with load("gqa", n_ctx=32) as engine, engine.stream() as stream:
+        with pytest.raises(EdgeStreamError, match="once its cache is full"):
+            stream.place(1000)
+        stream.feed(tokens[:100])
+        stream.feed(tokens[100:150])
+        expected = stream.logits
+        stream.reset()
+        stream.feed(tokens[:100])
+        with pytest.raises(EdgeStreamError, match="not before where it is"):
+            stream.place(99)
+        stream.mark()
+        stream.place(5_000_000_000)
+        stream.feed(tokens[100:150])
+        assert (stream.stats.n_past, stream.stats.n_evicted) == (5_000_000_050, 5_000_000_018)
+        assert np.array_equal(stream.logits, expected)
+
+
 def test_a_new_stream_takes_the_cache_over(load: Load, draw: Draw) -> None:
     """Closing the old one, even late, leaves the new one alone."""
     engine = load("gqa", n_ctx=64)

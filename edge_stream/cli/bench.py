@@ -39,6 +39,11 @@ MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.
     show_default=True,
     help="Tokens read before; may be far beyond -c. full: as many as the cache holds.",
 )
+@click.option(
+    "--place",
+    is_flag=True,
+    help="Fill the cache and count that as the depth, in modes stream and window, instead of reading so far.",
+)
 @click.option("-c", "--ctx-size", "n_ctx", type=IntList(1), default="4096", show_default=True, help="Cache capacity.")
 @click.option("--keep", "n_keep", type=IntList(), default="4", show_default=True, help="Sinks.")
 @click.option(
@@ -128,6 +133,7 @@ def _bench(flags: dict[str, Any], tests: list[Any]) -> None:
             tests=tests,
             repetitions=flags["repetitions"],
             recompute_gen=flags["recompute_gen"],
+            place=flags["place"],
             note=meter.note,
             progress=meter.show,
             stamp=stamp(),

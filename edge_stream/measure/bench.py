@@ -15,6 +15,7 @@ from edge_stream.measure.worker import Worker, close_all
 from edge_stream.metrics import percentile
 
 BLOCK = 16  # tokens that a mode decodes before the next one has its turn
+PLACEABLE = ("stream", "window")  # modes in which a depth need not be read (Reader.place)
 FILL = 2048  # tokens between two signs of life while a depth is reached
 
 Note = Callable[[str], None]
@@ -59,12 +60,16 @@ class Setup:
 
 @dataclass
 class Runner:
-    """Runs groups of modes. recompute_gen: tokens per repetition in mode recompute, where each costs a prompt."""
+    """Runs groups of modes. recompute_gen: tokens per repetition in mode recompute, where each costs a prompt.
+
+    place: depths beyond the cache are not read in full. The cache is filled, slides, and then counts as that deep.
+    """
 
     modes: Sequence[str]
     tests: Sequence[Test]
     repetitions: int = 5
     recompute_gen: int = 4
+    place: bool = False
     note: Note = print
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     stamp: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +81,7 @@ class Runner:
         workers = self._open(setup)
         try:
             for test in self.tests:
-                lanes = [_Lane(w, self._test_of(w.mode, test), setup) for w in workers]
+                lanes = [_Lane(w, self._test_of(w.mode, test), setup, self.place) for w in workers]
                 lanes = [lane for lane in lanes if self._fits(lane)]
                 self._run(lanes)
                 done = [lane.row(self.stamp) for lane in lanes]
@@ -138,9 +143,10 @@ class Runner:
 class _Lane:
     """One mode in one test."""
 
-    def __init__(self, worker: Worker, test: Test, setup: Setup) -> None:
+    def __init__(self, worker: Worker, test: Test, setup: Setup, place: bool) -> None:
         self.worker, self.test, self.setup = worker, test, setup
         self.depth = test.at(setup.n_ctx)
+        self.placed = place and worker.mode in PLACEABLE and self.depth > worker.n_ctx
         self.name = test.name(setup.n_ctx)
         self.n = test.n_prompt + test.n_gen
         self.hold = worker.mode == "dense" and test.held()
@@ -156,12 +162,14 @@ class _Lane:
         """Reach the depth and warm up."""
         call = self.worker.call
         call("reset")
-        target = self.depth - 1 if self.hold else self.depth
+        target = self.worker.n_ctx if self.placed else self.depth - self.hold
         warm = 0 if self.worker.mode == "recompute" else 2
         at = 0
         while at < target:
             at = call("fill", min(FILL, target - at))
             progress(at)
+        if self.placed:
+            call("place", self.depth)
         if self.hold:
             call("generate", 2, True)
         elif warm:
@@ -211,6 +219,8 @@ class _Lane:
         ms = [t / 1e6 for t in self.tokens]
         speeds = [self.n * 1e9 / s for s in self.samples]
         reached = "read in chunks" if self.depth else "empty"
+        if self.placed:
+            reached = f"{worker.n_ctx} read, then counted as {self.depth}"
         return {
             **stamp,
             **{k: facts[k] for k in ("model_filename", "model_type", "model_size", "model_n_params")},
@@ -265,12 +275,14 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], li
             **{name: row[name] for name in ("mode", "n_ctx", "n_keep", "cache_type_k", "test")},
             "t/s": f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             **{name: row[name] for name in ("p50_ms", "p99_ms", "max_ms", "avg_fill")},
-            **{name: row[name] for name in ("rss_start_mib", "rss_end_mib")},
+            **{name: row[name] for name in ("rss_start_mib", "rss_end_mib", "depth_by")},
         }
         for row in rows
     ]
     settings = ("n_batch", "n_ubatch", "type_v", "flash_attn", "n_gpu_layers")
     same = [name for name in settings if len({row[name] for row in shown}) <= 1]
+    if not any("counted as" in row["depth_by"] for row in rows):
+        same.append("depth_by")  # read, as anybody would expect
     return shown, [name for name in (shown[0] if shown else {}) if name not in same]
 
 

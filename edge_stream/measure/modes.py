@@ -58,6 +58,10 @@ class Reader(ABC):
     def reset(self) -> None:
         """Begin a new text."""
 
+    def place(self, depth: int) -> None:
+        """Count as if depth tokens had been read; the cache is full. Only mode stream can, and window."""
+        raise EdgeStreamError(f"mode {self.mode} cannot be placed at a depth: it has to read its way there")
+
     @property
     @abstractmethod
     def n_cached(self) -> int:
@@ -120,6 +124,11 @@ class StreamReader(Reader):
         """See Reader."""
         self.stream.reset()
         self.n_past = 0
+
+    def place(self, depth: int) -> None:
+        """See Reader."""
+        self.stream.place(depth)
+        self.n_past = depth
 
     @property
     def n_cached(self) -> int:

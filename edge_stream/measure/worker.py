@@ -50,6 +50,10 @@ class ReaderHost:
         self.reader.feed(self._draw(n))
         return self.reader.n_past
 
+    def place(self, depth: int) -> None:
+        """Count as if depth tokens had been read (Reader.place)."""
+        self.reader.place(depth)
+
     def prompt(self, n: int) -> int:
         """Read n tokens; nanoseconds."""
         tokens = self._draw(n)

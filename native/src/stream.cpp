@@ -505,6 +505,22 @@ int32_t es_stream_rebase(es_stream * stream) {
     });
 }
 
+int32_t es_stream_place(es_stream * stream, int64_t n_past) {
+    ES_REQUIRE(stream);
+    return es_guard([&]() -> int32_t {
+        es_window & w = stream->window;
+        if (w.n_cached() < w.params().n_ctx || n_past < w.n_past()) {
+            return es_fail(
+                ES_ERR_INVALID,
+                "a stream can be placed at a depth once its cache is full, and not before where it is: %lld of "
+                "%u cells, %lld tokens",
+                (long long) w.n_cached(), w.params().n_ctx, (long long) w.n_past());
+        }
+        w.age(n_past - w.n_past());
+        return ES_OK;
+    });
+}
+
 int32_t es_stream_reset(es_stream * stream) {
     ES_REQUIRE(stream);
     return es_guard([&] { return stream->reset(); });

@@ -84,6 +84,14 @@ int32_t es_window::rebase() {
     return fall;
 }
 
+void es_window::age(int64_t n) {
+    assert(n >= 0 && n_sinks() == params_.n_keep);
+    n_past_ += n;
+    for (int64_t & mark : marks_) {
+        mark += n;
+    }
+}
+
 void es_window::mark() {
     if (marks_.empty() || marks_.back() < n_past_) {
         marks_.push_back(n_past_);

@@ -46,6 +46,9 @@ public:
     // Positions back to 0..; returns by how much they fell.
     int32_t rebase();
 
+    // Count as if n more tokens had streamed by before those in the cache. Precondition: all sinks are there.
+    void age(int64_t n);
+
     // Remember that a boundary lies before the next token.
     void mark();
 
