@@ -64,8 +64,7 @@ proof-%: build
 	$(BIN)/python benchmarks/proof.py $*
 
 bench-slide: build ## cost of a slide at n_ctx 4096: f16, q8_0, a pinned prefix of 512
-	$(BIN)/python benchmarks/slide_cost.py -c 4096
-	$(BIN)/python benchmarks/slide_cost.py -c 4096 -ctk q8_0 -ctv q8_0
+	$(BIN)/python benchmarks/slide_cost.py -c 4096 -ctk f16,q8_0
 	$(BIN)/python benchmarks/slide_cost.py -c 4096 --keep 512
 
 bench-considerate: build ## speed when quiet and beside busy processes, by way of waiting

@@ -31,7 +31,8 @@ class Section:
     """Commands whose output is the section: of edge-stream, or scripts of this folder (`proof.py drift`).
 
     {images} is the folder of the pictures, {work} one for large files, {text} a text of more than a million tokens.
-    prepare: commands whose output is not shown. untimed: nothing in it is a speed, so that it may share the machine.
+    prepare: commands whose output is not shown, each left out where the file or folder that it names last is there.
+    untimed: nothing in it is a speed, so that it may share the machine.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Section:
     picture: str | None = None
     note: str = ""
     prepare: tuple[str, ...] = ()
+    quick_prepare: tuple[str, ...] = ()  # if empty: as prepare
     untimed: bool = False
 
 
@@ -48,6 +50,41 @@ TEXT_COMMAND = "bible -f -l0 gen1:1-rev22:21"
 F16 = "convert demo --to gguf --outtype f16 -o {work}/demo-f16.gguf"
 F16_NOTE = "The demo model's weights are written as f16 first, which the CPU reads twice as fast in chunks as Q4_1."
 SECTIONS = {
+    "slide": Section(
+        "Cost of a slide, beside plain decode and beside llama.cpp's shift",
+        ("slide_cost.py -c 512,1024,2048,4096 -ctk f16,q8_0", "slide_cost.py -c 4096 --keep 512"),
+        "slide_cost.py -c 512 -ctk f16,q8_0 --blocks 3",
+        note="slide_ms: what evicting a token and moving the sinks adds to the token. shift_ms: the one token at which "
+        "llama.cpp drops half of the cache and rotates the rest; per token: what it costs more than a plain one, "
+        "spread over the tokens until the next.",
+    ),
+    "constant": Section("Memory", "proof.py constant", "proof.py constant", untimed=True),
+    "point": Section(
+        "The point: sinks, no sinks, a window computed afresh",
+        "proof.py point",
+        "proof.py point --samples 20",
+        note="Perplexity after the first 1,024 of 8,000 tokens of English text.",
+        untimed=True,
+    ),
+    "drift": Section(
+        "No drift",
+        "proof.py drift",
+        "proof.py drift --tokens 3000",
+        note="20,000 one-token evictions: mean |NLL - NLL of a float32-KV run|, for tokens 1,000 to 2,000 (early), the "
+        "last 1,000 (late), every block of 1,000, and the trend over the run.",
+        untimed=True,
+    ),
+    "endless": Section(
+        "Ten million tokens, exactly", "proof.py endless", "proof.py endless --total 100000", untimed=True
+    ),
+    "considerate": Section(
+        "Sharing the machine",
+        "considerate.py",
+        "considerate.py --rounds 1 --seconds 1",
+        note="default is llama.cpp's barrier with GNU OpenMP's spinning, passive the same with "
+        "OMP_WAIT_POLICY=passive, sleep our barrier without any spinning; beside busy: as many busy processes as "
+        "cores. Medians; of default: the median of the rounds' ratios.",
+    ),
     "startup": Section("Startup", "bench -m demo --startup -r 9", "bench -m demo --startup -r 2"),
     "latency": Section(
         "Latency by cache size (the paper's figure 10, on this machine)",
@@ -66,6 +103,24 @@ SECTIONS = {
         "Beside llama.cpp's context shift",
         "bench -m demo --mode stream,shift -p 0 -n 3000 -d full -c 768,1024 -r 1",
         "bench -m demo --mode stream,shift -p 0 -n 300 -d full -c 256 -r 1",
+    ),
+    "mistral": Section(
+        "A 7B of Mistral's shape (random weights, Q4_0) with n_ctx 4096, a million tokens deep",
+        (
+            "bench -m {work}/mistral-7b-q4_0.gguf --mode stream,dense -p 0 -n 48 -d full -c 4096 -r 3",
+            "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
+        ),
+        "bench -m {work}/mistral-small-q4_0.gguf --mode stream,dense -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
+        note="Speed and memory; the weights are random, so that there is no text to judge. Reading a million tokens "
+        "would take a day: the cache is filled with 4,096 tokens and counted as that deep, which the row says.",
+        prepare=(
+            "make_checkpoint.py {work}/mistral-7b",
+            "convert {work}/mistral-7b --to gguf --quantize Q4_0 -o {work}/mistral-7b-q4_0.gguf",
+        ),
+        quick_prepare=(
+            "make_checkpoint.py --layers 1 {work}/mistral-small",
+            "convert {work}/mistral-small --to gguf --quantize Q4_0 -o {work}/mistral-small-q4_0.gguf",
+        ),
     ),
     "depth": Section(
         "Speed does not depend on depth (every token of the depth was fed)",
@@ -176,8 +231,11 @@ def run(name: str, quick: bool, images: Path, text: str | None) -> str:
         text = str(long_text(work))
     public = {"images": "docs/images", "work": "build/results", "text": "TEXT"}
     real = {"images": shlex.quote(str(images)), "work": shlex.quote(str(work)), "text": shlex.quote(text or "")}
-    for command in section.prepare:
-        output(argv(command.format(**real)), name)
+    prepare = (quick and section.quick_prepare) or section.prepare
+    for command in prepare:
+        words = argv(command.format(**real))
+        if not Path(words[-1]).exists():
+            output(words, name)
     began = time.monotonic()
     outputs = []
     for command in commands:
@@ -185,14 +243,19 @@ def run(name: str, quick: bool, images: Path, text: str | None) -> str:
         outputs.append(output(argv(command.format(**real)), name))
     took = "" if section.untimed else f"; {time.monotonic() - began:.0f} s"
     lines = [f"## {section.title}", ""]
-    lines += [f"    {shown(command.format(**public))}" for command in (*section.prepare, *commands)]
+    lines += [f"    {shown(command.format(**public))}" for command in (*prepare, *commands)]
     lines += ["", *([section.note, ""] if section.note else [])]
     if reads_text:
         lines += [f"TEXT is the output of `{TEXT_COMMAND}` (Debian's bible-kjv), unless --text named another.", ""]
     lines += [f"{stamp_line()}{took}.", ""]
     if section.picture:
         lines += [f"![{section.title}](images/{section.picture})", ""]
-    return "\n".join([*lines, "\n\n".join(outputs)])
+    return "\n".join([*lines, "\n\n".join(fenced(text) for text in outputs)])
+
+
+def fenced(text: str) -> str:
+    """JSON as a block of code; Markdown as it is."""
+    return f"```json\n{text}\n```" if text.startswith("{") else text
 
 
 def stamp_line() -> str:

@@ -291,7 +291,7 @@ def sinks(**flags: Any) -> None:
     type=click.Choice(["words", "paper"]),
     default="words",
     show_default=True,
-    help="words: short sentences; paper: `line N: REGISTER_CONTENT is <M>`.",
+    help="words: facts among prose; paper: every line `line N: REGISTER_CONTENT is <M>`.",
 )
 @click.option("--distances", type=IntList(1), help="Lines between fact and question. Default: by -c.")
 @click.option("--questions", type=click.IntRange(min=1), default=20, show_default=True, help="Per distance.")

@@ -1,16 +1,19 @@
 """StreamEval (Xiao et al. 2023, section 4.3), whose data its authors describe but did not release.
 
-Facts stream by, one per line; every few lines one of them, some lines back, is asked for. The answer counts as right
-if greedy decoding would give exactly it. The right answer then stays in the stream, so that one mistake does not make
+Lines stream by; every few lines a fact is asked for that was stated some lines back. The answer counts as right if
+greedy decoding would give exactly it. The right answer then stays in the stream, so that one mistake does not make
 the next one, and no fact is asked for twice.
 
-words  `Anna Bell likes mango.`: names are pairs that do not come again, answers single words. The question is the
-       sentence's beginning. Guessing gives 1 in 24.
-paper  `line 17: REGISTER_CONTENT is <4321>` and a question about the line's number, as LongEval has it.
+words  `The secret word of Anna Bell is mango.` among lines of prose. Names are pairs that do not come again, answers
+       single words; the question is the sentence's beginning. Only what will be asked for is stated, so that small
+       models can answer and distance is what is measured. Guessing gives 1 in 24.
+paper  every line a fact, `line 17: REGISTER_CONTENT is <4321>`, and a question about the line's number, as LongEval
+       has it.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,14 +42,52 @@ _THINGS = """
     apples bread cheese coffee fish honey lemons milk music nuts pears pizza plums rice salad soup sugar tea water
     wine books cats dogs horses
 """.split()  # noqa: SIM905
-_INTRO = "Here is a list of facts.\n"
+# different beginnings: a small model takes facts that begin alike for one another
+_FRAMES = (
+    "The secret word of {} is",
+    "For breakfast {} always wants",
+    "In the bag of {} there was nothing but",
+    "The ship of {} was loaded with",
+    "At the market {} paid for",
+    "The cellar of {} is full of",
+    "Last year {} wrote a song about",
+    "Doctors told {} to stay away from",
+    "Every Sunday {} dreams of",
+    "The painting by {} shows",
+    "Above the door of {} hangs a picture of",
+    "For the birthday of {} we chose",
+)
+_PROSE = (
+    "The grass is green and the sky is blue.",
+    "We walked along the river for an hour.",
+    "The train was late again this morning.",
+    "Nobody knew what time it was.",
+    "The kitchen smelled of fresh paint.",
+    "It rained for most of the afternoon.",
+    "A small bird sat on the fence.",
+    "The old clock on the wall had stopped.",
+    "They talked about the weather and the news.",
+    "The children played in the garden until dark.",
+    "He closed the window and sat down.",
+    "The road to the village was long and narrow.",
+    "She wrote a letter to her sister.",
+    "There was a light across the street.",
+    "The shop on the corner opens at nine.",
+    "In winter the lake freezes over.",
+    "Somebody had left the gate open.",
+    "The meeting ended earlier than usual.",
+    "A lorry stopped in front of the station.",
+    "The stairs creaked at every step.",
+)
+_INTRO = {"words": "Here is a long story.\n", "paper": "Here is a list of facts.\n"}
+_Fact = tuple[str, str, str]  # its line, the question, the answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """Tokens of the facts since the last question, of the question and of its answer."""
+    """Tokens of the lines since the last question, of the question and of its answer."""
 
-    facts: list[int]
+    text: list[int]
     question: list[int]
     answer: list[int]
     lines: int  # between fact and question
@@ -58,39 +99,50 @@ def plan(
 ) -> list[Question]:
     """Everything that is going to stream by, the same for every mode.
 
-    distances: lines between fact and question; empty: from a tenth of the cache to twice the cache.
+    distances: lines between fact and question; empty: from a twentieth of the cache to twice the cache.
     """
     draw = random.Random(seed)
-    facts = _words(draw) if kind == "words" else _numbers(draw)
-    per_line = len(engine.tokenize("".join(facts(i)[0] for i in range(20)))) / 20
+    fact, filler = (_words(draw), _prose(draw)) if kind == "words" else (_numbers(draw), None)
+    sample = [fact(0)[0]] + [filler() if filler else fact(i)[0] for i in range(1, 20)]
+    per_line = len(engine.tokenize("".join(sample))) / 20
     distances = list(distances) or _default_distances(n_ctx, per_line)
     if max(distances) * per_line > 50 * n_ctx:
         raise EdgeStreamError(f"a distance of {max(distances)} lines is far too long for a cache of {n_ctx} tokens")
-    wanted = [d for _ in range(per_distance) for d in draw.sample(distances, len(distances))]
+    asked = _schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
+    stated = {after - lines for after, lines in asked}
 
-    said: list[tuple[str, str, int]] = []  # question, answer, tokens seen when the fact ended
-    asked: set[int] = set()
+    said: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
     out: list[Question] = []
-    seen = 0
-    pending = engine.tokenize(_INTRO, add_bos=engine.add_bos)
-    while wanted:
-        for _ in range(interval):
-            line, question, answer = facts(len(said))
-            pending += engine.tokenize(line)
-            said.append((question, answer, seen + len(pending)))
-        at = next((d for d in wanted if d <= len(said) and len(said) - d not in asked), None)
-        if at is None:  # too early for any of them
-            continue
-        wanted.remove(at)
-        index = len(said) - at
-        asked.add(index)
-        question, answer, end = said[index]
+    seen = line = 0
+    pending = engine.tokenize(_INTRO[kind], add_bos=engine.add_bos)
+    for after, lines in asked:
+        while line < after:
+            if filler and line not in stated:
+                pending += engine.tokenize(filler())
+            else:
+                new = fact(line)
+                pending += engine.tokenize(new[0])
+                said[line] = (new, seen + len(pending))
+            line += 1
+        (_, question, answer), end = said[after - lines]
         q_tokens, a_tokens = _split(engine, question, answer)
-        tail = engine.tokenize(".\n" if kind == "words" else ">\n")
         distance = seen + len(pending) + len(q_tokens) - end
-        out.append(Question(pending, q_tokens, a_tokens, at, distance))
+        out.append(Question(pending, q_tokens, a_tokens, lines, distance))
         seen += len(pending) + len(q_tokens) + len(a_tokens)
-        pending = tail
+        pending = engine.tokenize(".\n" if kind == "words" else ">\n")
+    return out
+
+
+def _schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
+    """Pairs (number of lines before a question, distance in lines), in order, every fact asked for once."""
+    wanted, taken, out, after = list(wanted), set[int](), [], 0
+    while wanted:
+        after += interval
+        lines = next((d for d in wanted if d <= after and after - d not in taken), None)
+        if lines is not None:  # else it is too early for any of them
+            wanted.remove(lines)
+            taken.add(after - lines)
+            out.append((after, lines))
     return out
 
 
@@ -108,23 +160,30 @@ def _split(engine: Engine, question: str, answer: str) -> tuple[list[int], list[
     return alone, both[n:]
 
 
-def _words(draw: random.Random) -> Callable[[int], tuple[str, str, str]]:
+def _words(draw: random.Random) -> Callable[[int], _Fact]:
     names = [f"{a} {b}" for a in _FIRST for b in _LAST]
     draw.shuffle(names)
 
-    def fact(i: int) -> tuple[str, str, str]:
-        # names come again only after all of them, more than a thousand lines later
-        name, thing = names[i % len(names)], draw.choice(_THINGS)
-        return f"{name} likes {thing}.\n", f"{name} likes", f" {thing}"
+    count = itertools.count()
+
+    def fact(_line: int) -> _Fact:
+        # names come again only after all of them, more than a thousand facts later
+        i = next(count)
+        question, thing = _FRAMES[i % len(_FRAMES)].format(names[i % len(names)]), draw.choice(_THINGS)
+        return f"{question} {thing}.\n", question, f" {thing}"
 
     return fact
 
 
-def _numbers(draw: random.Random) -> Callable[[int], tuple[str, str, str]]:
-    def fact(i: int) -> tuple[str, str, str]:
+def _prose(draw: random.Random) -> Callable[[], str]:
+    return lambda: draw.choice(_PROSE) + "\n"
+
+
+def _numbers(draw: random.Random) -> Callable[[int], _Fact]:
+    def fact(line: int) -> _Fact:
         number = draw.randrange(1000, 50000)
-        line = f"line {i + 1}: REGISTER_CONTENT is <{number}>\n"
-        return line, f"The REGISTER_CONTENT in line {i + 1} is <", str(number)
+        text = f"line {line + 1}: REGISTER_CONTENT is <{number}>\n"
+        return text, f"The REGISTER_CONTENT in line {line + 1} is <", str(number)
 
     return fact
 
@@ -144,7 +203,7 @@ def run(
     dense gets a cache for everything; where that exceeds the training length it is asked what comes before, and that
     is said.
     """
-    total = sum(len(q.facts) + len(q.question) + len(q.answer) for q in questions)
+    total = sum(len(q.text) + len(q.question) + len(q.answer) for q in questions)
     size = max(n_ctx, total + 1) if mode == "dense" else n_ctx
     if mode == "dense":
         with Worker(model, mode, 64, 0, settings) as probe:
@@ -154,11 +213,11 @@ def run(
     seen = 0
     with Worker(model, mode, size, n_keep, settings) as worker:
         for i, q in enumerate(questions):
-            seen += len(q.facts) + len(q.question) + len(q.answer)
+            seen += len(q.text) + len(q.question) + len(q.answer)
             if mode == "dense" and seen >= size:
                 note(f"mode dense ended at {size} tokens, the training length: {i} of {len(questions)} questions")
                 break
-            good = worker.call("answer", q.facts + q.question, q.answer)
+            good = worker.call("answer", q.text + q.question, q.answer)
             right.setdefault(q.lines, []).append(good)
             distance.setdefault(q.lines, []).append(q.distance)
             progress(f"{mode}: questions", i + 1, len(questions))
