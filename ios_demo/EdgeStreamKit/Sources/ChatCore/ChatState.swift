@@ -65,7 +65,6 @@ public struct ChatState: Sendable, Equatable {
         switch event {
         case .loading(let share):
             phase = .loading(share)
-            notice = nil
         case .opened(let transcript, let dropped):
             phase = .idle
             messages = []

@@ -58,8 +58,9 @@ public struct ModelStore: Sendable {
     public func entries() throws -> [Entry] {
         try FileManager.default.contentsOfDirectory(at: folder, includingPropertiesForKeys: nil)
             .compactMap { url in
-                (try? ModelManifest.read(url.appendingPathComponent(ModelManifest.fileName)))
-                    .map { Entry(folder: url, manifest: $0) }
+                let folder = entryFolder(url.lastPathComponent)
+                return (try? ModelManifest.read(folder.appendingPathComponent(ModelManifest.fileName)))
+                    .map { Entry(folder: folder, manifest: $0) }
             }
             .filter { FileManager.default.fileExists(atPath: $0.file.path) }
             .sorted { ($0.manifest.name, $0.id) < ($1.manifest.name, $1.id) }
@@ -85,7 +86,7 @@ public struct ModelStore: Sendable {
         if !move { try checkSpace(for: file) }
 
         let name = manifest?.file ?? file.lastPathComponent
-        let target = folder.appendingPathComponent(Self.folderName(manifest?.name ?? Self.stem(name)))
+        let target = entryFolder(Self.folderName(manifest?.name ?? Self.stem(name)))
         guard !FileManager.default.fileExists(atPath: target.path) else {
             throw ModelStoreError.exists(target.lastPathComponent)
         }
@@ -119,6 +120,10 @@ public struct ModelStore: Sendable {
     //
     // files
     //
+
+    private func entryFolder(_ name: String) -> URL {
+        folder.appendingPathComponent(name, isDirectory: true)
+    }
 
     private func check(_ file: URL, _ manifest: ModelManifest?) throws {
         guard let handle = try? FileHandle(forReadingFrom: file) else {

@@ -140,9 +140,16 @@ public final class ChatModel {
         await startLoading()?.value
     }
 
+    /// Returns when nothing is being loaded or written.
+    public func idle() async {
+        await loading?.value
+        await writing?.value
+    }
+
     private func startLoading() -> Task<Void, Never>? {
         guard let current else { return nil }
         state.apply(.loading(0))
+        state.apply(.noticed(nil))
         let task = Task { await self.load(current) }
         loading = task
         return task
@@ -180,9 +187,10 @@ public final class ChatModel {
     private func showTranscript(of session: Session) async {
         let transcript = await session.transcript()
         let dropped = await session.droppedMessageCount()
-        let notice = state.notice
-        state.apply(.opened(transcript: transcript.map { ($0.role == .user ? .user : .assistant, $0.text) }, dropped: dropped))
-        state.apply(.noticed(notice))
+        let messages = transcript.map { message -> (ChatState.Message.Role, String) in
+            (message.role == .user ? .user : .assistant, message.text)
+        }
+        state.apply(.opened(transcript: messages, dropped: dropped))
     }
 
     /// The options of a model's manifest, with the largest cache that fits into memory. Nil, and a notice, if none does.
@@ -354,6 +362,13 @@ public final class ChatModel {
                 return pause > .zero ? try await system.sleep(for: pause) : ()
             }
             await withCheckedContinuation { resting.append($0) }
+        }
+    }
+
+    /// Returns once a hot phone has paused the answer that is being written.
+    func pausedByHeat() async {
+        while resting.isEmpty && writing != nil {
+            await Task.yield()
         }
     }
 
