@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python test-stock proof bench-slide bench-considerate results lint format wheel clean
+.PHONY: help build demo test test-native test-sanitize test-python ios-test test-stock proof bench-slide bench-considerate results lint format wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -57,6 +57,15 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# a build plan that says nothing but what it did; a warning of ours is an error
+SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
+
+ios-test: build ## build EdgeStreamKit without warnings and test it with the demo model; parse every Swift file (needs Swift 6)
+	@command -v swift > /dev/null || { echo "ios-test needs the Swift 6 toolchain: swift is not on PATH"; exit 1; }
+	swiftc -frontend -parse $$(git ls-files 'ios_demo/*.swift')
+	swift build $(SWIFT_PACKAGE) --build-tests
+	swift test $(SWIFT_PACKAGE) --skip-build
 
 proof: proof-constant proof-endless proof-point proof-drift ## every claim of the README (half an hour)
 

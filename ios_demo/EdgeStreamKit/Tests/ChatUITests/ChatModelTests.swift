@@ -66,7 +66,7 @@ final class ChatModelTests {
         try FileManager.default.createSymbolicLink(
             at: entry.appendingPathComponent("demo.gguf"), withDestinationURL: demo)
         let manifest: [String: Any] = [
-            "format": 1, "name": "Demo", "file": "demo.gguf", "bytes": 1, "n_ctx": 256,
+            "format": 1, "name": "Demo", "file": "demo.gguf", "bytes": 1, "n_ctx": 128,
             "sha256": String(repeating: "0", count: 64),
         ]
         try JSONSerialization.data(withJSONObject: manifest).write(to: entry.appendingPathComponent("manifest.json"))
@@ -115,7 +115,7 @@ final class ChatModelTests {
         await chat.send("")
         #expect(chat.state.messages.map(\.role) == [.user, .assistant])
         #expect(chat.state.messages[0].text == "Hello" && !chat.state.messages[1].text.isEmpty)
-        #expect(chat.state.gauge.contextSize == 256 && chat.state.gauge.seen > 20 && chat.state.gauge.footprint == 1000)
+        #expect(chat.state.gauge.contextSize == 128 && chat.state.gauge.seen > 20 && chat.state.gauge.footprint == 1000)
         let first = chat.state.messages[1].text
         chat.answerOptions.sampling.seed = 6
         await chat.regenerate()
@@ -126,11 +126,11 @@ final class ChatModelTests {
 
     @Test func longerThanTheCacheAtAConstantFill() async throws {
         let chat = try await opened()
-        chat.answerOptions.maxTokens = 150
+        chat.answerOptions.maxTokens = 100
         for _ in 0..<3 {
             await chat.send("Go on.")
         }
-        #expect(chat.state.gauge.seen > 450 && chat.state.gauge.cached <= 256 && chat.state.gauge.fill <= 1)
+        #expect(chat.state.gauge.seen > 300 && chat.state.gauge.cached <= 128 && chat.state.gauge.fill <= 1)
     }
 
     @Test func stopping() async throws {
@@ -173,7 +173,7 @@ final class ChatModelTests {
             return chat.state.messages.map(\.text)
         }
         let chat = try await opened()
-        chat.answerOptions.maxTokens = 300  // beyond the cache
+        chat.answerOptions.maxTokens = 150  // beyond the cache
         await chat.send("Tell me a story.")
         await event(.background, chat)
         let copy = session.appendingPathExtension("copy")
@@ -186,7 +186,7 @@ final class ChatModelTests {
         try FileManager.default.removeItem(at: session)
         try FileManager.default.moveItem(at: copy, to: session)  // as if it had been killed there
         let again = try await opened()
-        again.answerOptions.maxTokens = 300
+        again.answerOptions.maxTokens = 150
         #expect(again.state.messages.map(\.text) == Array(expected.prefix(2)))
         #expect(await goOn(again) == expected)
     }
@@ -237,7 +237,7 @@ final class ChatModelTests {
 
     @Test func aSmallerCacheWhereTheWantedOneDoesNotFit() async throws {
         let manifest = folder.appendingPathComponent("models/demo/manifest.json")
-        let text = try String(contentsOf: manifest, encoding: .utf8).replacingOccurrences(of: ":256", with: ":65536")
+        let text = try String(contentsOf: manifest, encoding: .utf8).replacingOccurrences(of: ":128", with: ":65536")
         try Data(text.utf8).write(to: manifest)
         let chat = try launch()
         chat.budget = MemoryBudget(reserve: 0)
