@@ -18,6 +18,8 @@ public struct ModelManifest: Codable, Sendable, Equatable {
     /// llama.cpp's names; nil: f16.
     public var keyType: String?
     public var valueType: String?
+    /// One of llama.cpp's templates, by name; nil: the model's own.
+    public var chatTemplate: String?
     /// The phone that it was made for.
     public var device: String?
 
@@ -27,6 +29,7 @@ public struct ModelManifest: Codable, Sendable, Equatable {
         case sinks = "n_keep"
         case keyType = "cache_type_k"
         case valueType = "cache_type_v"
+        case chatTemplate = "chat_template"
     }
 
     /// Of a file that came without one.

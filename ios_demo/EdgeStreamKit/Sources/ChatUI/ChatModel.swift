@@ -200,24 +200,25 @@ public final class ChatModel {
         options.sinks = entry.manifest.sinks ?? 4
         options.keyType = try cacheType(entry.manifest.keyType)
         options.valueType = try cacheType(entry.manifest.valueType)
+        options.chatTemplate = entry.manifest.chatTemplate
         if let saved {
             options.contextSize = saved.contextSize  // what a restored session will have
         }
         let wanted = try await Model.memoryNeed(of: entry.file, session: options)
-        guard case .refused(let short) = budget.judge(need: wanted.total, available: system.availableMemory) else {
+        guard case .refused(let short) = budget.judge(need: wanted.peak, available: system.availableMemory) else {
             return options
         }
         // a saved session has the size it has
         for size in sequence(first: wanted.contextSize / 2, next: { $0 / 2 }).prefix(while: { saved == nil && $0 >= 1024 }) {
             options.contextSize = size
-            let need = try await Model.memoryNeed(of: entry.file, session: options).total
+            let need = try await Model.memoryNeed(of: entry.file, session: options).peak
             if budget.judge(need: need, available: system.availableMemory) == .fits {
                 state.apply(.noticed(.smallerCache(size)))
                 return options
             }
         }
         state.apply(.closed)
-        let need = ByteCountFormatter.string(fromByteCount: Int64(clamping: wanted.total), countStyle: .memory)
+        let need = ByteCountFormatter.string(fromByteCount: Int64(clamping: wanted.peak), countStyle: .memory)
         let missing = ByteCountFormatter.string(fromByteCount: Int64(clamping: short), countStyle: .memory)
         state.apply(.noticed(.failure("The model needs \(need) of memory: \(missing) more than there is.")))
         return nil

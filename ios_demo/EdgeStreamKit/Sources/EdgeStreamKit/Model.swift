@@ -45,6 +45,8 @@ public struct MemoryNeed: Sendable, Hashable {
     public let pinned: Int
 
     public var total: UInt64 { weights + cache + sinks + compute }
+    /// While the session is saved or restored, which takes one more copy of the cache for a moment.
+    public var peak: UInt64 { total + cache }
 }
 
 /// A loaded model. Several sessions may share one. It is immutable, and freed when nothing refers to it any more.

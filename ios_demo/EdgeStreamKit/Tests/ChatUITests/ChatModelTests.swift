@@ -243,7 +243,7 @@ final class ChatModelTests {
         chat.budget = MemoryBudget(reserve: 0)
         var options = SessionOptions(contextSize: 4096)
         options.threads = 1
-        system.availableMemory = try await Model.memoryNeed(of: demo, session: options).total
+        system.availableMemory = try await Model.memoryNeed(of: demo, session: options).peak
         await chat.open(try #require(chat.models.first))
         #expect(chat.state.gauge.contextSize == 4096 && chat.state.notice == .smallerCache(4096))
     }
@@ -310,6 +310,21 @@ final class ChatModelTests {
         #expect(imported.manifest.sha256 == (try await sha256(of: demo)))
         await chat.remove(imported)
         #expect(chat.models.count == 1)
+    }
+
+    /// Of `edge-stream export-ios -m demo`, whose place EDGE_STREAM_EXPORT gives (tests/test_export_ios.py).
+    @Test(.enabled(if: ProcessInfo.processInfo.environment["EDGE_STREAM_EXPORT"] != nil, "no exported folder is given"))
+    func whatExportIOSWroteIsImportedAndRuns() async throws {
+        let export = URL(fileURLWithPath: try #require(ProcessInfo.processInfo.environment["EDGE_STREAM_EXPORT"]))
+        let chat = try launch()
+        await chat.add(export)
+        let entry = try #require(chat.models.first { $0.id != "demo" }, "\(String(describing: chat.state.notice))")
+        #expect(entry.manifest == (try ModelManifest.read(export.appendingPathComponent("manifest.json"))))
+        await chat.open(entry)
+        #expect(chat.state.gauge.contextSize == entry.manifest.contextSize)
+        await chat.send("Hello")
+        #expect(chat.state.messages.count == 2 && chat.state.messages[1].text.isEmpty == false)
+        await chat.close()
     }
 
     @Test(arguments: [true, false])
