@@ -38,7 +38,7 @@ from edge_stream.phones import PHONES
     "n_ctx",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Cache capacity in tokens. Without it, the model's own or the trained length up to 8192, halved until it fits.",
+    help="Cache capacity. Without it, the model's own or its trained length up to 8192, halved until it fits.",
 )
 @click.option(
     "--keep", "n_keep", type=click.IntRange(min=0), metavar="N", help="Sinks; without it, the model's own or 4."
