@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python test-stock proof bench-slide bench-considerate results lint format wheel clean
+.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-considerate results lint format wheel clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -51,12 +51,30 @@ test-native: build ## ctest
 test-python: build ## pytest
 	$(BIN)/python -m pytest
 
-test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
+define CMAKE_SANITIZE
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
 	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
+endef
+
+test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
+	$(CMAKE_SANITIZE)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# a build plan that says nothing but what it did; a warning of ours is an error
+SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
+
+ios-test: build ## build EdgeStreamKit without warnings and test it with the demo model; parse every Swift file (needs Swift 6)
+	@command -v swift > /dev/null || { echo "ios-test needs the Swift 6 toolchain: swift is not on PATH"; exit 1; }
+	swiftc -frontend -parse $$(git ls-files 'ios_demo/*.swift')
+	swift build $(SWIFT_PACKAGE) --build-tests
+	swift test $(SWIFT_PACKAGE) --skip-build
+
+leak-check: $(BIN)/.stamp-python ## 10,000 tokens through the app facade under the address and leak sanitizers
+	$(CMAKE_SANITIZE)
+	$(BIN)/cmake --build build/sanitize --target test_app
+	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -R '^test_app$$'
 
 proof: proof-constant proof-endless proof-point proof-drift ## every claim of the README (half an hour)
 

@@ -78,5 +78,5 @@ def check_space(target: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need + _SPARE > free:
         raise EdgeStreamError(
-            f"the conversion needs {(need + _SPARE) / 2**20:,.0f} MiB in {folder}, {free / 2**20:,.0f} MiB are free"
+            f"{target.name} needs {(need + _SPARE) / 2**20:,.0f} MiB in {folder}, {free / 2**20:,.0f} MiB are free"
         )

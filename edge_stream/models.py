@@ -72,6 +72,11 @@ def _hugging_face(name: str) -> Path:
     return paths[0]
 
 
+def is_split(path: Path) -> bool:
+    """True for one part of a model in several files."""
+    return _SPLIT.search(path.name) is not None
+
+
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
     """The file (or the parts) of the wanted quantisation; without one Q4_K_M, else the only model there is."""
     models = [f for f in files if "mmproj" not in f.lower()]

@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": "Talk with a model; the system prompt stays pinned for ever.",
     "demo": "See a stream outgrow its cache, in under two minutes.",
     "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
+    "export-ios": "Pack a model for the iOS app, with the cache that fits a phone.",
     "bench": "Measure speed, latency and memory against other methods.",
     "eval": "Measure perplexity and recall along a stream, or soak for hours.",
     "inspect": "Look inside: where the attention goes.",
@@ -44,7 +45,7 @@ class Dispatcher(click.Group):
         """Import the module that holds the subcommand."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edge_stream.cli.{cmd_name}").main
+        command: click.Command = importlib.import_module(f"edge_stream.cli.{cmd_name.replace('-', '_')}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -117,7 +117,8 @@ typedef struct es_app_session_info {
 
 typedef struct es_app_message {
     const char * role; // "user" or "assistant"
-    const char * text;
+    const char * text; // valid UTF-8; may hold zero bytes, as a model may write them
+    size_t       n_text;
 } es_app_message;
 
 ES_API es_app_session_params es_app_session_default_params(void);

@@ -262,7 +262,7 @@ int32_t es_app_message_get(const es_app_session * session, size_t index, es_app_
         return es_fail(ES_ERR_INVALID, "there is no message %zu", index);
     }
     const es_conversation::message & m = session->chat->messages()[index];
-    *out                               = { m.role.c_str(), m.text.c_str() };
+    *out                               = { m.role.c_str(), m.text.c_str(), m.text.size() };
     return ES_OK;
 }
 

@@ -77,7 +77,7 @@ struct session {
         es_app_message           m;
         for (size_t i = 0; i < es_app_message_count(s); ++i) {
             ok(es_app_message_get(s, i, &m));
-            out.push_back(std::string(m.role) + ": " + m.text);
+            out.push_back(std::string(m.role) + ": " + std::string(m.text, m.n_text));
         }
         return out;
     }
@@ -276,6 +276,20 @@ void texts() {
         back.append(bytes, (size_t) es_app_token_bytes(model, tokens[i], bytes, sizeof(bytes)));
     }
     assert(back == text);
+    // a model may write a zero byte: the transcript keeps what follows it
+    es_logit_bias     zeros = { -1, 1000.0f };
+    es_app_model_info info;
+    ok(es_app_model_get_info(model, &info));
+    for (int32_t i = 0; i < (int32_t) info.n_vocab && zeros.token < 0; ++i) {
+        zeros.token = es_app_token_bytes(model, i, bytes, sizeof(bytes)) == 1 && bytes[0] == 0 ? i : -1;
+    }
+    assert(zeros.token >= 0);
+    es_app_answer_params p  = seeded(3);
+    p.sampling.logit_bias   = &zeros;
+    p.sampling.n_logit_bias = 1;
+    session a;
+    ok(es_app_say(a.s, "Hello", p, nullptr, nullptr));
+    assert(a.write() == std::string(3, '\0') && a.transcript().back() == "assistant: " + std::string(3, '\0'));
     char digest[65];
     ok(es_app_file_sha256("/dev/null", nullptr, nullptr, digest));
     assert(strcmp(digest, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") == 0); // of nothing

@@ -1,0 +1,170 @@
+"""A model for the iOS app: a folder with a GGUF file and a manifest that says how to run it on a phone."""
+
+from __future__ import annotations
+
+import ctypes as C
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters.staging import check_space, staging_folder
+from edge_stream import _app, _native
+from edge_stream._version import __version__
+from edge_stream.errors import EdgeStreamError
+from edge_stream.model_defaults import read_model_defaults
+
+FORMAT = 1  # of the manifest; ModelManifest.swift reads it
+RESERVE = 256 << 20  # bytes for the app itself, as MemoryBudget.swift keeps
+LEAST_N_CTX = 1024
+MOST_N_CTX = 8192  # a larger window costs time per token and, past the trained length, quality
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user decides; None: chosen here."""
+
+    n_ctx: int | None = None
+    n_keep: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Cache settings and what they take, in bytes (es_app_memory, for this machine's backend)."""
+
+    n_ctx: int
+    n_keep: int
+    cache_type_k: str
+    cache_type_v: str
+    memory: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes while a session is saved, which takes one more copy of the cache, and the app's own."""
+        return self.memory["total"] + self.memory["cache"] + RESERVE
+
+
+def choose(path: Path, wishes: Wishes, limit: int) -> Choice:
+    """The largest cache that fits into `limit` bytes: f16 before q8_0, q8_0 before half the window.
+
+    Raises EdgeStreamError if none fits, or if the model cannot stream or chat.
+    """
+    info = _inspect(path, wishes.chat_template)
+    n_keep = info["n_keep"] if wishes.n_keep is None else wishes.n_keep
+    smallest: Choice | None = None
+    for n_ctx, type_k, type_v in _candidates(info, wishes):
+        memory = _memory(path, n_ctx, n_keep, type_k, type_v, wishes.chat_template)
+        choice = Choice(n_ctx, n_keep, type_k, type_v, memory)
+        if choice.peak <= limit:
+            return choice
+        smallest = choice if smallest is None or choice.peak < smallest.peak else smallest
+    assert smallest is not None
+    raise EdgeStreamError(
+        f"{path.name} does not fit: with n_ctx = {smallest.n_ctx} and a {smallest.cache_type_k} cache it takes "
+        f"{smallest.peak / 2**20:,.0f} MiB, an app may take {limit / 2**20:,.0f} MiB there"
+    )
+
+
+def _candidates(info: dict[str, int], wishes: Wishes) -> Iterator[tuple[int, str, str]]:
+    """Settings in order of preference."""
+    n_ctx = wishes.n_ctx or info["n_ctx"] or max(LEAST_N_CTX, min(info["n_ctx_train"], MOST_N_CTX))
+    while True:
+        for default in ("f16", "q8_0"):
+            yield n_ctx, wishes.cache_type_k or default, wishes.cache_type_v or default
+        n_ctx //= 2
+        if wishes.n_ctx or n_ctx < LEAST_N_CTX:
+            return
+
+
+def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
+    """Sizes that the model was trained with and asks for (n_ctx: 0 if it asks for none)."""
+    lib, model, info = _app.library(), C.c_void_p(), _app.ModelInfo()
+    _native.check(lib.es_app_model_load(os.fsencode(path), lib.es_app_model_default_params(), C.byref(model)))
+    try:
+        reason = C.create_string_buffer(512)
+        if not lib.es_app_model_can_chat(model, chat_template and chat_template.encode(), reason, len(reason)):
+            hint = "" if chat_template else "; --chat-template chooses one"
+            raise EdgeStreamError(
+                f"the app cannot chat with {path.name}: {reason.value.decode(errors='replace')}{hint}"
+            )
+        _native.check(lib.es_app_model_get_info(model, C.byref(info)))
+    finally:
+        lib.es_app_model_free(model)
+    asked = read_model_defaults(path).get("n_ctx", 0)  # info.n_ctx would be a default of the facade's
+    return {"n_ctx_train": info.n_ctx_train, "n_ctx": asked, "n_keep": info.n_keep}
+
+
+def _memory(path: Path, n_ctx: int, n_keep: int, type_k: str, type_v: str, template: str | None) -> dict[str, int]:
+    lib, need = _app.library(), _app.Memory()
+    params = lib.es_app_session_default_params()
+    params.n_ctx, params.n_keep = n_ctx, n_keep
+    params.cache_type_k, params.cache_type_v = type_k.encode(), type_v.encode()
+    params.chat_template = template and template.encode()
+    _native.check(lib.es_app_memory_need(os.fsencode(path), lib.es_app_model_default_params(), params, C.byref(need)))
+    return {name: getattr(need, name) for name in ("weights", "cache", "sinks", "compute", "total")}
+
+
+def export(
+    path: Path,
+    out: Path,
+    choice: Choice,
+    *,
+    name: str,
+    device: str,
+    chat_template: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write OUT/model.gguf and OUT/manifest.json, both or nothing; returns the manifest.
+
+    on_progress(done, total): bytes. Raises EdgeStreamError if OUT exists or cannot be written.
+    """
+    if out.exists():
+        raise EdgeStreamError(f"{out} exists already")
+    n_bytes = path.stat().st_size
+    check_space(out, n_bytes)
+    with staging_folder(out) as staged:
+        folder = staged / out.name
+        folder.mkdir()
+        digest = _copy(path, folder / "model.gguf", on_progress)
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "file": "model.gguf",
+            "bytes": n_bytes,
+            "sha256": digest,
+            "n_ctx": choice.n_ctx,
+            "n_keep": choice.n_keep,
+            "cache_type_k": choice.cache_type_k,
+            "cache_type_v": choice.cache_type_v,
+            "chat_template": chat_template,
+            "device": device,
+            "memory": choice.memory,
+            "written_by": f"edge-stream {__version__}",
+        }
+        with (folder / "manifest.json").open("w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(folder, out)
+    return manifest
+
+
+def _copy(source: Path, target: Path, on_progress: Callable[[int, int], None] | None) -> str:
+    """Copy a file and return its SHA-256."""
+    total, done, digest = source.stat().st_size, 0, hashlib.sha256()
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while piece := reading.read(4 << 20):
+            digest.update(piece)
+            writing.write(piece)
+            done += len(piece)
+            if on_progress:
+                on_progress(done, total)
+        writing.flush()
+        os.fsync(writing.fileno())
+    return digest.hexdigest()

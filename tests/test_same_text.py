@@ -1,0 +1,85 @@
+"""The same prompt, seed and settings give the same text in Python, in C and in Swift."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edge_stream import Engine, Sampling, _libs, models
+from edge_stream.conversation import Conversation
+
+ROOT = Path(__file__).parent.parent
+SYSTEM = "You are a pirate. Ünïcode: 漢字 😀."
+SAYS = ("Tell me a story about a dragon 🐉 and a café.", "And then?")
+N_CTX, N_TOKENS, SEED, TEMP = 128, 100, 11, 0.7  # beyond the cache with the first answer
+
+
+@pytest.fixture(scope="module")
+def demo() -> Path:
+    return models.resolve("demo")
+
+
+@pytest.fixture(scope="module")
+def c_program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """native/examples/endless_chat.c, compiled against the header and the libraries only."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    lib, program = _libs.lib_dir(), tmp_path_factory.mktemp("c") / "endless_chat"
+    libraries = [f"-l{name}" for name in ("edge_stream", "llama", "ggml", "ggml-base")]
+    source = [str(ROOT / "native/examples/endless_chat.c"), f"-I{ROOT / 'native/include'}"]
+    subprocess.run([compiler, *source, f"-L{lib}", f"-Wl,-rpath,{lib}", *libraries, "-o", str(program)], check=True)
+    return [str(program)]
+
+
+@pytest.fixture(scope="module")
+def swift_program() -> list[str]:
+    """edge-chat of EdgeStreamKit."""
+    swift = shutil.which("swift")
+    if swift is None:
+        pytest.skip("the Swift toolchain is not on PATH")
+    build = [swift, "build", "--package-path", str(ROOT / "ios_demo/EdgeStreamKit"), "-Xswiftc", "-warnings-as-errors"]
+    built = subprocess.run([*build, "--product", "edge-chat"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    where = subprocess.run([*build, "--show-bin-path"], capture_output=True, text=True, check=True)
+    return [str(Path(where.stdout.strip()) / "edge-chat"), "-m"]
+
+
+@pytest.fixture(scope="module")
+def python_texts(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, str]:
+    """Two answers, a session saved after them, and what comes next."""
+    session = tmp_path_factory.mktemp("session") / "python.session"
+    with Engine.load(demo, n_ctx=N_CTX, n_threads=2) as engine:
+        conversation = Conversation(engine, system=SYSTEM)
+
+        def say(text: str) -> str:
+            sampling = Sampling(seed=SEED, temp=TEMP)
+            return "".join(t.text for t in conversation.reply(text, sampling=sampling, max_tokens=N_TOKENS))
+
+        texts = [say(text) for text in SAYS]
+        assert engine.n_ctx < conversation.stream.stats.n_past
+        conversation.save(session)
+        return texts, session, say("Go on.")
+
+
+def run(program: list[str], demo: Path, *words: str) -> str:
+    settings = ["-c", str(N_CTX), "-n", str(N_TOKENS), "-s", str(SEED), "--temp", str(TEMP), "-t", "2"]
+    done = subprocess.run([*program, str(demo), *settings, *words], capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace")
+
+
+@pytest.mark.parametrize("language", ["c_program", "swift_program"])
+def test_same_text(
+    language: str, demo: Path, python_texts: tuple[list[str], Path, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    program = request.getfixturevalue(language)
+    texts, saved, then = python_texts
+    assert run(program, demo, "-sys", SYSTEM, *SAYS) == "".join(f"{text}\n" for text in texts)
+    # a session that Python wrote goes on alike
+    session = tmp_path / "copy.session"
+    shutil.copy(saved, session)
+    assert run(program, demo, "--session", str(session), "Go on.") == f"{then}\n"
