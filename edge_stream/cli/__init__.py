@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "Measure speed, latency and memory against other methods.",
     "eval": "Measure perplexity and recall along a stream, or soak for hours.",
     "inspect": "Look inside: where the attention goes.",
+    "rpc-server": "Lend this machine's devices to an edge-stream on another.",
     "info": "Show versions, devices, and whether a model can stream.",
 }
 
@@ -44,7 +45,7 @@ class Dispatcher(click.Group):
         """Import the module that holds the subcommand."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edge_stream.cli.{cmd_name}").main
+        command: click.Command = importlib.import_module(f"edge_stream.cli.{cmd_name.replace('-', '_')}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

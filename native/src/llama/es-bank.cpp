@@ -519,6 +519,20 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
                          [&](es_bank & bank, llama_kv_cache &) { return bank.shift_window(*ctx, seq, delta); });
 }
 
+const char * llama_es_lost_device(llama_context * ctx) {
+    const ggml_backend_sched_t sched = ctx->get_sched();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        const ggml_backend_t     backend = ggml_backend_sched_get_backend(sched, i);
+        const ggml_backend_dev_t dev     = ggml_backend_get_device(backend);
+        const auto               lost    = (bool (*)(ggml_backend_t)) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(dev), "es_rpc_lost");
+        if (lost && lost(backend)) {
+            return ggml_backend_dev_description(dev);
+        }
+    }
+    return nullptr;
+}
+
 //
 // state: per cache { n_rows, pos0, pos, n_layers } then per layer in ascending order { il, n_embd, rows as f32 }
 //

@@ -46,8 +46,8 @@ class es_bank {
 public:
     explicit es_bank(llama_kv_cache & kv) : kv(kv) {}
 
-    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor; k_cur:
-    // [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
+    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor, after the new keys were
+    // stored; k_cur: [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
     ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
     ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 
