@@ -87,23 +87,28 @@ def main() -> None:
     missing = [name for name in FILES if not any(o.endswith(f"/{name}.cu.o") for o in needed)]
     if missing:
         raise SystemExit(f"llama.cpp has no {', '.join(missing)}.cu any more: read its ggml-cuda again")
-    steps = [*needed, *(sorted({*objects} - {*needed}) if args.all else [])]
-    failed, compiled = [], []
+    # the libraries themselves depend on all of ggml-cuda: their files do not
+    host = sorted(set(re.findall(r"^(\S*/(?:llama|ggml)\.dir/\S+\.o):", listed.stdout, re.MULTILINE)))
+    jobs = {target.rpartition("/")[2].removesuffix(".o"): [target] for target in needed}
+    if args.all:
+        jobs["every other file, and the library"] = ["ggml-cuda"]
+    jobs["libllama, libedge_stream"] = ["llama", "edge_stream"] if args.all else [*host, "edge_stream"]
+    failed = []
     log = folder / "compile.log"
     log.write_text("")
-    for target in [*steps, *(["ggml-cuda", "ggml"] if args.all else []), "llama", "edge_stream"]:
+    for name, targets in jobs.items():
         start = time.monotonic()
-        done = subprocess.run(["ninja", "-C", str(build), target], capture_output=True, text=True)
+        done = subprocess.run(["ninja", "-C", str(build), "-k", "0", *targets], capture_output=True, text=True)
         with log.open("a") as file:
             file.write(done.stdout + done.stderr)
-        (failed if done.returncode else compiled).append(target)
-        name = target.rpartition("/")[2].removesuffix(".o")
+        if done.returncode:
+            failed.append(name)
         print(f"{'FAILED' if done.returncode else 'ok':6}  {name:40} {time.monotonic() - start:6.1f} s", flush=True)
     version = subprocess.run([root / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release .*", version)
-    n_files = sum(target.endswith(".cu.o") for target in compiled)
+    n_files = sum((build / target).exists() for target in objects)
     print(f"\nnvcc {release[0] if release else '?'}, architecture {ARCHITECTURE}")
-    print(f"{n_files} of {len(objects)} .cu files of ggml-cuda compiled, {len(failed)} targets failed")
+    print(f"{n_files} of {len(objects)} .cu files of ggml-cuda compiled, {len(failed)} steps failed")
     print("compiled, not run: that takes a CUDA device (make test-cuda)")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; see {log}")
