@@ -6,7 +6,8 @@ its logits read, the graph of the token before used again.
 
     python benchmarks/graph_cost.py -m demo
     python benchmarks/graph_cost.py -m mistral-shape       # Mistral-7B's graph, narrow
-    LLAMA_CPP_LIB_PATH=build/vulkan/install/edge_stream/lib GGML_VK_VISIBLE_DEVICES=0 python benchmarks/graph_cost.py
+
+On a software GPU: GGML_VK_VISIBLE_DEVICES=0, LLAMA_CPP_LIB_PATH=build/vulkan/install/edge_stream/lib, and -c 64.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def mistral_shape(folder: Path) -> Path:
     return write_tiny_llama(path, n_layer=32, n_embd=64, n_head=32, n_head_kv=8, head_dim=128, n_ff=64)
 
 
-def measure(model: str | Path, **options: Any) -> dict[str, dict[str, Any]]:
+def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, dict[str, Any]]:
     """Counts per token of a plain and of a sliding decode; ops: nodes by ggml's name of the op.
 
     The process must have been started with COUNTER preloaded. Raises RuntimeError otherwise.
@@ -62,7 +63,6 @@ def measure(model: str | Path, **options: Any) -> dict[str, dict[str, Any]]:
         ops = {ggml.ggml_op_name(op).decode(): v for op, v in enumerate(per_token[len(NAMES) :]) if v}
         return {**dict(zip(NAMES, per_token, strict=False)), "ops": ops}
 
-    n_ctx = 512
     with Engine.load(model, n_ctx=n_ctx, **options) as engine, engine.stream() as stream:
         # the cache is looked at in blocks of 256 cells: stay within one while counting
         stream.feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)])
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("-ctk", "--cache-type-k", default="f16")
     parser.add_argument("-fa", "--flash-attn", default="auto")
     parser.add_argument("--keep", type=int, default=4)
+    parser.add_argument("-c", "--ctx-size", type=int, default=512, help="the counts do not depend on it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not COUNTER.exists():
@@ -91,7 +92,8 @@ def main() -> None:
     if str(COUNTER) not in os.environ.get("LD_PRELOAD", ""):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(COUNTER)})
 
-    options = {"cache_type_k": args.cache_type_k, "flash_attn": args.flash_attn, "n_keep": args.keep}
+    options: dict[str, Any] = {"cache_type_k": args.cache_type_k, "flash_attn": args.flash_attn, "n_keep": args.keep}
+    options["n_ctx"] = args.ctx_size
     with tempfile.TemporaryDirectory() as folder:
         model = mistral_shape(Path(folder)) if args.model == "mistral-shape" else args.model
         result = measure(model, **options)
