@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-considerate results lint format wheel clean
+.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-considerate results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -94,6 +94,32 @@ test-stock: build ## the fallback against an unpatched llama-cpp-python, built i
 	LLAMA_CPP_LIB_PATH=$$(echo $(CURDIR)/build/stock-venv/lib/python3*/site-packages/llama_cpp/lib) \
 	    $(BIN)/python -m pytest tests/test_stream_exact.py tests/test_session.py
 
+# a second set of libraries, with a GPU backend: build/vulkan/install/edge_stream/lib
+build/%/install/.stamp: build $(NATIVE)
+	$(BIN)/cmake -S . -B build/$* -G Ninja -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(GPU_CMAKE_ARGS) > build/cmake-$*.log || (cat build/cmake-$*.log; false)
+	$(BIN)/cmake --build build/$* --target es_all
+	$(BIN)/cmake --install build/$* --component edge_stream --prefix build/$*/install > /dev/null
+	touch $@
+
+# what every backend must pass, all layers offloaded. Left out are tests of hours on a software GPU, and of the CPU alone
+GPU_TESTS := tests/test_stream_exact.py tests/test_session.py tests/test_graph_cost.py tests/test_backend_ops.py tests/test_gpu.py
+
+test-vulkan: GPU_CMAKE_ARGS = -DGGML_VULKAN=ON
+test-vulkan: build/vulkan/install/.stamp ## the tests on a Vulkan device (Debian: libvulkan-dev glslc spirv-headers; mesa-vulkan-drivers has a software one)
+	GGML_VK_VISIBLE_DEVICES=$${GGML_VK_VISIBLE_DEVICES:-0} LLAMA_CPP_LIB_PATH=$(CURDIR)/build/vulkan/install/edge_stream/lib \
+	    $(BIN)/python -m pytest -m 'not slow' $(GPU_TESTS) $(PYTEST_ARGS)
+
+test-cuda: GPU_CMAKE_ARGS = -DGGML_CUDA=ON
+test-cuda: build/cuda-device/install/.stamp ## the tests and the cost of a slide on a CUDA device (needs one, and the CUDA toolkit)
+	LLAMA_CPP_LIB_PATH=$(CURDIR)/build/cuda-device/install/edge_stream/lib $(BIN)/python -m pytest $(GPU_TESTS) $(PYTEST_ARGS)
+	LLAMA_CPP_LIB_PATH=$(CURDIR)/build/cuda-device/install/edge_stream/lib $(BIN)/python benchmarks/slide_cost.py -c 4096
+
+test-metal: build ## the same on a Mac: the ordinary build has Metal
+	$(BIN)/python -m pytest $(GPU_TESTS) $(PYTEST_ARGS)
+
+check-cuda: build ## compile the CUDA build's files that moving sinks uses, with a compiler from PyPI; ALL=1: all of them, and link
+	$(BIN)/python native/check_cuda.py build/cuda $(if $(ALL),--all)
+
 results: build ## regenerate the measured sections of docs/results.md; QUICK=1: minutes, into build/results; SECTION="latency sinks"
 	$(BIN)/python benchmarks/results.py $(if $(QUICK),--quick) $(SECTION)
 
@@ -108,8 +134,12 @@ format: $(BIN)/.stamp-python ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'native/*.h' 'native/*.cpp' 'native/*.c')
 
-wheel: $(BIN)/.stamp-python ## build/dist: a wheel for this machine
-	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w build/dist .
+wheel: $(BIN)/.stamp-python ## build/dist: wheels for this machine, ours and the bindings'
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/dist .
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/python -m pip wheel --quiet --no-deps -w build/dist build/llama.cpp/llama_cpp_python-*.tar.gz
+
+test-wheel: wheel ## install build/dist's wheel away from the sources, with no compiler on PATH, and run the demo from it
+	$(BIN)/python .ci/test_wheel.py build/dist
 
 clean: ## remove everything that was built (not .venv)
 	rm -rf build $(LIB) edge_stream/include

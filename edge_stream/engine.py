@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_stream import _libs, _native, models
+from edge_stream import devices as device_list
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
 from edge_stream.stream import Stream, token_array
 
@@ -64,6 +65,8 @@ class Engine:
     _n_slide = 0
     _eval_callback: Any = None
     _rebase_at = 0
+    _devices: list[device_list.Device] | None = None
+    _n_gpu_layers = 0
 
     @classmethod
     def load(
@@ -80,6 +83,9 @@ class Engine:
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         n_gpu_layers: int | None = None,
+        devices: Sequence[str] | None = None,
+        split_mode: str = "layer",
+        rpc: Sequence[str] = (),
         sink_move: str = "auto",
         n_slide: int = 0,
         rebase_at: int = 0,
@@ -92,7 +98,10 @@ class Engine:
 
         model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
         (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
-        when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
+        when sinks are moved by redecoding). n_gpu_layers: layers to hold on devices (None: all). devices: names that
+        layers may go to (`edge-stream info` lists them), ["none"] for none, None for all. split_mode: how layers are
+        spread over several devices (none, layer, row). rpc: RPC servers as host:port, whose devices are used too.
+        rebase_at: absolute position before which positions are brought back
         (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. eval_callback: llama.cpp's
         cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
         the model cannot stream, EdgeStreamError otherwise.
@@ -108,7 +117,8 @@ class Engine:
         self._n_slide = n_slide
         self._rebase_at = rebase_at
         try:
-            self._load_model(models.resolve(str(model)), n_gpu_layers, use_mmap, verbose)
+            path = models.resolve(str(model))
+            self._load_model(path, (n_gpu_layers, devices, split_mode, rpc), use_mmap, verbose)
             self._make_context(
                 n_ctx or self.n_ctx_train,
                 n_keep,
@@ -130,12 +140,30 @@ class Engine:
             raise
         return self
 
-    def _load_model(self, path: Path, n_gpu_layers: int | None, use_mmap: bool, verbose: bool) -> None:
+    def _load_model(
+        self,
+        path: Path,
+        placement: tuple[int | None, Sequence[str] | None, str, Sequence[str]],
+        use_mmap: bool,
+        verbose: bool,
+    ) -> None:
+        n_gpu_layers, names, split_mode, rpc = placement
         self._llama = _libs.llama()
         self._native = _native.library()
         self._quiet_log(verbose)
         self._llama.llama_backend_init()
         params = self._llama.llama_model_default_params()
+        if split_mode not in device_list.SPLIT_MODES:
+            raise EdgeStreamError(
+                f"split_mode = {split_mode} is unknown: use one of {', '.join(device_list.SPLIT_MODES)}"
+            )
+        params.split_mode = device_list.SPLIT_MODES[split_mode]
+        chosen = device_list.choose(names, rpc)
+        if chosen is not None:
+            # a list that ends with NULL; llama.cpp copies it
+            handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
+            params.devices = C.cast(handles, C.c_void_p)
+        self._devices = chosen
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         if not use_mmap:
@@ -144,6 +172,7 @@ class Engine:
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot load {path}{self._log_hint()}")
+        self._n_gpu_layers = params.n_gpu_layers
         reason = C.create_string_buffer(512)
         if not self._native.es_model_can_stream(self._model, reason, len(reason)):
             raise UnsupportedModelError(f"{path.name} cannot stream: {reason.value.decode()}")
@@ -199,7 +228,9 @@ class Engine:
             params.cb_eval = self._eval_callback
         if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
             raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
-        need = params.n_ctx * self.kv_bytes_per_token
+        need, on_devices = self.cache_bytes(params.n_ctx)
+        if on_devices > sum(d.free for d in self.devices) > 0:
+            raise EdgeStreamError(self._why_no_context(params, n_ctx))
         available = available_memory()
         if available is not None and need > available:
             times = f" for each of {self.n_parallel} streams" if self.n_parallel > 1 else ""
@@ -210,7 +241,29 @@ class Engine:
             )
         self._ctx = self._llama.llama_init_from_model(self._model, params)
         if not self._ctx:
-            raise EdgeStreamError(f"llama.cpp cannot create a context with n_ctx = {n_ctx}{self._log_hint()}")
+            raise EdgeStreamError(self._why_no_context(params, n_ctx))
+
+    def _why_no_context(self, params: Any, n_ctx: int) -> str:
+        """A sentence for a context that llama.cpp could not create; on a device, with the largest n_ctx that works."""
+        hint = self._log_hint()
+        used = self.devices
+        if not used:
+            return f"llama.cpp cannot create a context with n_ctx = {n_ctx}{hint}"
+        free = ", ".join(f"{d.name} has {d.free / 2**20:,.0f} MiB free" for d in used)
+        # what else a device needs than the cache depends on backend, batch and attention: so it is tried
+        step, fits = 256, 0
+        low, high = 0, (n_ctx - 1) // step
+        while low < high:
+            middle = (low + high + 1) // 2
+            params.n_ctx = self.n_parallel * middle * step + self._n_spare
+            ctx = self._llama.llama_init_from_model(self._model, params)
+            if ctx:
+                self._llama.llama_free(ctx)
+                low, fits = middle, middle * step
+            else:
+                high = middle - 1
+        largest = f"-c {fits} is the largest that fits" if fits else "not even -c 256 would: use a lower -ngl"
+        return f"a context with n_ctx = {n_ctx} does not fit the device ({free}); {largest}"
 
     def _cache_type(self, name: str) -> int:
         if name not in CACHE_TYPES:
@@ -309,6 +362,27 @@ class Engine:
         row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
         size = self._ggml_row_size
         return n_layer * (size(self.cache_type_k, row_k) + size(self.cache_type_v, row_v))
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""
+        total = n_cells * self.kv_bytes_per_token
+        n_layer = int(self._llama.llama_model_n_layer(self._model))
+        # llama.cpp offloads the last layers; their cache goes with them. The output counts as one layer more
+        wanted = n_layer + 1 if self._n_gpu_layers < 0 else self._n_gpu_layers
+        n_offloaded = min(n_layer, max(0, wanted - 1)) if self.devices else 0
+        on_devices = total * n_offloaded // n_layer
+        return total - on_devices, on_devices
+
+    @property
+    def devices(self) -> list[device_list.Device]:
+        """The devices that hold layers of the model; empty if all are with the CPU."""
+        if self._n_gpu_layers == 0:
+            return []
+        chosen = self._devices
+        if chosen is None:  # llama.cpp's own choice
+            there = [d for d in device_list.devices() if d.is_gpu]
+            chosen = [d for d in there if d.kind != "integrated GPU"] or there[:1]
+        return chosen
 
     @staticmethod
     def _ggml_row_size(name: str, n: int) -> int:

@@ -16,7 +16,7 @@ import pytest
 from reference import Reference, load_reference
 from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 
-from edge_stream import Engine, _libs
+from edge_stream import Engine, _native
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "gqa": lambda p: write_tiny_llama(p, head_dim=16),
@@ -32,8 +32,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the bank need our own libllama: with a stock one only the fallback is there to test."""
-    if _libs.llama_dir() == _libs.lib_dir():
+    """Tests of the bank need a libllama of ours: with a stock one only the fallback is there to test."""
+    if _native.library().es_bank_available():
         return
     for item in items:
         if "bank" in getattr(getattr(item, "callspec", None), "params", {}).values():

@@ -156,11 +156,15 @@ class FakeEngine:
         self.bos, self.eos, self.add_bos, self.n_ctx_train = BOS, EOS, False, 8192
         self.n_vocab, self.kv_bytes_per_token, self.model_path = 0x200004, 1024, Path(__file__)
         self.metadata: dict[str, str] = {}
+        self.devices: list[Any] = []
         self.answers: list[str] = []
         self.samplings: list[Any] = []
         self.streams: list[FakeStream] = []
         self.on_token: Callable[[int], None] | None = None
         self.closed = False
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        return n_cells * self.kv_bytes_per_token, 0
 
     def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:
         tokens = [BOS] if add_bos else []

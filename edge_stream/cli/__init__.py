@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "Measure speed, latency and memory against other methods.",
     "eval": "Measure perplexity and recall along a stream, or soak for hours.",
     "inspect": "Look inside: where the attention goes.",
+    "rpc-server": "Lend this machine's devices to an edge-stream on another.",
     "info": "Show versions, devices, and whether a model can stream.",
 }
 

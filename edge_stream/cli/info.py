@@ -11,8 +11,6 @@ import click
 
 from edge_stream.cli import options, package_version
 
-_DEVICE_KINDS = {0: "CPU", 1: "GPU", 2: "integrated GPU", 3: "accelerator"}
-
 
 @click.command("info")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -21,6 +19,11 @@ _DEVICE_KINDS = {0: "CPU", 1: "GPU", 2: "integrated GPU", 3: "accelerator"}
 @options.compute_options()
 def main(**flags: Any) -> None:
     """Show versions and devices; with -m also whether the model can stream, and the memory it takes at -c."""
+    if flags["rpc"]:
+        from edge_stream import devices
+
+        for endpoint in flags["rpc"]:
+            devices.add_rpc_server(endpoint)
     facts = system_facts()
     if flags["model"]:
         with options.load_engine(flags) as engine:
@@ -43,7 +46,7 @@ def system_facts() -> dict[str, Any]:
         "ggml": _string(library, "ggml_version") or "unknown",
         "libraries": str(_libs.llama_dir()),
         "sink_move": "bank" if _native.library().es_bank_available() else "redecode",
-        "devices": _devices(library),
+        "devices": _devices(),
         "system": llama.llama_print_system_info().decode(errors="replace").strip(),
     }
 
@@ -62,6 +65,9 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "n_keep": engine.n_keep,
         "kv_bytes_per_token": engine.kv_bytes_per_token,
         "kv_mib": round(engine.kv_bytes_per_token * engine.n_ctx / 2**20, 2),
+        "kv_host_mib": round(engine.cache_bytes(engine.n_ctx)[0] / 2**20, 2),
+        "kv_device_mib": round(engine.cache_bytes(engine.n_ctx)[1] / 2**20, 2),
+        "devices": [d.name for d in engine.devices],
         "file_mib": round(engine.model_path.stat().st_size / 2**20, 2),
     }
 
@@ -84,34 +90,30 @@ def _string(library: ctypes.CDLL, function: str) -> str | None:
     return answer.decode(errors="replace") if answer else None
 
 
-def _devices(library: ctypes.CDLL) -> list[dict[str, Any]]:
-    """The devices that ggml's backends offer; empty where the library does not export the registry."""
-    try:
-        count, get = library.ggml_backend_dev_count, library.ggml_backend_dev_get
-        texts = {"name": library.ggml_backend_dev_name, "description": library.ggml_backend_dev_description}
-        kind, memory = library.ggml_backend_dev_type, library.ggml_backend_dev_memory
-    except AttributeError:
-        return []
-    count.restype, get.restype, get.argtypes = ctypes.c_size_t, ctypes.c_void_p, [ctypes.c_size_t]
-    for function in texts.values():
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    kind.restype, kind.argtypes = ctypes.c_int, [ctypes.c_void_p]
-    size = ctypes.POINTER(ctypes.c_size_t)
-    memory.restype, memory.argtypes = None, [ctypes.c_void_p, size, size]
-    devices = []
-    for index in range(count()):
-        device = get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory(device, ctypes.byref(free), ctypes.byref(total))
-        devices.append(
+def _devices() -> list[dict[str, Any]]:
+    """Every device, and with which types of K cache it moves and rebases sinks by itself, without the CPU's help."""
+    from edge_stream import bank_ops, devices
+    from edge_stream.engine import CACHE_TYPES
+
+    def missing(handle: int, cache_type: str) -> dict[str, list[str]]:
+        return bank_ops.unsupported(lambda op: devices.ggml().ggml_backend_dev_supports_op(handle, op), cache_type)
+
+    found = []
+    for device in devices.devices():
+        steps = {name: missing(device.handle, name) for name in CACHE_TYPES}
+        found.append(
             {
-                **{key: (function(device) or b"").decode(errors="replace") for key, function in texts.items()},
-                "kind": _DEVICE_KINDS.get(kind(device), "other"),
-                "memory_mib": total.value // 2**20,
-                "free_mib": free.value // 2**20,
+                "name": device.name,
+                "description": device.description,
+                "kind": device.kind,
+                "backend": device.backend,
+                "memory_mib": device.total // 2**20,
+                "free_mib": device.free // 2**20,
+                "moves_sinks": [name for name, step in steps.items() if not step["slide"] and not step["capture"]],
+                "rebases": [name for name, step in steps.items() if not step["rebase"]],
             }
         )
-    return devices
+    return found
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -131,8 +133,12 @@ def _text(facts: dict[str, Any]) -> str:
         f"{d['memory_mib']:,} MiB free)"
         for d in facts["devices"]
     ]
-    if not facts["devices"]:
-        lines.append(f"system            {facts['system']}")
+    for d in facts["devices"]:
+        # an accelerator takes matrix products only; an RPC device does not tell
+        if d["kind"] != "accelerator" and d["backend"] != "RPC":
+            rest = [name for name in d["moves_sinks"] if name not in d["rebases"]]
+            note = f" (rebased with the CPU's help: {' '.join(rest)})" if rest else ""
+            lines.append(f"{'K on ' + d['name']:<18}{' '.join(d['moves_sinks'])}{note}")
     if "model" in facts:
         m = facts["model"]
         lines += [
@@ -145,4 +151,9 @@ def _text(facts: dict[str, Any]) -> str:
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]
+        if m["devices"]:
+            where = (
+                f"{m['kv_host_mib']:,.1f} MiB with the CPU, {m['kv_device_mib']:,.1f} MiB on {', '.join(m['devices'])}"
+            )
+            lines.append(f"                  {where}")
     return "\n".join(lines)

@@ -35,6 +35,16 @@ class GpuLayers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is neither a number nor auto nor all.", param, ctx)
 
 
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Names separated by commas."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """A list, empty for an empty text."""
+        return value if isinstance(value, list) else [name.strip() for name in value.split(",") if name.strip()]
+
+
 def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     """One decorator out of several, in the order of the help text."""
 
@@ -189,6 +199,32 @@ def compute_options() -> Callable[[F], F]:
                 help="Layers to hold on the GPU.",
             ),
             option(
+                "-dev",
+                "--device",
+                "devices",
+                env="DEVICE",
+                type=Names(),
+                default=None,
+                help="Devices for layers, as `edge-stream info` names them (default: all); none: keep them on the CPU.",
+            ),
+            option(
+                "-sm",
+                "--split-mode",
+                "split_mode",
+                env="SPLIT_MODE",
+                type=click.Choice(["none", "layer", "row"]),
+                default="layer",
+                show_default=True,
+                help="How layers are spread over several devices.",
+            ),
+            option(
+                "--rpc",
+                env="RPC",
+                type=Names(),
+                default="",
+                help="Use the devices of machines that run `edge-stream rpc-server`, given as HOST:PORT,...",
+            ),
+            option(
                 "-fa",
                 "--flash-attn",
                 "flash_attn",
@@ -217,6 +253,9 @@ _ENGINE = (
     "cache_type_v",
     "flash_attn",
     "n_gpu_layers",
+    "devices",
+    "split_mode",
+    "rpc",
     "sink_move",
     "n_slide",
     "use_mmap",

@@ -53,6 +53,11 @@ LLAMA_API size_t llama_es_bank_state_get(struct llama_context * ctx, llama_seq_i
 LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src,
                                           size_t size);
 
+// NULL, or the address of a remote device of ctx (RPC) that stopped answering: what was computed since is not valid,
+// and neither is the cache. Call it after llama_synchronize or llama_get_logits_ith. Freeing ctx and the model still
+// works.
+LLAMA_API const char * llama_es_lost_device(struct llama_context * ctx);
+
 #ifdef __cplusplus
 }
 #endif

@@ -5,6 +5,7 @@
 // BANK the pinned keys, KEYS llama.cpp's state of the sequence. HEAD and USER come first, so that a peek reads little.
 #include "error.h"
 #include "sampler.h"
+#include "sink_mover.h"
 #include "stream.h"
 
 #include <algorithm>
@@ -366,6 +367,9 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         if (!keys.empty() &&
             llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
             return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
+        }
+        if (es_check_devices(stream->ctx) != ES_OK) {
+            return ES_ERR_DECODE; // what was read is not the cache: the file stays as it is
         }
         const bytes toks = pack_window(w.get_state());
         // a state that waits for its sampler since an earlier load is kept

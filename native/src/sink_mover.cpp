@@ -20,9 +20,19 @@
 #pragma weak llama_es_bank_shift_window
 #pragma weak llama_es_bank_state_get
 #pragma weak llama_es_bank_state_set
+#pragma weak llama_es_lost_device
 
 bool es_bank_available(void) {
     return llama_es_bank_check != nullptr;
+}
+
+int32_t es_check_devices(llama_context * ctx) {
+    const char * lost = llama_es_lost_device ? llama_es_lost_device(ctx) : nullptr;
+    return lost ? es_fail(
+                      ES_ERR_DECODE,
+                      "the RPC server at %s stopped answering: its part of the stream is lost, a saved session is not",
+                      lost)
+                : (int32_t) ES_OK;
 }
 
 int32_t es_bank_supported(llama_context * ctx) {

@@ -138,7 +138,10 @@ const float * es_stream::logits() const {
 
 // Copies row i of the last decode's batch (-1: the last row).
 int32_t es_stream::keep_logits(int32_t i) {
-    const float * row = llama_get_logits_ith(ctx, i);
+    const float * row = llama_get_logits_ith(ctx, i); // waits for the backends
+    if (es_check_devices(ctx) != ES_OK) {
+        return ES_ERR_DECODE;
+    }
     if (!row) {
         return es_fail(ES_ERR_INTERNAL, "llama.cpp gave no logits for token %d of the batch", i);
     }
@@ -214,7 +217,10 @@ void es_stream::add_to_batch(llama_batch & out, const llama_token * tokens, uint
     }
 }
 
-static int32_t decode_error(int32_t rc, uint32_t m) {
+static int32_t decode_error(llama_context * ctx, int32_t rc, uint32_t m) {
+    if (es_check_devices(ctx) != ES_OK) {
+        return ES_ERR_DECODE;
+    }
     return rc == 2 ? es_fail(ES_ERR_STOPPED, "the decode was aborted")
                    : es_fail(ES_ERR_DECODE, "llama_decode returned %d for %u tokens", rc, m);
 }
@@ -228,7 +234,7 @@ int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logit
     if (rc != 0) {
         // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
         llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
-        return decode_error(rc, m);
+        return decode_error(ctx, rc, m);
     }
     return ES_OK;
 }
@@ -299,6 +305,12 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         window.push(tokens + i, m);
         i += m;
 
+        if (on_logits) {
+            llama_synchronize(ctx);
+            if ((rc = es_check_devices(ctx)) != ES_OK) {
+                return rc;
+            }
+        }
         for (uint32_t j = 0; on_logits && j < m; ++j) {
             if (!on_logits(user, index + j, llama_get_logits_ith(ctx, (int32_t) j))) {
                 const uint32_t n_after = m - j - 1;
@@ -366,7 +378,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
         s.window.push(tokens + i, 1);
     }
     if (rc != 0) {
-        return decode_error(rc, (uint32_t) n);
+        return decode_error(ctx, rc, (uint32_t) n);
     }
     int32_t kept = ES_OK;
     for (size_t i = 0; i < n && kept == ES_OK; ++i) {

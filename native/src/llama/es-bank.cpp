@@ -159,18 +159,40 @@ int32_t es_bank::find_cells(llama_seq_id seq) {
     return ES_BANK_OK;
 }
 
-void es_bank::write_delta(const es_bank_block & b) const {
-    const int32_t       delta = b.pos - b.pos0;
-    const ggml_tensor * last  = nullptr;
-    for (const auto & [il, in] : b.in) {
-        if (in.delta != last) {
-            ggml_backend_tensor_set(in.delta, &delta, 0, sizeof(delta));
-            last = in.delta;
+// The backend that computes in buffers of this type, if it is the type's own (not the CPU with pinned memory of a GPU).
+static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer_type_t buft) {
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        const ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_get_default_buffer_type(backend) == buft) {
+            return backend;
         }
+    }
+    return nullptr;
+}
+
+void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
+    b.delta                  = b.pos - b.pos0;
+    const ggml_tensor * last = nullptr;
+    for (const auto & [il, in] : b.in) {
+        if (in.delta == last) {
+            continue;
+        }
+        last             = in.delta;
+        const auto buft  = ggml_backend_buffer_get_type(in.delta->buffer);
+        const auto owner = backend_of(ctx.get_sched(), buft);
+        if (owner && !ggml_backend_buft_is_host(buft)) {
+            // in the order of the backend's own work: nobody waits, a decode in flight still reads the old value
+            ggml_backend_tensor_set_async(owner, in.delta, &b.delta, 0, sizeof(b.delta));
+            continue;
+        }
+        if (!owner) {
+            ctx.synchronize();
+        } // else it is the CPU, which is done when llama_decode returns
+        ggml_backend_tensor_set(in.delta, &b.delta, 0, sizeof(b.delta));
     }
 }
 
-int32_t es_bank::move(llama_seq_id seq, llama_pos pos) {
+int32_t es_bank::move(llama_context & ctx, llama_seq_id seq, llama_pos pos) {
     auto & b     = blocks.at(seq);
     auto & cells = kv.v_cells[kv.seq_to_stream[seq]];
 
@@ -186,7 +208,7 @@ int32_t es_bank::move(llama_seq_id seq, llama_pos pos) {
     // the keys come from the bank: llama.cpp must not shift them as well
     cells.reset_shift();
     b.pos = pos;
-    write_delta(b);
+    write_delta(ctx, b);
     return ES_BANK_OK;
 }
 
@@ -460,13 +482,12 @@ int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos)
     if (pos < 0) {
         return ES_BANK_INVALID;
     }
-    llama_synchronize(ctx); // a decode in flight may still read the inputs
     return for_each_bank(ctx, seq, true, [&](es_bank & bank, llama_kv_cache &) {
         auto & b = bank.blocks.at(seq);
         if (b.n_filled != b.n_rows) {
             return (int32_t) ES_BANK_INVALID;
         }
-        const int32_t rc = bank.move(seq, pos);
+        const int32_t rc = bank.move(*ctx, seq, pos);
         if (rc == ES_BANK_OK && !b.armed) {
             b.armed = true;
             ctx->es_graph_changed();
@@ -496,6 +517,20 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
     ctx->es_graph_changed(); // the scheduler is about to be used for other graphs
     return for_each_bank(ctx, seq, false,
                          [&](es_bank & bank, llama_kv_cache &) { return bank.shift_window(*ctx, seq, delta); });
+}
+
+const char * llama_es_lost_device(llama_context * ctx) {
+    const ggml_backend_sched_t sched = ctx->get_sched();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        const ggml_backend_t     backend = ggml_backend_sched_get_backend(sched, i);
+        const ggml_backend_dev_t dev     = ggml_backend_get_device(backend);
+        const auto               lost    = (bool (*)(ggml_backend_t)) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(dev), "es_rpc_lost");
+        if (lost && lost(backend)) {
+            return ggml_backend_dev_description(dev);
+        }
+    }
+    return nullptr;
 }
 
 //
@@ -586,7 +621,7 @@ int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uin
             ggml_backend_tensor_set(t, src + off, 0, ggml_nbytes(t));
             off += ggml_nbytes(t);
         }
-        bank.write_delta(b);
+        bank.write_delta(*ctx, b);
         b.armed = true; // the saved cells may be older than the last move
         return bank.find_cells(seq);
     });

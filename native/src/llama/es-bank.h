@@ -19,6 +19,7 @@ struct es_bank_block {
     uint32_t  n_filled = 0;     // rows captured so far
     llama_pos pos0     = 0;     // position of row 0 when captured
     llama_pos pos      = 0;     // position of row 0 now
+    int32_t   delta    = 0;     // pos - pos0, kept here while a backend may still be reading it
     bool      armed    = false; // decode graphs write the rows to the cache
 
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
@@ -45,15 +46,15 @@ class es_bank {
 public:
     explicit es_bank(llama_kv_cache & kv) : kv(kv) {}
 
-    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor; k_cur:
-    // [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
+    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor, after the new keys were
+    // stored; k_cur: [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
     ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
     ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 
     int32_t alloc(llama_seq_id seq, uint32_t n_rows);
-    int32_t move(llama_seq_id seq, llama_pos pos);
+    int32_t move(llama_context & ctx, llama_seq_id seq, llama_pos pos);
     int32_t find_cells(llama_seq_id seq); // by position, when the rows are complete
-    void    write_delta(const es_bank_block & b) const;
+    void    write_delta(llama_context & ctx, es_bank_block & b) const;
 
     // rotate the keys of the cells whose shift is not 0; shift: [kv_size*n_stream]
     int32_t rotate_cells(llama_context & lctx, const std::vector<int32_t> & shift);

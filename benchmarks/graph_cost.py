@@ -1,0 +1,113 @@
+"""What a slide adds to a decode, counted: graph nodes by op, splits, copies between devices, waits, host traffic.
+
+The counts come from the calls that llama.cpp makes into ggml's scheduler and backends (native/tests/count_calls.cpp,
+preloaded), so they hold for whatever backend and model run. Both kinds of decode are in their steady state: one token,
+its logits read, the graph of the token before used again.
+
+    python benchmarks/graph_cost.py -m demo
+    python benchmarks/graph_cost.py -m mistral-shape       # Mistral-7B's graph, narrow
+
+On a software GPU: GGML_VK_VISIBLE_DEVICES=0, LLAMA_CPP_LIB_PATH=build/vulkan/install/edge_stream/lib, and -c 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNTER = ROOT / "build" / "native" / "native" / "tests" / "libes_count_calls.so"
+NAMES = ("builds", "splits", "nodes", "copies", "syncs", "reads", "read_bytes", "writes", "write_bytes")
+N_TOKENS = 8
+
+
+def mistral_shape(folder: Path) -> Path:
+    """A model whose decode graph is Mistral-7B's node for node: 32 layers, 32 heads and 8 KV heads of 128 dimensions.
+
+    Only what does not change the graph is narrow: embedding and feed-forward widths, vocabulary; weights are random.
+    """
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tiny_models import write_tiny_llama
+
+    path = folder / "mistral-shape.gguf"
+    return write_tiny_llama(path, n_layer=32, n_embd=64, n_head=32, n_head_kv=8, head_dim=128, n_ff=64)
+
+
+def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, dict[str, Any]]:
+    """Counts per token of a plain and of a sliding decode; ops: nodes by ggml's name of the op.
+
+    The process must have been started with COUNTER preloaded. Raises RuntimeError otherwise.
+    """
+    counter = ctypes.CDLL(None)
+    if not hasattr(counter, "es_counts_take"):
+        raise RuntimeError(f"{COUNTER} is not preloaded")
+    from edge_stream import _libs
+    from edge_stream.engine import Engine
+
+    raw = (ctypes.c_int64 * 1024)()
+    ggml = ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
+    ggml.ggml_op_name.restype, ggml.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+
+    def counted(stream: Any, n: int) -> dict[str, Any]:
+        counter.es_counts_take(raw)
+        for i in range(n):
+            stream.feed([20 + i])
+        size = counter.es_counts_take(raw)
+        per_token = [value / n for value in raw[:size]]
+        ops = {ggml.ggml_op_name(op).decode(): v for op, v in enumerate(per_token[len(NAMES) :]) if v}
+        return {**dict(zip(NAMES, per_token, strict=False)), "ops": ops}
+
+    with Engine.load(model, n_ctx=n_ctx, **options) as engine, engine.stream() as stream:
+        # the cache is looked at in blocks of 256 cells: stay within one while counting
+        stream.feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)])
+        stream.feed([10])
+        plain = counted(stream, N_TOKENS)
+        stream.feed([10 + i % 200 for i in range(N_TOKENS)])
+        for token in (10, 11):  # the first slide builds the graph with the sinks in it
+            stream.feed([token])
+        before = stream.stats
+        sliding = counted(stream, N_TOKENS)
+        after = stream.stats
+    assert after.n_slides - before.n_slides == N_TOKENS and after.n_rebases == before.n_rebases
+    return {"plain": plain, "sliding": sliding}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo", help="a model, or mistral-shape")
+    parser.add_argument("-ctk", "--cache-type-k", default="f16")
+    parser.add_argument("-fa", "--flash-attn", default="auto")
+    parser.add_argument("--keep", type=int, default=4)
+    parser.add_argument("-c", "--ctx-size", type=int, default=512, help="the counts do not depend on it")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if not COUNTER.exists():
+        raise SystemExit(f"{COUNTER.relative_to(ROOT)} is missing: make build (Linux)")
+    if str(COUNTER) not in os.environ.get("LD_PRELOAD", ""):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(COUNTER)})
+
+    options: dict[str, Any] = {"cache_type_k": args.cache_type_k, "flash_attn": args.flash_attn, "n_keep": args.keep}
+    options["n_ctx"] = args.ctx_size
+    with tempfile.TemporaryDirectory() as folder:
+        model = mistral_shape(Path(folder)) if args.model == "mistral-shape" else args.model
+        result = measure(model, **options)
+    if args.json:
+        print(json.dumps(result))
+        return
+    plain, sliding = result["plain"], result["sliding"]
+    print("| per token | plain decode | with a slide | added |\n|---|---|---|---|")
+    rows = [(name, plain[name], sliding[name]) for name in NAMES]
+    ops = sorted({*plain["ops"], *sliding["ops"]})
+    rows += [(f"nodes: {op}", plain["ops"].get(op, 0), sliding["ops"].get(op, 0)) for op in ops]
+    for name, a, b in rows:
+        print(f"| {name} | {a:g} | {b:g} | {b - a:+g} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The ops that moving and rebasing sinks put into a graph, and whether a device computes them for a type of K cache.
+
+One list for `edge-stream info`, which asks the devices that are there, and for the table in docs/gpu.md, which asks the
+support functions of backends that are not. The counterpart of native/src/llama/es-bank.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from edge_stream import _libs
+from edge_stream.engine import CACHE_TYPES
+
+F32, I32, I64 = 0, 26, 27  # ggml_type
+ROPE_NORMAL, ROPE_NEOX = 0, 2
+STEPS = ("capture", "slide", "rebase")
+
+_HEAD, _N_HEAD, _N_ROWS, _N_CELLS, _N_SLICE = 128, 8, 4, 4096, 256
+
+
+class _InitParams(C.Structure):
+    _fields_ = [("mem_size", C.c_size_t), ("mem_buffer", C.c_void_p), ("no_alloc", C.c_bool)]
+
+
+@lru_cache(maxsize=1)
+def _base() -> Any:
+    """libggml-base with the signatures of the functions that make tensors."""
+    _libs.llama()
+    lib = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
+    p, n, f, i, s = C.c_void_p, C.c_int64, C.c_float, C.c_int, C.c_size_t
+    signatures: dict[str, list[Any]] = {
+        "ggml_new_tensor_1d": [p, i, n],
+        "ggml_new_tensor_2d": [p, i, n, n],
+        "ggml_reshape_2d": [p, p, n, n],
+        "ggml_reshape_3d": [p, p, n, n, n],
+        "ggml_view_2d": [p, p, n, n, s, s],
+        "ggml_view_3d": [p, p, n, n, n, s, s, s],
+        "ggml_cast": [p, p, i],
+        "ggml_cpy": [p, p, p],
+        "ggml_mul_mat": [p, p, p],
+        "ggml_set_rows": [p, p, p, p],
+        "ggml_rope_ext": [p, p, p, p, i, i, i, f, f, f, f, f, f],
+    }
+    for name, argtypes in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = p, argtypes
+    lib.ggml_init.restype, lib.ggml_init.argtypes = p, [_InitParams]
+    lib.ggml_free.restype, lib.ggml_free.argtypes = None, [p]
+    lib.ggml_row_size.restype, lib.ggml_row_size.argtypes = s, [i, n]
+    lib.ggml_mul_mat_set_hint.restype, lib.ggml_mul_mat_set_hint.argtypes = None, [p, i]
+    return lib
+
+
+@contextmanager
+def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, int]]]:
+    """step -> name -> ggml_tensor * of every op of that step that computes, for a K cache of that type.
+
+    Shapes are Mistral-7B's: 8 KV heads of 128 dimensions, 4 sinks, 4096 cells. The tensors have no data and live
+    as long as the context.
+    """
+    lib = _base()
+    kind = CACHE_TYPES[cache_type][0]
+    ctx = lib.ggml_init(_InitParams(1 << 20, None, True))
+    try:
+        width = _HEAD * _N_HEAD
+
+        def rotate(x: int, pos: int) -> int:
+            return int(lib.ggml_rope_ext(ctx, x, pos, None, _HEAD, rope, 4096, 1e4, 1.0, 0.0, 1.0, 32.0, 1.0))
+
+        def hadamard(x: int, n: int) -> int:
+            matrix = lib.ggml_new_tensor_2d(ctx, F32, _HEAD, _HEAD)
+            y = lib.ggml_mul_mat(ctx, matrix, lib.ggml_reshape_2d(ctx, x, _HEAD, n))
+            lib.ggml_mul_mat_set_hint(y, 1)  # GGML_HINT_SRC0_IS_HADAMARD
+            return int(y)
+
+        new_1d, new_2d = lib.ggml_new_tensor_1d, lib.ggml_new_tensor_2d
+        quantised = CACHE_TYPES[cache_type][1] > 1  # llama.cpp rotates a quantised K by a Hadamard matrix
+        cache = new_2d(ctx, kind, width, _N_CELLS)
+        bank = new_2d(ctx, F32, width, _N_ROWS)
+
+        keys = new_2d(ctx, F32, width, _N_ROWS)
+        capture = {"copy": lib.ggml_cpy(ctx, keys, lib.ggml_view_2d(ctx, bank, width, _N_ROWS, 4 * width, 0))}
+
+        moved = rotate(lib.ggml_reshape_3d(ctx, bank, _HEAD, _N_HEAD * _N_ROWS, 1), new_1d(ctx, I32, 1))
+        rows = lib.ggml_reshape_2d(ctx, moved, width, _N_ROWS)
+        slide = {"rope": moved, "store": lib.ggml_set_rows(ctx, cache, rows, new_1d(ctx, I64, _N_ROWS))}
+
+        head, row = lib.ggml_row_size(kind, _HEAD), lib.ggml_row_size(kind, width)
+        part = lib.ggml_view_3d(ctx, cache, _HEAD, _N_HEAD, _N_SLICE, head, row, 0)
+        plain = lib.ggml_cast(ctx, part, F32)
+        turned = rotate(plain, new_1d(ctx, I32, _N_SLICE))
+        rebase = {"load": plain, "rope": turned, "store": lib.ggml_cpy(ctx, turned, part)}
+        if quantised:
+            capture["hadamard"] = hadamard(keys, _N_HEAD * _N_ROWS)
+            slide["hadamard"] = hadamard(rows, _N_HEAD * _N_ROWS)
+            rebase["hadamard"] = hadamard(plain, _N_HEAD * _N_SLICE)
+        yield {"capture": capture, "slide": slide, "rebase": rebase}
+    finally:
+        lib.ggml_free(ctx)
+
+
+def unsupported(supports: Callable[[int], bool], cache_type: str) -> dict[str, list[str]]:
+    """step -> names of the ops that `supports` (a function of a ggml_tensor *) refuses; empty lists if none."""
+    missing: dict[str, set[str]] = {step: set() for step in STEPS}
+    for rope in (ROPE_NORMAL, ROPE_NEOX):
+        with ops(cache_type, rope) as steps:
+            for step, tensors in steps.items():
+                missing[step] |= {name for name, tensor in tensors.items() if not supports(tensor)}
+    return {step: sorted(names) for step, names in missing.items()}

@@ -1,0 +1,28 @@
+"""`edge-stream rpc-server`: lend this machine's devices to an edge-stream, or a llama.cpp of its version, elsewhere."""
+
+from __future__ import annotations
+
+import click
+
+from edge_stream.cli import options
+
+
+@click.command("rpc-server")
+@click.option("-H", "--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=50052, show_default=True, help="Its port.")
+@click.option(
+    "-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="CPU threads. Default: all cores."
+)
+@click.option("-d", "--device", "names", type=options.Names(), help="Devices to lend. Default: GPUs, else the CPU.")
+def main(host: str, port: int, n_threads: int | None, names: list[str] | None) -> None:
+    """Wait for an `edge-stream ... --rpc HOST:PORT` and compute its layers, one client at a time, until interrupted."""
+    from edge_stream import devices
+    from edge_stream.engine import default_threads
+
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo(
+            f"warning: whoever can reach {host}:{port} can use this process; the protocol has no authentication. "
+            "Keep it to a network that you trust.",
+            err=True,
+        )
+    devices.serve_rpc(host, port, n_threads or default_threads(), names)

@@ -1,0 +1,65 @@
+"""What a slide adds to a decode, counted at ggml's scheduler and backends: two or three nodes per layer and four bytes.
+
+No copy of K to the host, no wait, no further split, whatever backend the libraries in use bring.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graph_cost
+import pytest
+
+from edge_stream import _libs, _native
+
+pytestmark = [
+    pytest.mark.skipif(not graph_cost.COUNTER.exists(), reason="the counter is built on Linux only (make build)"),
+    pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank"),
+]
+
+
+def counted(model: str | Path, *flags: str) -> dict[str, dict[str, Any]]:
+    """Counts per token of benchmarks/graph_cost.py, in a process of its own: the counter must be preloaded."""
+    command = [sys.executable, graph_cost.__file__, "--json", "-m", str(model), *flags]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    result: dict[str, dict[str, Any]] = json.loads(out.stdout.splitlines()[-1])
+    return result
+
+
+def check(result: dict[str, dict[str, Any]], n_layer: int, *, hadamard: bool = False, n_caches: int = 1) -> None:
+    plain, sliding = result["plain"], result["sliding"]
+    assert plain["nodes"] > 10 * n_layer and plain["read_bytes"] > 0  # the counter sees something
+    # the graph of the token before is used again, in as many pieces, with as many copies and waits
+    for name in ("builds", "splits", "copies", "syncs", "reads", "read_bytes"):
+        assert sliding[name] == plain[name], name
+    assert sliding["builds"] == 0
+    # the only thing that travels is how far the sinks have moved: an int32 per cache
+    assert sliding["writes"] - plain["writes"] == n_caches
+    assert sliding["write_bytes"] - plain["write_bytes"] == 4 * n_caches
+    expected = {"ROPE": n_layer, "SET_ROWS": n_layer} | ({"MUL_MAT": n_layer} if hadamard else {})
+    added = {op: n - plain["ops"].get(op, 0) for op, n in sliding["ops"].items()}
+    assert {op: n for op, n in added.items() if n} == expected
+    assert sliding["nodes"] - plain["nodes"] == sum(expected.values())
+
+
+@pytest.mark.parametrize("type_k", ["f16", "q8_0"])
+@pytest.mark.parametrize("flash_attn", ["on", "off"])
+def test_tiny(type_k: str, flash_attn: str, tiny: Callable[[str], Path]) -> None:
+    """llama.cpp rotates a quantised K by a Hadamard matrix; so do the sinks that join it."""
+    check(counted(tiny("head64"), "-ctk", type_k, "-fa", flash_attn), 2, hadamard=type_k == "q8_0")
+
+
+def test_sliding_window_layers(tiny: Callable[[str], Path]) -> None:
+    check(counted(tiny("gemma3")), 4, n_caches=2)
+
+
+@pytest.mark.skipif(_libs.llama_dir() != _libs.lib_dir(), reason="minutes on a software GPU")
+@pytest.mark.parametrize(("model", "n_layer"), [("demo", 30), ("mistral-shape", 32)])
+def test_real_shapes(model: str, n_layer: int) -> None:
+    check(counted(model), n_layer)

@@ -1,0 +1,142 @@
+"""Streaming over llama.cpp's RPC backend: the same tokens as alone, and a server that dies costs no session."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_stream import EdgeStreamError, Sampling, devices
+
+Load = Callable[..., Any]
+Draw = Callable[..., list[int]]
+
+OPTIONS = {"n_ctx": 64, "n_keep": 4, "n_slide": 1, "cache_type_k": "q8_0"}
+
+pytestmark = pytest.mark.skipif(
+    not devices.ggml().ggml_backend_reg_by_name(b"RPC"), reason="the libraries in use have no RPC backend"
+)
+
+
+@pytest.fixture
+def servers() -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
+    """Two RPC servers on loopback: (host:port, process)."""
+    started = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "edge_stream.cli", "rpc-server", "-p", str(port), "-t", "1", "-d", "CPU"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started.append((f"127.0.0.1:{port}", process))
+    for endpoint, process in started:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, "the server does not start"
+            try:
+                socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+    yield started
+    for _, process in started:
+        process.kill()
+        process.wait()
+
+
+def generated(stream: Any, n: int) -> list[int]:
+    return [t.token for t in stream.generate(n, sampling=Sampling(temp=0), ignore_eos=True)]
+
+
+def test_tokens_equal_the_local_run(servers: Any, load: Load, draw: Draw) -> None:
+    """A layer on each server; three cache lengths beyond the end, with rebases."""
+    options = OPTIONS | {"rebase_at": 100}
+    with load("head64", **options, devices=["none"]).stream() as stream:
+        stream.feed(draw(50))
+        want, logits = generated(stream, 200), stream.logits
+    engine = load("head64", **options, rpc=[endpoint for endpoint, _ in servers])
+    assert [d.backend for d in engine.devices] == ["RPC", "RPC"]
+    assert engine.cache_bytes(64)[0] == 0  # all of the cache is with the servers
+    with engine.stream() as stream:
+        stream.feed(draw(50))
+        assert generated(stream, 200) == want
+        assert abs(stream.logits - logits).max() < 1e-3
+        assert stream.stats.n_slides > 150 and stream.stats.n_rebases > 3
+
+
+def test_a_dead_server_costs_no_session(servers: Any, load: Load, draw: Draw, tmp_path: Path) -> None:
+    path = tmp_path / "s.session"
+    remote = load("head64", **OPTIONS, rpc=[endpoint for endpoint, _ in servers])
+    stream = remote.stream()
+    stream.feed(draw(100))
+    stream.save(path, b"mine")
+    saved = path.read_bytes()
+    want = generated(stream, 50)
+
+    endpoint, process = servers[1]
+    process.kill()
+    process.wait()
+    with pytest.raises(EdgeStreamError, match=f"the RPC server at {endpoint} stopped answering"):
+        stream.feed(draw(10))
+    with pytest.raises(EdgeStreamError, match="stopped answering"):
+        stream.save(path, b"later")
+    assert path.read_bytes() == saved
+    remote.close()
+
+    with load("head64", **OPTIONS, devices=["none"]).restore(path) as restored:
+        assert restored.user == b"mine"
+        assert generated(restored, 50) == want
+    # what is left goes on serving
+    with load("head64", **OPTIONS, rpc=[servers[0][0]]).restore(path) as restored:
+        assert generated(restored, 50) == want
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "match"),
+    [("127.0.0.1:1", "no RPC server answers at 127.0.0.1:1"), ("nonsense", "must be given as host:port")],
+)
+def test_no_server(endpoint: str, match: str, load: Load) -> None:
+    with pytest.raises(EdgeStreamError, match=match):
+        load("head64", rpc=[endpoint])
+
+
+def test_not_an_rpc_server(load: Load) -> None:
+    """Something else answers: it closes the connection instead of greeting."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        code = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1]))\nwhile True: s.accept()[0].close()"
+        closer = subprocess.Popen([sys.executable, "-c", code, str(other.fileno())], pass_fds=[other.fileno()])
+        try:
+            with pytest.raises(EdgeStreamError, match=r"no RPC server of this llama\.cpp's version answers"):
+                load("head64", rpc=[f"127.0.0.1:{other.getsockname()[1]}"])
+        finally:
+            closer.kill()
+            closer.wait()
+
+
+def test_unknown_device(load: Load) -> None:
+    with pytest.raises(EdgeStreamError, match="device Nothing0 is unknown: this build and machine offer"):
+        load("head64", devices=["Nothing0"])
+    with pytest.raises(EdgeStreamError, match="split_mode = diagonal is unknown"):
+        load("head64", split_mode="diagonal")
+
+
+def test_command_line(servers: Any, tiny: Any) -> None:
+    flags = ["-m", str(tiny("head64")), "-c", "64", "-p", "the end", "-n", "80", "--temp", "0", "--ignore-eos"]
+    rpc = ["--rpc", ",".join(endpoint for endpoint, _ in servers)]
+    outputs = []
+    for extra in ([], rpc):
+        command = [sys.executable, "-m", "edge_stream.cli", "run", *flags, *extra]
+        outputs.append(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert outputs[0] == outputs[1] != b""
+    info = subprocess.run(
+        [sys.executable, "-m", "edge_stream.cli", "info", *rpc], capture_output=True, text=True, check=True
+    )
+    assert info.stdout.count("RPC") >= 2
