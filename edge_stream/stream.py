@@ -358,7 +358,9 @@ class Writer:
         engine, token = self.stream.engine, self._token.value
         self._n += 1
         eos = not self._ignore_eos and engine.is_eog(token)
-        shown, stopped = self._matcher.push(self._text.push(b"" if eos else engine.token_to_piece(token, self._special)))
+        shown, stopped = self._matcher.push(
+            self._text.push(b"" if eos else engine.token_to_piece(token, self._special))
+        )
         finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
         if finish in ("eos", "length"):
             shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()
@@ -397,6 +399,11 @@ def _log_sum_exp(shifted: NDArray[np.float64]) -> float:
     return float(np.log(np.exp(shifted).sum()))
 
 
+def check_sampling(engine: Engine, sampling: Sampling) -> None:
+    """Raise EdgeStreamError if no sampler can be made so. Any thread may call it."""
+    _native.library().es_sampler_free(_make_sampler(engine, sampling, False))
+
+
 def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_void_p:
     lib = _native.library()
     params = lib.es_sampler_default_params()
@@ -420,7 +427,7 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
         params.logit_bias, params.n_logit_bias = array, len(bias)
     if sampling.grammar and sampling.json_schema:
         raise EdgeStreamError("give a grammar or a JSON schema, not both")
-    grammar = sampling.grammar or (_schema_grammar(sampling.json_schema) if sampling.json_schema else None)
+    grammar = sampling.grammar or (schema_grammar(sampling.json_schema) if sampling.json_schema else None)
     if grammar:
         params.grammar = grammar.encode()
     handle = C.c_void_p()
@@ -428,7 +435,7 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
     return handle
 
 
-def _schema_grammar(schema: str | Mapping[str, Any]) -> str:
+def schema_grammar(schema: str | Mapping[str, Any]) -> str:
     """GBNF of a JSON schema, by llama-cpp-python's converter."""
     _libs.llama()
     from llama_cpp.llama_grammar import json_schema_to_gbnf
