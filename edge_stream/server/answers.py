@@ -60,7 +60,7 @@ class Answer:
         }
 
     def chunks(self, event: Started | Delta | Finished | Done) -> Iterable[dict[str, Any]]:
-        """The chunks that a record gives. The last choice's finish waits for Done, which says that the turn is saved."""
+        """The chunks of a record. The last choice's finish waits for Done, which says that the turn is saved."""
         held, self._held = self._held, None
         if isinstance(event, Done):
             last = self._chunk(self.first_index + held.index, self.delta(None), held.reason) if held else None

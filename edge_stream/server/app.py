@@ -129,20 +129,23 @@ class Api:
         self.created = int(self.engine.model_path.stat().st_mtime)
         self.router = APIRouter(responses=_ERRORS)
         add = self.router.add_api_route
-        event_stream = {"text/event-stream": {"schema": {"type": "string"}}}
+        event_stream: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
         for path, work, model in (
             ("/v1/chat/completions", self.chat, schemas.ChatResponse),
             ("/v1/completions", self.complete, schemas.TextResponse),
         ):
-            streamed = {200: {"content": event_stream, "description": "The answer; chunks if `stream` is true."}}
+            streamed: dict[int | str, dict[str, Any]] = {
+                200: {"content": event_stream, "description": "The answer; chunks if `stream` is true."}
+            }
             add(path, work, methods=["POST"], response_model=model, responses=streamed, tags=["OpenAI"])
         add("/v1/models", self.models, response_model=schemas.Models, tags=["OpenAI"])
         add("/health", self.health, response_model=schemas.Health, tags=["server"])
         add("/v1/health", self.health, response_model=schemas.Health, include_in_schema=False)
-        metrics = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text."}}
+        plain: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+        metrics: dict[int | str, dict[str, Any]] = {200: {"content": plain, "description": "Prometheus text."}}
         add("/metrics", self.metrics, response_class=Response, responses=metrics, tags=["server"])
         add("/props", self.props, response_model=schemas.Props, tags=["server"])
-        none = {"response_model_exclude_none": True}
+        none: dict[str, Any] = {"response_model_exclude_none": True}
         add("/slots", self.slots, response_model=list[schemas.Slot], tags=["slots"], **none)
         add("/slots/{slot}", self.slot, methods=["POST"], response_model=schemas.SlotAnswer, tags=["slots"], **none)
         add("/tokenize", self.tokenize, methods=["POST"], response_model=schemas.Tokens, tags=["text"])
@@ -258,7 +261,7 @@ class Api:
             headers=headers,
             sep="\n",
             ping=self.settings.ping_seconds,
-            send_timeout=_SEND_SECONDS,  # type: ignore[arg-type]
+            send_timeout=_SEND_SECONDS,
         )
 
     #

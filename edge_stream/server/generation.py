@@ -146,7 +146,7 @@ class Job:
         self.emit(event)
 
     @property
-    def is_behind(self) -> int:
+    def n_behind(self) -> int:
         """Records that the client has not taken yet."""
         return self.n_emitted - self.n_taken
 

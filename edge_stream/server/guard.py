@@ -95,8 +95,8 @@ class Guard:
             return
         kind, _, key = headers.get("authorization", "").partition(" ")
         given = sha256((key.strip() if kind.lower() == "bearer" else "").encode()).digest()
-        # every key is compared, in constant time
-        if not any([hmac.compare_digest(given, known) for known in self._keys]):
+        matches = [hmac.compare_digest(given, known) for known in self._keys]  # all of them, in constant time
+        if not any(matches):
             raise ApiError(401, "a valid API key is needed", AUTH, {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:

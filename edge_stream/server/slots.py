@@ -1,4 +1,4 @@
-"""Conversations and the slots of the cache that hold some of them; the others are on disk, least recently used first."""
+"""Conversations, and the slots of the cache that hold those used last; the others are on disk."""
 
 from __future__ import annotations
 
