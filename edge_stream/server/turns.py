@@ -376,6 +376,10 @@ class Turns:
             key, n_bytes = history.text_key(more), len(history.text) + len(more)
             if key == last.key:
                 return  # nothing was written
+            if not pending:  # to go on from exactly here, something must be read again: the last token
+                pending = [job.answer[-1]]
+                stream.rewind(1)
+                conv_log.taken_back(1)
             conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
             return
         message: dict[str, Any] = {"role": "assistant", "content": job.answer_prefix + text}
