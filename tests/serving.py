@@ -22,7 +22,7 @@ from edge_stream.server.scheduler import Scheduler
 from edge_stream.server.settings import Limits, Settings
 
 # A random model writes bytes that are no text; a grammar makes it write words, and end.
-WORDS = 'root ::= " "? [a-z]+ (" " [a-z]+){1,3} "."'
+WORDS = 'root ::= [a-z]{1,6} (" " [a-z]{1,6}){1,3} "."'
 
 
 class Client(httpx.Client):

@@ -224,7 +224,7 @@ class Turns:
         sampling = wish.sampling
         if wish.n > 1 and sampling.seed >= 0:
             # choices differ, and each is what a request for it alone would give
-            sampling = replace(sampling, seed=(sampling.seed + self._index(job)) & 0xFFFFFFFE)
+            sampling = replace(sampling, seed=(sampling.seed + self._index(job)) % (2**32 - 1))
         job.writer = stream.writer(
             wish.max_tokens,
             sampling=sampling,
