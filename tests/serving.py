@@ -56,7 +56,7 @@ class Served:
 
     def wait_idle(self) -> None:
         """Until nothing is being read or written."""
-        while self.on_engine(lambda: len(self.scheduler.turns.jobs)) or self.scheduler.counts()["waiting"]:
+        while self.on_engine(lambda: len(self.scheduler.turns.jobs) + self.scheduler.counts()["waiting"]):
             time.sleep(0.01)
 
 

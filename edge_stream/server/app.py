@@ -147,7 +147,18 @@ class Api:
         add("/props", self.props, response_model=schemas.Props, tags=["server"])
         none: dict[str, Any] = {"response_model_exclude_none": True}
         add("/slots", self.slots, response_model=list[schemas.Slot], tags=["slots"], **none)
-        add("/slots/{slot}", self.slot, methods=["POST"], response_model=schemas.SlotAnswer, tags=["slots"], **none)
+        missing: dict[int | str, dict[str, Any]] = {
+            404: {"model": schemas.ErrorBody, "description": "No such slot or file."}
+        }
+        add(
+            "/slots/{slot}",
+            self.slot,
+            methods=["POST"],
+            responses=missing,
+            response_model=schemas.SlotAnswer,
+            tags=["slots"],
+            **none,
+        )
         add("/tokenize", self.tokenize, methods=["POST"], response_model=schemas.Tokens, tags=["text"])
         add("/detokenize", self.detokenize, methods=["POST"], response_model=schemas.Content, tags=["text"])
         add("/apply-template", self.template, methods=["POST"], response_model=schemas.Prompt, tags=["text"])
