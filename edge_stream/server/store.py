@@ -28,8 +28,9 @@ class SessionStore:
     """A locked folder of session files whose total size is bounded. Raises EdgeStreamError if it cannot be had."""
 
     def __init__(self, folder: Path, engine: Engine, max_bytes: int) -> None:
-        name = f"{engine._weights_tag:016x}-c{engine.n_ctx}-{engine.cache_type_k}-{engine.cache_type_v}-"
-        self.folder = folder / (name + engine.sink_move)
+        # llama.cpp's state of a sequence fits caches of the same shape only
+        shape = f"c{engine.n_ctx}-np{engine.n_parallel}-{engine.cache_type_k}-{engine.cache_type_v}"
+        self.folder = folder / f"{engine._weights_tag:016x}-{shape}-fa-{engine.flash_attn}-{engine.sink_move}"
         self.max_bytes = max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
