@@ -145,6 +145,16 @@ def test_a_slow_reader_waits_alone(load: Load) -> None:
         served.wait_idle()
 
 
+def test_a_reader_that_takes_nothing_does_not_keep_others_out(load: Load) -> None:
+    with serve(load("chat", n_ctx=96), backlog=16, stall_seconds=0.2) as served:
+        slow = open_stream(served, messages=hello(0), logprobs=True, top_logprobs=20, **ENDLESS)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        while not written(served):
+            time.sleep(0.01)
+        assert served.client.chat(hello(1), max_tokens=5, ignore_eos=True)["usage"]["completion_tokens"] == 5
+        slow.close()
+
+
 def test_a_time_limit_ends_the_answer(load: Load) -> None:
     with serve(load("chat", n_ctx=96), request_seconds=0.3) as served:
         answer = served.client.chat(hello(), **ENDLESS)

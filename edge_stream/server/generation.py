@@ -129,6 +129,7 @@ class Job:
     recognised: str = ""
     restored: bool = False
     timed_out: bool = False
+    t_stalled: float | None = None  # since when it waits for its reader
     n_dropped: int = 0
     n_reused: int = 0
     n_prompt: int = 0

@@ -147,7 +147,8 @@ class Scheduler:
                     job.send(Failed(errors.unavailable("the request waited too long for its turn", 5)))
                 job.stage = Stage.ENDED
         for job in list(self.turns.jobs):
-            job.timed_out = now > job.deadline
+            stalled = job.t_stalled is not None and now > job.t_stalled + self.settings.limits.stall_seconds
+            job.timed_out = now > job.deadline or (stalled and bool(self._queue))
             if job.cancelled or self._closing or job.timed_out:
                 self.turns.cut_short(job)
 

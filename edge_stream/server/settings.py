@@ -29,6 +29,7 @@ class Limits:
     connections: int = 1024
     request_seconds: float = 3600.0  # reading and writing of one request
     backlog: int = 256  # records that a slow reader may be behind before its generation waits
+    stall_seconds: float = 20.0  # a generation that waits so long for its reader, while others wait for a slot, ends
 
 
 @dataclass(frozen=True)

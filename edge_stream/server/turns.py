@@ -61,8 +61,7 @@ class Turns:
         """One token of every conversation that writes, one portion of one that reads. False if there was nothing."""
         for job in [j for j in self.jobs if j.rendering and j.rendering.done()]:
             self._guard(job, self._take_rendered, job)
-        backlog = self.settings.limits.backlog
-        writing = [j for j in self.jobs if j.stage is Stage.WRITING and j.n_behind < backlog]
+        writing = [j for j in self.jobs if j.stage is Stage.WRITING and self._is_read(j)]
         if writing:
             self._write(writing)
         reading = next((j for j in self.jobs if j.stage is Stage.READING), None)
@@ -72,6 +71,14 @@ class Turns:
                 self.jobs.remove(reading)
                 self.jobs.append(reading)
         return bool(writing or reading)
+
+    def _is_read(self, job: Job) -> bool:
+        """Whether the client takes what it asked for; if not, its generation waits."""
+        if job.n_behind < self.settings.limits.backlog:
+            job.t_stalled = None
+            return True
+        job.t_stalled = job.t_stalled or time.monotonic()
+        return False
 
     def cut_short(self, job: Job) -> None:
         """End a job whose client has gone or whose time is over, as well as it can be ended now."""
