@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,9 +34,10 @@ class _Server(uvicorn.Server):
         self._scheduler = scheduler
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGINT, SIGTERM."""
+        """SIGINT, SIGTERM: an orderly end, with status 0; a second SIGINT does not wait for connections."""
         self._scheduler.drain()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def memory(engine: Engine) -> dict[str, float]:
