@@ -163,6 +163,32 @@ def test_more_conversations_than_slots(load: Load, tmp_path: Path) -> None:
     assert few == many
 
 
+def test_sessions_beyond_the_space_for_them_are_deleted(load: Load, tmp_path: Path) -> None:
+    with serve(load("chat", n_parallel=1, n_ctx=160), tmp_path, session_bytes=1) as served:
+        one: list[dict[str, Any]] = []
+        served.client.turn(one, "One.", seed=1)
+        for i in range(3):
+            served.client.turn([], f"Number {i}.", seed=1)
+        assert len(list(tmp_path.rglob("*.session"))) == 1
+        assert served.client.turn(one, "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
+
+
+def test_a_full_disk_costs_the_session_only(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_stream.errors import SessionError
+    from edge_stream.stream import Stream
+
+    def full(self: Stream, path: Any, user: bytes = b"") -> None:
+        raise SessionError("the disk is full")
+
+    monkeypatch.setattr(Stream, "save", full)
+    with serve(load("chat", n_parallel=1, n_ctx=160), tmp_path) as served:
+        messages: list[dict[str, Any]] = []
+        served.client.turn(messages, "One.", seed=1)
+        assert served.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "continued"
+        served.client.turn([], "Another.", seed=1)
+        assert served.client.turn(messages, "Three.", seed=1)["edge_stream"]["history"] == "rebuilt"
+
+
 def test_a_restarted_server_goes_on(load: Load, tmp_path: Path) -> None:
     messages: list[dict[str, Any]] = []
     with serve(load("chat", n_ctx=160), tmp_path) as served:

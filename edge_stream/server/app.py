@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
@@ -21,10 +19,12 @@ from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors, schemas
 from edge_stream.server.answers import Answer, ChatAnswer, TextAnswer
+from edge_stream.server.channel import Channel, ClientGone, or_gone
 from edge_stream.server.errors import ApiError
-from edge_stream.server.generation import Delta, Done, Event, Failed, Finished, Job, Started, Wish
+from edge_stream.server.generation import Delta, Done, Event, Finished, Started, Wish
 from edge_stream.server.guard import Guard, error_response
-from edge_stream.server.scheduler import Scheduler, make_job
+from edge_stream.server.page_files import page_files, page_route
+from edge_stream.server.scheduler import Scheduler
 from edge_stream.server.slot_actions import SlotActions
 from edge_stream.server.wishes import Wishes
 
@@ -36,11 +36,6 @@ T = TypeVar("T")
 CONVERSATION_HEADER = "X-Conversation"
 HISTORY_HEADER = "X-Edge-Stream-History"
 
-# The page loads its own files and talks to this server; nothing else, whatever a model writes.
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _SEND_SECONDS = 60.0  # a reader that takes nothing for so long is let go
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -59,64 +54,6 @@ Name = Annotated[
     str | None,
     Header(alias=CONVERSATION_HEADER, description="The client's name for the conversation", max_length=128),
 ]
-
-
-class Channel:
-    """Carries a job's records from the engine's thread to a coroutine."""
-
-    def __init__(self, scheduler: Scheduler, wish: Wish) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._scheduler = scheduler
-        self.job: Job = make_job(wish, scheduler.settings, self._emit)
-        self._first: Event | None = None
-
-    def _emit(self, event: Event) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-        except RuntimeError:
-            self.job.cancelled = True  # the loop is closed
-
-    def submit(self) -> None:
-        """Queue the job. Raises ApiError 503."""
-        self._scheduler.submit(self.job)
-
-    async def get(self) -> Event:
-        """The next record. Raises ApiError if there is no answer."""
-        event = await self._queue.get()
-        self.job.n_taken += 1
-        if self._queue.empty():
-            self._scheduler.wake()  # a generation that waited for its reader goes on
-        if isinstance(event, Failed):
-            raise event.error
-        return event
-
-    def cancel(self) -> None:
-        """The client has gone: stop at the next token."""
-        self.job.cancelled = True
-        self._scheduler.wake()
-
-
-async def or_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for something while the client is there. Raises ClientGone."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer."""
 
 
 class Api:
@@ -396,18 +333,6 @@ def _sum_usage(done: list[Done]) -> dict[str, Any]:
 #
 
 
-def page_files() -> dict[str, tuple[bytes, str]]:
-    """The page's files by the path they are served at: read once, so that no request reaches the file system."""
-    folder = Path(__file__).resolve().parent / "page"
-    out = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        text = kind.startswith("text/") or kind == "application/javascript"
-        name = file.relative_to(folder).as_posix()
-        out["/" if name == "index.html" else "/" + name] = file.read_bytes(), kind + ("; charset=utf-8" if text else "")
-    return out
-
-
 def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     """The ASGI application. Its lifespan starts and stops the scheduler."""
 
@@ -428,7 +353,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     page = page_files()
     app.include_router(Api(scheduler, settings).router)
     for path in page:
-        app.add_api_route(path, _page_route(*page[path]), include_in_schema=False)
+        app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
     app.add_middleware(Guard, settings=settings, page=frozenset(page))
     if settings.cors:
         app.add_middleware(
@@ -445,20 +370,6 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, _on_bug)
     app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
     return app
-
-
-def _page_route(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
-    headers = {
-        "Content-Security-Policy": PAGE_POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
-
-    async def send() -> Response:
-        return Response(data, media_type=kind, headers=headers)
-
-    return send
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:

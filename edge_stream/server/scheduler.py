@@ -7,6 +7,7 @@ writes does not depend on its neighbours.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from edge_stream.server.turns import Turns
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
     from edge_stream.server.settings import Settings
+
+log = logging.getLogger("edge_stream.server")
 
 T = TypeVar("T")
 
@@ -106,28 +109,38 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                self._poked = False
-                self._queue += self._inbox
-                self._inbox.clear()
-                calls, self._calls = self._calls, deque()
-            for work, future in calls:
-                self._do(work, future)
-            self._sweep()
-            self._admit()
-            worked = self.turns.step()
-            with self._wake:
-                busy = bool(self.turns.jobs or self._queue or self._inbox)
-                if self._closing and not busy:
+            try:
+                if not self._round():
                     break
-                if not worked and not self._poked:
-                    self._wake.wait(0.5 if busy else None)  # time limits are looked at now and then
+            except Exception:  # a bug must not leave a server that hears but does not answer
+                log.exception("an internal error")
+                self.turns.fail_all()
         for slot in range(self.engine.n_parallel):
             self.conversations.vacate(slot)
         for _work, future in self._calls:
             future.set_exception(errors.unavailable("the server is shutting down", 5))
         if self.store:
             self.store.close()
+
+    def _round(self) -> bool:
+        """One step, or a wait for something to do. False at the end."""
+        with self._wake:
+            self._poked = False
+            self._queue += self._inbox
+            self._inbox.clear()
+            calls, self._calls = self._calls, deque()
+        for work, future in calls:
+            self._do(work, future)
+        self._sweep()
+        self._admit()
+        worked = self.turns.step()
+        with self._wake:
+            busy = bool(self.turns.jobs or self._queue or self._inbox)
+            if self._closing and not busy:
+                return False
+            if not worked and not self._poked:
+                self._wake.wait(0.5 if busy else None)  # time limits are looked at now and then
+        return True
 
     @staticmethod
     def _do(work: Callable[[], Any], future: Future[Any]) -> None:

@@ -90,6 +90,15 @@ class Turns:
         elif job.rendering and job.rendering.done():
             self._fail(job, errors.unavailable(_STOPPED, 5))
 
+    def fail_all(self) -> None:
+        """After a bug: end every job."""
+        for job in list(self.jobs):
+            try:
+                self._fail(job, errors.ApiError(500, "an internal error: see the server's log", errors.SERVER))
+            except Exception:
+                log.exception("a job could not be ended")
+                self.jobs.remove(job)
+
     def _guard(self, job: Job, work: Callable[..., None], *args: Any) -> None:
         """Do something for one job; what goes wrong ends that job only."""
         try:
