@@ -203,6 +203,7 @@ class Engine:
             raise EdgeStreamError("sink_move = bank needs edge-stream's own libllama; this one is a stock build")
         bank = sink_move != "redecode" and self._native.es_bank_available()
         self.sink_move = "bank" if bank else "redecode"
+        self.flash_attn = flash_attn
         self.n_ctx = n_ctx
         self.n_keep = n_keep
         self.cache_type_k, self.cache_type_v = cache_types

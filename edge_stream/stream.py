@@ -216,10 +216,19 @@ class Stream:
         stop: Sequence[str] = (),
         logprobs: bool = False,
         ignore_eos: bool = False,
+        special: bool = False,
     ) -> Writer:
-        """The steps of `generate` one by one, for whoever feeds the tokens (see Engine.feed_each)."""
+        """The steps of `generate` one by one, for whoever feeds the tokens (see Engine.feed_each).
+
+        special: control tokens that do not end the text are part of it (`[TOOL_CALLS]`, say).
+        """
         self._use_sampling(sampling or Sampling(), ignore_eos)
-        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos)
+        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special)
+
+    def forget_sampling(self) -> None:
+        """The next generation draws from the start of its seed, and a session saved now holds no sampler."""
+        self._free_sampler()
+        self._sampling = None
 
     def _use_sampling(self, sampling: Sampling, ignore_eos: bool) -> None:
         """Make the sampler, unless the last generation's goes on. A grammar always starts anew."""
@@ -281,8 +290,7 @@ class Stream:
     def reset(self) -> None:
         """Forget everything."""
         _native.check(self._native.es_stream_reset(self._handle))
-        self._free_sampler()
-        self._sampling = None
+        self.forget_sampling()
 
     #
     # sessions
@@ -319,10 +327,18 @@ class Stream:
 class Writer:
     """A generation step by step: `choose` a token, feed it to the stream, take its `record`. Made by Stream.writer."""
 
-    def __init__(self, stream: Stream, max_tokens: int, matcher: StopMatcher, logprobs: bool, ignore_eos: bool) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        max_tokens: int,
+        matcher: StopMatcher,
+        logprobs: bool,
+        ignore_eos: bool,
+        special: bool = False,
+    ) -> None:
         self.stream = stream
         self.finished = max_tokens == 0
-        self._max_tokens, self._ignore_eos = max_tokens, ignore_eos
+        self._max_tokens, self._ignore_eos, self._special = max_tokens, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
         self._token, self._logprob = C.c_int32(), C.c_float()
         self._logprob_p = C.byref(self._logprob) if logprobs else None
@@ -342,7 +358,9 @@ class Writer:
         engine, token = self.stream.engine, self._token.value
         self._n += 1
         eos = not self._ignore_eos and engine.is_eog(token)
-        shown, stopped = self._matcher.push(self._text.push(b"" if eos else engine.token_to_piece(token)))
+        shown, stopped = self._matcher.push(
+            self._text.push(b"" if eos else engine.token_to_piece(token, self._special))
+        )
         finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
         if finish in ("eos", "length"):
             shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()
@@ -381,6 +399,11 @@ def _log_sum_exp(shifted: NDArray[np.float64]) -> float:
     return float(np.log(np.exp(shifted).sum()))
 
 
+def check_sampling(engine: Engine, sampling: Sampling) -> None:
+    """Raise EdgeStreamError if no sampler can be made so. Any thread may call it."""
+    _native.library().es_sampler_free(_make_sampler(engine, sampling, False))
+
+
 def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_void_p:
     lib = _native.library()
     params = lib.es_sampler_default_params()
@@ -404,7 +427,7 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
         params.logit_bias, params.n_logit_bias = array, len(bias)
     if sampling.grammar and sampling.json_schema:
         raise EdgeStreamError("give a grammar or a JSON schema, not both")
-    grammar = sampling.grammar or (_schema_grammar(sampling.json_schema) if sampling.json_schema else None)
+    grammar = sampling.grammar or (schema_grammar(sampling.json_schema) if sampling.json_schema else None)
     if grammar:
         params.grammar = grammar.encode()
     handle = C.c_void_p()
@@ -412,7 +435,7 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
     return handle
 
 
-def _schema_grammar(schema: str | Mapping[str, Any]) -> str:
+def schema_grammar(schema: str | Mapping[str, Any]) -> str:
     """GBNF of a JSON schema, by llama-cpp-python's converter."""
     _libs.llama()
     from llama_cpp.llama_grammar import json_schema_to_gbnf

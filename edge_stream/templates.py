@@ -120,11 +120,15 @@ def assistant_message(text: str) -> Message:
 class TurnRenderer:
     """Finds the text that a turn adds, for one model's template and one system prompt.
 
-    `note` is a sentence for the user where the template is not quite fit for a stream, else None.
+    `variables` go to the template (tools, say). `note` is a sentence for the user where the template is not quite fit
+    for a stream, else None.
     """
 
-    def __init__(self, template: ChatTemplate, system: str | None = None) -> None:
+    def __init__(
+        self, template: ChatTemplate, system: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
         self._template = template
+        self._variables = dict(variables or {})
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.note = (
             "the model has no chat template: using ChatML, which it may not know" if template.is_fallback else None
@@ -135,13 +139,22 @@ class TurnRenderer:
 
     def first(self, text: str) -> tuple[str, str]:
         """What the first user message adds after the head: (message, start of the answer)."""
-        return self._split([*self._system, user_message(text)], lambda whole: whole[len(self.head) :])
+        return self.first_messages([user_message(text)])
+
+    def first_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """What the messages before the first answer add after the head: (messages, start of the answer)."""
+        return self._split([*self._system, *messages], lambda whole: whole[len(self.head) :])
 
     def next(self, text: str) -> tuple[str, str]:
         """What a later user message adds after a closed answer: (message, start of the answer)."""
+        return self.next_messages([user_message(text)])
+
+    def next_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """What the messages between two answers add after a closed answer: (messages, start of the answer)."""
 
         def added(whole: str) -> str:
-            after = whole.rpartition(_STAND_IN)[2] if _STAND_IN not in text else None
+            spoilt = any(_STAND_IN in str(m.get("content")) for m in messages)
+            after = whole.rpartition(_STAND_IN)[2] if not spoilt else None
             if after is None or not after.startswith(self.closing):
                 raise EdgeStreamError(
                     "the chat template of this model cannot be used on a stream: what it writes "
@@ -149,20 +162,33 @@ class TurnRenderer:
                 )
             return after[len(self.closing) :]
 
-        return self._split([user_message("Hello"), assistant_message(_STAND_IN), user_message(text)], added)
+        return self._split([user_message("Hello"), assistant_message(_STAND_IN), *messages], added)
 
-    def _split(self, messages: list[Message], added: Callable[[str], str]) -> tuple[str, str]:
-        both = added(self._template.render(messages, add_generation_prompt=True))
-        alone = added(self._template.render(messages, add_generation_prompt=False))
+    def answer(self, message: Mapping[str, Any]) -> str:
+        """An assistant's message as the template writes it, frame included (for those that are more than text)."""
+        question = self._render([user_message("Hello")], add_generation_prompt=False)
+        whole = self._render([user_message("Hello"), message], add_generation_prompt=False)
+        if not whole.startswith(question):
+            raise EdgeStreamError(
+                "the chat template of this model cannot be used on a stream: it rewrites a question once it is answered"
+            )
+        return whole[len(question) :]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **self._variables)
+
+    def _split(self, messages: Sequence[Mapping[str, Any]], added: Callable[[str], str]) -> tuple[str, str]:
+        both = added(self._render(messages, add_generation_prompt=True))
+        alone = added(self._render(messages, add_generation_prompt=False))
         message = _common_prefix(alone, both)
         return message, both[len(message) :]
 
     def _find_head(self) -> str:
         """What stands before the first user message: the system prompt, as rendered."""
-        one, two = (self._template.render([*self._system, user_message(text)]) for text in ("One", "two"))
+        one, two = (self._render([*self._system, user_message(text)]) for text in ("One", "two"))
         if self._system:
             try:
-                alone = self._template.render(self._system, add_generation_prompt=False)
+                alone = self._render(self._system, add_generation_prompt=False)
             except EdgeStreamError:
                 alone = ""  # some templates insist on a user message
             if self._system[0]["content"].strip() in alone and one.startswith(alone):
@@ -171,14 +197,14 @@ class TurnRenderer:
 
     def _find_closing(self) -> str:
         past = [*self._system, user_message("Hello"), assistant_message(_STAND_IN)]
-        before = self._template.render(past, add_generation_prompt=False)
-        after = self._template.render([*past, user_message("Good")], add_generation_prompt=True)
+        before = self._render(past, add_generation_prompt=False)
+        after = self._render([*past, user_message("Good")], add_generation_prompt=True)
         if _STAND_IN not in before or _STAND_IN not in after:
             raise EdgeStreamError(
                 "the chat template of this model cannot be used on a stream: it does not keep "
                 "the assistant's answers as they were written"
             )
-        question = self._template.render(past[:-1], add_generation_prompt=False)
+        question = self._render(past[:-1], add_generation_prompt=False)
         stable = before.startswith(question) and after.startswith(before)
         if not stable and self.note is None:
             self.note = (
@@ -187,8 +213,8 @@ class TurnRenderer:
             )
         # Without the system prompt, which some templates repeat in the last user message.
         past = past[len(self._system) :]
-        before = self._template.render(past, add_generation_prompt=False)
-        after = self._template.render([*past, user_message("Good")], add_generation_prompt=True)
+        before = self._render(past, add_generation_prompt=False)
+        after = self._render([*past, user_message("Good")], add_generation_prompt=True)
         return _common_prefix(before.rpartition(_STAND_IN)[2], after.rpartition(_STAND_IN)[2])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import Reference, load_reference
+from serving_template import SPECIAL, TEMPLATE
 from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 
 from edge_stream import Engine, _native
@@ -26,6 +27,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "yarn": lambda p: write_tiny_llama(p, head_dim=32, rope_scaling=("yarn", 4.0, 64), seed=4),
     "factors": lambda p: write_tiny_llama(p, head_dim=16, rope_factors=True, seed=5),
     "one_layer": lambda p: write_tiny_llama(p, head_dim=16, n_layer=1, seed=6),
+    "chat": lambda p: write_tiny_llama(p, head_dim=16, chat_template=TEMPLATE, special_tokens=SPECIAL, seed=7),
     "qwen2": lambda p: write_tiny_qwen2(p),
     "gemma3": lambda p: write_tiny_gemma3(p),
 }

@@ -14,6 +14,7 @@ import click
 COMMANDS = {
     "run": "Complete a prompt of any length, for as long as you like.",
     "chat": "Talk with a model; the system prompt stays pinned for ever.",
+    "serve": "Serve endless conversations over the OpenAI API.",
     "demo": "See a stream outgrow its cache, in under two minutes.",
     "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
     "export-ios": "Pack a model for the iOS app, with the cache that fits a phone.",

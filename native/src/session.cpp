@@ -9,6 +9,7 @@
 #include "stream.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -40,23 +41,36 @@ struct head {
     uint32_t n_slide, n_chunk, n_boundary, reserved;
 };
 
-// CRC-32 (ISO-HDLC polynomial), as in zip and PNG
+// CRC-32 (ISO-HDLC polynomial), as in zip and PNG; eight bytes per step, with a table for each ("slicing by 8",
+// Kounavis and Berry 2005), since a cache of many MiB goes through it after every turn of a served conversation.
 uint32_t crc32(uint32_t crc, const void * data, size_t n) {
-    static const auto table = [] {
-        std::vector<uint32_t> t(256);
+    using tables          = std::array<std::array<uint32_t, 256>, 8>;
+    static const tables t = [] {
+        tables out;
         for (uint32_t i = 0; i < 256; ++i) {
             uint32_t c = i;
             for (int k = 0; k < 8; ++k) {
                 c = (c & 1) ? 0xedb88320u ^ (c >> 1) : c >> 1;
             }
-            t[i] = c;
+            out[0][i] = c;
         }
-        return t;
+        for (uint32_t i = 0; i < 256; ++i) {
+            for (size_t k = 1; k < 8; ++k) {
+                out[k][i] = out[0][out[k - 1][i] & 0xff] ^ (out[k - 1][i] >> 8);
+            }
+        }
+        return out;
     }();
     const auto * p = (const uint8_t *) data;
     crc            = ~crc;
-    for (size_t i = 0; i < n; ++i) {
-        crc = table[(crc ^ p[i]) & 0xff] ^ (crc >> 8);
+    for (; n >= 8; n -= 8, p += 8) {
+        const uint32_t low =
+            crc ^ ((uint32_t) p[0] | (uint32_t) p[1] << 8 | (uint32_t) p[2] << 16 | (uint32_t) p[3] << 24);
+        crc = t[7][low & 0xff] ^ t[6][low >> 8 & 0xff] ^ t[5][low >> 16 & 0xff] ^ t[4][low >> 24] ^ t[3][p[4]] ^
+              t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
+    }
+    for (; n > 0; --n, ++p) {
+        crc = t[0][(crc ^ *p) & 0xff] ^ (crc >> 8);
     }
     return ~crc;
 }

@@ -1,0 +1,140 @@
+"""A long conversation sent as growing histories: time to first token and tokens processed per turn, and memory.
+
+edge-stream and, if given, llama-server talk in turns of one run, each with its own history of the same user messages.
+llama-server (with --context-shift) answers 400 to a history longer than its cache; the client then does what clients
+must: it drops its oldest exchange and tries again, until the history is accepted. That is part of the time to the
+first token, and whatever the server then reads again is part of the tokens processed.
+
+    python benchmarks/serve_turns.py -m demo -c 512 --turns 300 --llama-server build/llama-server/bin/llama-server
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import httpx
+from serving_bench import Answer, ServerProcess, chat, edge_stream_command, print_stamp, scratch
+
+from edge_stream import models
+
+WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
+
+
+def said(turn: int) -> str:
+    """A user's message of about 25 tokens."""
+    pick = [WORDS[(turn * 7 + i * 5) % len(WORDS)] for i in range(12)]
+    return f"Message {turn}: tell me one thing about {' and '.join(pick[:3])}, but not about {', '.join(pick[3:8])}."
+
+
+@dataclass
+class Side:
+    """One server and the history that its client keeps."""
+
+    name: str
+    server: ServerProcess
+    client: httpx.Client
+    history: list[dict[str, str]] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)
+    refused: int = 0
+    first_refused: int | None = None
+
+    def turn(self, turn: int, max_tokens: int) -> None:
+        """Say something, and measure the answer."""
+        self.history.append({"role": "user", "content": said(turn)})
+        start, refused = time.perf_counter(), 0
+        while True:
+            answer: Answer = chat(
+                self.client,
+                self.history,
+                max_tokens=max_tokens,
+                temperature=0,
+                seed=1,
+                ignore_eos=True,
+                cache_prompt=True,
+            )
+            if answer.status == 200:
+                break
+            if answer.status != 400 or len(self.history) < 3:
+                raise SystemExit(f"{self.name}, turn {turn}: {answer.status} {answer.error}")
+            refused += 1
+            del self.history[:2]
+        self.ttft.append(time.perf_counter() - start - answer.seconds + answer.ttft)
+        if refused and self.first_refused is None:
+            self.first_refused = turn
+        self.refused += refused
+        self.history.append({"role": "assistant", "content": answer.text})
+        self.read.append(answer.timings["prompt_n"])
+        self.known.append(answer.timings.get("cache_n", 0))
+        self.rss.append(self.server.rss())
+
+
+def row(side: Side, turns: int) -> str:
+    """A line of the table; times are medians of 9 turns."""
+
+    def around(values: list[float], turn: int) -> float:
+        middle = min(max(turn - 1, 4), len(values) - 5)
+        return statistics.median(values[middle - 4 : middle + 5])
+
+    early, late = around(side.ttft, 10), around(side.ttft, turns)
+    return (
+        f"| {side.name} | {early * 1000:.0f} ms | {late * 1000:.0f} ms | {late / early:.2f} "
+        f"| {around(side.read, 10):.0f} | {around(side.read, turns):.0f} | {sum(side.read):,} "
+        f"| {side.refused}{f' (from turn {side.first_refused})' if side.refused else ''} "
+        f"| {side.rss[9]:.0f} → {side.rss[-1]:.0f} MiB |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("-c", "--ctx-size", type=int, default=512)
+    parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("-n", "--predict", type=int, default=16)
+    parser.add_argument("--llama-server", metavar="FILE", help="A llama-server to compare with.")
+    parser.add_argument("--cache-reuse", type=int, default=0, help="llama-server's flag of that name.")
+    args = parser.parse_args()
+    size = ("-c", str(args.ctx_size))
+    with scratch() as folder:
+        servers = {"edge-stream serve": edge_stream_command(args.model, folder, *size, "-np", "1")}
+        if args.llama_server:
+            command = [args.llama_server, "-m", str(models.resolve(args.model)), "--port", "{port}", *size]
+            command += ["-np", "1", "--context-shift", "--keep", "4", "--no-webui", "--jinja"]
+            servers["llama-server --context-shift"] = command
+            if args.cache_reuse:
+                reuse = [*command, "--cache-reuse", str(args.cache_reuse)]
+                servers[f"llama-server --context-shift --cache-reuse {args.cache_reuse}"] = reuse
+        sides = []
+        for name, command in servers.items():
+            server = ServerProcess(command)
+            server.wait()
+            sides.append(Side(name, server, httpx.Client(base_url=server.url, timeout=300)))
+        try:
+            for turn in range(1, args.turns + 1):
+                for side in sides:
+                    side.turn(turn, args.predict)
+        finally:
+            for side in sides:
+                side.server.stop()
+    print(
+        f"| server | TTFT at turn 10 | at turn {args.turns} | ratio | tokens read at turn 10 | at turn {args.turns} "
+        "| in all | refused | memory, turn 10 to the last |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for side in sides:
+        print(row(side, args.turns))
+    total = sides[0].known[-1] + sides[0].read[-1] + args.predict
+    print(f"\nThe conversation has {total:,} tokens, {total / args.ctx_size:.0f} times the cache of {args.ctx_size}.")
+    new = [n for n in sides[0].read[1:] if n > statistics.median(sides[0].read) + 3]
+    print(f"Turns in which edge-stream read more than the new message: {len(new)} of {args.turns}.")
+    print_stamp()
+
+
+if __name__ == "__main__":
+    main()

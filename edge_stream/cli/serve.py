@@ -1,0 +1,138 @@
+"""`edge-stream serve`: conversations without end over the OpenAI API, and a page to talk to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_stream.cli import options, sampling
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.server.settings import Settings
+
+
+def _default_sessions() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "edge-stream" / "sessions"
+
+
+@click.command("serve")
+@options.model_option()
+@options.option("--host", env="HOST", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@options.option("--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
+@options.option("--alias", env="ALIAS", metavar="NAME", help="The model's name in the API. Default: its file's name.")
+@options.option(
+    "-np",
+    "--parallel",
+    "n_parallel",
+    env="N_PARALLEL",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Conversations in the cache at once, each with --ctx-size tokens of its own. They decode together, in one "
+    "batch per step; more of them wait on disk. With N > 1, -fa auto means off on the CPU: otherwise what a "
+    "conversation says could depend on its neighbours.",
+)
+@options.option("--api-key", env="API_KEY", metavar="KEY,...", help="Keys, one of which every request must carry.")
+@click.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with a key per line.")
+@click.option("--no-api-key", is_flag=True, help="Listen on other addresses than loopback without any key.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin use the server. Repeatable.")
+@click.option(
+    "--session-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where conversations are kept after every turn. Default: ~/.local/state/edge-stream/sessions.",
+)
+@click.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
+@click.option(
+    "--session-space",
+    type=sampling.Number(0.001),
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="Disk space for sessions; beyond it, those used longest ago are deleted.",
+)
+@click.option(
+    "--queue", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Most requests that wait."
+)
+@click.option(
+    "--timeout",
+    type=sampling.Number(1),
+    default=3600.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds that one request may take; its answer ends there.",
+)
+@click.option(
+    "--max-request", type=sampling.Number(0.01), default=16.0, show_default=True, metavar="MIB", help="Largest request."
+)
+@sampling.predict_option()
+@options.context_options()
+@sampling.sampling_options()
+@options.compute_options()
+def main(**flags: Any) -> None:
+    """Serve endless conversations over the OpenAI API. Flags of the sampler are defaults that requests may change."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import sse_starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise EdgeStreamError(f"the server needs {error.name}: pip install 'edge-stream[server]'") from error
+    from edge_stream.server.serve import serve
+
+    keys = _keys(flags)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if flags["n_parallel"] > 1 and flags["flash_attn"] == "auto":
+        flags["flash_attn"] = "off"
+        click.echo("-fa auto: off, so that what a conversation says does not depend on its neighbours", err=True)
+    with options.load_engine(flags) as engine:
+        serve(engine, make_settings(engine, flags, keys))
+
+
+def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
+    """The API keys. Raises UsageError where one is needed and missing."""
+    from edge_stream.cli.console import read_text
+    from edge_stream.server.settings import LOOPBACK
+
+    keys = [key.strip() for key in (flags["api_key"] or "").split(",")]
+    if flags["api_key_file"]:
+        keys += [line.strip() for line in read_text(Path(flags["api_key_file"])).splitlines()]
+    keys = [key for key in keys if key]
+    if (flags["api_key"] is not None or flags["api_key_file"]) and not keys:
+        raise click.UsageError("--api-key is empty.")
+    if flags["host"] not in LOOPBACK and not keys and not flags["no_api_key"]:
+        raise click.UsageError(
+            f"--host {flags['host']} can be reached from other machines: give an --api-key (or --no-api-key, if "
+            "everybody there may use it)."
+        )
+    return tuple(keys)
+
+
+def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) -> Settings:
+    """What the flags mean."""
+    from edge_stream.server.settings import Limits, Settings
+
+    folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()
+    return Settings(
+        alias=flags["alias"] or engine.model_path.stem,
+        host=flags["host"],
+        port=flags["port"],
+        api_keys=keys,
+        cors=tuple(flags["cors"]),
+        session_dir=None if flags["no_sessions"] else folder,
+        session_bytes=int(flags["session_space"] * 2**30),
+        n_predict=flags["n_predict"],
+        sampling=sampling.make_sampling(flags),
+        limits=Limits(
+            queue=flags["queue"], request_seconds=flags["timeout"], body_bytes=int(flags["max_request"] * 2**20)
+        ),
+    )

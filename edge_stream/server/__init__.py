@@ -1,0 +1,1 @@
+"""`edge-stream serve`: conversations without end over the OpenAI API (extra `[server]`)."""

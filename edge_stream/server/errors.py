@@ -1,0 +1,41 @@
+"""Errors as clients see them: `{"error": {"code", "message", "type"}}`, types as in llama-server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INVALID, AUTH, NOT_FOUND, UNAVAILABLE, SERVER = (
+    "invalid_request_error",
+    "authentication_error",
+    "not_found_error",
+    "unavailable_error",
+    "server_error",
+)
+
+
+class ApiError(Exception):
+    """An answer other than success."""
+
+    def __init__(self, code: int, message: str, kind: str = INVALID, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.kind, self.headers = code, message, kind, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        return error_body(self.code, self.message, self.kind)
+
+
+def error_body(code: int, message: str, kind: str = INVALID) -> dict[str, Any]:
+    """The JSON of an error."""
+    return {"error": {"code": code, "message": message, "type": kind}}
+
+
+def invalid(message: str) -> ApiError:
+    """400: the request cannot be answered as it is."""
+    return ApiError(400, message)
+
+
+def unavailable(message: str, retry_after: int = 1) -> ApiError:
+    """503 with Retry-After."""
+    return ApiError(503, message, UNAVAILABLE, {"Retry-After": str(retry_after)})

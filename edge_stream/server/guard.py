@@ -1,0 +1,176 @@
+"""What every request must pass before it is looked at: who may ask, how large, how deep, how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import MutableMapping
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edge_stream.server.errors import AUTH, ApiError
+from edge_stream.server.settings import LOOPBACK, Settings
+
+PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itself
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An ApiError as a response."""
+    return JSONResponse(error.body, error.code, headers=error.headers)
+
+
+def depth_of(body: bytes, most: int) -> int:
+    """How deeply brackets nest in JSON text, at least where it is more than `most`."""
+    if body.count(b"[") + body.count(b"{") <= most:
+        return 0
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+        if deepest > most:
+            break
+    return deepest
+
+
+class Guard:
+    """ASGI middleware. The whole body is read here, so that a slow sender costs a coroutine and nothing else."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, page: frozenset[str]) -> None:
+        self.app, self.settings, self.page = app, settings, page
+        self._keys = [sha256(key.encode()).digest() for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_origin(headers)
+            self._check_key(scope, headers)
+            body = await self._body(headers, receive)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if body is None:  # the client has gone
+            return
+        delivered = False
+
+        async def replay() -> Message:
+            nonlocal delivered
+            if delivered:
+                return await receive()
+            delivered = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Keep pages of other sites out: their scripts, and names of theirs that point at this machine."""
+        host = headers.get("host", "")
+        if self.settings.is_loopback and _name(f"//{host}") not in LOOPBACK:
+            raise ApiError(403, "the Host header names another machine; this server answers on loopback only", AUTH)
+        origin = headers.get("origin")
+        if origin is None or origin in self.settings.cors or "*" in self.settings.cors:
+            return
+        try:
+            same = urlsplit(origin).netloc.lower() == host.lower()
+        except ValueError:
+            same = False
+        if not same:
+            raise ApiError(403, "pages of other origins may not use this server (--cors)", AUTH)
+
+    def _check_key(self, scope: MutableMapping[str, Any], headers: Headers) -> None:
+        if not self._keys or scope["path"] in PUBLIC or scope["path"] in self.page or scope["method"] == "OPTIONS":
+            return
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        given = sha256((key.strip() if kind.lower() == "bearer" else "").encode()).digest()
+        matches = [hmac.compare_digest(given, known) for known in self._keys]  # all of them, in constant time
+        if not any(matches):
+            raise ApiError(401, "a valid API key is needed", AUTH, {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
+        limits = self.settings.limits
+        length = headers.get("content-length", "0")
+        too_large = ApiError(
+            413, f"the request is larger than {limits.body_bytes} bytes", headers={"Connection": "close"}
+        )
+        if length.isdigit() and int(length) > limits.body_bytes:
+            raise too_large
+        parts: list[bytes] = []
+
+        async def read() -> bool:
+            size = 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return False
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limits.body_bytes:
+                    raise too_large
+                if not message.get("more_body"):
+                    return True
+
+        try:
+            if not await asyncio.wait_for(read(), limits.body_seconds):
+                return None
+        except asyncio.TimeoutError:
+            raise ApiError(
+                408,
+                f"the request had not arrived after {limits.body_seconds:g} seconds",
+                headers={"Connection": "close"},
+            ) from None
+        body = b"".join(parts)
+        if depth_of(body, limits.json_depth) > limits.json_depth:
+            raise ApiError(400, f"the JSON is nested deeper than {limits.json_depth}")
+        return body
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with a time limit for the first line and the headers, which it does not have."""
+
+    header_seconds = 20.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client connected."""
+        super().connection_made(transport)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """The same for the next request on the connection."""
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        if self._timer:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self.header_seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()

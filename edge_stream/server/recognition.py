@@ -1,0 +1,278 @@
+"""Which conversation is this? A history is known by a running hash over its messages.
+
+A client sends its whole history each time, while the cache holds the sinks and the newest tokens only. Beside each
+stream a log is kept: after the head and after every message there is an `Entry` with the running hash of everything
+said until then, the number of tokens seen, and a running hash of the tokens that were fed. A request's hashes are
+compared with the entries, newest first; the first that is equal is the last common message. Entries go when their
+place in the stream has left the window, since a stream cannot be taken back to them: the log is as bounded as the
+cache. Before an entry is relied on, the tokens that the stream itself says it holds are hashed again (`verify`).
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_stream.stream import Stream
+
+Message = Mapping[str, Any]
+
+_KEY_BYTES = 32
+# the newest tokens are hashed only later, so that an answer can be taken back by some
+_UNHASHED = 2048
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read or written between two places where a history can be taken up again.
+
+    kind: `inputs` (all messages between two answers) or `assistant` (one answer). key: running hash up to and
+    including it.
+    """
+
+    kind: str
+    messages: tuple[Message, ...]
+    key: bytes
+
+
+@dataclass(frozen=True)
+class History:
+    """A request's conversation: what its template is given, and its units with their running hashes.
+
+    text: a completion's prompt instead (UTF-8, or int32 tokens), which may be taken up after any number of bytes.
+    """
+
+    root: bytes
+    system: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[Unit, ...] = ()
+    text: bytes | None = None
+
+    def keys_at(self, lengths: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """The running hashes of the text's first n bytes, for every n of `lengths` that it has, shortest first."""
+        assert self.text is not None
+        running, done = blake2b(self.root, digest_size=_KEY_BYTES), 0
+        for n in sorted(n for n in lengths if n <= len(self.text)):
+            running.update(self.text[done:n])
+            done = n
+            yield n, running.copy().digest()
+
+    def text_key(self, more: bytes = b"") -> bytes:
+        """The running hash of the text and what was written after it."""
+        assert self.text is not None
+        return blake2b(self.root + self.text + more, digest_size=_KEY_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in a stream: after `n_past` tokens it had seen what hashes to `key`.
+
+    tokens_hash: running hash of the tokens fed. pending: tokens to be fed before whatever comes next (the template's
+    end of an answer, or what must be read again to answer again). ended: the model wrote an end-of-turn token that the
+    template writes with the next message only. n_bytes: of a text.
+    """
+
+    key: bytes
+    n_past: int
+    tokens_hash: bytes
+    kind: str
+    pending: tuple[int, ...] = ()
+    ended: bool = False
+    n_bytes: int = 0
+
+
+def flat_content(content: Any) -> str:
+    """The text of a message's content: a string, null, or parts of type text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content)
+
+
+def canonical(message: Message) -> bytes:
+    """What makes two messages the same. Space around an answer does not count: clients trim it."""
+    content = flat_content(message.get("content"))
+    assistant = message["role"] == "assistant"
+    calls = [
+        {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])}
+        for call in message.get("tool_calls") or ()
+    ]
+    return _json(
+        {
+            "role": message["role"],
+            "content": content.strip() if assistant else content,
+            "name": message.get("name"),
+            "tool_calls": calls,
+            "tool_call_id": message.get("tool_call_id"),
+        }
+    )
+
+
+def _arguments(arguments: Any) -> Any:
+    """Arguments come as text of JSON; clients may format it anew."""
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def _json(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+def chain(key: bytes, data: bytes) -> bytes:
+    """The running hash after some data."""
+    return blake2b(data, key=key, digest_size=_KEY_BYTES).digest()
+
+
+def root_key(kind: str, value: Any = None) -> bytes:
+    """The running hash before the first message: of everything else that the template is given."""
+    return blake2b(_json([kind, value]), digest_size=_KEY_BYTES).digest()
+
+
+def chat_history(messages: Sequence[Message], variables: Mapping[str, Any]) -> History:
+    """Cut a chat into units and hash them. Cost: one pass over the text."""
+    messages = list(messages)
+    n_system = 0
+    while n_system < len(messages) and messages[n_system]["role"] in ("system", "developer"):
+        n_system += 1
+    system = "\n\n".join(flat_content(m.get("content")) for m in messages[:n_system]) or None
+    root = key = root_key("chat", [system, dict(variables)])
+    units: list[Unit] = []
+    group: list[Message] = []
+
+    def close_group() -> None:
+        nonlocal key, group
+        if group:
+            key = chain(key, b"".join(canonical(m) for m in group))
+            units.append(Unit("inputs", tuple(group), key))
+            group = []
+
+    for message in messages[n_system:]:
+        if message["role"] != "assistant":
+            group.append(message)
+            continue
+        close_group()
+        key = chain(key, canonical(message))
+        units.append(Unit("assistant", (message,), key))
+    close_group()
+    return History(root, system, variables, tuple(units))
+
+
+class TokenLog:
+    """The running hash of the tokens fed to a stream since an entry, in constant space."""
+
+    def __init__(self, tokens_hash: bytes) -> None:
+        self._hash = blake2b(key=tokens_hash[:_KEY_BYTES], digest_size=_KEY_BYTES)
+        self._tail: deque[int] = deque()
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Tokens that were fed."""
+        self._tail.extend(tokens)
+        while len(self._tail) > _UNHASHED:
+            self._hash.update(array("i", (self._tail.popleft(),)).tobytes())
+
+    def take_back(self, n: int) -> bool:
+        """Forget the newest n tokens; False if they are hashed already."""
+        if n > len(self._tail):
+            return False
+        for _ in range(n):
+            self._tail.pop()
+        return True
+
+    def digest(self) -> bytes:
+        """The hash so far."""
+        now = self._hash.copy()
+        now.update(array("i", self._tail).tobytes())
+        return now.digest()
+
+
+class Log:
+    """The entries of one stream, oldest first. The first is where the head ends."""
+
+    def __init__(self, entries: Sequence[Entry] = ()) -> None:
+        self.entries = list(entries)
+        self._tokens = TokenLog(self.entries[-1].tokens_hash if self.entries else b"")
+
+    @property
+    def last(self) -> Entry | None:
+        """The newest entry."""
+        return self.entries[-1] if self.entries else None
+
+    def fed(self, tokens: Sequence[int]) -> None:
+        """Tokens went into the stream."""
+        self._tokens.add(tokens)
+
+    def taken_back(self, n: int) -> bool:
+        """Tokens since the last entry were taken back."""
+        return self._tokens.take_back(n)
+
+    def add(
+        self,
+        key: bytes,
+        n_past: int,
+        kind: str,
+        pending: Sequence[int] = (),
+        ended: bool = False,
+        n_bytes: int = 0,
+    ) -> None:
+        """The stream is where everything that hashes to key has been said."""
+        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), ended, n_bytes))
+        self._tokens = TokenLog(self.entries[-1].tokens_hash)
+
+    def cut(self, index: int) -> None:
+        """Back to entry index."""
+        del self.entries[index + 1 :]
+        self._tokens = TokenLog(self.entries[-1].tokens_hash)
+
+    def trim(self, n_past: int, n_window: int) -> None:
+        """Drop the entries to which the stream cannot be taken back, since they left its window."""
+        first = n_past - n_window
+        keep = next((i for i, e in enumerate(self.entries) if e.n_past >= first), len(self.entries) - 1)
+        del self.entries[: max(keep, 0)]
+
+    def find(self, key: bytes) -> int | None:
+        """Index of the newest entry with this key."""
+        return next((i for i in reversed(range(len(self.entries))) if self.entries[i].key == key), None)
+
+
+def verify(log: Log, index: int, stream: Stream) -> bool:
+    """Whether the stream holds the tokens that the log says it was fed, as far as it still holds them.
+
+    Hashes every span between two entries up to `index` that lies in the cache, and the head where it is pinned.
+    """
+    stats = stream.stats
+    if log.entries[index].n_past > stats.n_past or log.entries[-1].n_past > stats.n_past:
+        return False
+    held = stream.tokens()
+    sinks, window = held[: stats.n_sinks], held[stats.n_sinks :]
+    first = stats.n_past - len(window)
+
+    def span(start: int, end: int) -> Sequence[int] | None:
+        if start >= first:
+            return window[start - first : end - first]
+        if end <= len(sinks):
+            return sinks[start:end]
+        return sinks[start:] + window[: end - first] if first == len(sinks) else None
+
+    for i in range(index + 1):
+        entry = log.entries[i]
+        before = log.entries[i - 1] if i else None
+        if before is None and entry.kind != "head":
+            continue  # where its span began is no longer known
+        tokens = span(before.n_past if before else 0, entry.n_past)
+        if tokens is None:
+            continue
+        check = TokenLog(before.tokens_hash if before else b"")
+        check.add(tokens)
+        if check.digest() != entry.tokens_hash:
+            return False
+    return True

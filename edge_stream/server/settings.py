@@ -1,0 +1,55 @@
+"""What the server is told at its start: addresses, limits, defaults of requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_stream.stream import Sampling
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client can ask for. Whatever is over a limit is refused with a sentence, never cut silently."""
+
+    body_bytes: int = 16 << 20
+    body_seconds: float = 30.0  # a request must have arrived by then
+    json_depth: int = 64
+    n: int = 8
+    stop_count: int = 16
+    stop_characters: int = 256
+    grammar_bytes: int = 64 << 10
+    schema_bytes: int = 32 << 10
+    schema_repeats: int = 1000
+    tools: int = 128
+    logit_bias: int = 1024
+    queue: int = 64  # requests that wait for a slot
+    connections: int = 1024
+    request_seconds: float = 3600.0  # reading and writing of one request
+    backlog: int = 256  # records that a slow reader may be behind before its generation waits
+    stall_seconds: float = 20.0  # a generation that waits so long for its reader, while others wait for a slot, ends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it. `api_keys` empty: no key is asked for. `session_dir` None: nothing is written to disk."""
+
+    alias: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    session_dir: Path | None = None
+    session_bytes: int = 4 << 30
+    n_prefill: int = 64  # tokens of a prompt that are read between two steps of the other conversations
+    n_predict: int = -1
+    sampling: Sampling = field(default_factory=Sampling)
+    ping_seconds: float = 15.0
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in LOOPBACK

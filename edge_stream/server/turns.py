@@ -1,0 +1,546 @@
+"""One turn of a conversation, step by step: recognise, render, read, write, log the answer, save.
+
+Runs on the engine's thread only. What goes wrong in a turn ends that turn, and no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.server import errors
+from edge_stream.server.generation import Delta, Done, Failed, Finished, Job, Stage, Started, TokenLogprobs
+from edge_stream.server.metrics import Metrics
+from edge_stream.server.recognition import Log, canonical, chain, flat_content, verify
+from edge_stream.server.rendering import Piece, Rendered, Renderer
+from edge_stream.server.slots import Conversations, Match
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.server.settings import Settings
+    from edge_stream.stream import Stream, Token
+
+log = logging.getLogger("edge_stream.server")
+
+# newest tokens of an answer that can be taken back when it ends inside a token or after a stop string
+_MAX_TAKE_BACK = 1024
+
+_STOPPED = "the request was stopped before its answer began"
+
+
+class Turns:
+    """The turns that are going on. `wake` is called, from another thread, when a rendering is done."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+        conversations: Conversations,
+        renderer: Renderer,
+        pool: ThreadPoolExecutor,
+        wake: Callable[[], None],
+    ) -> None:
+        self.engine, self.settings, self.metrics = engine, settings, metrics
+        self.conversations, self.renderer = conversations, renderer
+        self._pool, self._wake = pool, wake
+        self.jobs: list[Job] = []
+
+    def begin(self, job: Job, match: Match | None, slot: int) -> None:
+        """Start a turn in a slot."""
+        self.jobs.append(job)
+        self._guard(job, self._begin, job, match, slot)
+
+    def step(self) -> bool:
+        """One token of every conversation that writes, one portion of one that reads. False if there was nothing."""
+        for job in [j for j in self.jobs if j.rendering and j.rendering.done()]:
+            self._guard(job, self._take_rendered, job)
+        writing = [j for j in self.jobs if j.stage is Stage.WRITING and self._is_read(j)]
+        if writing:
+            self._write(writing)
+        reading = next((j for j in self.jobs if j.stage is Stage.READING), None)
+        if reading:
+            self._guard(reading, self._read, reading)
+            if reading.stage is Stage.READING:  # the next one's turn
+                self.jobs.remove(reading)
+                self.jobs.append(reading)
+        return bool(writing or reading)
+
+    def _is_read(self, job: Job) -> bool:
+        """Whether the client takes what it asked for; if not, its generation waits."""
+        if job.n_behind < self.settings.limits.backlog:
+            job.t_stalled = None
+            return True
+        job.t_stalled = job.t_stalled or time.monotonic()
+        return False
+
+    def cut_short(self, job: Job) -> None:
+        """End a job whose client has gone or whose time is over, as well as it can be ended now."""
+        if job.stage is Stage.WRITING:
+            self._guard(job, self._end_choice, job, "length")
+        elif job.stage is Stage.READING:
+            self._guard(job, self._stop_reading, job)
+        # a rendering is short and cannot be interrupted: it is looked at again when it is done
+        elif job.rendering and job.rendering.done():
+            self._fail(job, errors.unavailable(_STOPPED, 5))
+
+    def fail_all(self) -> None:
+        """After a bug: end every job."""
+        for job in list(self.jobs):
+            try:
+                self._fail(job, errors.ApiError(500, "an internal error: see the server's log", errors.SERVER))
+            except Exception:
+                log.exception("a job could not be ended")
+                self.jobs.remove(job)
+
+    def _guard(self, job: Job, work: Callable[..., None], *args: Any) -> None:
+        """Do something for one job; what goes wrong ends that job only."""
+        try:
+            work(*args)
+        except errors.ApiError as error:
+            self._fail(job, error)
+        except EdgeStreamError as error:
+            self._fail(job, errors.invalid(str(error)) if job.stage is not Stage.WRITING else _server_error(error))
+        except Exception as error:
+            log.exception("an internal error")
+            self._fail(job, _server_error(error))
+
+    #
+    # beginning
+    #
+
+    def _begin(self, job: Job, match: Match | None, slot: int) -> None:
+        """Bring the conversation into its slot and have rendered what the request adds to it."""
+        job.t_admitted = time.perf_counter()
+        conversations = self.conversations
+        if match and match.conversation.stream is None:
+            match.conversation.busy = True  # its file must not go to make room for the one it displaces
+            try:
+                conversations.restore(match.conversation, slot)
+                job.restored = True
+                self.metrics.restored.inc()
+            except EdgeStreamError as error:
+                log.error("a session could not be restored: %s", error)
+                match = None
+        if match and not self._is_true(match):
+            conversations.erase(match.conversation)
+            match = None
+        wish = job.wish
+        if match is None:
+            job.recognised = "new" if len(wish.history.units) <= 1 else "rebuilt"
+            conversation = conversations.new(slot, wish.name)
+            job.rendering = self._pool.submit(self.renderer.rebuilt, wish.history, self.engine.n_ctx)
+        else:
+            last = match.index + 1 == len(match.conversation.log.entries)
+            job.recognised = "continued" if last else "branched"
+            conversation = match.conversation if last else conversations.branch(match)
+            conversations.take_back(conversation, match.index)
+            entry = conversation.log.entries[-1]
+            job.n_reused = entry.n_past
+            conversations.rename(conversation, wish.name)
+            job.rendering = self._pool.submit(self.renderer.continued, wish.history, entry, match.n_known)
+        self.metrics.recognised.labels(job.recognised).inc()
+        conversation.busy = True
+        job.conversation = conversation
+        job.stage = Stage.RENDERING
+        job.rendering.add_done_callback(lambda _future: self._wake())
+
+    def _is_true(self, match: Match) -> bool:
+        """Whether the stream holds what the log says."""
+        stream = match.conversation.stream
+        assert stream is not None
+        if verify(match.conversation.log, match.index, stream):
+            return True
+        log.error("a conversation's log and its stream disagree: it is built anew")
+        self.metrics.disagreements.inc()
+        return False
+
+    def _take_rendered(self, job: Job) -> None:
+        assert job.rendering is not None and job.conversation is not None
+        rendered, job.rendering = job.rendering.result(), None
+        conversation, wish = job.conversation, job.wish
+        if rendered.n_tokens == 0:
+            raise errors.invalid("there is nothing to read: the prompt is empty")
+        if conversation.stream is None:
+            assert conversation.slot is not None
+            n_keep = self._n_keep(rendered, wish.history.system is not None)
+            conversation.stream = self.engine.stream(
+                n_keep=n_keep, n_boundary=(self.engine.n_ctx - n_keep) // 8, seq_id=conversation.slot
+            )
+        job.pieces, job.answer_start, job.close = rendered.pieces, rendered.answer_start, rendered.close
+        job.n_to_read += rendered.n_tokens
+        job.stage = Stage.READING
+        if job.choice > 0:
+            return
+        job.n_dropped = rendered.n_dropped
+        job.n_prompt = conversation.stream.stats.n_past + rendered.n_tokens
+        units = wish.history.units
+        if units and units[-1].kind == "assistant":
+            job.answer_prefix = flat_content(units[-1].messages[0].get("content"))
+        job.send(Started(self.info(job)))
+
+    def _n_keep(self, rendered: Rendered, has_system: bool) -> int:
+        """Sinks: a system prompt is pinned, up to half of the cache, so that memory has a bound."""
+        n_keep = self.engine.n_keep
+        if has_system and self.engine.sink_move == "bank":
+            n_keep = max(n_keep, min(rendered.n_head, self.engine.n_ctx // 2))
+        return n_keep
+
+    #
+    # steps
+    #
+
+    def _read(self, job: Job) -> None:
+        """Feed the next portion of a prompt."""
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None
+        stream = conversation.stream
+        portion: list[int] = []
+        ends: list[tuple[int, Piece]] = []
+        room = self.settings.n_prefill
+        if job.pieces and job.pieces[0].mark:
+            job.pieces[0].mark = False
+            stream.mark()
+        while job.pieces and room and not job.pieces[0].mark:
+            piece = job.pieces[0]
+            part, piece.tokens = piece.tokens[:room], piece.tokens[room:]
+            portion += part
+            room -= len(part)
+            if piece.tokens:
+                break
+            ends.append((len(portion), job.pieces.pop(0)))
+        if not job.pieces and room:
+            part, job.answer_start = job.answer_start[:room], job.answer_start[room:]
+            portion += part
+        before = stream.stats.n_past
+        if portion:
+            stream.feed(portion)
+        job.n_read += len(portion)
+        self.metrics.read.inc(len(portion))
+        done = 0
+        for end, piece in ends:
+            conversation.log.fed(portion[done:end])
+            done = end
+            conversation.log.add(piece.key, before + end, piece.kind, piece.pending, piece.ended, piece.n_bytes)
+        conversation.log.fed(portion[done:])
+        conversation.saved = False
+        if not job.pieces and not job.answer_start:
+            self._start_writing(job)
+
+    def _start_writing(self, job: Job) -> None:
+        assert job.conversation is not None and job.conversation.stream is not None
+        stream, wish = job.conversation.stream, job.wish
+        stream.forget_sampling()
+        sampling = wish.sampling
+        if wish.n > 1 and sampling.seed >= 0:
+            # choices differ, and each is what a request for it alone would give
+            sampling = replace(sampling, seed=(sampling.seed + self._index(job)) % (2**32 - 1))
+        job.writer = stream.writer(
+            wish.max_tokens,
+            sampling=sampling,
+            stop=wish.stop,
+            logprobs=wish.logprobs,
+            ignore_eos=wish.ignore_eos,
+            special=wish.tools is not None,
+        )
+        job.parser = wish.tools.fresh() if wish.tools else None
+        job.text, job.answer, job.n_answer_bytes = [], [], 0
+        job.t_writing = job.t_writing or time.perf_counter()
+        job.stage = Stage.WRITING
+        if job.writer.finished:  # nothing was to be written
+            self._end_choice(job, "length")
+
+    @staticmethod
+    def _index(job: Job) -> int:
+        """The choice that is written now: the first one last, since it is the one that clients go on with."""
+        return job.wish.n - 1 - job.choice
+
+    def _write(self, jobs: list[Job]) -> None:
+        """Choose, feed in one batch, record."""
+        chosen: list[tuple[Job, Stream, int, list[tuple[int, float]]]] = []
+        for job in jobs:
+            try:
+                chosen.append(self._choose(job))
+            except EdgeStreamError as error:
+                # a grammar that allows nothing more ends the text
+                if job.wish.sampling.grammar is None:
+                    self._fail(job, _server_error(error))
+                else:
+                    self._guard(job, self._end_choice, job, "stop")
+        if not chosen:
+            return
+        together = [c for c in chosen if c[1].stats.n_sinks == c[1].stats.n_keep]
+        try:
+            if together:
+                self.engine.feed_each([c[1] for c in together], [c[2] for c in together])
+            for _job, stream, token, _top in chosen:
+                if stream.stats.n_sinks < stream.stats.n_keep:  # sinks are read on their own
+                    stream.feed([token])
+        except EdgeStreamError as error:
+            log.error("a decode failed: %s", error)
+            for job, *_ in chosen:
+                self._fail(job, _server_error(error))
+            return
+        self.metrics.written.inc(len(chosen))
+        self.metrics.steps.inc()
+        for job, _stream, token, top in chosen:
+            self._guard(job, self._record, job, token, top)
+
+    def _choose(self, job: Job) -> tuple[Job, Stream, int, list[tuple[int, float]]]:
+        assert job.writer is not None
+        stream = job.writer.stream
+        top = _likeliest(stream, job.wish.top_logprobs) if job.wish.top_logprobs else []
+        return job, stream, job.writer.choose(), top
+
+    def _record(self, job: Job, token: int, top: list[tuple[int, float]]) -> None:
+        assert job.writer is not None and job.conversation is not None
+        record = job.writer.record()
+        job.conversation.log.fed((token,))
+        job.n_written += 1
+        job.answer.append(token)
+        if record.finish_reason != "eos":
+            job.n_answer_bytes += len(self._piece(job, token))
+        calls: list[dict[str, Any]] = []
+        text = record.text
+        job.text.append(text)
+        if job.parser:
+            text, calls = job.parser.push(text)
+            if record.finish_reason:
+                rest, more = job.parser.flush()
+                text, calls = text + rest, calls + more
+        logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
+        info = self._gauges(job, record) if job.wish.gauges else None
+        job.send(Delta(self._index(job), text, token, calls or None, logprobs, info))
+        if record.finish_reason:
+            self._end_choice(job, "length" if record.finish_reason == "length" else "stop", record.finish_reason)
+
+    #
+    # ending
+    #
+
+    def _end_choice(self, job: Job, reason: str, how: str = "cut") -> None:
+        """A choice is complete (or the client has gone): the next one, or the end of the turn."""
+        assert job.conversation is not None
+        if job.parser and job.parser.calls:
+            reason = "tool_calls"
+        job.send(Finished(self._index(job), reason))
+        if job.choice + 1 < job.wish.n and how != "cut":
+            self._again(job)
+            return
+        if job.text and any(job.text):
+            self._log_answer(job, how)
+        elif not self._forget_answer(job):
+            self._fail(job, errors.unavailable(_STOPPED, 5))
+            return
+        self._settle(job)
+
+    def _forget_answer(self, job: Job) -> bool:
+        """Nothing was said: back to where the answer would have begun."""
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None
+        entry, stats = conversation.log.last, conversation.stream.stats
+        if entry is None or stats.n_past - entry.n_past > stats.n_window:
+            return False
+        self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
+        return True
+
+    def _again(self, job: Job) -> None:
+        """Take the stream back to before the answer, for another choice."""
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None and conversation.log.last
+        stats, entry = conversation.stream.stats, conversation.log.last
+        job.choice += 1
+        job.writer = None
+        if stats.n_past - entry.n_past <= stats.n_window:
+            self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
+            history = job.wish.history
+            n_known = len(history.text or history.units)
+            if history.units and history.units[-1].kind == "assistant":
+                n_known -= 1
+            job.rendering = self._pool.submit(self.renderer.continued, history, entry, n_known)
+        else:  # the answer was longer than the window: what came before it must be read again
+            assert conversation.slot is not None
+            conversation.stream.close()
+            conversation.stream, conversation.saved = None, False
+            conversation.log = Log()
+            job.rendering = self._pool.submit(self.renderer.rebuilt, job.wish.history, self.engine.n_ctx)
+        job.stage = Stage.RENDERING
+        job.rendering.add_done_callback(lambda _future: self._wake())
+
+    def _log_answer(self, job: Job, how: str) -> None:
+        """The answer becomes part of the log, as the text that the client was sent."""
+        conversation, history = job.conversation, job.wish.history
+        assert conversation is not None and conversation.stream is not None
+        stream, conv_log, last = conversation.stream, conversation.log, conversation.log.last
+        assert last is not None
+        text = "".join(job.text)
+        pending: list[int] = []
+        if how in ("stop", "cut"):
+            pending = self._take_back_unsent(job, text)
+        if history.text is not None:
+            if how == "eos":  # in a text nothing stands for the end
+                stream.rewind(1)
+                conv_log.taken_back(1)
+                job.answer.pop()
+            more = self._text_bytes(job, text)
+            key, n_bytes = history.text_key(more), len(history.text) + len(more)
+            if key == last.key:
+                return  # nothing was written
+            if not pending:  # to go on from exactly here, something must be read again: the last token
+                pending = [job.answer[-1]]
+                stream.rewind(1)
+                conv_log.taken_back(1)
+            conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
+            return
+        message: dict[str, Any] = {"role": "assistant", "content": job.answer_prefix + text}
+        if job.parser and job.parser.calls:
+            message = {"role": "assistant", "content": job.parser.shown, "tool_calls": job.parser.calls}
+        close, ended = job.close, False
+        if how == "eos":
+            close = self.renderer.after_end(job.close)
+            # some templates write the end of an answer only with the next message: not once more then
+            ended = close == job.close
+        keys = [history.root, *(unit.key for unit in history.units)]
+        before = keys[-2] if history.units[-1].kind == "assistant" else keys[-1]
+        key = chain(before, canonical(message))
+        conv_log.add(key, stream.stats.n_past, "assistant", pending + close, ended)
+
+    @staticmethod
+    def _text_bytes(job: Job, text: str) -> bytes:
+        if job.wish.history.variables.get("tokens"):
+            return array("i", job.answer).tobytes()
+        return text.encode("utf-8", errors="surrogatepass")
+
+    def _piece(self, job: Job, token: int) -> bytes:
+        return self.engine.token_to_piece(token, special=job.wish.tools is not None)
+
+    def _take_back_unsent(self, job: Job, text: str) -> list[int]:
+        """Take tokens back that hold nothing of the text that was sent (a stop string, text held back).
+
+        Returns the tokens of what was sent of the last one taken back, to be fed with whatever comes next.
+        """
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None
+        if "\ufffd" in text:
+            return []  # bytes that are no text: tokens cannot be told apart by what was sent
+        surplus = job.n_answer_bytes - len(text.encode("utf-8", errors="surrogatepass"))
+        n, rest = 0, b""
+        while surplus > 0 and n < min(len(job.answer), _MAX_TAKE_BACK):
+            n += 1
+            piece = self._piece(job, job.answer[-n])
+            if len(piece) > surplus:
+                rest = piece[: len(piece) - surplus]
+            surplus -= len(piece)
+        if n == 0 or surplus > 0:
+            return []
+        try:
+            conversation.stream.rewind(n)
+        except EdgeStreamError:
+            return []
+        conversation.log.taken_back(n)
+        del job.answer[-n:]
+        return self.engine.tokenize(rest.decode("utf-8", errors="replace")) if rest else []
+
+    def _stop_reading(self, job: Job) -> None:
+        """The client has gone, or its time is over, while its prompt was read: back to the last entry."""
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None
+        entry, stats = conversation.log.last, conversation.stream.stats
+        if entry is None or stats.n_past - entry.n_past > stats.n_window:
+            self._fail(job, errors.unavailable(_STOPPED, 5))
+            return
+        self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
+        self._end(job)
+        if not job.cancelled:
+            job.send(Failed(errors.unavailable(_STOPPED, 5)))
+
+    def _settle(self, job: Job) -> None:
+        """The end of a turn: an idle moment for the stream, and a save."""
+        conversation = job.conversation
+        assert conversation is not None and conversation.stream is not None
+        job.t_end = time.perf_counter()
+        conversation.stream.rebase()
+        conversation.n_turns += 1
+        self.conversations.settle(conversation)
+        info, start = self.info(job), time.perf_counter()
+        if self.conversations.save(conversation):
+            self.metrics.save_seconds.observe(time.perf_counter() - start)
+        self._end(job)
+        job.send(Done(job.usage(), job.timings(), info))
+
+    def _end(self, job: Job) -> None:
+        job.stage = Stage.ENDED
+        self.jobs.remove(job)
+        if job.conversation:
+            job.conversation.busy = False
+            if job.conversation.stream:
+                job.conversation.stream.forget_sampling()
+        job.writer = job.conversation = None
+
+    def _fail(self, job: Job, error: errors.ApiError) -> None:
+        """End a job with an error. Its conversation is as it was last saved; one that has nothing is forgotten."""
+        conversation = job.conversation
+        if job in self.jobs:
+            self._end(job)
+        if conversation:
+            entry = conversation.log.last
+            intact = conversation.stream is not None and entry is not None and _is_at(conversation.stream, entry.n_past)
+            if not intact:
+                self.conversations.drop(conversation)
+        job.send(Failed(error))
+
+    #
+    # facts
+    #
+
+    def info(self, job: Job) -> dict[str, Any]:
+        """The `edge_stream` field of a response."""
+        conversation = job.conversation
+        stats = conversation.stream.stats if conversation and conversation.stream else None
+        assert conversation is not None and stats is not None
+        return {
+            "conversation": conversation.name or conversation.id,
+            "history": job.recognised,
+            "restored": job.restored,
+            "slot": conversation.slot,
+            "n_past": stats.n_past,
+            "n_cached": stats.n_cached,
+            "n_ctx": stats.n_ctx,
+            "n_pinned": stats.n_keep,
+            "n_reused": job.n_reused,
+            "n_read": job.n_read,
+            "n_to_read": job.n_to_read,
+            "n_messages_dropped": job.n_dropped,
+            "timed_out": job.timed_out,
+        }
+
+    def _gauges(self, job: Job, record: Token) -> dict[str, Any]:
+        return {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
+
+
+def _is_at(stream: Stream, n_past: int) -> bool:
+    return stream.stats.n_past == n_past
+
+
+def _server_error(error: Exception) -> errors.ApiError:
+    return errors.ApiError(500, f"the answer failed: {error}", errors.SERVER)
+
+
+def _likeliest(stream: Stream, n: int) -> list[tuple[int, float]]:
+    """The n likeliest next tokens with the natural logs of their probabilities."""
+    import numpy as np
+
+    logits = stream.logits
+    if logits is None:
+        return []
+    wide = logits.astype(np.float64)
+    wide -= wide.max() + np.log(np.exp(wide - wide.max()).sum())
+    n = min(n, len(wide))
+    best = np.argpartition(-wide, n - 1)[:n]
+    return [(int(i), float(wide[i])) for i in best[np.argsort(-wide[best], kind="stable")]]

@@ -1,0 +1,289 @@
+"""The OpenAI API: what requests may ask for, what they get, and what they are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serving import WORDS, Served, serve
+
+from edge_stream.engine import Engine
+
+Load = Callable[..., Engine]
+HELLO = [{"role": "user", "content": "Hello"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Callable[[str], Any]) -> Iterator[Served]:
+    """One server for all tests here."""
+    engine = Engine.load(
+        tiny("chat"), n_parallel=2, n_ctx=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off", n_threads=1
+    )
+    with engine, serve(engine) as running:
+        yield running
+
+
+def stream(served: Served, path: str = "/v1/chat/completions", **body: Any) -> tuple[list[Any], str]:
+    """The chunks of a streamed answer, and the raw text."""
+    with served.client.stream("POST", path, json={"stream": True, **body}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        raw = "".join(answer.iter_text())
+    lines = [line for line in raw.split("\n\n") if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]], raw
+
+
+def test_streamed_and_whole_answers_are_the_same(served: Served) -> None:
+    options = {"messages": HELLO, "seed": 3, "grammar": WORDS, "max_tokens": 40}
+    whole = served.client.chat(**options)
+    chunks, raw = stream(served, **options, stream_options={"include_usage": True}, timings_per_token=True)
+    assert "\r" not in raw
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[0]["edge_stream"]["history"] in ("new", "branched")
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    assert text == whole["choices"][0]["message"]["content"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-2]["timings"]["predicted_n"] == whole["timings"]["predicted_n"]
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == whole["timings"]["predicted_n"]
+    assert all({"n_past", "n_cached", "tok_per_s"} <= set(c["edge_stream"]) for c in chunks[1:-2])
+    assert len({c["id"] for c in chunks}) == 1
+
+
+def test_limits_of_length_and_default_of_completions(served: Served) -> None:
+    answer = served.client.chat(HELLO, max_tokens=7, ignore_eos=True)
+    assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 7
+    answer = served.client.post("/v1/completions", json={"prompt": "Hello", "ignore_eos": True}).json()
+    assert answer["usage"]["completion_tokens"] == 16
+    answer = served.client.chat(HELLO, max_tokens=0)
+    assert answer["choices"][0]["message"]["content"] == "" and answer["usage"]["completion_tokens"] == 0
+
+
+def test_choices_are_what_requests_alone_would_give(served: Served) -> None:
+    options = {"grammar": WORDS, "max_tokens": 40}
+    three = served.client.chat(HELLO, n=3, seed=5, **options)["choices"]
+    assert [c["index"] for c in three] == [0, 1, 2]
+    alone = [served.client.chat(HELLO, seed=5 + i, **options)["choices"][0]["message"] for i in range(3)]
+    assert [c["message"] for c in three] == alone
+    chunks, _ = stream(served, messages=HELLO, n=3, seed=5, **options)
+    texts = ["", "", ""]
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == [m["content"] for m in alone]
+    # the first choice is the one that goes on
+    more = served.client.chat([*HELLO, alone[0], *HELLO], max_tokens=1)
+    assert more["edge_stream"]["history"] == "continued"
+
+
+def test_choices_longer_than_the_window(served: Served) -> None:
+    answer = served.client.chat(HELLO, n=2, seed=1, max_tokens=300, ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 600
+    alone = served.client.chat(HELLO, seed=1, max_tokens=300, ignore_eos=True)
+    assert answer["choices"][0]["message"] == alone["choices"][0]["message"]
+
+
+def test_logprobs(served: Served) -> None:
+    answer = served.client.chat(HELLO, max_tokens=5, temperature=0, logprobs=True, top_logprobs=4, ignore_eos=True)
+    items = answer["choices"][0]["logprobs"]["content"]
+    assert len(items) == 5
+    for item in items:
+        top = [t["logprob"] for t in item["top_logprobs"]]
+        assert len(top) == 4 and top == sorted(top, reverse=True) and sum(map(math.exp, top)) < 1
+        assert math.isclose(top[0], item["logprob"], abs_tol=1e-4)  # greedy
+    legacy = served.client.post(
+        "/v1/completions",
+        json={"prompt": "Hello", "max_tokens": 3, "logprobs": 2, "temperature": 0, "ignore_eos": True},
+    ).json()["choices"][0]["logprobs"]
+    assert len(legacy["tokens"]) == len(legacy["token_logprobs"]) == len(legacy["text_offset"]) == 3
+    assert all(1 <= len(t) <= 2 for t in legacy["top_logprobs"])
+
+
+def test_logit_bias_and_stop_and_echo(served: Served) -> None:
+    token = served.engine.tokenize("z")[-1]
+    bias = {"max_tokens": 6, "logit_bias": {str(token): 100}}
+    assert served.client.chat(HELLO, **bias)["choices"][0]["message"]["content"] == "zzzzzz"
+    answer = served.client.chat(HELLO, **bias, stop="zzz")
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["message"]["content"] == ""
+    many = served.client.post("/v1/completions", json={"prompt": ["a", "b"], "n": 2, "echo": True, **bias}).json()
+    assert [c["text"] for c in many["choices"]] == ["azzzzzz"] * 2 + ["bzzzzzz"] * 2
+    tokens = served.client.post("/v1/completions", json={"prompt": served.engine.tokenize("a"), **bias}).json()
+    assert tokens["choices"][0]["text"] == "zzzzzz"
+
+
+def test_json_schema_and_json_object(served: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    answer = served.client.chat(HELLO, response_format=form, max_tokens=200, seed=1)
+    value = json.loads(answer["choices"][0]["message"]["content"])
+    assert isinstance(value["a"], int) and value["b"] in ("x", "y")
+    answer = served.client.chat(HELLO, response_format={"type": "json_object"}, max_tokens=3)
+    assert answer["choices"][0]["message"]["content"].startswith("{")
+
+
+def test_a_demanded_tool_call_and_its_result(served: Served) -> None:
+    options: dict[str, Any] = {"tools": [WEATHER], "max_tokens": 200, "seed": 2}
+    answer = served.client.chat(HELLO, tool_choice="required", **options)
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    call = choice["message"]["tool_calls"][0]
+    assert call["function"]["name"] == "weather" and json.loads(call["function"]["arguments"])["city"] in (
+        "Oslo",
+        "Rome",
+    )
+    chunks, _ = stream(
+        served, messages=HELLO, tool_choice={"type": "function", "function": {"name": "weather"}}, **options
+    )
+    deltas = [t for c in chunks for t in c["choices"][0]["delta"].get("tool_calls", [])]
+    assert deltas[0]["function"] == call["function"] and deltas[0]["index"] == 0
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    # clients send the call back in a formatting of their own
+    call["function"]["arguments"] = json.dumps(json.loads(call["function"]["arguments"]), indent=2)
+    history = [*HELLO, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]
+    more = served.client.chat(history, grammar=WORDS, **options)
+    assert more["edge_stream"]["history"] == "continued"
+    assert more["choices"][0]["message"]["content"]
+    none = served.client.chat(HELLO, tool_choice="none", grammar=WORDS, **options)
+    assert none["choices"][0]["finish_reason"] == "stop"
+
+
+def test_text_endpoints(served: Served) -> None:
+    text = "héllo <|im_end|>"
+    tokens = served.client.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert served.client.post("/detokenize", json={"tokens": tokens}).json() == {"content": text}
+    pieces = served.client.post("/tokenize", json={"content": text, "with_pieces": True}).json()["tokens"]
+    assert [p["id"] for p in pieces] == tokens and pieces[-1]["piece"] == "<|im_end|>"
+    prompt = served.client.post("/apply-template", json={"messages": HELLO}).json()["prompt"]
+    assert prompt == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_facts(served: Served) -> None:
+    assert served.client.get("/health").json() == {"status": "ok"}
+    assert served.client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert served.client.get("/props").json()["total_slots"] == 2
+    assert [slot["id"] for slot in served.client.get("/slots").json()] == [0, 1]
+    assert "edge_stream_tokens_written_total" in served.client.get("/metrics").text
+    page = served.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": [{"role": "king", "content": "x"}]}, "role"),
+        (CHAT, {"messages": [{"role": "system", "content": "x"}]}, "nothing to answer"),
+        (CHAT, {"messages": HELLO, "n": 9}, "n = 9"),
+        (CHAT, {"messages": HELLO, "stop": ["a"] * 17}, "stop strings"),
+        (CHAT, {"messages": HELLO, "stop": "a" * 300}, "longer than"),
+        (CHAT, {"messages": HELLO, "grammar": "root ::= x"}, "grammar"),
+        (CHAT, {"messages": HELLO, "grammar": "root ::= " + '"a" ' * 20000}, "larger than"),
+        (CHAT, {"messages": HELLO, "grammar": "root ::= " + "(" * 100 + '"a"' + ")" * 100}, "deeper than"),
+        (CHAT, {"messages": HELLO, "response_format": {"type": "json_schema"}}, "needs json_schema"),
+        (
+            CHAT,
+            {
+                "messages": HELLO,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"type": "string", "maxLength": 10**9}},
+                },
+            },
+            "maxLength",
+        ),
+        (CHAT, {"messages": HELLO, "logit_bias": {"99999": 1}}, "vocabulary"),
+        (CHAT, {"messages": HELLO, "temperature": -1}, "temperature"),
+        (CHAT, {"messages": HELLO, "tool_choice": "required"}, "no tools"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "content"),
+        ("/v1/completions", {"prompt": ""}, "empty"),
+        ("/v1/completions", {"prompt": [5000]}, "vocabulary"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+        ("/detokenize", {"tokens": [5000]}, "vocabulary"),
+        ("/slots/0?action=save", {"filename": "../../x"}, "sessions"),
+        ("/slots/0?action=fly", {}, "action"),
+    ],
+)
+def test_what_is_refused(path: str, body: dict[str, Any], said: str, served: Served) -> None:
+    answer = served.client.post(path, json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == error["code"] == 400 and error["type"] == "invalid_request_error"
+    assert said in error["message"]
+
+
+def test_rubbish_is_refused_in_the_same_form(served: Served) -> None:
+    client = served.client
+    for content in (b"{", b"\xff\xfe", b"[" * 5000, b"null", b'"x"', b'{"messages": ' + b"[" * 70 + b"]" * 70 + b"}"):
+        answer = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+    assert client.get("/nothing").json()["error"] == {"code": 404, "message": "Not Found", "type": "not_found_error"}
+    assert client.get(CHAT).status_code == 405
+    deep_string = {"messages": [{"role": "user", "content": "[{" * 500}], "max_tokens": 1}
+    assert client.post(CHAT, json=deep_string).status_code == 200  # brackets in a text are text
+
+
+def test_pages_of_other_sites_are_kept_out(served: Served) -> None:
+    url = served.url + "/v1/models"
+    assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
+    assert httpx.get(url, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx.get(url, headers={"Origin": served.url}).status_code == 200
+    assert "access-control-allow-origin" not in httpx.get(url).headers
+
+
+def test_keys_and_sizes_and_cors(load: Load) -> None:
+    options = {"api_keys": ("one", "two"), "body_bytes": 1000, "cors": ("https://friend.example",)}
+    with serve(load("chat"), **options) as served:  # type: ignore[arg-type]
+        client = served.client
+        assert client.get("/health").status_code == client.get("/").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer three"}, {"Authorization": "two"}):
+            answer = client.get("/v1/models", headers=headers)
+            assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
+        client.headers["Authorization"] = "Bearer two"
+        assert client.get("/v1/models").status_code == 200
+        large = {"messages": [{"role": "user", "content": "x" * 2000}]}
+        assert client.post(CHAT, json=large).status_code == 413
+        chunked = client.post(CHAT, content=(b"x" * 100 for _ in range(50)))
+        assert chunked.status_code == 413
+        friend = client.get("/v1/models", headers={"Origin": "https://friend.example"})
+        assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+
+
+def test_slots_are_saved_restored_and_erased(load: Load, tmp_path: Any) -> None:
+    with serve(load("chat", n_ctx=256), tmp_path) as served:
+        client, messages = served.client, []
+        served.client.turn(messages, "One.", seed=1)
+        saved = client.post("/slots/0?action=save", json={"filename": "../../etc/passwd"})
+        assert saved.json()["n_saved"] > 0
+        assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".session", ".saved", ""}
+        assert client.post("/slots/0?action=erase").json()["n_erased"] == saved.json()["n_saved"]
+        assert client.get("/slots").json()[0].get("conversation") is None
+        assert client.post("/slots/0?action=restore", json={"filename": "other"}).status_code == 404
+        assert client.post("/slots/1?action=erase").status_code == 404
+        restored = client.post("/slots/0?action=restore", json={"filename": "../../etc/passwd"})
+        assert restored.json()["n_restored"] == saved.json()["n_saved"]
+        assert served.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "continued"

@@ -1,0 +1,53 @@
+"""`edge-stream serve` as a program: what it refuses, what it says, how it ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from serving_bench import ServerProcess, edge_stream_command
+
+from edge_stream.cli.serve import main
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--api-key", " , "], "--api-key is empty"),
+        (["--timeout", "nan"], "nan"),
+    ],
+)
+def test_flags_that_are_refused(flags: list[str], said: str, tiny: Callable[[str], Path]) -> None:
+    done = CliRunner().invoke(main, ["-m", str(tiny("chat")), *flags])
+    assert done.exit_code == 2 and said in done.output
+
+
+def test_a_server_begins_says_what_it_costs_and_ends_well(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = edge_stream_command(str(tiny("chat")), tmp_path / "sessions", "-c", "96", "-np", "2", "-t", "1")
+    with ServerProcess(command, log=log) as server:
+        said = log.read_text()
+        assert "2 conversations of 96 tokens at once; memory" in said and "-fa auto: off" in said
+        messages = [{"role": "user", "content": "Hello"}]
+        body = {"messages": messages, "max_tokens": 4, "ignore_eos": True}
+        answer = httpx.post(server.url + "/v1/chat/completions", json=body, timeout=30).json()
+        assert answer["edge_stream"]["n_past"] > 4
+        # neither the folder nor the address can be had twice
+        for flags, why in ((["--port", "0"], "another server keeps its sessions"), ([], "cannot listen on")):
+            sessions = tmp_path / "sessions" if flags else tmp_path / "others"
+            second = edge_stream_command(str(tiny("chat")), sessions, "-c", "96", "-np", "2", "-t", "1", *flags)
+            second = [part.format(port=server.port) for part in second]
+            done = subprocess.run(second, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1 and why in done.stderr
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert len(list((tmp_path / "sessions").rglob("*.session"))) == 1
+        with socket.socket() as sock:
+            assert sock.connect_ex(("127.0.0.1", server.port)) != 0

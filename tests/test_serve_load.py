@@ -1,0 +1,258 @@
+"""Many clients at once, some of them hostile: nobody's words change, nothing leaks, nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from serving import Client, Served, serve
+
+from edge_stream.engine import Engine
+
+Load = Callable[..., Engine]
+ENDLESS = {"max_tokens": -1, "ignore_eos": True}
+
+
+def hello(i: Any = 0) -> list[dict[str, str]]:
+    """A message of its own."""
+    return [{"role": "user", "content": f"Hello, I am {i}"}]
+
+
+def written(served: Served) -> int:
+    """Tokens generated so far."""
+    return int(served.scheduler.metrics.written._value.get())
+
+
+def open_stream(served: Served, **body: Any) -> socket.socket:
+    """A raw connection with a streaming request sent."""
+    parts = urlsplit(served.url)
+    sock = socket.create_connection((parts.hostname, parts.port), timeout=30)
+    data = json.dumps({"stream": True, **body}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+    sock.sendall(head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return sock
+
+
+@pytest.mark.parametrize("n_ctx", [96, 512])
+def test_conversations_together_say_what_each_says_alone(n_ctx: int, load: Load) -> None:
+    def talk(url: str, i: int) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        with Client(base_url=url, timeout=60) as client:
+            for turn in range(3):
+                client.turn(
+                    messages, f"I am {i}, turn {turn}. " + "word " * 9 * i, seed=i, max_tokens=30, **{"grammar": None}
+                )
+        return messages
+
+    with serve(load("chat", n_parallel=4, n_ctx=n_ctx)) as served:
+        alone = [talk(served.url, i) for i in range(4)]
+    with serve(load("chat", n_parallel=4, n_ctx=n_ctx)) as served, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: talk(served.url, i), range(4)))
+        assert served.scheduler.metrics.steps._value.get() < written(served)  # they did share batches
+    assert together == alone
+
+
+def test_a_client_that_goes_stops_its_generation(load: Load) -> None:
+    with serve(load("chat", n_ctx=96)) as served:
+        sock = open_stream(served, messages=hello(), **ENDLESS)
+        while not (at_close := written(served)):
+            sock.recv(4096)
+        sock.close()
+        served.wait_idle()
+        n = written(served)
+        time.sleep(0.2)
+        assert written(served) == n >= at_close > 0
+        answer = served.client.chat(hello(1), max_tokens=1)  # the only slot is free
+        assert answer["edge_stream"]["slot"] == 0
+
+
+def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
+    """At the scheduler: from the moment it is told."""
+    from edge_stream.server.generation import Delta, Wish
+    from edge_stream.server.recognition import chat_history
+    from edge_stream.server.scheduler import make_job
+    from edge_stream.stream import Sampling
+
+    with serve(load("chat", n_ctx=96)) as served:
+        events: list[Any] = []
+        after: list[int] = []
+
+        def emit(event: Any) -> None:
+            events.append(event)
+            if len(events) == 10:
+                job.cancelled = True
+                after.append(sum(isinstance(e, Delta) for e in events))
+
+        job = make_job(Wish(chat_history(hello(), {}), Sampling(), ignore_eos=True), served.scheduler.settings, emit)
+        served.scheduler.submit(job)
+        served.wait_idle()
+        assert sum(isinstance(e, Delta) for e in events) <= after[0] + 1
+
+
+def test_a_gone_client_also_stops_a_whole_answer_and_a_queued_one(load: Load) -> None:
+    with serve(load("chat", n_ctx=96)) as served:
+        one = open_stream(served, messages=hello(1), **(ENDLESS | {"stream": False}))
+        while not written(served):
+            time.sleep(0.01)
+        two = open_stream(served, messages=hello(2), **ENDLESS)
+        while not served.scheduler.counts()["waiting"]:
+            time.sleep(0.01)
+        two.close()
+        while served.scheduler.counts()["waiting"]:
+            time.sleep(0.01)
+        one.close()
+        served.wait_idle()
+
+
+def test_a_full_queue_says_so(load: Load) -> None:
+    with serve(load("chat", n_ctx=96), queue=2) as served:
+        socks = [open_stream(served, messages=hello(0), **ENDLESS)]
+        while not written(served):
+            time.sleep(0.01)
+        socks += [open_stream(served, messages=hello(i), **ENDLESS) for i in (1, 2)]
+        while served.scheduler.counts()["waiting"] < 2:
+            time.sleep(0.01)
+        answer = served.client.post("/v1/chat/completions", json={"messages": hello(3)})
+        assert answer.status_code == 503 and answer.json()["error"]["type"] == "unavailable_error"
+        assert int(answer.headers["retry-after"]) >= 1
+        for sock in socks:
+            sock.close()
+
+
+def test_a_slow_reader_waits_alone(load: Load) -> None:
+    """One takes nothing: its generation pauses while another goes on, and memory does not fill with its tokens."""
+    with serve(load("chat", n_parallel=2, n_ctx=96), backlog=16) as served:
+        slow = open_stream(served, messages=hello(0), logprobs=True, top_logprobs=20, **ENDLESS)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        n = -1
+        while n != written(served):  # until it pauses
+            n = written(served)
+            time.sleep(0.5)
+        job = served.scheduler.turns.jobs[0]
+        assert job.n_behind <= 16
+        answer = served.client.chat(hello(1), max_tokens=50, ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 50 and written(served) == n + 50
+        slow.close()
+        served.wait_idle()
+
+
+def test_a_reader_that_takes_nothing_does_not_keep_others_out(load: Load) -> None:
+    with serve(load("chat", n_ctx=96), backlog=16, stall_seconds=0.2) as served:
+        slow = open_stream(served, messages=hello(0), logprobs=True, top_logprobs=20, **ENDLESS)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        while not written(served):
+            time.sleep(0.01)
+        assert served.client.chat(hello(1), max_tokens=5, ignore_eos=True)["usage"]["completion_tokens"] == 5
+        slow.close()
+
+
+def test_a_time_limit_ends_the_answer(load: Load) -> None:
+    with serve(load("chat", n_ctx=96), request_seconds=0.3) as served:
+        answer = served.client.chat(hello(), **ENDLESS)
+        assert answer["choices"][0]["finish_reason"] == "length" and answer["edge_stream"]["timed_out"]
+
+
+def test_a_shutdown_ends_answers_and_saves_them(load: Load, tmp_path: Path) -> None:
+    with serve(load("chat", n_ctx=96), tmp_path) as served:
+        with served.client.stream(
+            "POST",
+            "/v1/chat/completions",
+            json={"messages": hello(), "stream": True, "grammar": "root ::= [a-z]+"} | ENDLESS,
+        ) as answer:
+            lines = answer.iter_lines()
+            text = [json.loads(next(line for line in lines if line)[6:]) for _ in range(20)]
+            served.scheduler.drain()
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        text += [json.loads(line[6:]) for line in rest[:-1]]
+        said = "".join(c["choices"][0]["delta"].get("content", "") for c in text)
+    with serve(load("chat", n_ctx=96), tmp_path) as served:
+        history = [*hello(), {"role": "assistant", "content": said}, *hello("back")]
+        assert served.client.chat(history, max_tokens=1)["edge_stream"]["history"] == "continued"
+
+
+def rubbish(url: str, seed: int) -> None:
+    """One hostile client."""
+    rng = random.Random(seed)
+    parts = urlsplit(url)
+    body = json.dumps({"messages": hello(seed), "stream": True, **ENDLESS}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as sock:
+        kind = seed % 6
+        try:
+            if kind == 0:
+                sock.sendall(rng.randbytes(rng.randrange(1, 3000)))
+            elif kind == 1:
+                sock.sendall((head + body)[: rng.randrange(len(head + body))])
+            elif kind == 2:
+                sock.sendall(head + rng.randbytes(len(body)))
+            elif kind == 3:
+                sock.sendall(head + body)  # and hang up
+            elif kind == 4:
+                sock.sendall(head + body)
+                for _ in range(5):
+                    sock.recv(1)
+            else:
+                sock.sendall(head.replace(b"POST", b"BREW") + body)
+                sock.recv(100)
+            if rng.random() < 0.5:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # reset, not close
+        except OSError:
+            pass
+
+
+def test_hostile_clients_leave_nothing_behind(load: Load) -> None:
+    with serve(load("chat", n_parallel=2, n_ctx=96), queue=1000) as served:
+        reference = served.client.chat(hello("good"), seed=1, max_tokens=30)["choices"]
+
+        def wait_closed() -> int:
+            served.wait_idle()
+            n = -1
+            while n != (n := len(os.listdir("/proc/self/fd"))):
+                time.sleep(0.2)
+            return n
+
+        before = wait_closed()
+        with ThreadPoolExecutor(16) as pool:
+            futures = [pool.submit(rubbish, served.url, i) for i in range(120)]
+            for _ in range(3):
+                answer = served.client.chat(hello("good"), seed=1, max_tokens=30)
+                assert answer["choices"] == reference
+            for future in futures:
+                future.result()
+        assert wait_closed() <= before + 2
+        counts = served.scheduler.counts()
+        assert counts["busy"] == counts["waiting"] == 0
+        assert served.client.chat(hello("good"), seed=1, max_tokens=30)["choices"] == reference
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Half a second for headers."""
+    from edge_stream.server.guard import PatientProtocol
+
+    before, PatientProtocol.header_seconds = PatientProtocol.header_seconds, 0.5
+    yield
+    PatientProtocol.header_seconds = before
+
+
+def test_slow_senders_are_let_go(load: Load, impatient: None) -> None:
+    with serve(load("chat", n_ctx=96), body_seconds=0.5) as served:
+        parts = urlsplit(served.url)
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as silent:
+            assert silent.recv(10) == b""
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as half:
+            half.sendall(f"POST /tokenize HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 50\r\n\r\n{{".encode())
+            assert b"408" in half.recv(100)
