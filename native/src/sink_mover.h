@@ -46,6 +46,9 @@ public:
 // The bank (libllama carries the patch) and its support by ctx. Sets es_last_error if not.
 int32_t es_bank_supported(llama_context * ctx);
 
+// Of a decoder, whose sinks stay where they are.
+std::unique_ptr<es_sink_mover> es_sink_mover_none();
+
 // Sets es_last_error and returns null on failure (status in *status).
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & params,
                                                   int32_t * status);
