@@ -40,6 +40,15 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def check_sizes(n_ctx: int, n_keep: int, n_batch: int, n_ubatch: int) -> None:
+    """Raise EdgeStreamError for what no cache can have."""
+    for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
+        if not 1 <= value <= 1 << 28:
+            raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
+    if not 0 <= n_keep < n_ctx:
+        raise EdgeStreamError(f"n_keep = {n_keep} must be between 0 and n_ctx = {n_ctx} (exclusive)")
+
+
 def weights_tag(path: Path) -> int:
     """64-bit tag of a model file: its size and 64 evenly spaced blocks, so that a fine-tune is not its base."""
     size = path.stat().st_size
@@ -62,6 +71,7 @@ class Engine:
     _streams: dict[int, Stream]  # sequence -> the stream that holds its cells
     n_parallel = 1
     _n_slide = 0
+    _n_spare = 0
     _eval_callback: Any = None
     _rebase_at = 0
 
@@ -90,13 +100,16 @@ class Engine:
     ) -> Engine:
         """Load a model and allocate its cache.
 
-        model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
+        model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
         (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
         when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
         (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. eval_callback: llama.cpp's
         cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
         the model cannot stream, EdgeStreamError otherwise.
         """
+        path = models.resolve(str(model))
+        if path.is_dir() and cls is Engine:
+            from edge_stream.mlc.engine import MlcEngine as cls
         self = cls()
         if n_slide < 0 or rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
@@ -108,7 +121,7 @@ class Engine:
         self._n_slide = n_slide
         self._rebase_at = rebase_at
         try:
-            self._load_model(models.resolve(str(model)), n_gpu_layers, use_mmap, verbose)
+            self._load_model(path, n_gpu_layers, use_mmap, verbose)
             self._make_context(
                 n_ctx or self.n_ctx_train,
                 n_keep,
@@ -161,11 +174,7 @@ class Engine:
         threads: tuple[int | None, int | None],
         sink_move: str,
     ) -> None:
-        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
-            if not 1 <= value <= 1 << 28:
-                raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
-        if not 0 <= n_keep < n_ctx:
-            raise EdgeStreamError(f"n_keep = {n_keep} must be between 0 and n_ctx = {n_ctx} (exclusive)")
+        check_sizes(n_ctx, n_keep, n_batch, n_ubatch)
         if flash_attn not in FLASH_ATTN:
             raise EdgeStreamError(f"flash_attn = {flash_attn} is unknown: use one of {', '.join(FLASH_ATTN)}")
         if sink_move not in _native.SINK_MOVES:
@@ -199,7 +208,13 @@ class Engine:
             params.cb_eval = self._eval_callback
         if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
             raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
-        need = params.n_ctx * self.kv_bytes_per_token
+        self._check_memory(n_ctx)
+        self._ctx = self._llama.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            raise EdgeStreamError(f"llama.cpp cannot create a context with n_ctx = {n_ctx}{self._log_hint()}")
+
+    def _check_memory(self, n_ctx: int) -> None:
+        need = (self.n_parallel * n_ctx + self._n_spare) * self.kv_bytes_per_token
         available = available_memory()
         if available is not None and need > available:
             times = f" for each of {self.n_parallel} streams" if self.n_parallel > 1 else ""
@@ -208,9 +223,13 @@ class Engine:
                 f"a cache of n_ctx = {n_ctx}{times} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
                 f"are available; n_ctx = {fits} would fit"
             )
-        self._ctx = self._llama.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            raise EdgeStreamError(f"llama.cpp cannot create a context with n_ctx = {n_ctx}{self._log_hint()}")
+
+    def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
+        _native.check(self._native.es_stream_init(self._ctx, params, handle))
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished (timing)."""
+        self._llama.llama_synchronize(self._ctx)
 
     def _cache_type(self, name: str) -> int:
         if name not in CACHE_TYPES:
@@ -371,7 +390,7 @@ class Engine:
         params.n_slide = self._n_slide
         params.rebase_at = self._rebase_at
         params.n_boundary = n_boundary
-        params.sink_move = _native.SINK_MOVES[self.sink_move]
+        params.sink_move = _native.SINK_MOVES.get(self.sink_move, 0)
         params.model_tag = self._weights_tag
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()

@@ -96,7 +96,7 @@ class Stream:
         self._handle = C.c_void_p()
         self._sampler = C.c_void_p()
         self._sampling: tuple[Sampling, bool] | None = None
-        _native.check(self._native.es_stream_init(engine._ctx, params, C.byref(self._handle)))
+        engine._init_stream(params, C.byref(self._handle))
 
     #
     # reading
