@@ -100,8 +100,8 @@ class Engine:
     ) -> Engine:
         """Load a model and allocate its cache.
 
-        model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
-        (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
+        model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks +
+        window (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
         when sinks are moved by redecoding). rebase_at: absolute position before which positions are brought back
         (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. eval_callback: llama.cpp's
         cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
@@ -300,6 +300,21 @@ class Engine:
     @property
     def n_ctx_train(self) -> int:
         return int(self._llama.llama_model_n_ctx_train(self._model))
+
+    @property
+    def n_params(self) -> int:
+        """The model's weights."""
+        return int(self._llama.llama_model_n_params(self._model))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+        return int(self._llama.llama_model_size(self._model))
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that decode single tokens."""
+        return int(self._llama.llama_n_threads(self._ctx))
 
     @property
     def bos(self) -> int:

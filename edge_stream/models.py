@@ -15,7 +15,7 @@ _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 def resolve(model: str) -> Path:
-    """Return the GGUF file, or the MLC folder, that `model` names. Raises EdgeStreamError with one sentence if there is none."""
+    """Return the GGUF file, or the MLC folder, that `model` names. Raises EdgeStreamError if there is none."""
     if model == "demo":
         return _demo()
     if model.startswith("hf:"):

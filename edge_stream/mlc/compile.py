@@ -108,7 +108,9 @@ def _build(
     from edge_stream.mlc.model import StepDecoder
 
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise EdgeStreamError("compiling an MLC model's kernels needs a C++ compiler (g++, clang++ or c++) to link them")
+        raise EdgeStreamError(
+            "compiling an MLC model's kernels needs a C++ compiler (g++, clang++ or c++) to link them"
+        )
     decoder = StepDecoder(config, q, dtype, lanes, Target(target))
     with Target(target):
         module, _, _ = decoder.export_tvm(spec=decoder.spec(), allow_extern=True)

@@ -76,7 +76,7 @@ class MlcEngine(Engine):
         self.sink_move = "none"
         self.n_ctx, self.n_keep, self._n_batch = n_ctx, n_keep, min(n_batch, n_ubatch)
         self.cache_type_k, self.cache_type_v = cache_types
-        self.n_threads = threads[0] or default_threads()
+        self._n_threads = threads[0] or default_threads()
         self._check_memory(n_ctx)
         self._decoder = _Callbacks(self._make_decoder())
         self._ctx = 1  # there is something to free
@@ -85,12 +85,12 @@ class MlcEngine(Engine):
         import dataclasses
 
         # read when TVM starts its threads; a library that is loaded already is told below
-        os.environ.setdefault("TVM_NUM_THREADS", str(self.n_threads))
+        os.environ.setdefault("TVM_NUM_THREADS", str(self._n_threads))
         import tvm
 
         from edge_stream.mlc import ring
 
-        tvm.get_global_func("runtime.config_threadpool")(1, self.n_threads)
+        tvm.get_global_func("runtime.config_threadpool")(1, self._n_threads)
         config, stored = self._folder.decoder_config, self._folder.quantization
         q = dataclasses.replace(stored, dtype="float32", transposed=False)
         dtype = (ring.DTYPES[self.cache_type_k], ring.DTYPES[self.cache_type_v])
@@ -123,6 +123,10 @@ class MlcEngine(Engine):
     @property
     def n_ctx_train(self) -> int:
         return self._folder.n_ctx_train
+
+    @property
+    def n_threads(self) -> int:
+        return self._n_threads
 
     @property
     def n_params(self) -> int:

@@ -28,7 +28,9 @@ class MlcFolder:
         self.config = self._object(CONFIG)
         kind, quantization = self.config.get("model_type"), self.config.get("quantization")
         if kind not in MODEL_TYPES:
-            raise UnsupportedModelError(f"{path.name} cannot run on the MLC engine: it does not know model_type {kind!r}")
+            raise UnsupportedModelError(
+                f"{path.name} cannot run on the MLC engine: it does not know model_type {kind!r}"
+            )
         if quantization not in QUANTIZATIONS:
             raise UnsupportedModelError(
                 f"{path.name} is in quantization {quantization!r}; the MLC engine runs {', '.join(QUANTIZATIONS)}"

@@ -204,7 +204,7 @@ class RingDecoder:
         block, lane = np.divmod(self._slots(step), self.width)
         keys = self._keys.np[:, :, block, :, lane]
         values = self._values.np[:, :, block, lane].transpose(2, 0, 1, 3)
-        return keys.tobytes() + values.tobytes()
+        return bytes(keys.tobytes() + values.tobytes())
 
     def set_state(self, step: Step, data: bytes) -> bool:
         """Take back what `state` gave; False if the size differs."""

@@ -8,8 +8,11 @@ Slots: the sinks' first, padded to whole blocks, then the ring. Keys are stored 
 [layers, kv heads, blocks, head_dim, block], values [layers, kv heads, slots, head_dim].
 """
 
+# TVMScript is read by TVM, not by Python
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type,no-redef"
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -35,6 +38,7 @@ def exp(x: Any) -> Any:
     return p * T.reinterpret("float32", (T.Cast("int32", n) + 127) << 23)
 
 
+@cache  # parsing takes longer than compiling
 def attention(
     m: int, n_layer: int, n_head: int, n_head_kv: int, head_dim: int, dtype: tuple[str, str], lanes: Lanes
 ) -> Any:
@@ -117,9 +121,9 @@ def attention(
                                     key[j] = T.Cast("float32", k[layer, h // group, b, c, u * vector + j])
                                 for i in T.unroll(m):
                                     for j in T.vectorized(vector):
-                                        acc[i, j] = acc[i, j] + key[j] * query[
-                                            h, T.if_then_else(b < ring[0], 0, 1), c, i
-                                        ]
+                                        acc[i, j] = (
+                                            acc[i, j] + key[j] * query[h, T.if_then_else(b < ring[0], 0, 1), c, i]
+                                        )
                             if b < ring[0]:
                                 for i in T.unroll(m):
                                     for j in T.vectorized(vector):

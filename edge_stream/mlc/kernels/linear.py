@@ -8,8 +8,11 @@ but for the highest, and 7 times the sum of x over a group is taken off once per
 Both are bound by memory for one row, by arithmetic for eight; a block is one task of the parallel loop.
 """
 
+# TVMScript is read by TVM, not by Python
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type,no-redef"
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -19,6 +22,7 @@ from edge_stream.mlc.kernels import Lanes
 GROUP = 32
 
 
+@cache  # parsing takes longer than compiling
 def matmul_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k], w [blocks, k, block] -> y [1, m, n], float32."""
     width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
@@ -54,6 +58,7 @@ def matmul_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     return matmul
 
 
+@cache  # parsing takes longer than compiling
 def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k] float32, words, scales -> y [1, m, n] float32."""
     width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
@@ -129,6 +134,7 @@ def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     return matmul
 
 
+@cache  # parsing takes longer than compiling
 def take_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """ids [m] int32, w -> rows y [m, k] float32."""
     width = lanes.block
@@ -149,6 +155,7 @@ def take_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     return take
 
 
+@cache  # parsing takes longer than compiling
 def take_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """ids [m] int32, words, scales -> rows y [m, k] float32."""
     width = lanes.block
