@@ -1,6 +1,7 @@
 """The decoder's library for this machine: built once, then found on disk by a hash of whatever it depends on.
 
-Folder: $EDGE_STREAM_CACHE, else $XDG_CACHE_HOME/edge-stream, else ~/.cache/edge-stream; in it `mlc/<hash>.so`.
+Folder: $EDGE_STREAM_CACHE, else $XDG_CACHE_HOME/edge-stream, else ~/.cache/edge-stream; in it `mlc/<hash>.so`, and
+beside it the file's own SHA-256: a library that is not whole would crash the process that loads it, so it is made anew.
 """
 
 from __future__ import annotations
@@ -78,10 +79,21 @@ def library(
     lanes = target_lanes(target)
     shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # the host's affair
     path = cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)
     return path, lanes
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.with_suffix(".sha256").read_text(encoding="ascii") == _sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _key(*parts: Any) -> str:
@@ -120,6 +132,9 @@ def _build(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
             made = Path(folder) / "lib.so"
             built.export_library(str(made))
-            os.replace(made, path)
+            digest = made.with_suffix(".sha256")
+            digest.write_text(_sha256(made), encoding="ascii")
+            for file in (made, digest):
+                os.replace(file, path.with_suffix(file.suffix))
     except OSError as error:
         raise EdgeStreamError(f"the compiled kernels cannot be kept in {path.parent}: {error.strerror}") from error
