@@ -227,6 +227,10 @@ class Engine:
     def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
         _native.check(self._native.es_stream_init(self._ctx, params, handle))
 
+    def _check(self, status: int) -> None:
+        """Raise what a call on a stream ended with."""
+        _native.check(status)
+
     def synchronize(self) -> None:
         """Wait until the device has finished (timing)."""
         self._llama.llama_synchronize(self._ctx)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
 
 from converters import mlc
@@ -21,6 +22,7 @@ from converters.mlc.readback import ReadBack
 from converters.reference import logits as numpy_logits
 from converters.source import open_source
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.mlc.paged import PagedMlcEngine
 from edge_stream.mlc.rope import frequencies
 
 N_CTX = 51  # neither a page of TVM's cache nor a block of ours
@@ -176,3 +178,55 @@ def test_frequencies_of_llama3() -> None:
     assert len(set(np.round(divisors, 3))) > 3
     with pytest.raises(UnsupportedModelError, match="yarn"):
         frequencies(SimpleNamespace(head_dim=64, rope_base=1e4, rope_scaling={"rope_type": "yarn"}))
+
+
+@pytest.fixture(scope="module")
+def paged_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MLC's own kind of library, compiled once."""
+    return write_mlc(tiny("gqa"), tmp_path_factory.mktemp("paged") / "gqa", device="cpu")
+
+
+def load_paged(folder: Path, n_keep: int, n_ctx: int = N_CTX) -> PagedMlcEngine:
+    return PagedMlcEngine.load(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
+
+
+@pytest.mark.parametrize("n_keep", [0, 4, 17])
+def test_paged_cache_equals_reference(n_keep: int, paged_folder: Path, expected: Any, draw: Draw) -> None:
+    """TVM's own cache evicts after attention: with a window of n_ctx - 1 it is held to the same reference."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, n_keep) as engine:
+        assert np.abs(streamed(engine, tokens, 1) - expected("gqa", n_keep, 1, tuple(tokens))).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [3, 8, 64])
+def test_paged_cache_is_filled_in_chunks(size: int, paged_folder: Path, reference: Any, draw: Draw) -> None:
+    """Chunks until the cache is full, then token by token."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, 4) as engine, engine.stream() as stream:
+        got = np.concatenate([stream.logits_of(tokens[i : i + size]) for i in range(0, len(tokens), size)])
+    sizes, at = [], 0
+    while at < len(tokens):  # what es_window chooses for n_chunk = 1
+        left = min(size - at % size, len(tokens) - at)
+        sizes.append(min(left, 4 - at) if at < 4 else max(1, min(left, N_CTX - at)))
+        at += sizes[-1]
+    assert np.abs(got - reference("gqa").stream(N_CTX, 4).feed(tokens, sizes)).max() < TOLERANCE
+
+
+def test_paged_cache_never_rewinds_after_a_slide(paged_folder: Path, expected: Any, draw: Draw) -> None:
+    """Before a slide it may; after one it refuses, and goes on after a reset."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, 4) as engine, engine.stream() as stream:
+        stream.feed(tokens[:20])
+        stream.feed(draw(5, seed=3))
+        stream.rewind(5)
+        got = stream.logits_of(tokens[20:30])
+        assert np.abs(got - expected("gqa", 4, 1, tuple(tokens))[20:30]).max() < TOLERANCE
+        stream.feed(tokens[30:100])
+        stream.rewind(2)
+        with pytest.raises(EdgeStreamError, match="cannot rewind after it has slid"):
+            stream.feed(tokens[:1])
+        stream.reset()
+        assert np.abs(stream.logits_of(tokens[:1]) - expected("gqa", 4, 1, tuple(tokens))[:1]).max() < TOLERANCE
+        stream.feed(tokens[1:9])
+        with pytest.raises(EdgeStreamError, match="no sessions"):
+            stream.save("nowhere")

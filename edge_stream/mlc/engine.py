@@ -102,6 +102,10 @@ class MlcEngine(Engine):
         decoder = self._decoder.struct(self._n_batch, self.n_ctx)
         _native.check(self._native.es_stream_init_decoder(self._model, decoder, params, handle))
 
+    def _check(self, status: int) -> None:
+        self._decoder.raise_error()
+        _native.check(status)
+
     def synchronize(self) -> None:
         """Decodes are complete when they return."""
 
@@ -165,20 +169,33 @@ class MlcEngine(Engine):
 
 
 class _Callbacks:
-    """es_decoder's functions over a decoder. An exception is kept, for whoever reads the status."""
+    """es_decoder's functions over a decoder. An exception is kept for `raise_error`: none may cross native code."""
 
     def __init__(self, decoder: RingDecoder) -> None:
         from edge_stream.mlc.ring import Step
 
         self.decoder, self._step = decoder, Step
+        self._error: BaseException | None = None
         self._logits: Any = None  # the memory that native code reads until the next call
         self._functions = (
-            _native.DecodeFunction(self._decode),
-            _native.RebaseFunction(self._rebase),
-            _native.StateSizeFunction(self._state_size),
-            _native.StateGetFunction(self._state_get),
-            _native.StateSetFunction(self._state_set),
+            _native.DecodeFunction(self._guard(self._decode)),
+            _native.RebaseFunction(self._guard(self._rebase)),
+            _native.StateSizeFunction(self._guard(self._state_size)),
+            _native.StateGetFunction(self._guard(self._state_get)),
+            _native.StateSetFunction(self._guard(self._state_set)),
         )
+
+    def _guard(self, function: Any) -> Any:
+        """The function without its user pointer; 0, and the exception kept, if it raises."""
+
+        def call(_user: object, *arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except BaseException as error:  # KeyboardInterrupt too: it is raised again once native code has returned
+                self._error = error
+                return 0
+
+        return call
 
     def struct(self, n_batch: int, n_cells: int) -> _native.Decoder:
         """es_decoder. It refers to this object, which must outlive it."""
@@ -188,25 +205,31 @@ class _Callbacks:
         s = step.contents
         return self._step(s.n_ctx, s.n_keep, s.n_sinks, s.n_window, s.pos_sinks)
 
-    def _decode(self, _user: object, step: Any) -> int | None:
+    def raise_error(self) -> None:
+        """Raise what the last call raised, if it did."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _decode(self, step: Any) -> int:
         s = step.contents
         tokens = np.ctypeslib.as_array(s.tokens, shape=(s.n_tokens,))
         self._logits = self.decoder.decode(tokens, self._convert(step), s.all_logits)
         return int(self._logits.ctypes.data)
 
-    def _rebase(self, _user: object, step: Any, delta: int) -> bool:
+    def _rebase(self, step: Any, delta: int) -> bool:
         self.decoder.rebase(self._convert(step), delta)
         return True
 
-    def _state_size(self, _user: object, step: Any) -> int:
+    def _state_size(self, step: Any) -> int:
         return self.decoder.state_size(self._convert(step))
 
-    def _state_get(self, _user: object, step: Any, out: int, size: int) -> bool:
+    def _state_get(self, step: Any, out: int, size: int) -> bool:
         data = self.decoder.state(self._convert(step))
         if len(data) != size:
             return False
         C.memmove(out, data, size)
         return True
 
-    def _state_set(self, _user: object, step: Any, data: int, size: int) -> bool:
+    def _state_set(self, step: Any, data: int, size: int) -> bool:
         return self.decoder.set_state(self._convert(step), C.string_at(data, size))
