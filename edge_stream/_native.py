@@ -12,7 +12,7 @@ from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelEr
 OK, INVALID, UNSUPPORTED, MEMORY, DECODE, STOPPED, IO, NO_SPACE, FORMAT, VERSION, MODEL, INTERNAL = range(0, -12, -1)
 
 SINK_MOVES = {"auto": 0, "bank": 1, "redecode": 2}
-SINK_MOVE_NAMES = {value: name for name, value in SINK_MOVES.items()}
+SINK_MOVE_NAMES = {value: name for name, value in SINK_MOVES.items()} | {3: "none"}
 
 token_p = C.POINTER(C.c_int32)
 float_p = C.POINTER(C.c_float)
@@ -57,6 +57,44 @@ class StreamStats(C.Structure):
         ("pos_next", C.c_int32),
         ("pos_sinks", C.c_int32),
         ("sink_move", C.c_int32),
+    ]
+
+
+class DecoderStep(C.Structure):
+    """es_decoder_step."""
+
+    _fields_ = [
+        ("tokens", token_p),
+        ("n_tokens", C.c_uint32),
+        ("n_ctx", C.c_uint32),
+        ("n_keep", C.c_uint32),
+        ("n_sinks", C.c_uint32),
+        ("n_window", C.c_uint32),
+        ("pos_sinks", C.c_int32),
+        ("all_logits", C.c_bool),
+    ]
+
+
+step_p = C.POINTER(DecoderStep)
+DecodeFunction = C.CFUNCTYPE(C.c_void_p, C.c_void_p, step_p)
+RebaseFunction = C.CFUNCTYPE(C.c_bool, C.c_void_p, step_p, C.c_int32)
+StateSizeFunction = C.CFUNCTYPE(C.c_size_t, C.c_void_p, step_p)
+StateGetFunction = C.CFUNCTYPE(C.c_bool, C.c_void_p, step_p, C.c_void_p, C.c_size_t)
+StateSetFunction = C.CFUNCTYPE(C.c_bool, C.c_void_p, step_p, C.c_void_p, C.c_size_t)
+
+
+class Decoder(C.Structure):
+    """es_decoder."""
+
+    _fields_ = [
+        ("user", C.c_void_p),
+        ("n_cells", C.c_uint32),
+        ("n_batch", C.c_uint32),
+        ("decode", DecodeFunction),
+        ("rebase", RebaseFunction),
+        ("state_size", StateSizeFunction),
+        ("state_get", StateGetFunction),
+        ("state_set", StateSetFunction),
     ]
 
 
@@ -111,6 +149,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
     "es_stream_default_params": (StreamParams, []),
     "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
+    "es_stream_init_decoder": (C.c_int32, [C.c_void_p, Decoder, StreamParams, C.POINTER(C.c_void_p)]),
     "es_stream_free": (None, [C.c_void_p]),
     "es_stream_feed": (C.c_int32, [C.c_void_p, token_p, C.c_size_t, LogitsCallback, C.c_void_p]),
     "es_streams_feed": (C.c_int32, [C.POINTER(C.c_void_p), token_p, C.c_size_t]),

@@ -41,6 +41,15 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def check_sizes(n_ctx: int, n_keep: int, n_batch: int, n_ubatch: int) -> None:
+    """Raise EdgeStreamError for what no cache can have."""
+    for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
+        if not 1 <= value <= 1 << 28:
+            raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
+    if not 0 <= n_keep < n_ctx:
+        raise EdgeStreamError(f"n_keep = {n_keep} must be between 0 and n_ctx = {n_ctx} (exclusive)")
+
+
 def weights_tag(path: Path) -> int:
     """64-bit tag of a model file: its size and 64 evenly spaced blocks, so that a fine-tune is not its base."""
     size = path.stat().st_size
@@ -63,6 +72,7 @@ class Engine:
     _streams: dict[int, Stream]  # sequence -> the stream that holds its cells
     n_parallel = 1
     _n_slide = 0
+    _n_spare = 0
     _eval_callback: Any = None
     _rebase_at = 0
     _devices: list[device_list.Device] | None = None
@@ -96,8 +106,8 @@ class Engine:
     ) -> Engine:
         """Load a model and allocate its cache.
 
-        model: a GGUF path, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks + window
-        (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
+        model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. n_ctx: cache capacity in tokens, sinks +
+        window (0: the model's training length). n_keep: sinks. n_slide: least tokens per eviction (0: 1, or n_window/16
         when sinks are moved by redecoding). n_gpu_layers: layers to hold on devices (None: all). devices: names that
         layers may go to (`edge-stream info` lists them), ["none"] for none, None for all. split_mode: how layers are
         spread over several devices (none, layer, row). rpc: RPC servers as host:port, whose devices are used too.
@@ -106,6 +116,9 @@ class Engine:
         cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
         the model cannot stream, EdgeStreamError otherwise.
         """
+        path = models.resolve(str(model))
+        if path.is_dir() and cls is Engine:
+            from edge_stream.mlc.engine import MlcEngine as cls
         self = cls()
         if n_slide < 0 or rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
@@ -117,7 +130,6 @@ class Engine:
         self._n_slide = n_slide
         self._rebase_at = rebase_at
         try:
-            path = models.resolve(str(model))
             self._load_model(path, (n_gpu_layers, devices, split_mode, rpc), use_mmap, verbose)
             self._make_context(
                 n_ctx or self.n_ctx_train,
@@ -190,11 +202,7 @@ class Engine:
         threads: tuple[int | None, int | None],
         sink_move: str,
     ) -> None:
-        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
-            if not 1 <= value <= 1 << 28:
-                raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
-        if not 0 <= n_keep < n_ctx:
-            raise EdgeStreamError(f"n_keep = {n_keep} must be between 0 and n_ctx = {n_ctx} (exclusive)")
+        check_sizes(n_ctx, n_keep, n_batch, n_ubatch)
         if flash_attn not in FLASH_ATTN:
             raise EdgeStreamError(f"flash_attn = {flash_attn} is unknown: use one of {', '.join(FLASH_ATTN)}")
         if sink_move not in _native.SINK_MOVES:
@@ -229,9 +237,16 @@ class Engine:
             params.cb_eval = self._eval_callback
         if self.cache_type_v not in ("f32", "f16", "bf16") and flash_attn == "off":
             raise EdgeStreamError(f"a {self.cache_type_v} V cache needs flash attention (llama.cpp)")
-        need, on_devices = self.cache_bytes(params.n_ctx)
+        on_devices = self.cache_bytes(params.n_ctx)[1]
         if on_devices > sum(d.free for d in self.devices) > 0:
             raise EdgeStreamError(self._why_no_context(params, n_ctx))
+        self._check_memory(n_ctx)
+        self._ctx = self._llama.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            raise EdgeStreamError(self._why_no_context(params, n_ctx))
+
+    def _check_memory(self, n_ctx: int) -> None:
+        need = self.cache_bytes(self.n_parallel * n_ctx + self._n_spare)[0]
         available = available_memory()
         if available is not None and need > available:
             times = f" for each of {self.n_parallel} streams" if self.n_parallel > 1 else ""
@@ -240,9 +255,6 @@ class Engine:
                 f"a cache of n_ctx = {n_ctx}{times} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
                 f"are available; n_ctx = {fits} would fit"
             )
-        self._ctx = self._llama.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            raise EdgeStreamError(self._why_no_context(params, n_ctx))
 
     def _why_no_context(self, params: Any, n_ctx: int) -> str:
         """A sentence for a context that llama.cpp could not create; on a device, with the largest n_ctx that works."""
@@ -265,6 +277,17 @@ class Engine:
                 high = middle - 1
         largest = f"-c {fits} is the largest that fits" if fits else "not even -c 256 would: use a lower -ngl"
         return f"a context with n_ctx = {n_ctx} does not fit the device ({free}); {largest}"
+
+    def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
+        _native.check(self._native.es_stream_init(self._ctx, params, handle))
+
+    def _check(self, status: int) -> None:
+        """Raise what a call on a stream ended with."""
+        _native.check(status)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished (timing)."""
+        self._llama.llama_synchronize(self._ctx)
 
     def _cache_type(self, name: str) -> int:
         if name not in CACHE_TYPES:
@@ -335,6 +358,21 @@ class Engine:
     @property
     def n_ctx_train(self) -> int:
         return int(self._llama.llama_model_n_ctx_train(self._model))
+
+    @property
+    def n_params(self) -> int:
+        """The model's weights."""
+        return int(self._llama.llama_model_n_params(self._model))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+        return int(self._llama.llama_model_size(self._model))
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that decode single tokens."""
+        return int(self._llama.llama_n_threads(self._ctx))
 
     @property
     def bos(self) -> int:
@@ -446,7 +484,7 @@ class Engine:
         params.n_slide = self._n_slide
         params.rebase_at = self._rebase_at
         params.n_boundary = n_boundary
-        params.sink_move = _native.SINK_MOVES[self.sink_move]
+        params.sink_move = _native.SINK_MOVES.get(self.sink_move, 0)
         params.model_tag = self._weights_tag
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()

@@ -1,14 +1,17 @@
-"""Streaming defaults inside a GGUF file, written by `edge-stream convert`: edge_stream.n_keep, edge_stream.n_ctx."""
+"""Streaming defaults that `edge-stream convert` writes: edge_stream.n_keep and n_ctx in GGUF, MLC's own in a folder."""
 
 from __future__ import annotations
 
 import ctypes as C
+import json
 import os
 from pathlib import Path
 
 from edge_stream import _libs
+from edge_stream.models import MLC_CONFIG
 
 _KEYS = ("n_keep", "n_ctx")
+_MLC_KEYS = {"n_keep": "attention_sink_size", "n_ctx": "sliding_window_size"}
 _UINT32 = 4  # enum gguf_type
 
 
@@ -21,8 +24,10 @@ class _InitParams(C.Structure):
 def read_model_defaults(path: Path) -> dict[str, int]:
     """The defaults that the file has, by their name without prefix; {} for other files, and for unreadable ones.
 
-    Reads the header only, with ggml's own parser.
+    Of a GGUF file the header is read only, with ggml's own parser.
     """
+    if path.is_dir():
+        return _read_folder(path)
     _libs.llama()
     library = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("llama")))
     try:
@@ -43,3 +48,12 @@ def read_model_defaults(path: Path) -> dict[str, int]:
         return {n: int(value(header, i)) for n, i in found.items() if i >= 0 and kind(header, i) == _UINT32}
     finally:
         free(header)
+
+
+def _read_folder(path: Path) -> dict[str, int]:
+    try:
+        config = json.loads((path / MLC_CONFIG).read_text(encoding="utf-8"))
+        found = {name: config.get(key) for name, key in _MLC_KEYS.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {n: v for n, v in found.items() if isinstance(v, int) and v >= 0}

@@ -1,4 +1,4 @@
-"""From what the user calls a model to a GGUF file: a path, `demo`, or `hf:user/repo[:quant]`."""
+"""From what the user calls a model to a GGUF file or an MLC folder: a path, `demo`, or `hf:user/repo[:quant]`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 from edge_stream.errors import EdgeStreamError
 
 _GGUF_MAGIC = b"GGUF"
+MLC_CONFIG = "mlc-chat-config.json"  # what makes a folder an MLC model
 _DEFAULT_QUANT = "Q4_K_M"
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 def resolve(model: str) -> Path:
-    """Return the GGUF file that `model` names. Raises EdgeStreamError with one sentence if there is none."""
+    """Return the GGUF file, or the MLC folder, that `model` names. Raises EdgeStreamError if there is none."""
     if model == "demo":
         return _demo()
     if model.startswith("hf:"):
         return _hugging_face(model.removeprefix("hf:"))
     path = Path(model).expanduser()
     if path.is_dir():
-        raise EdgeStreamError(f"{model} is a folder; a GGUF file is needed")
+        if not (path / MLC_CONFIG).exists():
+            raise EdgeStreamError(f"{model} is a folder without {MLC_CONFIG}: a GGUF file or an MLC model is needed")
+        return path
     if not path.exists():
         raise EdgeStreamError(f"model {model} does not exist (a path, demo, or hf:user/repo[:quant])")
     _check_magic(path)

@@ -96,7 +96,7 @@ class Stream:
         self._handle = C.c_void_p()
         self._sampler = C.c_void_p()
         self._sampling: tuple[Sampling, bool] | None = None
-        _native.check(self._native.es_stream_init(engine._ctx, params, C.byref(self._handle)))
+        engine._init_stream(params, C.byref(self._handle))
 
     #
     # reading
@@ -131,7 +131,7 @@ class Stream:
     def _feed(self, tokens: Sequence[int], callback: Any = None) -> None:
         array = token_array(tokens)
         function = _native.NO_CALLBACK if callback is None else callback
-        _native.check(self._native.es_stream_feed(self._handle, array, len(array), function, None))
+        self.engine._check(self._native.es_stream_feed(self._handle, array, len(array), function, None))
 
     def logits_of(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens and return [n_tokens, n_vocab] float32: row i predicts what follows token i."""
@@ -299,7 +299,7 @@ class Stream:
     def save(self, path: str | Path, user: bytes = b"") -> None:
         """Write the session file: all or nothing. user: bytes of the caller's, given back as `.user`."""
         types = self._cache_types()
-        _native.check(
+        self.engine._check(
             self._native.es_session_save(self._handle, self._sampler, *types, os.fsencode(path), user, len(user))
         )
 

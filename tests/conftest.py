@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlc_models import write_mlc
 from reference import Reference, load_reference
 from serving_template import SPECIAL, TEMPLATE
 from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
@@ -52,6 +53,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return path if path.exists() else WRITERS[name](path)
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_mlc(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """tiny_mlc(name, quantization) -> the same model as an MLC folder. Libraries are built once per session."""
+    folder = tmp_path_factory.mktemp("mlc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_STREAM_CACHE", os.environ.get("EDGE_STREAM_CACHE", str(folder / "cache")))
+
+        def get(name: str, quantization: str = "q0f32") -> Path:
+            path = folder / f"{name}-{quantization}"
+            return path if path.exists() else write_mlc(tiny(name), path, quantization)
+
+        yield get
+
+
+@pytest.fixture
+def load_mlc(tiny_mlc: Callable[..., Path]) -> Iterator[Callable[..., Engine]]:
+    """load_mlc(name, **options) -> an exact MLC engine (float32 weights and KV), closed after the test."""
+    engines: list[Engine] = []
+
+    def get(name: str, *, quantization: str = "q0f32", **options: Any) -> Engine:
+        exact = {"cache_type_k": "f32", "cache_type_v": "f32", "n_threads": 1}
+        engines.append(Engine.load(tiny_mlc(name, quantization), **(exact | options)))
+        return engines[-1]
+
+    yield get
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture(scope="session")

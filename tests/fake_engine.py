@@ -155,6 +155,7 @@ class FakeEngine:
         self.n_keep, self.sink_move, self.desc, self.architecture = 4, "bank", "fake", "llama"
         self.bos, self.eos, self.add_bos, self.n_ctx_train = BOS, EOS, False, 8192
         self.n_vocab, self.kv_bytes_per_token, self.model_path = 0x200004, 1024, Path(__file__)
+        self.n_bytes = self.model_path.stat().st_size
         self.metadata: dict[str, str] = {}
         self.devices: list[Any] = []
         self.answers: list[str] = []

@@ -8,6 +8,7 @@ mlc-llm, cpp/serve/function_table.cc.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,9 @@ class Matrix(nn.Module):  # type: ignore[misc]
         return nn.op.tensor_expr_op(expression, "dequantize", [words, scales])
 
 
+MatrixType = Callable[..., Any]  # Matrix, or what takes its place (edge_stream.mlc.model)
+
+
 class RMSNorm(nn.Module):  # type: ignore[misc]
     """Over the last axis, in the model's dtype."""
 
@@ -130,15 +134,15 @@ class RMSNorm(nn.Module):  # type: ignore[misc]
 class Attention(nn.Module):  # type: ignore[misc]
     """Grouped-query attention over the paged cache, which also applies the rotary positions."""
 
-    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+    def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
         c = self.config = config
-        qkv = Matrix((c.n_head + 2 * c.n_head_kv) * c.head_dim, c.n_embd, q, bias=c.qkv_bias)
+        qkv = matrix((c.n_head + 2 * c.n_head_kv) * c.head_dim, c.n_embd, q, bias=c.qkv_bias)
         setattr(self, c.qkv_name, qkv)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
             self.k_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
-        self.o_proj = Matrix(c.n_embd, c.n_head * c.head_dim, q)
+        self.o_proj = matrix(c.n_embd, c.n_head * c.head_dim, q)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
@@ -156,10 +160,10 @@ class Attention(nn.Module):  # type: ignore[misc]
 class MLP(nn.Module):  # type: ignore[misc]
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+    def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
-        self.gate_up_proj = Matrix(2 * config.n_ff, config.n_embd, q)
-        self.down_proj = Matrix(config.n_embd, config.n_ff, q)
+        self.gate_up_proj = matrix(2 * config.n_ff, config.n_embd, q)
+        self.down_proj = matrix(config.n_embd, config.n_ff, q)
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
@@ -170,12 +174,12 @@ class MLP(nn.Module):  # type: ignore[misc]
 class Layer(nn.Module):  # type: ignore[misc]
     """Attention and MLP, each with its norm before it and the input added after it."""
 
-    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+    def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
-        self.self_attn = Attention(config, q)
+        self.self_attn = Attention(config, q, matrix)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
-        self.mlp = MLP(config, q)
+        self.mlp = MLP(config, q, matrix)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
@@ -186,10 +190,10 @@ class Layer(nn.Module):  # type: ignore[misc]
 class Body(nn.Module):  # type: ignore[misc]
     """All but the output matrix: `model.` in parameter names."""
 
-    def __init__(self, config: DecoderConfig, q: Quantization) -> None:
+    def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
-        self.embed_tokens = Matrix(config.n_vocab, config.n_embd, q, linear=False)
-        self.layers = nn.ModuleList([Layer(config, q) for _ in range(config.n_layer)])
+        self.embed_tokens = matrix(config.n_vocab, config.n_embd, q, linear=False)
+        self.layers = nn.ModuleList([Layer(config, q, matrix) for _ in range(config.n_layer)])
         self.norm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache) -> nn.Tensor:
@@ -200,14 +204,14 @@ class Body(nn.Module):  # type: ignore[misc]
 
 
 class Decoder(nn.Module):  # type: ignore[misc]
-    """The functions of an MLC model library. Logits are float32."""
+    """The functions of an MLC model library. Logits are float32. matrix: the weights' class."""
 
-    def __init__(self, config: DecoderConfig, q: Quantization, target: Target) -> None:
+    def __init__(self, config: DecoderConfig, q: Quantization, target: Target, matrix: MatrixType = Matrix) -> None:
         super().__init__()
         self.config, self.q, self.target = config, q, target
-        self.model = Body(config, q)
+        self.model = Body(config, q, matrix)
         if not config.tied:
-            self.lm_head = Matrix(config.n_vocab, config.n_embd, q)
+            self.lm_head = matrix(config.n_vocab, config.n_embd, q)
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         """[n] int32: [n, d]."""

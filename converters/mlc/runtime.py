@@ -25,8 +25,13 @@ PAGE_SIZE = 16
 class MlcLibrary:
     """lib.so and weights of a converted model on the CPU, and one sequence that slides as mlc-chat-config.json says."""
 
-    def __init__(self, folder: Path, library: Path | None = None) -> None:
-        """Raises EdgeStreamError if something is missing or the parameters are not those that the library expects."""
+    def __init__(
+        self, folder: Path, library: Path | None = None, *, window: int | None = None, chunk: int | None = None
+    ) -> None:
+        """window: tokens that the cache keeps after a step, sinks included; chunk: most tokens per step.
+
+        Raises EdgeStreamError if something is missing or the parameters are not those that the library expects.
+        """
         library = library or folder / "lib.so"
         if not library.exists():
             raise EdgeStreamError(f"{folder} has no library for this machine: convert with --device cpu")
@@ -38,13 +43,21 @@ class MlcLibrary:
         for want, got in zip(self.metadata["params"], self._params, strict=True):
             if list(got.shape) != want["shape"] or str(got.dtype) != want["dtype"]:
                 raise EdgeStreamError(f"parameter {want['name']} is {got.dtype} {list(got.shape)}, not as compiled")
-        window = self.config["sliding_window_size"]
-        capacity = window + self.config["prefill_chunk_size"] + 2 * PAGE_SIZE
-        sizes = (1, capacity, self.config["prefill_chunk_size"], PAGE_SIZE, 1)
+        self._window = window or self.config["sliding_window_size"]
+        chunk = chunk or self.config["prefill_chunk_size"]
+        sizes = (1, self._window + chunk + 2 * PAGE_SIZE, chunk, PAGE_SIZE, 1)
         self._cache = self._vm["create_tir_paged_kv_cache"](*(ShapeTuple([n]) for n in sizes))
+        self.clear(self.config["attention_sink_size"])
+
+    def clear(self, n_keep: int) -> None:
+        """Begin a new sequence with a number of sinks."""
+        _function("kv_state_clear")(self._cache)
         _function("kv_state_add_sequence")(self._cache, 0)
-        enable = _function("attention_kv_cache_enable_sliding_window_for_seq")
-        enable(self._cache, 0, window, self.config["attention_sink_size"])
+        _function("attention_kv_cache_enable_sliding_window_for_seq")(self._cache, 0, self._window, n_keep)
+
+    def rewind(self, n: int) -> None:
+        """Forget the newest n tokens. Only before the window has slid: after that TVM would corrupt the cache."""
+        _function("kv_state_popn")(self._cache, 0, n)
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits [n_tokens, n_vocab] of tokens that follow those fed before, in chunks of the prefill's size."""

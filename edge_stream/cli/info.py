@@ -68,7 +68,7 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "kv_host_mib": round(engine.cache_bytes(engine.n_ctx)[0] / 2**20, 2),
         "kv_device_mib": round(engine.cache_bytes(engine.n_ctx)[1] / 2**20, 2),
         "devices": [d.name for d in engine.devices],
-        "file_mib": round(engine.model_path.stat().st_size / 2**20, 2),
+        "file_mib": round(engine.n_bytes / 2**20, 2),
     }
 
 
@@ -116,6 +116,10 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
+def _how(sink_move: str) -> str:
+    return "on TVM: no sink has to move" if sink_move == "none" else f"moving sinks by {sink_move}"
+
+
 def _text(facts: dict[str, Any]) -> str:
     moves = {
         "bank": "bank (libllama carries the sink bank patch)",
@@ -145,7 +149,7 @@ def _text(facts: dict[str, Any]) -> str:
             "",
             f"model             {m['path']}",
             f"                  {m['description']} ({m['architecture']}), {m['file_mib']:,.0f} MiB",
-            f"can stream        yes, moving sinks by {m['sink_move']}",
+            f"can stream        yes, {_how(m['sink_move'])}",
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
             f"trained length    {m['n_ctx_train']:,} tokens",
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "

@@ -84,7 +84,7 @@ class Reader(ABC):
 
     def synchronize(self) -> None:
         """Wait until the device has finished (timing)."""
-        self.engine._llama.llama_synchronize(self.engine._ctx)
+        self.engine.synchronize()
 
     def close(self) -> None:
         """Free the engine."""
@@ -152,6 +152,8 @@ class StockReader(Reader):
 
     def __init__(self, engine: Engine, mode: str) -> None:
         super().__init__(engine, mode)
+        if engine.sink_move == "none":
+            raise EdgeStreamError(f"mode {mode} drives llama.cpp's cache: the MLC engine has modes stream and window")
         engine.stream().close()  # the cache is free, and empty
         self._llama = engine._llama
         self._memory = self._llama.llama_get_memory(engine._ctx)

@@ -27,15 +27,14 @@ class ReaderHost:
     def facts(self) -> dict[str, Any]:
         """About the model, and how long it took to load."""
         engine = self.reader.engine
-        llama = engine._llama
         return {
             "load_ms": self._load_ms,
             "model_filename": str(engine.model_path),
             "model_type": engine.desc,
-            "model_size": int(llama.llama_model_size(engine._model)),
-            "model_n_params": int(llama.llama_model_n_params(engine._model)),
+            "model_size": engine.n_bytes,
+            "model_n_params": engine.n_params,
             "n_ctx_train": engine.n_ctx_train,
-            "n_threads": int(llama.llama_n_threads(engine._ctx)),
+            "n_threads": engine.n_threads,
             "sink_move": engine.sink_move,
             "bos": engine.bos if engine.add_bos else -1,
             "n_vocab": engine.n_vocab,

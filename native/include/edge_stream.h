@@ -54,6 +54,39 @@ ES_API es_stream_params es_stream_default_params(void);
 
 // Clears seq_id (and scratch_seq_id if used) in the context's memory.
 ES_API int32_t es_stream_init(struct llama_context * ctx, es_stream_params params, es_stream ** out);
+
+// What is cached, and what comes: see es_decoder.
+typedef struct es_decoder_step {
+    const llama_token * tokens;
+    uint32_t            n_tokens;
+    uint32_t            n_ctx, n_keep;     // of the stream
+    uint32_t            n_sinks, n_window; // cached now; evicted and rewound tokens are gone already
+    int32_t             pos_sinks;         // absolute position of the first sink; the window follows the sinks
+    bool                all_logits;
+} es_decoder_step;
+
+// A decoder of the caller's in place of a llama_context, on whatever runtime: the stream decides what is evicted and
+// when, the decoder keeps keys and values and computes. It needs no notice of an eviction: the tokens cached at a step
+// are the sinks, at pos_sinks.., and the newest n_window tokens, at pos_sinks + n_sinks... The tokens of one step are
+// all sinks (n_sinks < n_keep) or none is. Callbacks return false (NULL, 0) on failure.
+typedef struct es_decoder {
+    void *   user;
+    uint32_t n_cells; // tokens it can hold
+    uint32_t n_batch; // most tokens per step
+    // The logits of every token, or of the last one: n_vocab floats each, valid until the next call.
+    const float * (*decode)(void * user, const es_decoder_step * step);
+    // Positions of everything cached fall by delta; n_tokens is 0.
+    bool (*rebase)(void * user, const es_decoder_step * now, int32_t delta);
+    // For sessions: the size, and the content, of the keys and values of what is cached; n_tokens is 0.
+    size_t (*state_size)(void * user, const es_decoder_step * now);
+    bool (*state_get)(void * user, const es_decoder_step * now, void * out, size_t size);
+    bool (*state_set)(void * user, const es_decoder_step * now, const void * data, size_t size);
+} es_decoder;
+
+// A stream over a decoder. vocab: a model (its vocabulary is enough) that must outlive the stream. Of params, seq_id,
+// scratch_seq_id and sink_move are not used; rebase_at 0 is 2^30. es_streams_feed refuses such a stream.
+ES_API int32_t es_stream_init_decoder(const struct llama_model * vocab, es_decoder decoder, es_stream_params params,
+                                      es_stream ** out);
 ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the sequence
 
 // Feed any number of tokens: split into chunks inside; before each chunk of m tokens the oldest window

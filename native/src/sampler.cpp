@@ -213,7 +213,7 @@ int32_t es_sampler_sample(es_sampler * s, es_stream * stream, llama_token * out,
         return es_fail(ES_ERR_INVALID, "there are no logits to sample from: feed tokens first");
     }
     return es_guard([&]() -> int32_t {
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx)));
+        const int32_t n_vocab = stream->n_vocab();
         const bool    greedy  = s->params.temp <= 0.0f;
         const double  u       = greedy ? 0.0 : uniform(s->rng.seed, s->rng.n_draw);
 

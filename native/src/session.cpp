@@ -266,7 +266,7 @@ const char * type_name(int32_t type) {
 }
 
 int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, int32_t type_v, const char * path) {
-    const uint64_t fingerprint = es_model_fingerprint(llama_get_model(stream.ctx));
+    const uint64_t fingerprint = es_model_fingerprint(stream.model);
     if (h.fingerprint != fingerprint || h.model_tag != stream.params.model_tag) {
         return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path);
     }
@@ -305,6 +305,20 @@ int32_t write_file(const char * path, const head & h, const void * user, const s
     return ES_OK;
 }
 
+// Keys and values of what is cached.
+bool get_keys(const es_stream & stream, bytes & out) {
+    if (stream.window.n_cached() == 0) {
+        return true;
+    }
+    if (!stream.ctx) {
+        const es_decoder_step now = stream.now();
+        out.resize(stream.decoder.state_size(stream.decoder.user, &now));
+        return !out.empty() && stream.decoder.state_get(stream.decoder.user, &now, out.data(), out.size());
+    }
+    out.resize(llama_state_seq_get_size(stream.ctx, stream.params.seq_id));
+    return llama_state_seq_get_data(stream.ctx, out.data(), out.size(), stream.params.seq_id) == out.size();
+}
+
 // Everything is verified: replace the stream's content.
 int32_t restore(es_stream & stream, const head & h, const es_window::state & toks, const bytes & bank,
                 const bytes & keys) {
@@ -323,6 +337,12 @@ int32_t restore(es_stream & stream, const head & h, const es_window::state & tok
         (void) stream.reset();
         return es_fail(ES_ERR_INTERNAL, "the session could not be restored: %s; the stream is empty now", why);
     };
+    if (!stream.ctx) {
+        const es_decoder_step now = stream.now();
+        return stream.decoder.state_set(stream.decoder.user, &now, keys.data(), keys.size())
+                   ? (int32_t) ES_OK
+                   : fail("its cache does not fit");
+    }
     if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
         return fail("llama.cpp refused the cache");
     }
@@ -359,7 +379,7 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             type_k,
             type_v,
             w.n_past(),
-            es_model_fingerprint(llama_get_model(stream->ctx)),
+            es_model_fingerprint(stream->model),
             stream->params.model_tag,
             n_user,
             w.params().rebase_at,
@@ -377,10 +397,9 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         if (rc != ES_OK) {
             return rc;
         }
-        bytes keys(w.n_cached() ? llama_state_seq_get_size(stream->ctx, stream->params.seq_id) : 0);
-        if (!keys.empty() &&
-            llama_state_seq_get_data(stream->ctx, keys.data(), keys.size(), stream->params.seq_id) != keys.size()) {
-            return es_fail(ES_ERR_INTERNAL, "llama.cpp could not write the cache");
+        bytes keys;
+        if (!get_keys(*stream, keys)) {
+            return es_fail(ES_ERR_INTERNAL, "the cache could not be written");
         }
         if (es_check_devices(stream->ctx) != ES_OK) {
             return ES_ERR_DECODE; // what was read is not the cache: the file stays as it is
@@ -392,7 +411,7 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
                                                    : bytes();
         bytes       lgts;
         if (const float * logits = stream->logits()) {
-            append(lgts, logits, (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx))));
+            append(lgts, logits, (size_t) stream->n_vocab());
         }
         return write_file(path, h, user,
                           { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } });
@@ -446,7 +465,7 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
             (!sections[SMPL].empty() && !unpack_sampler(sections[SMPL], smpl))) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section cannot be read", path);
         }
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(stream->ctx)));
+        const int32_t n_vocab = stream->n_vocab();
         const auto    foreign = [&](llama_token t) { return t < 0 || t >= n_vocab; };
         if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) ||
             std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {

@@ -27,7 +27,7 @@ bool es_bank_available(void) {
 }
 
 int32_t es_check_devices(llama_context * ctx) {
-    const char * lost = llama_es_lost_device ? llama_es_lost_device(ctx) : nullptr;
+    const char * lost = ctx && llama_es_lost_device ? llama_es_lost_device(ctx) : nullptr;
     return lost ? es_fail(
                       ES_ERR_DECODE,
                       "the RPC server at %s stopped answering: its part of the stream is lost, a saved session is not",
@@ -222,6 +222,25 @@ private:
     }
 };
 
+class none_mover : public es_sink_mover {
+public:
+    int32_t before_sinks(uint32_t, llama_pos) override { return ES_OK; }
+    int32_t after_sinks(const llama_token *, uint32_t) override { return ES_OK; }
+    int32_t prepare(llama_pos) override { return ES_OK; }
+    int32_t commit(llama_pos, llama_pos) override { return ES_OK; }
+    void    decoded() override {}
+    bool    can_save() const override { return true; }
+    bool    can_rebase_idle() const override { return false; } // nothing is gained by it
+    void    settle() override {}
+    int32_t rebase(llama_pos, llama_pos) override { return ES_OK; }
+    int32_t reset() override { return ES_OK; }
+    int32_t get_state(std::vector<uint8_t> & out) override {
+        out.clear();
+        return ES_OK;
+    }
+    int32_t set_state(const std::vector<uint8_t> &, const std::vector<llama_token> &) override { return ES_OK; }
+};
+
 // The window's rebase goes through llama.cpp's K-shift, which would apply a YaRN magnitude a second time.
 bool is_yarn(const llama_model * model) {
     char arch[128], value[64];
@@ -253,6 +272,10 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
 }
 
 } // namespace
+
+std::unique_ptr<es_sink_mover> es_sink_mover_none() {
+    return std::make_unique<none_mover>();
+}
 
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & p, int32_t * status) {
     const bool bank = p.sink_move == ES_SINK_MOVE_BANK;

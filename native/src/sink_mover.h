@@ -43,11 +43,15 @@ public:
     virtual int32_t set_state(const std::vector<uint8_t> & state, const std::vector<llama_token> & sinks) = 0;
 };
 
-// ES_ERR_DECODE (and es_last_error) if a remote device of ctx stopped answering. Call it when the backends are done.
+// ES_ERR_DECODE (and es_last_error) if a remote device of ctx (NULL: none) stopped answering. Call it when the backends
+// are done.
 int32_t es_check_devices(llama_context * ctx);
 
 // The bank (libllama carries the patch) and its support by ctx. Sets es_last_error if not.
 int32_t es_bank_supported(llama_context * ctx);
+
+// Of a decoder, whose sinks stay where they are.
+std::unique_ptr<es_sink_mover> es_sink_mover_none();
 
 // Sets es_last_error and returns null on failure (status in *status).
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & params,

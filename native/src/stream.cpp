@@ -11,28 +11,52 @@ static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of t
 // 4 n_ctx a rebase comes every 3 n_ctx tokens or more, so that a key is re-rotated at most once in its life.
 static constexpr int32_t rebase_at_min = 4096;
 
+// a decoder's angles may be exact at any position; this bound only keeps positions within 32 bits
+static constexpr int32_t rebase_at_decoder = 1 << 30;
+
 es_stream::es_stream(llama_context * ctx, const es_stream_params & params)
-    : ctx(ctx), mem(llama_get_memory(ctx)), params(params) {}
+    : model(llama_get_model(ctx)), ctx(ctx), mem(llama_get_memory(ctx)), params(params) {}
+
+es_stream::es_stream(const llama_model * vocab, const es_decoder & decoder, const es_stream_params & params)
+    : model(vocab), decoder(decoder), params(params) {}
 
 es_stream::~es_stream() {
     mover.reset();
     if (batch.token) {
         llama_batch_free(batch);
     }
+    remove(-1, -1);
+}
+
+// Frees cells. A decoder is told what is cached at its next step.
+void es_stream::remove(llama_pos from, llama_pos to) const {
     if (mem) {
-        llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+        llama_memory_seq_rm(mem, params.seq_id, from, to);
     }
+}
+
+int32_t es_stream::n_vocab() const {
+    return llama_vocab_n_tokens(llama_model_get_vocab(model));
+}
+
+es_decoder_step es_stream::now() const {
+    es_decoder_step step = {};
+    step.n_ctx           = window.params().n_ctx;
+    step.n_keep          = window.params().n_keep;
+    step.n_sinks         = window.n_sinks();
+    step.n_window        = window.n_window();
+    step.pos_sinks       = window.pos_sinks();
+    return step;
 }
 
 // Validates params against the context and derives the effective window.
 int32_t es_stream::check(es_window_params & out) const {
-    const uint32_t n_cells = llama_n_ctx_seq(ctx);
-    const bool     bank =
-        params.sink_move == ES_SINK_MOVE_BANK || (params.sink_move == ES_SINK_MOVE_AUTO && es_bank_available());
-    const uint32_t n_extra = bank ? 0 : params.n_keep; // redecode: the sinks exist twice for a moment
-    const uint32_t n_batch = std::min(llama_n_batch(ctx), llama_n_ubatch(ctx));
+    const uint32_t n_cells  = ctx ? llama_n_ctx_seq(ctx) : decoder.n_cells;
+    const bool     redecode = params.sink_move == ES_SINK_MOVE_REDECODE;
+    const uint32_t n_extra  = redecode ? params.n_keep : 0; // the sinks exist twice for a moment
+    const uint32_t n_batch  = ctx ? std::min(llama_n_batch(ctx), llama_n_ubatch(ctx)) : decoder.n_batch;
 
-    if (!bank && params.n_keep > 0 &&
+    if (redecode && params.n_keep > 0 &&
         (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
          (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
         return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
@@ -57,11 +81,13 @@ int32_t es_stream::check(es_window_params & out) const {
     }
     out.n_ctx      = n_ctx;
     out.n_keep     = params.n_keep;
-    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (bank ? 1 : std::max(1u, n_window / 16));
+    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (redecode ? std::max(1u, n_window / 16) : 1);
     out.n_batch    = n_batch;
     out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
     out.n_boundary = std::min(params.n_boundary, n_window);
-    out.rebase_at  = params.rebase_at ? params.rebase_at : std::max(rebase_at_min, (int32_t) (4 * n_ctx));
+    out.rebase_at  = params.rebase_at ? params.rebase_at
+                     : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
+                                      : rebase_at_decoder;
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }
@@ -69,8 +95,18 @@ int32_t es_stream::check(es_window_params & out) const {
 }
 
 int32_t es_stream::init() {
+    if (!ctx) {
+        params.sink_move = ES_SINK_MOVE_NONE;
+        es_window_params wp;
+        const int32_t    rc = check(wp);
+        if (rc == ES_OK) {
+            mover  = es_sink_mover_none();
+            window = es_window(wp);
+        }
+        return rc;
+    }
     char reason[256];
-    if (!es_model_can_stream(llama_get_model(ctx), reason, sizeof(reason))) {
+    if (!es_model_can_stream(model, reason, sizeof(reason))) {
         return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: %s", reason);
     }
     if (!mem) {
@@ -126,8 +162,10 @@ int32_t es_stream::resize(const es_window_params & wanted, const es_window::stat
         return rc;
     }
     rc = reset();
-    mover.reset(); // the old bank goes first
-    mover  = es_sink_mover_init(ctx, params, &rc);
+    if (ctx) {
+        mover.reset(); // the old bank goes first
+        mover = es_sink_mover_init(ctx, params, &rc);
+    }
     window = std::move(next);
     return rc;
 }
@@ -136,21 +174,28 @@ const float * es_stream::logits() const {
     return last_logits.empty() ? nullptr : last_logits.data();
 }
 
+const float * es_stream::row(int32_t i) const {
+    if (ctx) {
+        return llama_get_logits_ith(ctx, i);
+    }
+    return rows ? rows + (size_t) n_vocab() * (i < 0 ? n_rows - 1 : (uint32_t) i) : nullptr;
+}
+
 // Copies row i of the last decode's batch (-1: the last row).
 int32_t es_stream::keep_logits(int32_t i) {
-    const float * row = llama_get_logits_ith(ctx, i); // waits for the backends
+    const float * logits = row(i); // waits for the backends
     if (es_check_devices(ctx) != ES_OK) {
         return ES_ERR_DECODE;
     }
-    if (!row) {
-        return es_fail(ES_ERR_INTERNAL, "llama.cpp gave no logits for token %d of the batch", i);
+    if (!logits) {
+        return es_fail(ES_ERR_INTERNAL, "there are no logits for token %d of the batch", i);
     }
-    last_logits.assign(row, row + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
+    last_logits.assign(logits, logits + n_vocab());
     return ES_OK;
 }
 
 int32_t es_stream::reset() {
-    llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+    remove(-1, -1);
     window.clear();
     last_logits.clear();
     broken = false;
@@ -175,7 +220,7 @@ int32_t es_stream::slide(uint32_t n_evict) {
     if (rc != ES_OK) {
         return rc;
     }
-    llama_memory_seq_rm(mem, params.seq_id, window.pos_window(), window.pos_window() + (llama_pos) n_evict);
+    remove(window.pos_window(), window.pos_window() + (llama_pos) n_evict);
     window.evict(n_evict);
     if (move) {
         rc     = mover->commit(from, to);
@@ -195,7 +240,13 @@ int32_t es_stream::rebase() {
     }
     const int64_t   t0   = llama_time_us();
     const llama_pos from = window.pos_sinks();
-    const int32_t   rc   = mover->rebase(from, from);
+    int32_t         rc   = mover->rebase(from, from);
+    if (rc == ES_OK && !ctx) {
+        const es_decoder_step step = now();
+        if (!decoder.rebase(decoder.user, &step, from)) {
+            rc = es_fail(ES_ERR_DECODE, "the decoder could not bring its positions back");
+        }
+    }
     if (rc != ES_OK) {
         broken = true; // keys may be rotated in part
         return rc;
@@ -227,13 +278,23 @@ static int32_t decode_error(llama_context * ctx, int32_t rc, uint32_t m) {
 
 int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logits) {
     const int64_t t0 = llama_time_us();
-    batch.n_tokens   = 0;
+    if (!ctx) {
+        es_decoder_step step = now();
+        step.tokens          = tokens;
+        step.n_tokens        = m;
+        step.all_logits      = all_logits;
+        rows                 = decoder.decode(decoder.user, &step);
+        n_rows               = all_logits ? m : 1;
+        t_decode_us += llama_time_us() - t0;
+        return rows ? (int32_t) ES_OK : es_fail(ES_ERR_DECODE, "the decoder failed on %u tokens", m);
+    }
+    batch.n_tokens = 0;
     add_to_batch(batch, tokens, m, all_logits);
     const int32_t rc = llama_decode(ctx, batch);
     t_decode_us += llama_time_us() - t0;
     if (rc != 0) {
         // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
-        llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+        remove(window.pos_next(), -1);
         return decode_error(ctx, rc, m);
     }
     return ES_OK;
@@ -246,10 +307,10 @@ int32_t es_stream::check_tokens(const llama_token * tokens, size_t n_tokens) con
     if (n_tokens == 0 || !tokens) {
         return es_fail(ES_ERR_INVALID, "there are no tokens to feed");
     }
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    const int32_t n = n_vocab();
     for (size_t i = 0; i < n_tokens; ++i) {
-        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
-            return es_fail(ES_ERR_INVALID, "token %d is not in the vocabulary of %d", tokens[i], n_vocab);
+        if (tokens[i] < 0 || tokens[i] >= n) {
+            return es_fail(ES_ERR_INVALID, "token %d is not in the vocabulary of %d", tokens[i], n);
         }
     }
     return ES_OK;
@@ -294,7 +355,7 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
             if (rc != ES_OK) {
                 (void) mover->after_sinks(tokens + i, 0);
             } else if ((rc = mover->after_sinks(tokens + i, m)) != ES_OK) {
-                llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+                remove(window.pos_next(), -1);
             }
         }
         if (rc != ES_OK) {
@@ -305,14 +366,14 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         window.push(tokens + i, m);
         i += m;
 
-        if (on_logits) {
+        if (on_logits && ctx) {
             llama_synchronize(ctx);
             if ((rc = es_check_devices(ctx)) != ES_OK) {
                 return rc;
             }
         }
         for (uint32_t j = 0; on_logits && j < m; ++j) {
-            if (!on_logits(user, index + j, llama_get_logits_ith(ctx, (int32_t) j))) {
+            if (!on_logits(user, index + j, row((int32_t) j))) {
                 const uint32_t n_after = m - j - 1;
                 if (n_after == 0) {
                     (void) keep_logits(-1);
@@ -328,6 +389,9 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
 
 int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * tokens, size_t n) {
     llama_context * ctx = streams[0]->ctx;
+    if (!ctx) {
+        return es_fail(ES_ERR_UNSUPPORTED, "this engine decodes one stream at a time");
+    }
     for (size_t i = 0; i < n; ++i) {
         const es_stream & s = *streams[i];
         if (s.ctx != ctx) {
@@ -394,7 +458,7 @@ int32_t es_stream::rewind(size_t n) {
     if (n > 0) {
         last_logits.clear();
         window.rewind((uint32_t) n);
-        llama_memory_seq_rm(mem, params.seq_id, window.pos_next(), -1);
+        remove(window.pos_next(), -1);
     }
     return ES_OK;
 }
@@ -425,6 +489,21 @@ int32_t es_stream_init(llama_context * ctx, es_stream_params params, es_stream *
         }
         *out = stream.release();
         return ES_OK;
+    });
+}
+
+int32_t es_stream_init_decoder(const llama_model * vocab, es_decoder d, es_stream_params params, es_stream ** out) {
+    if (!vocab || !out || !d.decode || !d.rebase || !d.state_size || !d.state_get || !d.state_set || d.n_batch == 0) {
+        return es_fail(ES_ERR_INVALID, "vocab, out and the decoder's functions must not be null");
+    }
+    *out = nullptr;
+    return es_guard([&]() -> int32_t {
+        auto          stream = std::make_unique<es_stream>(vocab, d, params);
+        const int32_t rc     = stream->init();
+        if (rc == ES_OK) {
+            *out = stream.release();
+        }
+        return rc;
     });
 }
 

@@ -7,6 +7,7 @@
 
 struct es_stream {
     es_stream(llama_context * ctx, const es_stream_params & params);
+    es_stream(const llama_model * vocab, const es_decoder & decoder, const es_stream_params & params);
     ~es_stream();
 
     int32_t init();
@@ -23,8 +24,10 @@ struct es_stream {
     // restored by the caller. Everything is checked first: on failure nothing changed.
     int32_t resize(const es_window_params & wanted, const es_window::state & state);
 
-    llama_context *                ctx;
-    llama_memory_t                 mem;
+    const llama_model *            model;
+    llama_context *                ctx     = nullptr; // null: the decoder computes
+    llama_memory_t                 mem     = nullptr;
+    es_decoder                     decoder = {};
     es_stream_params               params; // as given; effective values are in window.params()
     es_window                      window;
     std::unique_ptr<es_sink_mover> mover;
@@ -37,7 +40,9 @@ struct es_stream {
     // from a session: the sampler's state until it is adopted
     std::unique_ptr<es_sampler_state> saved_sampler;
 
-    const float * logits() const; // null if there are none
+    const float *   logits() const; // null if there are none
+    int32_t         n_vocab() const;
+    es_decoder_step now() const; // what is cached, for the decoder
 
     int64_t n_slides = 0, n_rebases = 0;
     int64_t t_slide_us = 0, t_rebase_us = 0, t_decode_us = 0;
@@ -50,4 +55,10 @@ private:
     void    add_to_batch(llama_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
     int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
     int32_t keep_logits(int32_t i);
+    void    remove(llama_pos from, llama_pos to) const;
+
+    const float * row(int32_t i) const; // of the last decode's logits, -1: the last
+
+    const float * rows   = nullptr; // the decoder's
+    uint32_t      n_rows = 0;
 };

@@ -1,0 +1,140 @@
+"""The decoder's library for this machine: built once, then found on disk by a hash of whatever it depends on.
+
+Folder: $EDGE_STREAM_CACHE, else $XDG_CACHE_HOME/edge-stream, else ~/.cache/edge-stream; in it `mlc/<hash>.so`, and
+beside it the file's own SHA-256: a library that is not whole would crash the process that loads it, so it is made anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.mlc.kernels import Lanes
+
+if TYPE_CHECKING:
+    from converters.mlc.model import DecoderConfig
+    from converters.mlc.quantization import Quantization
+
+# the two fit each other exactly: others fail while they are loaded, or later
+VERSIONS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.15.post2"}
+
+
+def require_tvm() -> None:
+    """Raise EdgeStreamError unless TVM is installed, in the version that all of this was written for."""
+    if importlib.util.find_spec("tvm") is None:
+        raise EdgeStreamError("MLC models run on Apache TVM, which is not installed: pip install 'edge-stream[mlc]'")
+    for package, version in VERSIONS.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        if found != version:
+            raise EdgeStreamError(
+                f"MLC models need {package} {version}, this is {found}: pip install 'edge-stream[mlc]'"
+            )
+
+
+def cache_folder() -> Path:
+    """Where what was built is kept."""
+    if "EDGE_STREAM_CACHE" in os.environ:
+        return Path(os.environ["EDGE_STREAM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edge-stream"
+
+
+def host_target() -> dict[str, str]:
+    """TVM's target for the processor that this runs on."""
+    import tvm
+
+    return {"kind": "llvm", "mcpu": str(tvm.get_global_func("target.llvm_get_system_cpu")())}
+
+
+def target_lanes(target: dict[str, str]) -> Lanes:
+    """The vectors of a target: 512 bits where there is AVX-512, 256 on other x86, 128 elsewhere (NEON)."""
+    import tvm
+
+    features = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(target))
+    names = {str(name) for name in features}
+    if "avx512f" in names:
+        return Lanes(16)
+    return Lanes(8 if platform.machine().lower() in ("x86_64", "amd64") else 4)
+
+
+def library(
+    config: DecoderConfig, q: Quantization, dtype: tuple[str, str], say: Callable[[str], None]
+) -> tuple[Path, Lanes]:
+    """The library of a model shape on this machine, built if it is not there yet. Raises EdgeStreamError."""
+    target = host_target()
+    lanes = target_lanes(target)
+    shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # the host's affair
+    path = cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
+    if not _is_whole(path):
+        say("compiling the model's kernels for this processor (once)")
+        _build(config, q, dtype, lanes, target, path)
+    return path, lanes
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.with_suffix(".sha256").read_text(encoding="ascii") == _sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _key(*parts: Any) -> str:
+    digest = hashlib.sha256(json.dumps([*parts, VERSIONS], sort_keys=True, default=str).encode())
+    here = Path(__file__).parent
+    sources = [*sorted(here.glob("kernels/*.py")), here / "model.py", Path(_model_source())]
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _model_source() -> str:
+    spec = importlib.util.find_spec("converters.mlc.model")
+    assert spec is not None and spec.origin is not None
+    return spec.origin
+
+
+def _build(
+    config: DecoderConfig, q: Quantization, dtype: tuple[str, str], lanes: Lanes, target: dict[str, str], path: Path
+) -> None:
+    from tvm import relax
+    from tvm.target import Target
+
+    from edge_stream.mlc.model import StepDecoder
+
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise EdgeStreamError(
+            "compiling an MLC model's kernels needs a C++ compiler (g++, clang++ or c++) to link them"
+        )
+    decoder = StepDecoder(config, q, dtype, lanes, Target(target))
+    with Target(target):
+        module, _, _ = decoder.export_tvm(spec=decoder.spec(), allow_extern=True)
+        built = relax.build(module, target=Target(target))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
+            made = Path(folder) / "lib.so"
+            built.export_library(str(made))
+            digest = made.with_suffix(".sha256")
+            digest.write_text(_sha256(made), encoding="ascii")
+            for file in (made, digest):
+                os.replace(file, path.with_suffix(file.suffix))
+    except OSError as error:
+        raise EdgeStreamError(f"the compiled kernels cannot be kept in {path.parent}: {error.strerror}") from error

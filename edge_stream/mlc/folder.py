@@ -1,0 +1,177 @@
+"""An MLC model folder: its configuration, checked, its tokenizer as llama.cpp knows it, and its weights' tag."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from converters.mlc.model import DecoderConfig
+    from converters.mlc.quantization import Quantization
+
+CONFIG = "mlc-chat-config.json"
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+QUANTIZATIONS = ("q0f32", "q0f16", "q4f32_1", "q4f16_1", "q4f16_0")
+
+
+class MlcFolder:
+    """What `edge-stream convert --to mlc` writes. Raises EdgeStreamError in one sentence for anything else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = self._object(CONFIG)
+        kind, quantization = self.config.get("model_type"), self.config.get("quantization")
+        if kind not in MODEL_TYPES:
+            raise UnsupportedModelError(
+                f"{path.name} cannot run on the MLC engine: it does not know model_type {kind!r}"
+            )
+        if quantization not in QUANTIZATIONS:
+            raise UnsupportedModelError(
+                f"{path.name} is in quantization {quantization!r}; the MLC engine runs {', '.join(QUANTIZATIONS)}"
+            )
+        try:
+            self._check_sizes()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
+
+    def _check_sizes(self) -> None:
+        from converters.mlc.model import DecoderConfig
+
+        config = DecoderConfig.read(self.config)
+        counts = dataclasses.asdict(config)
+        for name in ("n_layer", "n_embd", "n_ff", "n_head", "n_head_kv", "head_dim", "n_vocab"):
+            if not isinstance(counts[name], int) or not 1 <= counts[name] <= 1 << 24:
+                raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {name} is {counts[name]!r}")
+        if config.n_head % config.n_head_kv or config.head_dim % 2:
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {config.n_head} heads share {config.n_head_kv}")
+        float(config.rope_base), float(config.norm_eps)
+        m = self.config["model_config"]
+        if m.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedModelError(f"{self.path.name} turns parts of its heads, which the MLC engine does not")
+        if m.get("attention_bias", False) and self.config["model_type"] not in ("qwen2", "qwen3"):
+            raise UnsupportedModelError(f"{self.path.name} has attention biases, which the MLC engine does not know")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EdgeStreamError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise EdgeStreamError(f"{path} is damaged: it is not JSON") from error
+        if not isinstance(value, dict):
+            raise EdgeStreamError(f"{path} is damaged: it is not a JSON object")
+        return value
+
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        """Sizes of the model."""
+        from converters.mlc.model import DecoderConfig
+
+        return DecoderConfig.read(self.config)
+
+    @property
+    def quantization(self) -> Quantization:
+        """How the weights are stored."""
+        from converters.mlc.quantization import find_quantization
+
+        return find_quantization(self.config["quantization"])
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The folder does not say what the model was trained on: the cache size that it recommends."""
+        m = self.config["model_config"]
+        found = [self.config.get("sliding_window_size"), m.get("context_window_size"), 4096]
+        return next(int(n) for n in found if isinstance(n, int) and n > 0)
+
+    def tag(self) -> int:
+        """64-bit tag of the weights: of the checksums that tensor-cache.json lists."""
+        records = self._object("tensor-cache.json").get("records")
+        sums = [r.get("md5sum") for r in records if isinstance(r, Mapping)] if isinstance(records, list) else []
+        return int.from_bytes(hashlib.sha256(json.dumps(sums).encode()).digest()[:8], "little")
+
+    def expected_tensors(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """(name, shape, dtype) of every tensor that is stored, in the order of the model's parameters."""
+        from converters.mlc.params import Param, mlc_name, stored_tensors
+
+        c, q, kind = self.decoder_config, self.quantization, self.config["model_type"]
+        n_qkv = (c.n_head + 2 * c.n_head_kv) * c.head_dim
+        found: list[tuple[str, tuple[int, ...], str]] = []
+
+        def add(name: str, *shape: int, kind_of: str = "") -> None:
+            role = kind_of or ("linear" if len(shape) == 2 else "plain")
+            param = Param(mlc_name(kind, name), (), role, 0.0, shape)
+            found.extend((t.name, t.shape, t.dtype) for t in stored_tensors(param, q))
+
+        add("model.embed_tokens.weight", c.n_vocab, c.n_embd, kind_of="embedding")
+        for i in range(c.n_layer):
+            p = f"model.layers.{i}."
+            add(p + "input_layernorm.weight", c.n_embd)
+            add(f"{p}self_attn.{c.qkv_name}.weight", n_qkv, c.n_embd)
+            if c.qkv_bias:
+                add(f"{p}self_attn.{c.qkv_name}.bias", n_qkv)
+            if c.qk_norm:
+                add(p + "self_attn.q_norm.weight", c.head_dim)
+                add(p + "self_attn.k_norm.weight", c.head_dim)
+            add(p + "self_attn.o_proj.weight", c.n_embd, c.n_head * c.head_dim)
+            add(p + "post_attention_layernorm.weight", c.n_embd)
+            add(p + "mlp.gate_up_proj.weight", 2 * c.n_ff, c.n_embd)
+            add(p + "mlp.down_proj.weight", c.n_embd, c.n_ff)
+        add("model.norm.weight", c.n_embd)
+        if not c.tied:
+            add("lm_head.weight", c.n_vocab, c.n_embd)
+        return found
+
+    def write_vocab(self, path: Path) -> None:
+        """Write the tokenizer as a GGUF file without tensors, for llama.cpp to tokenise with.
+
+        Raises EdgeStreamError if llama.cpp has no equivalent of the tokenizer, or the gguf package is missing.
+        """
+        try:
+            import gguf
+        except ImportError as error:
+            raise EdgeStreamError("MLC models need the gguf package: pip install 'edge-stream[mlc]'") from error
+        from converters.vocab import read_vocab
+
+        tokenizer = _Tokenizer(self)
+        vocab = read_vocab(tokenizer)
+        writer = gguf.GGUFWriter(path, "llama")
+        try:
+            writer.add_name(self.path.resolve().name)
+            vocab.write(writer)
+            template = tokenizer.tokenizer_config.get("chat_template")
+            if isinstance(template, str):
+                writer.add_chat_template(template)
+            stops = self.config.get("eos_token_id")
+            stops = stops if isinstance(stops, list) else [stops]
+            end_of_turn = [t for t in stops if isinstance(t, int) and t != vocab.special.get("eos")]
+            if end_of_turn:
+                writer.add_eot_token_id(end_of_turn[0])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+
+
+class _Tokenizer:
+    """converters.vocab.TokenizerSource of an MLC folder."""
+
+    def __init__(self, folder: MlcFolder) -> None:
+        from converters.hf_source import TOKENIZER_FILES
+
+        config = folder.config
+        eos = config.get("eos_token_id")
+        self.config: Mapping[str, Any] = {"bos_token_id": config.get("bos_token_id")}
+        self.generation_config: Mapping[str, Any] = {"eos_token_id": eos}
+        self.tokenizer_files = {n: folder.path / n for n in TOKENIZER_FILES if (folder.path / n).exists()}
+        self.tokenizer_config: Mapping[str, Any] = (
+            folder._object("tokenizer_config.json") if "tokenizer_config.json" in self.tokenizer_files else {}
+        )
+        self.n_vocab = folder.decoder_config.n_vocab

@@ -1,0 +1,21 @@
+"""CPU kernels in TIR, scheduled by hand: each is a loop nest as it will run, with its vectors and its parallel loop.
+
+`Lanes` says how wide vectors are. Weights and keys are stored in blocks of `block` rows, so that one vector holds the
+same column of many rows: a product needs no sum across a vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """vector: float32 values in a register. block: rows, or cache slots, of a block; a few registers' worth."""
+
+    vector: int
+
+    @property
+    def block(self) -> int:
+        """Four vectors: enough independent sums to hide the latency of a multiply-add."""
+        return 4 * self.vector

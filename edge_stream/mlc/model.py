@@ -1,0 +1,132 @@
+"""The one model definition (converters.mlc.model) over our CPU kernels: matrices in blocks of rows, and the ring cache.
+
+Compiled for a fixed number of rows m, once for each of ROWS: a step of any length is cut into those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.relax.frontend import nn
+from tvm.target import Target
+
+from converters.mlc.model import Decoder, DecoderConfig
+from converters.mlc.quantization import Quantization
+from edge_stream.mlc.kernels import Lanes, linear
+from edge_stream.mlc.kernels.attention import attention
+
+ROWS = (1, 8)  # one row is bound by memory; at eight, registers hold the sums of a vector of rows
+
+
+def blocked(lanes: Lanes) -> type[Any]:
+    """A class of matrices that takes the place of converters.mlc.model.Matrix: layout.py has its layout."""
+
+    class BlockedMatrix(nn.Module):  # type: ignore[misc]
+        """A weight [rows, columns] in blocks of rows, float32 or 4 bits, and perhaps a bias [rows]."""
+
+        def __init__(self, rows: int, columns: int, q: Quantization, *, bias: bool = False, linear: bool = True):
+            super().__init__()
+            self.rows, self.columns, self.bits, self.has_bias = rows, columns, q.bits, bias
+            blocks, groups = -(-rows // lanes.block), -(-columns // 32)
+            if q.bits:
+                self.q_weight = nn.Parameter((blocks, groups * 4, lanes.block), "uint32")
+                self.q_scale = nn.Parameter((blocks, groups, lanes.block), "float32")
+            else:
+                self.weight = nn.Parameter((blocks, columns, lanes.block), "float32")
+            if bias:
+                self.bias = nn.Parameter((rows,), "float32")
+
+        def take(self, ids: nn.Tensor) -> nn.Tensor:
+            """Rows of ids [m]: [m, columns]."""
+            m = int(ids.shape[0])
+            kernel = linear.take_q4 if self.bits else linear.take_f32
+            return self._call(kernel, "take", m, ids, (m, self.columns))
+
+        def forward(self, x: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
+            """x [1, m, columns] times the transposed matrix: [1, m, rows]."""
+            m = int(x.shape[1])
+            kernel = linear.matmul_q4 if self.bits else linear.matmul_f32
+            out = self._call(kernel, "matmul", m, x, (1, m, self.rows))
+            return out + self.bias if self.has_bias else out
+
+        def _call(self, kernel: Any, name: str, m: int, x: nn.Tensor, shape: tuple[int, ...]) -> nn.Tensor:
+            function = kernel(m, self.rows, self.columns, lanes)
+            weights = [self.q_weight, self.q_scale] if self.bits else [self.weight]
+            return nn.op.tensor_ir_op(function, name, [x, *weights], nn.Tensor.placeholder(shape, "float32"))
+
+    return BlockedMatrix
+
+
+class RingCache:
+    """Stands in for TVM's paged cache while the model is traced. See kernels/attention.py for the arguments."""
+
+    def __init__(self, config: DecoderConfig, dtype: tuple[str, str], lanes: Lanes, **arguments: nn.Tensor) -> None:
+        self.config, self.dtype, self.lanes = config, dtype, lanes
+        self.inputs = [arguments[name] for name in ("at_absolute", "at_cached", "rows", "ring")]
+        self.memory = [arguments[name] for name in ("keys", "values", "scores")]
+
+    def attention_with_fused_qkv(self, layer: int, qkv: nn.Tensor, n_head: int, sm_scale: float) -> nn.Tensor:
+        """qkv [1, m, heads, head_dim]: [1, m, n_head, head_dim]. The memory is written in place."""
+        c, m = self.config, int(qkv.shape[1])
+        kernel = attention(m, c.n_layer, n_head, c.n_head_kv, c.head_dim, self.dtype, self.lanes)
+        out = nn.Tensor.placeholder((1, m, n_head, c.head_dim), "float32")
+        *self.memory, result = nn.op.tensor_ir_inplace_op(
+            kernel,
+            "attention",
+            [qkv, *self.inputs, *self.memory, nn.Tensor.from_const(np.array([layer], np.int32))],
+            [5, 6, 7, -1],
+            [*self.memory, out],
+        )
+        return result
+
+
+class StepDecoder(Decoder):
+    """Functions of a library: hidden_m (m tokens into the cache) and logits_m, for every m of ROWS."""
+
+    def __init__(self, config: DecoderConfig, q: Quantization, dtype: tuple[str, str], lanes: Lanes, target: Target):
+        super().__init__(config, q, target, blocked(lanes))
+        self.dtype, self.lanes = dtype, lanes
+        for m in ROWS:
+            setattr(self, f"hidden_{m}", self._hidden)
+            setattr(self, f"logits_{m}", self.get_logits)
+
+    def _hidden(
+        self,
+        input_ids: nn.Tensor,
+        at_absolute: nn.Tensor,
+        at_cached: nn.Tensor,
+        rows: nn.Tensor,
+        ring: nn.Tensor,
+        keys: nn.Tensor,
+        values: nn.Tensor,
+        scores: nn.Tensor,
+    ) -> nn.Tensor:
+        """[m] int32: [1, m, d], normed."""
+        m = int(input_ids.shape[0])
+        cache = RingCache(
+            self.config, self.dtype, self.lanes, at_absolute=at_absolute, at_cached=at_cached, rows=rows, ring=ring,
+            keys=keys, values=values, scores=scores,
+        )  # fmt: skip
+        x = nn.op.reshape(self.embed(input_ids), (1, m, self.config.n_embd))
+        return self.model(x, cache)
+
+    def spec(self) -> dict[str, Any]:
+        """Inputs of every function, for export_tvm."""
+        c, width = self.config, self.lanes.block
+        packed = {"param_mode": "packed", "effect_mode": "none"}
+        found: dict[str, Any] = {}
+        for m in ROWS:
+            found[f"hidden_{m}"] = {
+                "input_ids": nn.spec.Tensor([m], "int32"),
+                "at_absolute": nn.spec.Tensor([2, m, c.head_dim // 2], "float32"),
+                "at_cached": nn.spec.Tensor([2, m, c.head_dim // 2], "float32"),
+                "rows": nn.spec.Tensor([m, 3], "int32"),
+                "ring": nn.spec.Tensor([4], "int32"),
+                "keys": nn.spec.Tensor([c.n_layer, c.n_head_kv, "n_blocks", c.head_dim, width], self.dtype[0]),
+                "values": nn.spec.Tensor([c.n_layer, c.n_head_kv, "n_blocks", width, c.head_dim], self.dtype[1]),
+                "scores": nn.spec.Tensor([c.n_head, m, "n_blocks", width], "float32"),
+                "$": packed,
+            }
+            found[f"logits_{m}"] = {"hidden": nn.spec.Tensor([1, m, c.n_embd], "float32"), "$": packed}
+        return found

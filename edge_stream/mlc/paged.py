@@ -1,0 +1,78 @@
+"""The engine over TVM's own paged cache, with MLC's functions: the oracle that the ring cache is compared with.
+
+That cache evicts after attention: with a window of W a token sees W cached ones and itself. A window of n_ctx - 1 is
+therefore what evicting before attention down to n_ctx means, for one token at a time; so once tokens are evicted they
+are decoded one by one. It cannot rewind once it has slid (TVM 0.27 then mixes up its pages), so it is never asked to.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_stream import _native
+from edge_stream.errors import EdgeStreamError
+from edge_stream.mlc.engine import MlcEngine
+from edge_stream.mlc.ring import Step
+
+
+class PagedMlcEngine(MlcEngine):
+    """MlcEngine without sessions, rewinds after a slide, or speed. Load it as `PagedMlcEngine.load(folder, ...)`."""
+
+    def _make_decoder(self) -> Any:
+        return PagedDecoder(self.model_path, self.n_ctx, self._n_batch)
+
+    def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
+        params.n_chunk = 1
+        super()._init_stream(params, handle)
+
+
+class PagedDecoder:
+    """See ring.RingDecoder. The library is the folder's lib.so, else one that is compiled for the occasion."""
+
+    def __init__(self, folder: Path, n_ctx: int, n_batch: int) -> None:
+        from converters.mlc.compile import compile_library
+        from converters.mlc.runtime import MlcLibrary
+
+        with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
+            library = folder / "lib.so"
+            if not library.exists():
+                library = compile_library(folder, "cpu", lambda _line: None, out=Path(scratch))
+            self._library = MlcLibrary(folder, library, window=n_ctx - 1, chunk=n_batch)
+        self._n_cached, self._slid = 0, False
+
+    def decode(self, tokens: NDArray[np.int32], step: Step, all_logits: bool) -> NDArray[np.float32]:
+        """Logits [n or 1, n_vocab]. Raises EdgeStreamError if the cache cannot be brought to the step's state."""
+        if step.n_cached == 0:
+            self._library.clear(step.n_keep)
+            self._n_cached, self._slid = 0, False
+        if step.n_cached < self._n_cached:
+            if self._slid:
+                raise EdgeStreamError("TVM's paged cache cannot rewind after it has slid: reset the stream")
+            self._library.rewind(self._n_cached - step.n_cached)
+        elif step.n_cached > self._n_cached:
+            raise EdgeStreamError(f"TVM's paged cache holds {self._n_cached} tokens, not {step.n_cached}")
+        logits = self._library.step("decode" if len(tokens) == 1 else "batch_verify", [int(t) for t in tokens])[0]
+        self._n_cached = step.n_cached + len(tokens)
+        if self._n_cached == step.n_ctx:  # it has evicted one already
+            self._n_cached, self._slid = step.n_ctx - 1, True
+        return np.ascontiguousarray(logits if all_logits else logits[-1:])
+
+    def rebase(self, _step: Step, _delta: int) -> None:
+        """Its positions are those in the cache already."""
+
+    def state_size(self, _step: Step) -> int:
+        """Raises EdgeStreamError: TVM's cache cannot be written to a file."""
+        raise EdgeStreamError("TVM's paged cache has no sessions")
+
+    def state(self, _step: Step) -> bytes:
+        """See state_size."""
+        raise EdgeStreamError("TVM's paged cache has no sessions")
+
+    def set_state(self, _step: Step, _data: bytes) -> bool:
+        """See state_size."""
+        raise EdgeStreamError("TVM's paged cache has no sessions")

@@ -1,0 +1,232 @@
+"""The decoder on the CPU: weights, the ring cache's memory, and steps of any length over the compiled functions.
+
+Positions and slots. The window tokens of a stream have consecutive absolute positions, so the one at position p lives
+in ring slot (p + turn) mod ring size; `turn` changes at a rebase only. Nothing is moved, and nothing needs to be told
+what was evicted or rewound: which slots are seen follows from the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from converters.mlc.model import DecoderConfig
+from converters.mlc.quantization import Quantization
+from converters.mlc.tensor_cache import TensorCacheReader
+from edge_stream.errors import EdgeStreamError
+from edge_stream.mlc import layout
+from edge_stream.mlc.kernels import Lanes
+from edge_stream.mlc.kernels.attention import count_blocks
+from edge_stream.mlc.model import ROWS
+from edge_stream.mlc.rope import frequencies
+
+F32 = NDArray[np.float32]
+DTYPES = {"f32": "float32", "f16": "float16"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """es_decoder_step of edge_stream.h, without its tokens."""
+
+    n_ctx: int
+    n_keep: int
+    n_sinks: int
+    n_window: int
+    pos_sinks: int
+
+    @property
+    def pos_window(self) -> int:
+        """Absolute position of the oldest window token."""
+        return self.pos_sinks + self.n_sinks
+
+    @property
+    def n_cached(self) -> int:
+        """Sinks and window."""
+        return self.n_sinks + self.n_window
+
+
+class Tensor:
+    """A TVM tensor and the NumPy array over the same memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.tvm = tvm.runtime.empty(shape, dtype)
+        self.np: NDArray[Any] = np.from_dlpack(self.tvm)
+        self.np[...] = 0
+
+
+def load_weights(
+    folder: Path, names: list[tuple[str, tuple[int, ...], str]], q: Quantization, lanes: Lanes
+) -> list[Tensor]:
+    """The tensors of a folder in the decoder's layout and order. names: (name, stored shape, dtype) as expected.
+
+    Raises EdgeStreamError for a folder whose tensors are not those of the model.
+    """
+    reader = TensorCacheReader(folder)
+    reader.verify()
+    found = []
+    for name, shape, dtype in names:
+        record = reader.records.get(name)
+        if record is None:
+            raise EdgeStreamError(f"{folder} lacks the tensor {name} of a model in {q.name}")
+        if tuple(record["shape"]) != shape or record["dtype"] not in (dtype, "bfloat16"):
+            raise EdgeStreamError(
+                f"{folder} holds {name} as {record['dtype']} {record['shape']}, {q.name} has {dtype} {list(shape)}"
+            )
+        tensor = Tensor(*layout.blocked_shape(name, shape, dtype, q, lanes))
+        layout.fill(name, reader.read(name), tensor.np, q)
+        found.append(tensor)
+    return found
+
+
+class RingDecoder:
+    """Computes the logits of a stream's steps. One stream at a time."""
+
+    def __init__(
+        self,
+        library: Path,
+        weights: list[Tensor],
+        config: DecoderConfig,
+        dtype: tuple[str, str],
+        lanes: Lanes,
+        n_ctx: int,
+    ) -> None:
+        self.config, self.width = config, lanes.block
+        c = config
+        self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        self._weights = [w.tvm for w in weights]
+        self.n_cells = n_ctx
+        n = count_blocks(n_ctx, lanes)
+        self._keys = Tensor((c.n_layer, c.n_head_kv, n, c.head_dim, self.width), dtype[0])
+        self._values = Tensor((c.n_layer, c.n_head_kv, n, self.width, c.head_dim), dtype[1])
+        self._rows = {m: _Rows(m, c, n, self.width) for m in ROWS}
+        self._ring = Tensor((4,), "int32")
+        self._frequencies = frequencies(c)
+        self._turn = 0
+
+    def decode(self, tokens: NDArray[np.int32], step: Step, all_logits: bool) -> F32:
+        """Logits [n or 1, n_vocab] of tokens that follow what is cached."""
+        n = len(tokens)
+        most = max(ROWS)
+        out = np.empty((n if all_logits else 1, self.config.n_vocab), np.float32)
+        at = 0
+        while at < n:
+            # a few tokens left over go one by one, more of them with padding
+            m = most if n - at > 2 else 1
+            count = min(m, n - at)
+            hidden = self._hidden(tokens[at : at + count], m, step, at)
+            last = at + count == n
+            if all_logits:
+                out[at : at + count] = self._logits(hidden, m)[:count]
+            elif last:
+                row = self._rows[1].hidden
+                row.np[0, 0] = np.from_dlpack(hidden)[0, count - 1]
+                out[0] = self._logits(row.tvm, 1)[0]
+            at += count
+        return out
+
+    def _hidden(self, tokens: NDArray[np.int32], m: int, step: Step, done: int) -> Any:
+        """Put some of a step's tokens, of which `done` are in the cache already, through all layers."""
+        rows, count = self._rows[m], len(tokens)
+        sinks = step.n_sinks < step.n_keep
+        n_sinks = step.n_sinks + (done if sinks else 0)
+        n_window = step.n_window + (0 if sinks else done)
+        index = np.arange(count)
+        position = step.pos_sinks + step.n_sinks + step.n_window + done + index
+        rows.ids.np[:count] = tokens
+        rows.ids.np[count:] = 0
+        table = rows.rows.np
+        table[count:] = (-1, 0, 0)
+        sink_blocks, ring_size = self._layout(step)
+        if sinks:
+            table[:count, 0] = n_sinks + index
+            table[:count, 1] = n_sinks + index + 1
+            table[:count, 2] = 0
+        else:
+            table[:count, 0] = sink_blocks * self.width + (position + self._turn) % ring_size
+            table[:count, 1] = n_sinks
+            table[:count, 2] = n_window + index + 1
+        start = (step.pos_window + self._turn) % ring_size
+        end = start + n_window + count
+        reach = 0 if sinks else ring_size if end > ring_size else end
+        self._ring.np[:] = (sink_blocks, start, ring_size, sink_blocks + -(-reach // self.width))
+        self._angles(rows.at_absolute.np, position)
+        self._angles(rows.at_cached.np, position - step.pos_sinks)
+        arguments = [t.tvm for t in (rows.ids, rows.at_absolute, rows.at_cached, rows.rows, self._ring)]
+        memory = [t.tvm for t in (self._keys, self._values, rows.scores)]
+        return self._vm[f"hidden_{m}"](*arguments, *memory, self._weights)
+
+    def _logits(self, hidden: Any, m: int) -> F32:
+        return np.asarray(np.from_dlpack(self._vm[f"logits_{m}"](hidden, self._weights))[0])
+
+    def _angles(self, out: NDArray[np.float32], position: NDArray[np.int64]) -> None:
+        """Cosines and sines in float64, rounded once."""
+        angle = position[:, None] * self._frequencies
+        out[0, : len(position)] = np.cos(angle)
+        out[1, : len(position)] = np.sin(angle)
+
+    def _layout(self, step: Step) -> tuple[int, int]:
+        """Blocks of sinks, and slots of the ring."""
+        return -(-step.n_keep // self.width), step.n_ctx - step.n_keep
+
+    def _slots(self, step: Step) -> NDArray[np.int64]:
+        """Slots of what is cached, in order."""
+        sink_blocks, ring_size = self._layout(step)
+        window = (step.pos_window + np.arange(step.n_window) + self._turn) % ring_size
+        return np.concatenate([np.arange(step.n_sinks), sink_blocks * self.width + window])
+
+    def rebase(self, step: Step, delta: int) -> None:
+        """Turn the window's keys back by delta positions. Slots stay, sinks stay."""
+        slots = self._slots(step)[step.n_sinks :]
+        half = self.config.head_dim // 2
+        angle = -delta * self._frequencies
+        cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+        block, lane = slots // self.width, slots % self.width
+        for layer in self._keys.np:  # [kv heads, blocks, head_dim, block]
+            keys = layer[:, block, :, lane].astype(np.float64).T  # [head_dim, kv heads, n]
+            a, b = keys[:half], keys[half:]
+            layer[:, block, :, lane] = np.concatenate([a * cos - b * sin, a * sin + b * cos]).T
+        self._turn += delta
+
+    def state_size(self, step: Step) -> int:
+        """Bytes of `state`."""
+        c = self.config
+        each = c.n_layer * c.n_head_kv * c.head_dim
+        return step.n_cached * each * (self._keys.np.itemsize + self._values.np.itemsize)
+
+    def state(self, step: Step) -> bytes:
+        """Keys, then values, of what is cached: [n, layers, kv heads, head_dim], wherever they lie in the ring."""
+        block, lane = np.divmod(self._slots(step), self.width)
+        keys = self._keys.np[:, :, block, :, lane]
+        values = self._values.np[:, :, block, lane].transpose(2, 0, 1, 3)
+        return bytes(keys.tobytes() + values.tobytes())
+
+    def set_state(self, step: Step, data: bytes) -> bool:
+        """Take back what `state` gave; False if the size differs."""
+        if len(data) != self.state_size(step):
+            return False
+        c = self.config
+        shape = (step.n_cached, c.n_layer, c.n_head_kv, c.head_dim)
+        split = len(data) * self._keys.np.itemsize // (self._keys.np.itemsize + self._values.np.itemsize)
+        block, lane = np.divmod(self._slots(step), self.width)
+        self._keys.np[:, :, block, :, lane] = np.frombuffer(data[:split], self._keys.np.dtype).reshape(shape)
+        values = np.frombuffer(data[split:], self._values.np.dtype).reshape(shape)
+        self._values.np[:, :, block, lane] = values.transpose(1, 2, 0, 3)
+        return True
+
+
+class _Rows:
+    """Inputs of the functions of m rows, filled anew for each call, and their scratch memory."""
+
+    def __init__(self, m: int, c: DecoderConfig, n_blocks: int, width: int) -> None:
+        self.ids = Tensor((m,), "int32")
+        self.at_absolute = Tensor((2, m, c.head_dim // 2), "float32")
+        self.at_cached = Tensor((2, m, c.head_dim // 2), "float32")
+        self.rows = Tensor((m, 3), "int32")
+        self.scores = Tensor((c.n_head, m, n_blocks, width), "float32")
+        self.hidden = Tensor((1, m, c.n_embd), "float32")

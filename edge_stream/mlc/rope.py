@@ -1,0 +1,27 @@
+"""Rotary frequencies of a model, in float64 (transformers, modeling_rope_utils.py)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.mlc.model import DecoderConfig
+from edge_stream.errors import UnsupportedModelError
+
+
+def frequencies(config: DecoderConfig) -> NDArray[np.float64]:
+    """Radians per position of each pair, [head_dim / 2]. Raises UnsupportedModelError for an unknown scaling."""
+    plain = config.rope_base ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    if not scaling or scaling.get("rope_type", "default") == "default":
+        return plain
+    if scaling["rope_type"] != "llama3":
+        raise UnsupportedModelError(f"the MLC engine does not know rope scaling {scaling['rope_type']}")
+    factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = original * plain / (2.0 * math.pi)  # within the length of the first training
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    scaled: NDArray[np.float64] = plain * (smooth + (1.0 - smooth) / factor)
+    return scaled

@@ -1,0 +1,232 @@
+"""The MLC engine: its logits equal the NumPy float64 StreamingLLM that the llama.cpp engine is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from mlc_models import write_mlc
+from tiny_checkpoints import write_tiny
+
+from converters import mlc
+from converters.config import RopeScaling
+from converters.gguf_tensors import llama3_divisors
+from converters.mlc import MlcOptions
+from converters.mlc.readback import ReadBack
+from converters.reference import logits as numpy_logits
+from converters.source import open_source
+from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.mlc.paged import PagedMlcEngine
+from edge_stream.mlc.rope import frequencies
+
+N_CTX = 51  # neither a page of TVM's cache nor a block of ours
+N_TOKENS = N_CTX + 400
+TOLERANCE = 1e-3
+
+Draw = Callable[..., list[int]]
+Load = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def expected(reference: Any) -> Callable[..., np.ndarray]:
+    """Reference logits [n_tokens, n_vocab], computed once per setting."""
+
+    @cache
+    def get(name: str, n_keep: int, size: int, tokens: tuple[int, ...], n_ctx: int = N_CTX) -> np.ndarray:
+        stream = reference(name).stream(n_ctx, n_keep)
+        return np.concatenate([stream.feed(tokens[i : i + size], size) for i in range(0, len(tokens), size)])
+
+    return get
+
+
+def streamed(engine: Any, tokens: list[int], size: int) -> np.ndarray:
+    """Logits [n_tokens, n_vocab] of an engine fed in pieces of a size."""
+    with engine.stream() as stream:
+        return np.concatenate([stream.logits_of(tokens[i : i + size]) for i in range(0, len(tokens), size)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+@pytest.mark.parametrize("n_keep", [0, 4, 17])
+def test_logits_equal_reference(n_keep: int, size: int, load_mlc: Load, expected: Any, draw: Draw) -> None:
+    tokens = draw(N_TOKENS)
+    got = streamed(load_mlc("gqa", n_ctx=N_CTX, n_keep=n_keep), tokens, size)
+    assert np.abs(got - expected("gqa", n_keep, size, tuple(tokens))).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("n_keep", "size"), [(0, 64), (4, 64), (17, 33)])
+def test_large_chunks(n_keep: int, size: int, load_mlc: Load, expected: Any, draw: Draw) -> None:
+    n_ctx = 4 * 64 + 17 + 5
+    tokens = draw(n_ctx + 400)
+    got = streamed(load_mlc("gqa", n_ctx=n_ctx, n_keep=n_keep), tokens, size)
+    assert np.abs(got - expected("gqa", n_keep, size, tuple(tokens), n_ctx)).max() < TOLERANCE
+
+
+def test_the_tolerance_can_fail(load_mlc: Load, expected: Any, draw: Draw) -> None:
+    """A stream with other sinks or another window is far outside of the tolerance."""
+    tokens = draw(N_TOKENS)
+    want = expected("gqa", 4, 1, tuple(tokens))
+    for n_ctx, n_keep in ((N_CTX, 3), (N_CTX - 1, 4)):
+        assert np.abs(streamed(load_mlc("gqa", n_ctx=n_ctx, n_keep=n_keep), tokens, 1) - want).max() > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mha", "head64", "qwen2"])
+def test_kinds_of_models_and_rebase(name: str, load_mlc: Load, expected: Any, draw: Draw) -> None:
+    """Heads that share nothing, wide heads, biases; with a rebase every few tokens."""
+    tokens = draw(200)
+    engine = load_mlc(name, n_ctx=N_CTX, rebase_at=N_CTX + 20)
+    with engine.stream() as stream:
+        got = np.concatenate([stream.logits_of([token]) for token in tokens])
+        assert stream.stats.n_rebases > 5
+    assert np.abs(got - expected(name, 4, 1, tuple(tokens))).max() < TOLERANCE
+
+
+def test_both_engines_choose_the_same_chunks(load: Load, load_mlc: Load, draw: Draw) -> None:
+    """A prompt of many cache lengths in one call: evictions, counters and logits are the other engine's."""
+    tokens = draw(1000)
+    found = []
+    for engine in (load("gqa", n_ctx=96, n_keep=5, n_batch=16), load_mlc("gqa", n_ctx=96, n_keep=5, n_batch=16)):
+        with engine.stream() as stream:
+            logits = stream.logits_of(tokens)
+            stats = stream.stats
+            found.append((logits, [stats.n_past, stats.n_cached, stats.n_evicted, stats.n_slides, stats.n_chunk]))
+    assert found[0][1] == found[1][1]
+    assert np.abs(found[0][0] - found[1][0]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("n_slide", [5, 20])
+def test_larger_slides(n_slide: int, load_mlc: Load, reference: Any, draw: Draw) -> None:
+    tokens = draw(200)
+    got = streamed(load_mlc("gqa", n_ctx=N_CTX, n_slide=n_slide), tokens, 1)
+    assert np.abs(got - reference("gqa").stream(N_CTX, 4, n_slide).feed(tokens, 1)).max() < TOLERANCE
+
+
+def test_rewind_after_slides(load: Load, load_mlc: Load, draw: Draw) -> None:
+    """Tokens of the window are taken back after slides: what is cached, and the logits, are the other engine's."""
+    found = []
+    for engine in (load("gqa", n_ctx=N_CTX), load_mlc("gqa", n_ctx=N_CTX)):
+        with engine.stream() as stream:
+            stream.feed(draw(150))
+            for seed in range(3):
+                stream.feed(draw(7 + seed, seed=3))
+                stream.rewind(7 + seed)
+            with pytest.raises(EdgeStreamError, match="cannot rewind"):
+                stream.rewind(N_CTX)
+            found.append((stream.tokens(), stream.logits_of(draw(30, seed=4))))
+    assert found[0][0] == found[1][0] and len(found[0][0]) < N_CTX
+    assert np.abs(found[0][1] - found[1][1]).max() < TOLERANCE
+
+
+def test_float16_cache(load_mlc: Load, draw: Draw) -> None:
+    """An f16 cache differs by its rounding, not more after many slides than before."""
+    tokens = draw(10 * N_CTX)
+    exact = streamed(load_mlc("head64", n_ctx=N_CTX), tokens, 1)
+    rounded = streamed(load_mlc("head64", n_ctx=N_CTX, cache_type_k="f16", cache_type_v="f16"), tokens, 1)
+    error = np.abs(rounded - exact).mean(axis=1)
+    assert 0 < error[8 * N_CTX :].mean() < 1.5 * error[N_CTX // 2 : N_CTX].mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [
+        ("qwen3", "q4f16_1"),
+        ("llama3", "q4f32_1"),
+        ("mistral-v0.1", "q4f16_0"),
+        ("smollm", "q0f16"),
+        ("qwen2", "q4f32_1"),
+    ],
+)
+def test_quantised_models_equal_numpy(name: str, quantization: str, tmp_path: Path, tiny_mlc: Any) -> None:
+    """Dense logits of converted checkpoints against a float64 forward pass over the weights as they were stored."""
+    del tiny_mlc  # its folder for libraries
+    source = open_source(str(write_tiny(tmp_path / "hf", name)))
+    try:
+        mlc.convert(source, tmp_path / "out", MlcOptions(quantization=quantization), lambda _line: None)
+        tokens = [int(t) for t in np.random.default_rng(0).integers(0, source.model.n_vocab, 45)]
+        stored = ReadBack(tmp_path / "out", source, quantization)
+        stored._q = replace(stored._q, dtype="float32")  # MLC's kernels round each weight to float16, ours do not
+        want = numpy_logits(stored, tokens)
+    finally:
+        source.close()
+    options = {"n_ctx": 64, "cache_type_k": "f32", "cache_type_v": "f32"}
+    with Engine.load(tmp_path / "out", **options) as engine, engine.stream() as stream:
+        got = np.concatenate([stream.logits_of(tokens[:9]), *(stream.logits_of([token]) for token in tokens[9:])])
+    assert np.abs(got - want).max() < TOLERANCE
+
+
+def test_frequencies_of_llama3() -> None:
+    """Against the converter's divisors, which are written independently."""
+    config = SimpleNamespace(
+        head_dim=64,
+        rope_base=500000.0,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    plain = 500000.0 ** (-np.arange(0, 64, 2) / 64)
+    divisors = llama3_divisors(RopeScaling("llama3", 8.0, 8192), 500000.0, 64)
+    assert np.allclose(frequencies(config), plain / divisors, rtol=1e-6)
+    assert len(set(np.round(divisors, 3))) > 3
+    with pytest.raises(UnsupportedModelError, match="yarn"):
+        frequencies(SimpleNamespace(head_dim=64, rope_base=1e4, rope_scaling={"rope_type": "yarn"}))
+
+
+@pytest.fixture(scope="module")
+def paged_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MLC's own kind of library, compiled once."""
+    return write_mlc(tiny("gqa"), tmp_path_factory.mktemp("paged") / "gqa", device="cpu")
+
+
+def load_paged(folder: Path, n_keep: int, n_ctx: int = N_CTX) -> PagedMlcEngine:
+    return PagedMlcEngine.load(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
+
+
+@pytest.mark.parametrize("n_keep", [0, 4, 17])
+def test_paged_cache_equals_reference(n_keep: int, paged_folder: Path, expected: Any, draw: Draw) -> None:
+    """TVM's own cache evicts after attention: with a window of n_ctx - 1 it is held to the same reference."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, n_keep) as engine:
+        assert np.abs(streamed(engine, tokens, 1) - expected("gqa", n_keep, 1, tuple(tokens))).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [3, 8, 64])
+def test_paged_cache_is_filled_in_chunks(size: int, paged_folder: Path, reference: Any, draw: Draw) -> None:
+    """Chunks until the cache is full, then token by token."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, 4) as engine, engine.stream() as stream:
+        got = np.concatenate([stream.logits_of(tokens[i : i + size]) for i in range(0, len(tokens), size)])
+    sizes, at = [], 0
+    while at < len(tokens):  # what es_window chooses for n_chunk = 1
+        left = min(size - at % size, len(tokens) - at)
+        sizes.append(min(left, 4 - at) if at < 4 else max(1, min(left, N_CTX - at)))
+        at += sizes[-1]
+    assert np.abs(got - reference("gqa").stream(N_CTX, 4).feed(tokens, sizes)).max() < TOLERANCE
+
+
+def test_paged_cache_never_rewinds_after_a_slide(paged_folder: Path, expected: Any, draw: Draw) -> None:
+    """Before a slide it may; after one it refuses, and goes on after a reset."""
+    tokens = draw(N_TOKENS)
+    with load_paged(paged_folder, 4) as engine, engine.stream() as stream:
+        stream.feed(tokens[:20])
+        stream.feed(draw(5, seed=3))
+        stream.rewind(5)
+        got = stream.logits_of(tokens[20:30])
+        assert np.abs(got - expected("gqa", 4, 1, tuple(tokens))[20:30]).max() < TOLERANCE
+        stream.feed(tokens[30:100])
+        stream.rewind(2)
+        with pytest.raises(EdgeStreamError, match="cannot rewind after it has slid"):
+            stream.feed(tokens[:1])
+        stream.reset()
+        assert np.abs(stream.logits_of(tokens[:1]) - expected("gqa", 4, 1, tuple(tokens))[:1]).max() < TOLERANCE
+        stream.feed(tokens[1:9])
+        with pytest.raises(EdgeStreamError, match="no sessions"):
+            stream.save("nowhere")
