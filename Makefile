@@ -51,14 +51,10 @@ test-native: build ## ctest
 test-python: build ## pytest
 	$(BIN)/python -m pytest
 
-define CMAKE_SANITIZE
+test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
 	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
-endef
-
-test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
-	$(CMAKE_SANITIZE)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
@@ -71,10 +67,11 @@ ios-test: build ## build EdgeStreamKit without warnings and test it with the dem
 	swift build $(SWIFT_PACKAGE) --build-tests
 	swift test $(SWIFT_PACKAGE) --skip-build
 
-leak-check: $(BIN)/.stamp-python ## 10,000 tokens through the app facade under the address and leak sanitizers
-	$(CMAKE_SANITIZE)
-	$(BIN)/cmake --build build/sanitize --target test_app
-	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -R '^test_app$$'
+# the libraries as they are; test-sanitize runs the same program under the address sanitizer
+leak-check: build ## 10,000 tokens through the app facade under gcc's leak sanitizer
+	$(BIN)/cmake --build build/native --target test_app
+	lsan=$$(gcc -print-file-name=liblsan.so); test -e "$$lsan" || { echo "leak-check needs gcc's liblsan.so"; exit 1; }; \
+	    cd build/native/native/tests && LD_PRELOAD=$$lsan ./test_app tiny.gguf
 
 proof: proof-constant proof-endless proof-point proof-drift ## every claim of the README (half an hour)
 

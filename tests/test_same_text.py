@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def python_texts(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         assert engine.n_ctx < conversation.stream.stats.n_past
         conversation.save(session)
         return texts, session, say("Go on.")
+
+
+def test_killed_it_goes_on_identically(
+    swift_program: list[str], demo: Path, python_texts: tuple[list[str], Path, str], tmp_path: Path
+) -> None:
+    session, texts = tmp_path / "swift.session", python_texts[0]
+    assert run(swift_program, demo, "-sys", SYSTEM, "--session", str(session), SAYS[0]) == f"{texts[0]}\n"
+    saved = session.read_bytes()
+    endless = [*swift_program, str(demo), "--ignore-eos", "-t", "2", "--session", str(session), "Write for ever."]
+    with subprocess.Popen(endless, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.read(100)
+        process.kill()  # while it writes
+    assert process.returncode == -signal.SIGKILL
+    assert session.read_bytes() == saved
+    assert run(swift_program, demo, "--session", str(session), SAYS[1]) == f"{texts[1]}\n"
 
 
 def run(program: list[str], demo: Path, *words: str) -> str:

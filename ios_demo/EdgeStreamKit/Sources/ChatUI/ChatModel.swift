@@ -460,7 +460,8 @@ public final class ChatModel {
     }
 
     private func fail(_ error: any Error) {
-        if !(error is CancellationError) {
+        // a session that was closed meanwhile was closed here
+        if !(error is CancellationError), (error as? EdgeStreamError)?.code != .closed {
             state.apply(.noticed(.failure((error as? any LocalizedError)?.errorDescription ?? "\(error)")))
         }
     }
