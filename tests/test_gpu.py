@@ -55,14 +55,14 @@ def test_sliding_adds_nothing_to_the_devices_rounding(
     assert np.abs(got - wrong).mean(axis=1)[N_CTX:].mean() > 10 * error[N_CTX:].mean()
 
 
-@pytest.mark.parametrize("type_k", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("type_k", ["f16", "q8_0"])
 def test_no_drift(type_k: str, load: Load, draw: Draw) -> None:
-    """30 cache lengths with rebases: |NLL - NLL of the CPU's float32 stream| does not grow."""
-    tokens = draw(30 * N_CTX)
+    """16 cache lengths with rebases: |NLL - NLL of the CPU's float32 stream| does not grow."""
+    tokens = draw(16 * N_CTX)
     nll = []
     for options in ({"devices": ["none"]}, {"cache_type_k": type_k}):
-        with load("head64", n_ctx=N_CTX, rebase_at=4 * N_CTX, **options).stream() as stream:
-            logits = pieces(stream, tokens, 8).astype(np.float64)
+        with load("head64", n_ctx=N_CTX, rebase_at=2 * N_CTX, **options).stream() as stream:
+            logits = pieces(stream, tokens, 11).astype(np.float64)
             assert stream.stats.n_rebases > 5
         top = logits.max(axis=1, keepdims=True)
         norm = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]

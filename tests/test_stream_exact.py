@@ -55,7 +55,8 @@ def test_logits_equal_reference(
     tokens = draw(N_TOKENS)
     engine = load(name, n_ctx=N_CTX, n_keep=n_keep, sink_move=sink_move, n_slide=1)
     got = streamed(engine, tokens, size)
-    tolerance = TOLERANCE if size == 1 else BATCH_TOLERANCE
+    # redecoding feeds the sinks as a batch
+    tolerance = TOLERANCE if size == 1 and sink_move == "bank" else BATCH_TOLERANCE
     assert np.abs(got - expected(name, n_keep, size, tuple(tokens))).max() < tolerance
 
 
@@ -81,7 +82,8 @@ def test_rope_kinds_and_rebase(name: str, sink_move: str, load: Load, expected: 
     with engine.stream() as stream:
         got = np.concatenate([stream.logits_of([token]) for token in tokens])
         assert stream.stats.n_rebases > 5
-    assert np.abs(got - expected(name, 4, 1, tuple(tokens))).max() < TOLERANCE
+    tolerance = TOLERANCE if sink_move == "bank" else BATCH_TOLERANCE
+    assert np.abs(got - expected(name, 4, 1, tuple(tokens))).max() < tolerance
 
 
 @pytest.mark.parametrize("sink_move", ["bank", "redecode"])
