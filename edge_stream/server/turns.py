@@ -106,7 +106,8 @@ class Turns:
         except errors.ApiError as error:
             self._fail(job, error)
         except EdgeStreamError as error:
-            self._fail(job, errors.invalid(str(error)) if job.stage is not Stage.WRITING else _server_error(error))
+            refused = job.stage in (Stage.QUEUED, Stage.RENDERING)  # by the template, say
+            self._fail(job, errors.invalid(str(error)) if refused else _server_error(error))
         except Exception as error:
             log.exception("an internal error")
             self._fail(job, _server_error(error))
@@ -327,8 +328,13 @@ class Turns:
     def _end_choice(self, job: Job, reason: str, how: str = "cut") -> None:
         """A choice is complete (or the client has gone): the next one, or the end of the turn."""
         assert job.conversation is not None
-        if job.parser and job.parser.calls:
-            reason = "tool_calls"
+        if job.parser:
+            if how == "cut":  # what may have become a call is text
+                rest, calls = job.parser.flush()
+                if rest or calls:
+                    job.send(Delta(self._index(job), rest, job.answer[-1], calls or None))
+            if job.parser.calls:
+                reason = "tool_calls"
         job.send(Finished(self._index(job), reason))
         if job.choice + 1 < job.wish.n and how != "cut":
             self._again(job)
@@ -399,8 +405,9 @@ class Turns:
             conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
             return
         message: dict[str, Any] = {"role": "assistant", "content": job.answer_prefix + text}
-        if job.parser and job.parser.calls:
-            message = {"role": "assistant", "content": job.parser.shown, "tool_calls": job.parser.calls}
+        if job.parser:
+            message = {"role": "assistant", "content": job.answer_prefix + job.parser.shown}
+            message["tool_calls"] = job.parser.calls
         close, ended = job.close, False
         if how == "eos":
             close = self.renderer.after_end(job.close)
@@ -466,10 +473,11 @@ class Turns:
         assert conversation is not None and conversation.stream is not None
         job.t_end = time.perf_counter()
         conversation.stream.rebase()
-        conversation.n_turns += 1
+        conversation.n_turns += not job.cancelled
         self.conversations.settle(conversation)
         info, start = self.info(job), time.perf_counter()
-        if self.conversations.save(conversation):
+        # a turn that the client left is not worth a write now: the next one is, or leaving the slot
+        if not job.cancelled and self.conversations.save(conversation):
             self.metrics.save_seconds.observe(time.perf_counter() - start)
         self._end(job)
         job.send(Done(job.usage(), job.timings(), info))
