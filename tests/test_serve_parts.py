@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_stream.errors import EdgeStreamError
+from edge_stream.server.grammar_check import check_ambiguity
 from edge_stream.server.guard import depth_of
 from edge_stream.server.recognition import Log, TokenLog, chat_history
 from edge_stream.server.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
+from edge_stream.stream import schema_grammar
 
 CALL = {"name": "f", "arguments": {"x": 1}}
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxy"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "\n".join(f"{a} ::= {b} {b}" for a, b in itertools.pairwise(("root", *LETTERS))) + '\ny ::= "a"?',
+        "\n".join(f'{a} ::= {b} | {b} "x"' for a, b in itertools.pairwise(("root", *LETTERS))) + "\ny ::= [a-z]?",
+        f"root ::= ({'[a-z]? ' * 12}){{0,50}}",
+        f"root ::= {'[a-z]? ' * 200}",
+        "root ::= ([a-z]?){0,1000}",
+    ],
+)
+def test_grammars_that_would_take_for_ever_are_refused(grammar: str) -> None:
+    with pytest.raises(EdgeStreamError, match="too ambiguous"):
+        check_ambiguity(grammar)
+
+
+def test_honest_grammars_are_not_refused() -> None:
+    many = {f"p{i}": {"type": "string", "maxLength": 190} for i in range(30)}
+    for schema in (
+        {"type": "object", "properties": many},
+        {"type": "object", "properties": many, "required": list(many)[::2], "additionalProperties": False},
+        {"enum": [f"value {i}" for i in range(900)]},
+        {"type": "array", "items": {"type": "array", "items": {"type": "number"}, "maxItems": 190}, "minItems": 3},
+        {"type": "string", "format": "date-time"},
+        {"type": "string", "pattern": "^[a-z]{1,20}(-[a-z]+)*$"},
+        {},
+    ):
+        check_ambiguity(schema_grammar(schema))
+    for grammar in (
+        'root ::= "a" | root2 # x\nroot2 ::= [^\\]"]* "\\"" .',
+        "root ::= (a | b)+ \n a ::= [0-9]{2,}\nb ::= <x>",
+    ):
+        check_ambiguity(grammar)
 
 
 @pytest.mark.parametrize(
