@@ -34,7 +34,7 @@ class Talker:
         """Say something (or say again what got no answer); None if the server went away."""
         if not self.messages or self.messages[-1]["role"] == "assistant":
             self.messages.append({"role": "user", "content": f"I am {self.i}, this is number {self.turns}."})
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=600) as client:
             try:
                 answer = chat(client, self.messages, max_tokens=12, seed=self.turns, ignore_eos=True)
             except httpx.TransportError:

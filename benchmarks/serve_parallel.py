@@ -1,8 +1,7 @@
-"""N conversations at once against one alone: tokens per second in total, and whether each says what it says alone.
+"""N conversations at once against the same one after another: tokens per second, and whether each says the same.
 
-Every conversation has its own message and seed. Alone: one after the other on the same server; together: all at once.
-Tokens per second are counted from the first token of the first answer to the last of the last, without the prompts of
-the alone runs; rounds are interleaved and the median is printed.
+Every conversation has its own message and seed. Both ways include the reading of the prompts, on the same server, in
+alternating rounds; the median is printed. The clients run on the same machine.
 
     python benchmarks/serve_parallel.py -m demo -np 8
 """
@@ -18,12 +17,11 @@ import httpx
 from serving_bench import Answer, ServerProcess, chat, edge_stream_command, print_stamp
 
 
-def ask(url: str, i: int, n: int) -> tuple[Answer, float]:
-    """One conversation's answer, and when it ended."""
+def ask(url: str, i: int, n: int) -> Answer:
+    """One conversation's answer."""
     with httpx.Client(base_url=url, timeout=300) as client:
         text = f"Conversation {i}: write a long story about the number {i * 37 + 11}."
-        answer = chat(client, [{"role": "user", "content": text}], max_tokens=n, seed=i, ignore_eos=True)
-    return answer, time.perf_counter()
+        return chat(client, [{"role": "user", "content": text}], max_tokens=n, seed=i, ignore_eos=True)
 
 
 def main() -> None:
@@ -36,24 +34,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     n, k = args.predict, args.parallel
-    alone: list[float] = []
-    together: list[float] = []
-    texts: dict[str, list[str]] = {"alone": [], "together": []}
+    speeds: dict[str, list[float]] = {"alone": [], "together": []}
+    texts: dict[str, list[str]] = {}
     flags = ("-c", str(args.ctx_size), "-np", str(k))
     with ServerProcess(edge_stream_command(args.model, None, *flags)) as server, ThreadPoolExecutor(k) as pool:
         ask(server.url, 99, 8)
-        for round_ in range(args.rounds):
-            answers = [ask(server.url, i, n)[0] for i in (range(k) if round_ == 0 else range(2))]
-            alone += [a.timings["predicted_per_second"] for a in answers]
-            if round_ == 0:
-                texts["alone"] = [a.text for a in answers]
-            start = time.perf_counter()
-            both = list(pool.map(lambda i: ask(server.url, i, n), range(k)))
-            begun = start + min(a.ttft for a, _ in both)
-            together.append(k * n / (max(end for _, end in both) - begun))
-            texts["together"] = texts["together"] or [a.text for a, _ in both]
+        for _ in range(args.rounds):
+            for way, mapped in (("alone", map), ("together", pool.map)):
+                start = time.perf_counter()
+                answers = list(mapped(lambda i: ask(server.url, i, n), range(k)))
+                speeds[way].append(k * n / (time.perf_counter() - start))
+                texts.setdefault(way, [a.text for a in answers])
     same = sum(a == b for a, b in zip(texts["alone"], texts["together"], strict=True))
-    one, all_ = statistics.median(alone), statistics.median(together)
+    one, all_ = statistics.median(speeds["alone"]), statistics.median(speeds["together"])
     print("| conversations | tok/s in total | per conversation | ratio |")
     print("|---|---|---|---|")
     print(f"| 1 | {one:.1f} | {one:.1f} | 1 |")

@@ -144,5 +144,8 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 def print_stamp(*argv: str) -> None:
     """Machine, versions, date, command."""
     facts = stamp()
-    print("\n" + "; ".join(f"{k}: {v}" for k, v in facts.items()) if isinstance(facts, dict) else f"\n{facts}")
-    print("command: " + " ".join(argv or sys.argv))
+    print(
+        f"\n{facts['test_time'][:10]}, {facts['cpu_info']}, {facts['n_cores']} threads, {facts['system']}; edge-stream "
+        f"{facts['edge_stream']} ({facts['edge_stream_commit']}), llama.cpp {facts['build_commit']}."
+    )
+    print("`python " + " ".join(argv or sys.argv) + "`")

@@ -6,6 +6,7 @@ import ctypes as C
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,11 @@ class Engine:
     def is_eog(self, token: int) -> bool:
         """True for tokens that end a generation (EOS, end of turn)."""
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def eog_tokens(self) -> tuple[int, ...]:
+        """All tokens that end a generation."""
+        return tuple(token for token in range(self.n_vocab) if self.is_eog(token))
 
     #
     # streams

@@ -421,7 +421,7 @@ def _make_sampler(engine: Engine, sampling: Sampling, ignore_eos: bool) -> C.c_v
     params.repeat_last_n = sampling.repeat_last_n
     bias = dict(sampling.logit_bias)
     if ignore_eos:
-        bias |= {token: float("-inf") for token in range(engine.n_vocab) if engine.is_eog(token)}
+        bias |= dict.fromkeys(engine.eog_tokens, float("-inf"))
     if bias:
         array = (_native.LogitBias * len(bias))(*(_native.LogitBias(*item) for item in bias.items()))
         params.logit_bias, params.n_logit_bias = array, len(bias)

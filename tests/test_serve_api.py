@@ -204,7 +204,7 @@ CHAT = "/v1/chat/completions"
         (CHAT, {"messages": HELLO, "stop": "a" * 300}, "longer than"),
         (CHAT, {"messages": HELLO, "grammar": "root ::= x"}, "grammar"),
         (CHAT, {"messages": HELLO, "grammar": "root ::= " + '"a" ' * 20000}, "larger than"),
-        (CHAT, {"messages": HELLO, "grammar": "root ::= " + "(" * 100 + '"a"' + ")" * 100}, "deeper than"),
+        (CHAT, {"messages": HELLO, "grammar": "root ::= " + "(" * 300 + '"a"' + ")" * 300}, "deeper than"),
         (CHAT, {"messages": HELLO, "response_format": {"type": "json_schema"}}, "needs json_schema"),
         (
             CHAT,

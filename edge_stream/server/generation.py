@@ -15,6 +15,7 @@ from edge_stream.stream import Sampling
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from edge_stream.engine import Engine
     from edge_stream.server.rendering import Piece, Rendered
     from edge_stream.server.slots import Conversation
     from edge_stream.server.tools import ToolParser
@@ -150,6 +151,31 @@ class Job:
     def n_behind(self) -> int:
         """Records that the client has not taken yet."""
         return self.n_emitted - self.n_taken
+
+    def piece(self, engine: Engine, token: int) -> bytes:
+        """What a token adds to the answer."""
+        return engine.token_to_piece(token, special=self.wish.tools is not None)
+
+    def info(self) -> dict[str, Any]:
+        """The `edge_stream` field of a response, while the job has a conversation in a slot."""
+        conversation = self.conversation
+        assert conversation is not None and conversation.stream is not None
+        stats = conversation.stream.stats
+        return {
+            "conversation": conversation.name or conversation.id,
+            "history": self.recognised,
+            "restored": self.restored,
+            "slot": conversation.slot,
+            "n_past": stats.n_past,
+            "n_cached": stats.n_cached,
+            "n_ctx": stats.n_ctx,
+            "n_pinned": stats.n_keep,
+            "n_reused": self.n_reused,
+            "n_read": self.n_read,
+            "n_to_read": self.n_to_read,
+            "n_messages_dropped": self.n_dropped,
+            "timed_out": self.timed_out,
+        }
 
     def usage(self) -> dict[str, Any]:
         """Token counts as OpenAI has them. The prompt is everything the conversation has seen before the answer."""

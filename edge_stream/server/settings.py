@@ -22,7 +22,7 @@ class Limits:
     stop_characters: int = 256
     grammar_bytes: int = 64 << 10
     schema_bytes: int = 32 << 10
-    schema_repeats: int = 1000
+    schema_repeats: int = 200
     tools: int = 128
     logit_bias: int = 1024
     queue: int = 64  # requests that wait for a slot

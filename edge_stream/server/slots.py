@@ -123,11 +123,11 @@ class Conversations:
         return min(idle, key=lambda c: c.used).slot if idle else None
 
     def vacate(self, slot: int) -> None:
-        """Make a slot free; its conversation goes to disk, if it is not there already."""
+        """Make a slot free; its conversation goes to disk, if it is not there already and has a finished turn."""
         conversation = self.slots[slot]
         if conversation is None:
             return
-        if not conversation.saved:
+        if not conversation.saved and conversation.n_turns:
             self.save(conversation)
         self.drop(conversation)
 

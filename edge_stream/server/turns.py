@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
+from edge_stream.server.answer_log import log_answer
 from edge_stream.server.generation import Delta, Done, Failed, Finished, Job, Stage, Started, TokenLogprobs
 from edge_stream.server.metrics import Metrics
-from edge_stream.server.recognition import Log, canonical, chain, flat_content, verify
+from edge_stream.server.recognition import Log, flat_content, verify
 from edge_stream.server.rendering import Piece, Rendered, Renderer
 from edge_stream.server.slots import Conversations, Match
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from edge_stream.stream import Stream, Token
 
 log = logging.getLogger("edge_stream.server")
-
-# newest tokens of an answer that can be taken back when it ends inside a token or after a stop string
-_MAX_TAKE_BACK = 1024
 
 _STOPPED = "the request was stopped before its answer began"
 
@@ -106,7 +103,8 @@ class Turns:
         except errors.ApiError as error:
             self._fail(job, error)
         except EdgeStreamError as error:
-            self._fail(job, errors.invalid(str(error)) if job.stage is not Stage.WRITING else _server_error(error))
+            refused = job.stage in (Stage.QUEUED, Stage.RENDERING)  # by the template, say
+            self._fail(job, errors.invalid(str(error)) if refused else _server_error(error))
         except Exception as error:
             log.exception("an internal error")
             self._fail(job, _server_error(error))
@@ -183,7 +181,7 @@ class Turns:
         units = wish.history.units
         if units and units[-1].kind == "assistant":
             job.answer_prefix = flat_content(units[-1].messages[0].get("content"))
-        job.send(Started(self.info(job)))
+        job.send(Started(job.info()))
 
     def _n_keep(self, rendered: Rendered, has_system: bool) -> int:
         """Sinks: a system prompt is pinned, up to half of the cache, so that memory has a bound."""
@@ -305,7 +303,7 @@ class Turns:
         job.n_written += 1
         job.answer.append(token)
         if record.finish_reason != "eos":
-            job.n_answer_bytes += len(self._piece(job, token))
+            job.n_answer_bytes += len(job.piece(self.engine, token))
         calls: list[dict[str, Any]] = []
         text = record.text
         job.text.append(text)
@@ -315,7 +313,7 @@ class Turns:
                 rest, more = job.parser.flush()
                 text, calls = text + rest, calls + more
         logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
-        info = self._gauges(job, record) if job.wish.gauges else None
+        info = _gauges(record) if job.wish.gauges else None
         job.send(Delta(self._index(job), text, token, calls or None, logprobs, info))
         if record.finish_reason:
             self._end_choice(job, "length" if record.finish_reason == "length" else "stop", record.finish_reason)
@@ -327,14 +325,19 @@ class Turns:
     def _end_choice(self, job: Job, reason: str, how: str = "cut") -> None:
         """A choice is complete (or the client has gone): the next one, or the end of the turn."""
         assert job.conversation is not None
-        if job.parser and job.parser.calls:
-            reason = "tool_calls"
+        if job.parser:
+            if how == "cut":  # what may have become a call is text
+                rest, calls = job.parser.flush()
+                if rest or calls:
+                    job.send(Delta(self._index(job), rest, job.answer[-1], calls or None))
+            if job.parser.calls:
+                reason = "tool_calls"
         job.send(Finished(self._index(job), reason))
         if job.choice + 1 < job.wish.n and how != "cut":
             self._again(job)
             return
         if job.text and any(job.text):
-            self._log_answer(job, how)
+            log_answer(job, how, self.renderer)
         elif not self._forget_answer(job):
             self._fail(job, errors.unavailable(_STOPPED, 5))
             return
@@ -373,80 +376,6 @@ class Turns:
         job.stage = Stage.RENDERING
         job.rendering.add_done_callback(lambda _future: self._wake())
 
-    def _log_answer(self, job: Job, how: str) -> None:
-        """The answer becomes part of the log, as the text that the client was sent."""
-        conversation, history = job.conversation, job.wish.history
-        assert conversation is not None and conversation.stream is not None
-        stream, conv_log, last = conversation.stream, conversation.log, conversation.log.last
-        assert last is not None
-        text = "".join(job.text)
-        pending: list[int] = []
-        if how in ("stop", "cut"):
-            pending = self._take_back_unsent(job, text)
-        if history.text is not None:
-            if how == "eos":  # in a text nothing stands for the end
-                stream.rewind(1)
-                conv_log.taken_back(1)
-                job.answer.pop()
-            more = self._text_bytes(job, text)
-            key, n_bytes = history.text_key(more), len(history.text) + len(more)
-            if key == last.key:
-                return  # nothing was written
-            if not pending:  # to go on from exactly here, something must be read again: the last token
-                pending = [job.answer[-1]]
-                stream.rewind(1)
-                conv_log.taken_back(1)
-            conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
-            return
-        message: dict[str, Any] = {"role": "assistant", "content": job.answer_prefix + text}
-        if job.parser and job.parser.calls:
-            message = {"role": "assistant", "content": job.parser.shown, "tool_calls": job.parser.calls}
-        close, ended = job.close, False
-        if how == "eos":
-            close = self.renderer.after_end(job.close)
-            # some templates write the end of an answer only with the next message: not once more then
-            ended = close == job.close
-        keys = [history.root, *(unit.key for unit in history.units)]
-        before = keys[-2] if history.units[-1].kind == "assistant" else keys[-1]
-        key = chain(before, canonical(message))
-        conv_log.add(key, stream.stats.n_past, "assistant", pending + close, ended)
-
-    @staticmethod
-    def _text_bytes(job: Job, text: str) -> bytes:
-        if job.wish.history.variables.get("tokens"):
-            return array("i", job.answer).tobytes()
-        return text.encode("utf-8", errors="surrogatepass")
-
-    def _piece(self, job: Job, token: int) -> bytes:
-        return self.engine.token_to_piece(token, special=job.wish.tools is not None)
-
-    def _take_back_unsent(self, job: Job, text: str) -> list[int]:
-        """Take tokens back that hold nothing of the text that was sent (a stop string, text held back).
-
-        Returns the tokens of what was sent of the last one taken back, to be fed with whatever comes next.
-        """
-        conversation = job.conversation
-        assert conversation is not None and conversation.stream is not None
-        if "\ufffd" in text:
-            return []  # bytes that are no text: tokens cannot be told apart by what was sent
-        surplus = job.n_answer_bytes - len(text.encode("utf-8", errors="surrogatepass"))
-        n, rest = 0, b""
-        while surplus > 0 and n < min(len(job.answer), _MAX_TAKE_BACK):
-            n += 1
-            piece = self._piece(job, job.answer[-n])
-            if len(piece) > surplus:
-                rest = piece[: len(piece) - surplus]
-            surplus -= len(piece)
-        if n == 0 or surplus > 0:
-            return []
-        try:
-            conversation.stream.rewind(n)
-        except EdgeStreamError:
-            return []
-        conversation.log.taken_back(n)
-        del job.answer[-n:]
-        return self.engine.tokenize(rest.decode("utf-8", errors="replace")) if rest else []
-
     def _stop_reading(self, job: Job) -> None:
         """The client has gone, or its time is over, while its prompt was read: back to the last entry."""
         conversation = job.conversation
@@ -466,10 +395,11 @@ class Turns:
         assert conversation is not None and conversation.stream is not None
         job.t_end = time.perf_counter()
         conversation.stream.rebase()
-        conversation.n_turns += 1
+        conversation.n_turns += not job.cancelled
         self.conversations.settle(conversation)
-        info, start = self.info(job), time.perf_counter()
-        if self.conversations.save(conversation):
+        info, start = job.info(), time.perf_counter()
+        # a turn that the client left is not worth a write now: the next one is, or leaving the slot
+        if not job.cancelled and self.conversations.save(conversation):
             self.metrics.save_seconds.observe(time.perf_counter() - start)
         self._end(job)
         job.send(Done(job.usage(), job.timings(), info))
@@ -495,33 +425,9 @@ class Turns:
                 self.conversations.drop(conversation)
         job.send(Failed(error))
 
-    #
-    # facts
-    #
 
-    def info(self, job: Job) -> dict[str, Any]:
-        """The `edge_stream` field of a response."""
-        conversation = job.conversation
-        stats = conversation.stream.stats if conversation and conversation.stream else None
-        assert conversation is not None and stats is not None
-        return {
-            "conversation": conversation.name or conversation.id,
-            "history": job.recognised,
-            "restored": job.restored,
-            "slot": conversation.slot,
-            "n_past": stats.n_past,
-            "n_cached": stats.n_cached,
-            "n_ctx": stats.n_ctx,
-            "n_pinned": stats.n_keep,
-            "n_reused": job.n_reused,
-            "n_read": job.n_read,
-            "n_to_read": job.n_to_read,
-            "n_messages_dropped": job.n_dropped,
-            "timed_out": job.timed_out,
-        }
-
-    def _gauges(self, job: Job, record: Token) -> dict[str, Any]:
-        return {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
+def _gauges(record: Token) -> dict[str, Any]:
+    return {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
 
 
 def _is_at(stream: Stream, n_past: int) -> bool:

@@ -12,6 +12,7 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
 from edge_stream.server.generation import Wish
+from edge_stream.server.grammar_check import check_ambiguity
 from edge_stream.server.recognition import History, chat_history, root_key
 from edge_stream.server.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
 from edge_stream.server.settings import Limits, Settings
@@ -215,8 +216,10 @@ class Wishes:
         for character in grammar:
             depth += (character == "(") - (character == ")")
             deepest = max(deepest, depth)
-        if deepest > limits.json_depth:
-            raise errors.invalid(f"the grammar's brackets are deeper than {limits.json_depth}")
+        # the converter of schemas writes a bracket for every repeat
+        if deepest > limits.json_depth + limits.schema_repeats:
+            raise errors.invalid(f"the grammar's brackets are deeper than {limits.json_depth + limits.schema_repeats}")
+        check_ambiguity(grammar)
 
     def _force_tools(self, sampling: Sampling, tools: list[dict[str, Any]], request: ChatRequest) -> Sampling:
         choice = request.tool_choice
