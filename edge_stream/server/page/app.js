@@ -201,7 +201,7 @@ new ResizeObserver(follow).observe(scroller);
 $("to-end").onclick = () => {
   stick = true;
   follow();
-  $("prompt").focus();
+  focusPrompt();
 };
 
 //
@@ -215,7 +215,7 @@ function openConversation(conversation) {
   $("status").textContent = "";
   setNav(false);
   show();
-  $("prompt").focus();
+  focusPrompt();
 }
 
 function remove(conversation) {
@@ -312,6 +312,11 @@ addEventListener("keydown", (event) => {
   if (document.body.classList.contains("nav-open")) setNav(false);
   else running.get(current.id)?.controller.abort();
 });
+
+// Not where that would bring up a keyboard over half of the screen.
+function focusPrompt() {
+  if (!matchMedia("(pointer: coarse)").matches) $("prompt").focus();
+}
 
 function fit() {
   const { style } = $("prompt");
@@ -428,4 +433,4 @@ setTheme(THEMES.includes(storage.get(THEME)) ? storage.get(THEME) : "system");
 setNav(false);
 show();
 connect();
-$("prompt").focus();
+focusPrompt();

@@ -49,7 +49,7 @@ export class Messages {
 
   build(conversation, message) {
     const mine = message.role === "user";
-    const node = h("article", { className: `message ${message.role}`, tabIndex: -1, ariaLabel: mine ? "You" : "Model" });
+    const node = h("article", { className: `message ${message.role}`, tabIndex: -1 }, h("h2", { className: "hidden" }, mine ? "You" : "Model"));
     const body = h("div", { className: "body", dir: "auto" });
     node.message = message;
     if (mine) {
