@@ -46,7 +46,8 @@ HOSTILE = """\
 MARKDOWN = """\
 # Title
 
-Some **bold**, *italic*, ***both***, `a < b`, ~~gone~~ and [a link](https://example.org/a_(b)?c=d "title"), snake_case_name.
+Some **bold**, *italic*, ***both***, `a < b`, ~~gone~~
+and [a link](https://example.org/a_(b)?c=d "title"), snake_case_name.
 See https://example.org/x. Not \\*this\\*; 2 * 3 * 4.
 
 - one
@@ -327,7 +328,7 @@ def test_markdown(served: Served, open_page: Callable[..., Page]) -> None:
     assert plain == (
         "<h3>Title</h3>"
         "<p>Some <strong>bold</strong>, <em>italic</em>, <strong><em>both</em></strong>, <code>a &lt; b</code>, "
-        '<del>gone</del> and <a href="https://example.org/a_(b)?c=d">a link</a>, snake_case_name.\n'
+        '<del>gone</del>\nand <a href="https://example.org/a_(b)?c=d">a link</a>, snake_case_name.\n'
         'See <a href="https://example.org/x">https://example.org/x</a>. Not *this*; 2 * 3 * 4.</p>'
         '<ul><li>one</li><li>two<ol start="1"><li>inner</li><li>more'
         "<div><div><span>c</span><button>Copy</button></div><pre><code>int x;</code></pre></div></li></ol></li>"

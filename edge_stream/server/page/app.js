@@ -13,7 +13,7 @@ const CURRENT = "edge-stream/current";
 const SAVE_MS = 2000; // how often a growing answer is saved
 
 const running = new Map(); // conversation id -> {controller, message}
-const problems = new Map(); // conversation id -> {text, retry}, shown under its last message
+const problems = new Map(); // conversation id -> {text, status, retry}, shown under its last message
 let server = null; // what GET /props says
 let sampling = readSettings();
 let key = sessionKey();
@@ -85,7 +85,7 @@ async function generate(conversation, question, begun = null) {
   const empty = !message.content.trim();
   if (empty) removeMessage(conversation, message);
   if (problem) {
-    problems.set(conversation.id, { text: problem.message, retry: () => generate(conversation, question, empty ? null : begun) });
+    problems.set(conversation.id, { text: problem.message, status: problem.status, retry: () => generate(conversation, question, empty ? null : begun) });
     if (problem.status === 401) askKey(key ? "The server does not know this key." : undefined);
   }
   if (store.all.has(conversation.id)) store.put(conversation);
@@ -425,8 +425,9 @@ async function connect() {
   for (const field of fields) if (field.name in defaults) field.placeholder = Number(defaults[field.name].toPrecision(4));
   $("model").textContent = server.model_alias;
   $("model").title = `${server.model_desc}, ${server.build_info}`;
-  if (problems.get(current.id)?.text.includes("API key")) problems.delete(current.id);
   show();
+  const refused = problems.get(current.id);
+  if (refused?.status === 401) refused.retry();
 }
 
 setTheme(THEMES.includes(storage.get(THEME)) ? storage.get(THEME) : "system");
