@@ -48,7 +48,7 @@ MARKDOWN = """\
 
 Some **bold**, *italic*, ***both***, `a < b`, ~~gone~~
 and [a link](https://example.org/a_(b)?c=d "title"), snake_case_name.
-See https://example.org/x. Not \\*this\\*; 2 * 3 * 4.
+See https://example.org/x. <https://example.org> Not \\*this\\*; 2 * 3 * 4.
 
 - one
 - two
@@ -176,7 +176,10 @@ def open_stored(page: Page, *contents: str) -> None:
     messages, parent = [], None
     for i, content in enumerate(contents):
         role = ("user", "assistant")[i % 2]
-        messages.append({"id": f"m{i}", "parent": parent, "role": role, "content": content, "state": "stop"})
+        message = {"id": f"m{i}", "parent": parent, "role": role, "content": content, "state": "stop"}
+        # what an answer's facts should not be: nothing of it may break the page
+        message["info"] = {"tok_per_s": True, "n_past": "<b>", "history": "constructor", "n_written": [1]}
+        messages.append(message)
         parent = f"m{i}"
     conversation = {"id": "stored", "title": "Stored", "messages": messages, "leaf": parent, "updated": 1}
     page.evaluate("v => localStorage.setItem('edge-stream/conversation/stored', v)", json.dumps(conversation))
@@ -329,7 +332,8 @@ def test_markdown(served: Served, open_page: Callable[..., Page]) -> None:
         "<h3>Title</h3>"
         "<p>Some <strong>bold</strong>, <em>italic</em>, <strong><em>both</em></strong>, <code>a &lt; b</code>, "
         '<del>gone</del>\nand <a href="https://example.org/a_(b)?c=d">a link</a>, snake_case_name.\n'
-        'See <a href="https://example.org/x">https://example.org/x</a>. Not *this*; 2 * 3 * 4.</p>'
+        'See <a href="https://example.org/x">https://example.org/x</a>. '
+        '<a href="https://example.org/">https://example.org</a> Not *this*; 2 * 3 * 4.</p>'
         '<ul><li>one</li><li>two<ol start="1"><li>inner</li><li>more'
         "<div><div><span>c</span><button>Copy</button></div><pre><code>int x;</code></pre></div></li></ol></li>"
         "<li>three</li></ul>"
@@ -465,7 +469,9 @@ def test_a_phone(served: Served, open_page: Callable[..., Page]) -> None:
     settings(page, max_tokens=8)
 
     def check() -> None:
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight, scrollX, scrollY]"
+        assert page.evaluate(size) == [320, 560, 0, 0]  # only the messages scroll
+        assert 0 < page.evaluate("document.getElementById('composer').getBoundingClientRect().bottom") <= 560
         assert page.evaluate("document.getElementById('scroller').scrollWidth") <= 320
         outside = """[...document.querySelectorAll('button, textarea, input, article, #gauge *')].filter((e) => {
             const r = e.getBoundingClientRect();

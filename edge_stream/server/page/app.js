@@ -2,7 +2,7 @@
 
 import { answer, props } from "./api.js";
 import { Store, addMessage, choose, newConversation, path, removeMessage, storage, toChat } from "./conversations.js";
-import { $, button, download, h, iconButton } from "./dom.js";
+import { $, button, download, fit, h, iconButton } from "./dom.js";
 import { recognition, showGauge } from "./gauge.js";
 import { Messages } from "./messages.js";
 
@@ -292,12 +292,12 @@ $("composer").onsubmit = (event) => {
   const content = $("prompt").value;
   if (!content.trim() || running.has(current.id)) return;
   $("prompt").value = "";
-  fit();
+  fit($("prompt"));
   current.title ||= content.trim().split("\n")[0].slice(0, 60);
   storage.set(CURRENT, current.id);
   generate(current, addMessage(current, current.leaf, "user", content));
 };
-$("prompt").addEventListener("input", fit);
+$("prompt").addEventListener("input", () => fit($("prompt")));
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
@@ -316,12 +316,6 @@ addEventListener("keydown", (event) => {
 // Not where that would bring up a keyboard over half of the screen.
 function focusPrompt() {
   if (!matchMedia("(pointer: coarse)").matches) $("prompt").focus();
-}
-
-function fit() {
-  const { style } = $("prompt");
-  style.height = "auto";
-  style.height = `${$("prompt").scrollHeight + 2}px`;
 }
 
 //

@@ -7,6 +7,7 @@
 const PREFIX = "edge-stream/conversation/";
 const FORMAT = "edge-stream-conversations";
 const STATES = ["stop", "length", "stopped", "failed"];
+const HISTORIES = ["new", "continued", "branched", "rebuilt"];
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
 
@@ -66,7 +67,7 @@ function checked(raw) {
     const message = { id: m.id, parent: m.parent, role: m.role, content: m.content };
     if (m.role === "assistant") {
       message.state = STATES.includes(m.state) ? m.state : "stopped";
-      message.info = typeof m.info === "object" ? m.info : null;
+      message.info = checkedInfo(m.info);
     }
     messages.push(message);
   }
@@ -74,6 +75,11 @@ function checked(raw) {
   const time = (value) => (Number.isFinite(value) ? value : Date.now());
   const leaf = ids.has(raw.leaf) ? raw.leaf : (messages.at(-1)?.id ?? null);
   return { id: raw.id, title: text(raw.title), created: time(raw.created), updated: time(raw.updated), system: text(raw.system), leaf, messages };
+}
+
+function checkedInfo(raw) {
+  const known = ([name, value]) => Number.isFinite(value) || (name === "history" && HISTORIES.includes(value)) || (name === "restored" && value === true);
+  return raw && typeof raw === "object" ? Object.fromEntries(Object.entries(raw).filter(known)) : null;
 }
 
 // All conversations, in memory and in localStorage. onProblem is given a sentence.

@@ -52,6 +52,12 @@ async function copy(text) {
   }
 }
 
+// A text field as high as its text; the style sheet has the limit.
+export function fit(field) {
+  field.style.height = "auto";
+  field.style.height = `${field.scrollHeight + 2}px`;
+}
+
 export function download(name, text) {
   const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   h("a", { href: url, download: name }).click();

@@ -31,6 +31,6 @@ export function showGauge(info, n_ctx) {
   $("meter-window").style.width = `${n_ctx ? (100 * (n_cached - pinned)) / n_ctx : 0}%`;
   $("g-cache").textContent = n_ctx ? `${number.format(n_cached)} / ${number.format(n_ctx)}` : "–";
   $("g-seen").textContent = n_past === null ? "–" : number.format(n_past);
-  $("g-speed").textContent = speed ? (speed < 100 ? speed.toFixed(1) : number.format(Math.round(speed))) : "–";
+  $("g-speed").textContent = speed > 0 ? (speed < 100 ? speed.toFixed(1) : number.format(Math.round(speed))) : "–";
   $("g-history").textContent = recognition(info);
 }

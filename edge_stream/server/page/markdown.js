@@ -260,11 +260,14 @@ function inlineInto(parent, text, depth) {
       const url = match && safeUrl(match[2]);
       if (url) add(link(url, match[1] || url, depth), LINK.lastIndex);
       else plain += text[i++];
-    } else if (c === "h" && !/\w/.test(text[i - 1] ?? "") && text.startsWith("http", i)) {
-      BARE.lastIndex = i;
-      const found = BARE.exec(text)?.[0].replace(/[.,:;!?*_~]+$|\)+[.,:;!?]*$/, "");
+    } else if ((c === "h" && !/\w/.test(text[i - 1] ?? "")) || (c === "<" && text[i + 1] === "h")) {
+      BARE.lastIndex = c === "<" ? i + 1 : i;
+      let found = BARE.exec(text)?.[0];
+      const end = BARE.lastIndex;
+      const angled = c === "<" && text[end] === ">";
+      if (!angled) found = c === "h" && found?.replace(/[.,:;!?*_~]+$|\)+[.,:;!?]*$/, "");
       const url = found && safeUrl(found);
-      if (url) add(link(url, found, MAX_DEPTH), i + found.length);
+      if (url) add(link(url, found, MAX_DEPTH), angled ? end + 1 : i + found.length);
       else plain += text[i++];
     } else if (c === "*" || c === "_" || c === "~") {
       const mark = text[i + 1] === c ? c + c : c;

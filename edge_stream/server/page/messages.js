@@ -1,7 +1,7 @@
 // The messages of the shown conversation, as nodes. `actions` are the app's: edit, regenerate, goOn, choose.
 
 import { siblings } from "./conversations.js";
-import { button, copyButton, h } from "./dom.js";
+import { button, copyButton, fit, h } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 
 const NOTES = {
@@ -91,7 +91,7 @@ export class Messages {
   // The text becomes a field; saving it begins a branch.
   edit(node) {
     const { message } = node;
-    const field = h("textarea", { value: message.content, ariaLabel: "Edited message", rows: Math.min(16, message.content.split("\n").length + 1) });
+    const field = h("textarea", { value: message.content, ariaLabel: "Edited message" });
     const close = () => {
       form.replaceWith(...old);
       node.focus();
@@ -108,6 +108,7 @@ export class Messages {
       field,
       h("div", { className: "row" }, button("Cancel", close), h("button", { className: "primary" }, message.role === "user" ? "Send" : "Save")),
     );
+    field.addEventListener("input", () => fit(field));
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
@@ -118,6 +119,7 @@ export class Messages {
     });
     const old = [...node.childNodes];
     node.replaceChildren(form);
+    fit(field);
     field.focus();
   }
 }
@@ -125,6 +127,6 @@ export class Messages {
 function note({ state, info }) {
   const parts = [];
   if (info?.n_written) parts.push(`${info.n_written} token${info.n_written === 1 ? "" : "s"}`);
-  if (info?.tok_per_s) parts.push(`${info.tok_per_s.toFixed(1)} tok/s`);
+  if (info?.tok_per_s > 0) parts.push(`${info.tok_per_s.toFixed(1)} tok/s`);
   return [parts.join(", "), NOTES[state]].filter(Boolean).join(" · ");
 }
