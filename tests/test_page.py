@@ -242,6 +242,27 @@ def test_stop_and_continue(served: Served, open_page: Callable[..., Page]) -> No
     assert [m["state"] for m in kept["messages"][1:]] == ["stopped"]
 
 
+def test_two_conversations_at_once(served: Served, open_page: Callable[..., Page]) -> None:
+    """An answer goes on while another conversation is shown; deleting its conversation ends it."""
+    page = open_page(served)
+    for text in ("First", "Second"):
+        page.click("#new")
+        page.fill("#prompt", text)
+        page.press("#prompt", "Enter")
+        page.wait_for_selector("article.assistant .body > p")
+    page.press("#prompt", "Escape")
+    done(page)
+    page.click("#conversations >> text=First")
+    assert texts(page, ".user") == ["First"] and page.locator("#stop").is_visible()
+    length = len(texts(page, ".assistant")[0])
+    until(page, "n => document.querySelector('article.assistant .body').innerText.length > n", length)
+    page.click("[aria-label=Delete]")
+    served.wait_idle()  # the server was told
+    assert texts(page, ".user") == ["Second"]
+    page.wait_for_timeout(50)
+    assert [c["title"] for c in stored(page)] == ["Second"]
+
+
 def test_regenerate_and_edit_make_branches(served: Served, open_page: Callable[..., Page]) -> None:
     page = open_page(served)
     settings(page, max_tokens=12)
