@@ -1,0 +1,103 @@
+"""Speed of the MLC engine beside llama.cpp's, taken in turns in one run, and where the MLC engine's time goes.
+
+    python benchmarks/mlc_speed.py model.gguf mlc-folder [-c 1024] [-t 2]
+
+Both streams are full and slide with every token. decode: tokens one by one. prefill: a text of 512 tokens in the
+stream's own chunks. The median of the rounds; the ratio is MLC / llama.cpp of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from edge_stream import Engine
+
+N_DECODE, N_PREFILL, ROUNDS = 32, 512, 5
+
+
+def draw(engine: Engine, n: int, seed: int) -> list[int]:
+    """Random tokens."""
+    return [int(t) for t in np.random.default_rng(seed).integers(100, engine.n_vocab, n)]
+
+
+def decode(stream: Any, seed: int) -> float:
+    """Tokens per second, one by one."""
+    tokens = draw(stream.engine, N_DECODE, seed)
+    start = time.perf_counter()
+    for token in tokens:
+        stream.feed([token])
+    return N_DECODE / (time.perf_counter() - start)
+
+
+def prefill(stream: Any, seed: int) -> float:
+    """Tokens per second of a text."""
+    tokens = draw(stream.engine, N_PREFILL, seed)
+    start = time.perf_counter()
+    stream.feed(tokens)
+    return N_PREFILL / (time.perf_counter() - start)
+
+
+def breakdown(stream: Any, feed: list[list[int]]) -> list[tuple[str, float, int]]:
+    """(function of the library, milliseconds, calls) per token; the instrument itself adds about 1 us to a call."""
+    spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    start = 0.0
+
+    def instrument(_function: Any, name: str, before: bool, _result: Any, *_arguments: Any) -> int:
+        nonlocal start
+        if before:
+            start = time.perf_counter()
+        else:
+            spent[name] += time.perf_counter() - start
+            calls[name] += 1
+        return 0
+
+    vm = stream.engine._decoder.decoder._vm
+    vm.set_instrument(instrument)
+    for tokens in feed:
+        stream.feed(tokens)
+    vm.set_instrument(lambda *_: 0)
+    n = sum(map(len, feed))
+    return [(name, seconds * 1e3 / n, calls[name]) for name, seconds in spent.most_common(10)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("gguf")
+    parser.add_argument("folder")
+    parser.add_argument("-c", type=int, default=1024)
+    parser.add_argument("-t", type=int, default=2)
+    flags = parser.parse_args()
+    streams = {}
+    for name, model in (("llama.cpp", flags.gguf), ("MLC", flags.folder)):
+        engine = Engine.load(model, n_ctx=flags.c, n_threads=flags.t)
+        streams[name] = engine.stream()
+        streams[name].feed(draw(engine, flags.c + 64, 0))
+        print(f"{name}: {engine.desc}")
+    for what in (decode, prefill):
+        found: dict[str, list[float]] = {name: [] for name in streams}
+        for seed in range(ROUNDS):
+            for name, stream in streams.items():
+                found[name].append(what(stream, seed))
+        speed = {name: statistics.median(values) for name, values in found.items()}
+        print(
+            f"{what.__name__}: llama.cpp {speed['llama.cpp']:.1f} tok/s, MLC {speed['MLC']:.1f} tok/s, "
+            f"ratio {speed['MLC'] / speed['llama.cpp']:.2f}"
+        )
+    mlc = streams["MLC"]
+    single = [[token] for token in draw(mlc.engine, 16, 1)]
+    for title, feed in (("decode", single), ("prefill", [draw(mlc.engine, 128, 1)])):
+        print(f"MLC {title}, ms per token by function:")
+        for name, ms, calls in breakdown(mlc, feed):
+            print(f"  {name:28s} {ms:7.3f}  {calls} calls")
+
+
+if __name__ == "__main__":
+    main()
