@@ -2,8 +2,8 @@
 
     python benchmarks/mlc_speed.py model.gguf mlc-folder [-c 1024] [-t 2]
 
-Both streams are full and slide with every token. decode: tokens one by one. prefill: a text of 512 tokens in the
-stream's own chunks. The median of the rounds; the ratio is MLC / llama.cpp of the same run.
+Each engine has a process of its own. Both streams are full and slide with every token. decode: tokens one by one.
+prefill: a text of 512 tokens in the stream's own chunks. The median of the rounds; the ratio is MLC / llama.cpp.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_stream import Engine
+from edge_stream.measure.worker import Worker, close_all
 
 N_DECODE, N_PREFILL, ROUNDS = 32, 512, 5
 
@@ -26,21 +27,15 @@ def draw(engine: Engine, n: int, seed: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(100, engine.n_vocab, n)]
 
 
-def decode(stream: Any, seed: int) -> float:
+def decode(worker: Worker) -> float:
     """Tokens per second, one by one."""
-    tokens = draw(stream.engine, N_DECODE, seed)
-    start = time.perf_counter()
-    for token in tokens:
-        stream.feed([token])
-    return N_DECODE / (time.perf_counter() - start)
+    times, _ = worker.call("generate", N_DECODE)
+    return N_DECODE * 1e9 / sum(times)
 
 
-def prefill(stream: Any, seed: int) -> float:
+def prefill(worker: Worker) -> float:
     """Tokens per second of a text."""
-    tokens = draw(stream.engine, N_PREFILL, seed)
-    start = time.perf_counter()
-    stream.feed(tokens)
-    return N_PREFILL / (time.perf_counter() - start)
+    return N_PREFILL * 1e9 / worker.call("prompt", N_PREFILL)
 
 
 def breakdown(stream: Any, feed: list[list[int]]) -> list[tuple[str, float, int]]:
@@ -75,28 +70,32 @@ def main() -> None:
     parser.add_argument("-c", type=int, default=1024)
     parser.add_argument("-t", type=int, default=2)
     flags = parser.parse_args()
-    streams = {}
-    for name, model in (("llama.cpp", flags.gguf), ("MLC", flags.folder)):
-        engine = Engine.load(model, n_ctx=flags.c, n_threads=flags.t)
-        streams[name] = engine.stream()
-        streams[name].feed(draw(engine, flags.c + 64, 0))
-        print(f"{name}: {engine.desc}")
-    for what in (decode, prefill):
-        found: dict[str, list[float]] = {name: [] for name in streams}
-        for seed in range(ROUNDS):
-            for name, stream in streams.items():
-                found[name].append(what(stream, seed))
-        speed = {name: statistics.median(values) for name, values in found.items()}
-        print(
-            f"{what.__name__}: llama.cpp {speed['llama.cpp']:.1f} tok/s, MLC {speed['MLC']:.1f} tok/s, "
-            f"ratio {speed['MLC'] / speed['llama.cpp']:.2f}"
-        )
-    mlc = streams["MLC"]
-    single = [[token] for token in draw(mlc.engine, 16, 1)]
-    for title, feed in (("decode", single), ("prefill", [draw(mlc.engine, 128, 1)])):
-        print(f"MLC {title}, ms per token by function:")
-        for name, ms, calls in breakdown(mlc, feed):
-            print(f"  {name:28s} {ms:7.3f}  {calls} calls")
+    settings = {"n_threads": flags.t}
+    models = {"llama.cpp": flags.gguf, "MLC": flags.folder}
+    workers = {name: Worker(model, "stream", flags.c, 4, settings) for name, model in models.items()}
+    try:
+        for name, worker in workers.items():
+            worker.call("fill", flags.c + 64)
+            print(f"{name}: {worker.facts['model_type']}")
+        for what in (decode, prefill):
+            found: dict[str, list[float]] = {name: [] for name in workers}
+            for _ in range(ROUNDS):
+                for name, worker in workers.items():
+                    found[name].append(what(worker))
+            llama, mlc = (statistics.median(values) for values in found.values())
+            best = ", ".join(f"{name} {max(values):.1f}" for name, values in found.items())
+            print(
+                f"{what.__name__}: llama.cpp {llama:.1f} tok/s, MLC {mlc:.1f}, ratio {mlc / llama:.2f} (best: {best})"
+            )
+    finally:
+        close_all(workers.values())
+    with Engine.load(flags.folder, n_ctx=flags.c, **settings) as engine, engine.stream() as stream:
+        stream.feed(draw(engine, flags.c + 64, 0))
+        single = [[token] for token in draw(engine, 16, 1)]
+        for title, feed in (("decode", single), ("prefill", [draw(engine, 128, 1)])):
+            print(f"MLC {title}, ms per token by function:")
+            for name, ms, calls in breakdown(stream, feed):
+                print(f"  {name:28s} {ms:7.3f}  {calls} calls")
 
 
 if __name__ == "__main__":
