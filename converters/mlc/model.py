@@ -98,6 +98,11 @@ class Matrix(nn.Module):  # type: ignore[misc]
         out = nn.op.matmul(x, weight, out_dtype=out_dtype)
         return out + self.bias if self.has_bias else out
 
+    def gated(self, x: nn.Tensor) -> nn.Tensor:
+        """For a matrix of gate's and then up's rows: silu(gate(x)) * up(x), [.., rows / 2]."""
+        gate, up = nn.op.split(self(x), 2, axis=-1)
+        return nn.op.silu(gate) * up
+
     def _dequantise(self, words: nn.Tensor, scales: nn.Tensor, rows: Any, *, transposed: bool) -> nn.Tensor:
         q, columns = self.q, self.columns
 
@@ -167,8 +172,7 @@ class MLP(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
-        gate, up = nn.op.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(nn.op.silu(gate) * up)
+        return self.down_proj(self.gate_up_proj.gated(x))
 
 
 class Layer(nn.Module):  # type: ignore[misc]

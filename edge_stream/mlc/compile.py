@@ -34,6 +34,8 @@ def require_tvm() -> None:
     """Raise EdgeStreamError unless TVM is installed, in the version that all of this was written for."""
     if importlib.util.find_spec("tvm") is None:
         raise EdgeStreamError("MLC models run on Apache TVM, which is not installed: pip install 'edge-stream[mlc]'")
+    if importlib.util.find_spec("gguf") is None:
+        raise EdgeStreamError("MLC models need the gguf package: pip install 'edge-stream[mlc]'")
     for package, version in VERSIONS.items():
         try:
             found = importlib.metadata.version(package)

@@ -131,12 +131,10 @@ class MlcFolder:
     def write_vocab(self, path: Path) -> None:
         """Write the tokenizer as a GGUF file without tensors, for llama.cpp to tokenise with.
 
-        Raises EdgeStreamError if llama.cpp has no equivalent of the tokenizer, or the gguf package is missing.
+        Raises EdgeStreamError if llama.cpp has no equivalent of the tokenizer.
         """
-        try:
-            import gguf
-        except ImportError as error:
-            raise EdgeStreamError("MLC models need the gguf package: pip install 'edge-stream[mlc]'") from error
+        import gguf
+
         from converters.vocab import read_vocab
 
         tokenizer = _Tokenizer(self)

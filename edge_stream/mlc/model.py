@@ -15,6 +15,7 @@ from converters.mlc.model import Decoder, DecoderConfig
 from converters.mlc.quantization import Quantization
 from edge_stream.mlc.kernels import Lanes, linear
 from edge_stream.mlc.kernels.attention import attention
+from edge_stream.mlc.kernels.elementwise import gated_silu
 
 ROWS = (1, 8)  # one row is bound by memory; at eight, registers hold the sums of a vector of rows
 
@@ -49,6 +50,12 @@ def blocked(lanes: Lanes) -> type[Any]:
             kernel = linear.matmul_q4 if self.bits else linear.matmul_f32
             out = self._call(kernel, "matmul", m, x, (1, m, self.rows))
             return out + self.bias if self.has_bias else out
+
+        def gated(self, x: nn.Tensor) -> nn.Tensor:
+            """See Matrix.gated."""
+            m, n = int(x.shape[1]), self.rows // 2
+            out = nn.Tensor.placeholder((1, m, n), "float32")
+            return nn.op.tensor_ir_op(gated_silu(m, n, lanes), "gated_silu", [self(x)], out)
 
         def _call(self, kernel: Any, name: str, m: int, x: nn.Tensor, shape: tuple[int, ...]) -> nn.Tensor:
             function = kernel(m, self.rows, self.columns, lanes)

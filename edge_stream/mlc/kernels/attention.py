@@ -18,6 +18,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from edge_stream.mlc.kernels import Lanes
+from edge_stream.mlc.kernels.elementwise import exp
 
 # columns of `rows`, [m, 3] int32
 SLOT, SEE_SINKS, SEE_RING = range(3)  # where the token goes (-1: padding), sinks and ring slots it attends to
@@ -25,17 +26,6 @@ SLOT, SEE_SINKS, SEE_RING = range(3)  # where the token goes (-1: padding), sink
 SINK_BLOCKS, RING_START, RING_SIZE, BLOCKS = range(4)  # the last: blocks in use, of sinks and ring
 
 _HIDDEN = -1e30  # score of what is not attended to
-
-
-def exp(x: Any) -> Any:
-    """e^x for x <= 0 as an expression that vectorises: 2^n times a polynomial of degree 6, relative error 2e-7."""
-    x = T.max(x, T.float32(-87.0))
-    n = T.floor(x * T.float32(1.4426950408889634) + T.float32(0.5))
-    r = x - n * T.float32(0.693359375) - n * T.float32(-2.12194440e-4)
-    p: Any = T.float32(1.0 / 720.0)
-    for coefficient in (1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0):
-        p = p * r + T.float32(coefficient)
-    return p * T.reinterpret("float32", (T.Cast("int32", n) + 127) << 23)
 
 
 @cache  # parsing takes longer than compiling

@@ -58,12 +58,17 @@ def matmul_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     return matmul
 
 
+def nibble_scale(p: Any) -> Any:
+    """2^(-4p), but 1 for the last nibble, which is shifted. p: its number, 0..7."""
+    return T.Select(p < 7, T.reinterpret("float32", (127 - 4 * p) << 23), T.float32(1))
+
+
 @cache  # parsing takes longer than compiling
 def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k] float32, words, scales -> y [1, m, n] float32."""
     width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
     blocks, n_vectors, ragged = -(-n // width), width // vector, n % width != 0
-    groups = -(-k // GROUP)
+    groups, padded = -(-k // GROUP), k % GROUP != 0
 
     @T.prim_func(private=True, s_tir=True)
     def matmul(
@@ -74,20 +79,29 @@ def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     ):
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         with T.sblock("root"):
-            scaled = T.sblock_alloc_buffer((groups, GROUP, m), "float32")  # x'
-            offset = T.sblock_alloc_buffer((groups, m), "float32")  # 7 times the sum of a group of x
+            scaled = T.sblock_alloc_buffer((m, groups * GROUP), "float32")  # x'
+            offset = T.sblock_alloc_buffer((m, groups), "float32")  # 7 times the sum of a group of x
             for i in T.serial(m):
                 for g in T.serial(groups):
-                    offset[g, i] = T.float32(0)
-                    for c in T.serial(GROUP // 8):
-                        for p in T.unroll(8):
-                            value: T.let[T.float32] = T.if_then_else(
-                                g * GROUP + c * 8 + p < k, x[0, i, g * GROUP + c * 8 + p], T.float32(0)
-                            )
-                            offset[g, i] = offset[g, i] + value * T.float32(7)
-                            scaled[g, c * 8 + p, i] = value * T.if_then_else(
-                                p < 7, T.reinterpret("float32", (127 - 4 * p) << 23), T.float32(1)
-                            )
+                    with T.sblock("group"):
+                        sums = T.sblock_alloc_buffer((8,), "float32", scope="local")
+                        for p in T.vectorized(8):
+                            sums[p] = T.float32(0)
+                        for c in T.unroll(GROUP // 8):
+                            if padded:
+                                for p in T.serial(8):
+                                    value: T.let[T.float32] = T.if_then_else(
+                                        g * GROUP + c * 8 + p < k, x[0, i, g * GROUP + c * 8 + p], T.float32(0)
+                                    )
+                                    sums[p] = sums[p] + value
+                                    scaled[i, g * GROUP + c * 8 + p] = value * nibble_scale(p)
+                            else:
+                                for p in T.vectorized(8):
+                                    sums[p] = sums[p] + x[0, i, g * GROUP + c * 8 + p]
+                                    scaled[i, g * GROUP + c * 8 + p] = x[0, i, g * GROUP + c * 8 + p] * nibble_scale(p)
+                        offset[i, g] = T.float32(0)
+                        for p in T.serial(8):
+                            offset[i, g] = offset[i, g] + sums[p] * T.float32(7)
             for b in T.parallel(blocks):
                 with T.sblock("rows"):
                     acc = T.sblock_alloc_buffer((m, vector), "float32", scope="local")
@@ -100,7 +114,7 @@ def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
                         for g in T.serial(groups):
                             for i in T.unroll(m):
                                 for j in T.vectorized(vector):
-                                    part[i, j] = -offset[g, i]
+                                    part[i, j] = -offset[i, g]
                             for c in T.unroll(GROUP // 8):
                                 for p in T.unroll(8):
                                     for j in T.vectorized(vector):
@@ -118,7 +132,7 @@ def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
                                         )
                                     for i in T.unroll(m):
                                         for j in T.vectorized(vector):
-                                            part[i, j] = part[i, j] + value8[j] * scaled[g, c * 8 + p, i]
+                                            part[i, j] = part[i, j] + value8[j] * scaled[i, g * GROUP + c * 8 + p]
                             for i in T.unroll(m):
                                 for j in T.vectorized(vector):
                                     acc[i, j] = acc[i, j] + part[i, j] * s[b, g, v * vector + j]

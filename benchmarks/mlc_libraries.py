@@ -1,0 +1,99 @@
+"""Compile the MLC libraries of a Mistral-7B shape for devices that are not here, and list what is in them.
+
+    python benchmarks/mlc_libraries.py [iphone,metal,cuda] [folder]
+
+No weights are needed: the shape is written down as mlc-chat-config.json has it. What is compiled is not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from converters.mlc.compile import compile_library
+
+SHAPE = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "position_embedding_base": 10000.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "max_batch_size": 1,
+}
+CONFIG = {
+    "model_type": "mistral",
+    "quantization": "q4f16_1",
+    "model_config": SHAPE,
+    "context_window_size": -1,
+    "sliding_window_size": 4096,
+    "attention_sink_size": 4,
+    "prefill_chunk_size": 1023,
+}
+
+
+def macho_symbols(data: bytes) -> list[str]:
+    """Names that a 64-bit Mach-O object defines for others (mach-o/loader.h and nlist.h)."""
+    n_commands, at = struct.unpack_from("<I", data, 16)[0], 32
+    for _ in range(n_commands):
+        command, size = struct.unpack_from("<II", data, at)
+        if command == 2:  # LC_SYMTAB
+            symbols, count, strings, _ = struct.unpack_from("<4I", data, at + 8)
+            names = []
+            for i in range(count):
+                name, kind, section = struct.unpack_from("<IBB", data, symbols + 16 * i)
+                if kind & 1 and section:  # external, defined
+                    start = strings + name
+                    names.append(data[start : data.index(b"\0", start)].decode())
+            return sorted(names)
+        at += size
+    return []
+
+
+def describe(library: Path) -> None:
+    """Print members, sizes, symbols and kernels of a .tar of object files."""
+    with tarfile.open(library) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            if file is None:
+                continue
+            data = file.read()
+            print(f"  {member.name}: {len(data):,} bytes")
+            if data[:4] == bytes.fromhex("cffaedfe"):
+                names = macho_symbols(data)
+                print(f"    Mach-O, {len(names)} symbols: {', '.join(names[:400])}")
+            for word in (rb"kernel void (\w+)", rb'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)'):
+                kernels = sorted({k.decode() for k in re.findall(word, data)})
+                if kernels:
+                    print(f"    {len(kernels)} kernels: {', '.join(kernels)}")
+
+
+def main() -> None:
+    """Compile for each device."""
+    devices = sys.argv[1].split(",") if len(sys.argv) > 1 else ["iphone", "metal", "cuda"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(sys.argv[2] if len(sys.argv) > 2 else scratch)
+        folder.mkdir(exist_ok=True)
+        (folder / "mlc-chat-config.json").write_text(json.dumps(CONFIG))
+        for device in devices:
+            out = folder / device
+            out.mkdir(exist_ok=True)
+            start = time.perf_counter()
+            library = compile_library(folder, device, print, out=out)
+            print(f"{device}: {library.name}, {library.stat().st_size:,} bytes, {time.perf_counter() - start:.0f} s")
+            describe(library)
+
+
+if __name__ == "__main__":
+    main()
