@@ -304,7 +304,7 @@ class Stream:
         )
 
     def _restore(self, path: bytes, user: bytes) -> None:
-        _native.check(self._native.es_session_load(self._handle, *self._cache_types(), path))
+        self.engine._check(self._native.es_session_load(self._handle, *self._cache_types(), path))
         self.user = user
 
     def _cache_types(self) -> tuple[int, int]:

@@ -139,6 +139,7 @@ def test_float16_cache(load_mlc: Load, draw: Draw) -> None:
         ("mistral-v0.1", "q4f16_0"),
         ("smollm", "q0f16"),
         ("qwen2", "q4f32_1"),
+        ("phi3", "q4f16_1"),
     ],
 )
 def test_quantised_models_equal_numpy(name: str, quantization: str, tmp_path: Path, tiny_mlc: Any) -> None:

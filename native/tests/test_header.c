@@ -15,6 +15,7 @@ int main(void) {
     es_sampler_params sampler = es_sampler_default_params();
     es_stream *       stream  = NULL;
     es_sampler *      s       = NULL;
+    es_decoder        decoder;
     es_stream_stats   stats;
     es_session_info   info;
     llama_token       token;
@@ -26,6 +27,8 @@ int main(void) {
 
     EXPECT(es_stream_init(NULL, params, &stream) == ES_ERR_INVALID && stream == NULL);
     EXPECT(strlen(es_last_error()) > 0);
+    memset(&decoder, 0, sizeof(decoder));
+    EXPECT(es_stream_init_decoder(NULL, decoder, params, &stream) == ES_ERR_INVALID && stream == NULL);
     EXPECT(es_stream_feed(NULL, &token, 1, NULL, NULL) == ES_ERR_INVALID);
     EXPECT(es_stream_get_stats(NULL, &stats) == ES_ERR_INVALID);
     EXPECT(es_stream_logits(NULL) == NULL);
