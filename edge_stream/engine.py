@@ -258,26 +258,20 @@ class Engine:
             )
 
     def _why_no_context(self, params: Any, n_ctx: int) -> str:
-        """A sentence for a context that llama.cpp could not create; on a device, with the largest n_ctx that works."""
-        hint = self._log_hint()
+        """A sentence for a context that llama.cpp could not create, or that does not fit: then with one that would."""
         used = self.devices
-        if not used:
-            return f"llama.cpp cannot create a context with n_ctx = {n_ctx}{hint}"
+        per_cell = self.cache_bytes(1)[1]
+        if not used or not per_cell:
+            return f"llama.cpp cannot create a context with n_ctx = {n_ctx}{self._log_hint()}"
+        # a fifth is left for the graph's own buffers. Trying sizes out instead ends the process with some drivers
+        fits = int(sum(d.free for d in used) * 0.8 / per_cell - self._n_spare) // self.n_parallel
         free = ", ".join(f"{d.name} has {d.free / 2**20:,.0f} MiB free" for d in used)
-        # what else a device needs than the cache depends on backend, batch and attention: so it is tried
-        step, fits = 256, 0
-        low, high = 0, (n_ctx - 1) // step
-        while low < high:
-            middle = (low + high + 1) // 2
-            params.n_ctx = self.n_parallel * middle * step + self._n_spare
-            ctx = self._llama.llama_init_from_model(self._model, params)
-            if ctx:
-                self._llama.llama_free(ctx)
-                low, fits = middle, middle * step
-            else:
-                high = middle - 1
-        largest = f"-c {fits} is the largest that fits" if fits else "not even -c 256 would: use a lower -ngl"
-        return f"a context with n_ctx = {n_ctx} does not fit the device ({free}); {largest}"
+        need = params.n_ctx * per_cell / 2**20
+        if not 0 < fits < n_ctx:
+            return f"llama.cpp cannot create a context with n_ctx = {n_ctx} ({free}){self._log_hint()}"
+        return (
+            f"a cache of n_ctx = {n_ctx} takes {need:,.0f} MiB of devices ({free}); -c {fits} is the largest that fits"
+        )
 
     def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
         _native.check(self._native.es_stream_init(self._ctx, params, handle))
