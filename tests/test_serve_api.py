@@ -179,6 +179,18 @@ def test_text_endpoints(served: Served) -> None:
     assert prompt == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_characters_that_end_lines_and_lone_surrogates(served: Served) -> None:
+    """Clients that split streams as str.splitlines does get whole chunks; what UTF-8 cannot carry is replaced."""
+    grammar = 'root ::= "a" "\\u2028" "b" "\\u0085" "c"'
+    with served.client.stream("POST", CHAT, json={"messages": HELLO, "stream": True, "grammar": grammar}) as answer:
+        chunks = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "a\u2028b\u0085c"
+    lone = b'{"messages": [{"role": "user", "content": "x\\ud800"}], "max_tokens": 1, "logit_bias": {"\\ud800": 1}}'
+    headers = {"Content-Type": "application/json"}
+    assert served.client.post("/apply-template", content=lone, headers=headers).status_code == 200
+    assert served.client.post(CHAT, content=lone, headers=headers).status_code == 400
+
+
 def test_facts(served: Served) -> None:
     assert served.client.get("/health").json() == {"status": "ok"}
     assert served.client.get("/v1/models").json()["data"][0]["id"] == "tiny"

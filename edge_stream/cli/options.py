@@ -273,7 +273,8 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
 
     _use_model_defaults(flags)
     settings = {name: flags[name] for name in _ENGINE}
-    settings["n_parallel"] = flags.get("n_parallel", 1)
+    if "n_parallel" in flags:
+        settings["n_parallel"] = flags["n_parallel"]
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
     # -1 (the whole prompt) is known only once the prompt is: the stream is given its own n_keep then.

@@ -310,15 +310,19 @@ class Api:
         messages = [m.model_dump(exclude_none=True) for m in body.messages]
         variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
         prompt = await asyncio.wrap_future(self.scheduler.render(lambda r: r.whole(messages, variables)))
-        return {"prompt": prompt}
+        return {"prompt": errors.sendable(prompt)}
 
 
 def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
+# Some clients take these for ends of lines, as str.splitlines does.
+_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
 def _sse(data: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(data, ensure_ascii=False, separators=(",", ":"))}
+    return {"data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)}
 
 
 def _sum_usage(done: list[Done]) -> dict[str, Any]:

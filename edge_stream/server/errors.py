@@ -28,7 +28,12 @@ class ApiError(Exception):
 
 def error_body(code: int, message: str, kind: str = INVALID) -> dict[str, Any]:
     """The JSON of an error."""
-    return {"error": {"code": code, "message": message, "type": kind}}
+    return {"error": {"code": code, "message": sendable(message), "type": kind}}
+
+
+def sendable(text: str) -> str:
+    """A text without lone surrogates, which JSON can escape but UTF-8 cannot carry."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def invalid(message: str) -> ApiError:

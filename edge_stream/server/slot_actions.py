@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.server.errors import NOT_FOUND, ApiError, invalid
+from edge_stream.server.errors import NOT_FOUND, ApiError, invalid, sendable
 from edge_stream.server.store import pack
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class SlotActions:
             raise invalid("this server keeps no sessions (--no-sessions)")
         if filename is None:
             raise invalid(f"{action} needs a filename")
-        path = store.named_path(filename)
+        path, filename = store.named_path(filename), sendable(filename)
         if action == "restore":
-            return self._restore(slot, filename)
+            return self._restore(slot, path, filename)
         if conversation is None or conversation.stream is None:
             raise invalid(f"slot {slot} holds no conversation")
         if not path.exists() and len(list(store.folder.glob("*.saved"))) >= _MAX_SAVED:
@@ -56,10 +57,9 @@ class SlotActions:
         conversation.stream.save(path, pack(facts, conversation.log.entries))
         return {"id_slot": slot, "filename": filename, "n_saved": conversation.n_past}
 
-    def _restore(self, slot: int, filename: str) -> dict[str, Any]:
+    def _restore(self, slot: int, path: Path, filename: str) -> dict[str, Any]:
         conversations, store = self.scheduler.conversations, self.scheduler.store
         assert store is not None
-        path = store.named_path(filename)
         if not path.exists():
             raise ApiError(404, f"nothing was saved as {filename[:64]!r}", NOT_FOUND)
         facts = store.read(path)
