@@ -64,7 +64,9 @@ def run(model: str, folder: Path, kills: int, clients: int, n_ctx: int, seed: in
         for talker in talkers if kill else ():  # the first turn after a kill
             expected = talker.finished
             answer = talker.turn(server.url)
-            assert answer, f"conversation {talker.i} got no answer after kill {kill}"
+            if answer is None:
+                server.kill()
+                raise AssertionError(f"conversation {talker.i} got no answer after kill {kill}")
             if expected:
                 assert answer.info["n_reused"] >= expected, (
                     f"kill {kill}, conversation {talker.i}: {expected} tokens were finished, "
