@@ -114,6 +114,13 @@ def load(tiny: Callable[[str], Path]) -> Iterator[Callable[..., Engine]]:
         engine.close()
 
 
+@pytest.fixture(params=["llama.cpp", "mlc"])
+def load_each(request: pytest.FixtureRequest) -> Callable[..., Engine]:
+    """load or load_mlc: for tests of what both engines promise, which run once with each."""
+    getter: Callable[..., Engine] = request.getfixturevalue("load" if request.param == "llama.cpp" else "load_mlc")
+    return getter
+
+
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., list[int]]:
     """draw(n, n_vocab, seed) -> random tokens that are not control tokens."""

@@ -70,8 +70,8 @@ def test_saved_between_turns(name: str, sink_move: str, load: Load, draw: Draw, 
     assert max(abs(a - b).max() for a, b in zip(got, want, strict=True)) < 1e-3
 
 
-def test_sampler_state_survives_a_second_save(load: Load, draw: Draw, tmp_path: Path) -> None:
-    engine = load("head64", **OPTIONS)
+def test_sampler_state_survives_a_second_save(load_each: Load, draw: Draw, tmp_path: Path) -> None:
+    engine = load_each("head64", **OPTIONS)
     with engine.stream() as stream:
         stream.feed(draw(50))
         tokens_of(stream, 5, SAMPLINGS["seeded"])
@@ -83,8 +83,8 @@ def test_sampler_state_survives_a_second_save(load: Load, draw: Draw, tmp_path: 
         assert tokens_of(stream, 50, SAMPLINGS["seeded"]) == want
 
 
-def test_another_seed_is_another_sequence(load: Load, draw: Draw, tmp_path: Path) -> None:
-    engine = load("head64", **OPTIONS)
+def test_another_seed_is_another_sequence(load_each: Load, draw: Draw, tmp_path: Path) -> None:
+    engine = load_each("head64", **OPTIONS)
     stream = engine.stream()
     stream.feed(draw(50))
     tokens_of(stream, 5, SAMPLINGS["seeded"])
@@ -94,14 +94,14 @@ def test_another_seed_is_another_sequence(load: Load, draw: Draw, tmp_path: Path
     assert tokens_of(other, 50, Sampling(seed=8, temp=1.0, top_k=0, top_p=1.0, min_p=0.0)) != want
 
 
-def test_larger_engine_takes_smaller_session_and_not_the_reverse(load: Load, draw: Draw, tmp_path: Path) -> None:
-    small = load("gqa", **OPTIONS)
+def test_larger_engine_takes_smaller_session_and_not_the_reverse(load_each: Load, draw: Draw, tmp_path: Path) -> None:
+    small = load_each("gqa", **OPTIONS)
     with small.stream() as stream:
         stream.feed(draw(100))
         stream.save(tmp_path / "s")
-    with load("gqa", n_ctx=128).restore(tmp_path / "s") as stream:
+    with load_each("gqa", n_ctx=128).restore(tmp_path / "s") as stream:
         assert stream.stats.n_ctx == 64
-    with load("gqa", n_ctx=128).stream() as stream:
+    with load_each("gqa", n_ctx=128).stream() as stream:
         stream.feed(draw(100))
         stream.save(tmp_path / "large")
     with pytest.raises(SessionError, match="-c 128"):

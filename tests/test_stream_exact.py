@@ -110,10 +110,10 @@ def test_long_prompt_is_chunked_by_the_rule(sink_move: str, load: Load, referenc
 
 
 @pytest.mark.parametrize("n_slide", [5, 20])
-def test_larger_slides(n_slide: int, load: Load, reference: Any, draw: Draw) -> None:
+def test_larger_slides(n_slide: int, load_each: Load, reference: Any, draw: Draw) -> None:
     """Evicting n_slide tokens at once: between slides the sinks' keys are not written."""
     tokens = draw(N_TOKENS)
-    got = streamed(load("gqa", n_ctx=N_CTX, n_slide=n_slide), tokens, 1)
+    got = streamed(load_each("gqa", n_ctx=N_CTX, n_slide=n_slide), tokens, 1)
     want = reference("gqa").stream(N_CTX, 4, n_slide).feed(tokens, 1)
     assert np.abs(got - want).max() < TOLERANCE
 
@@ -161,9 +161,9 @@ def test_rebase_between_turns_with_room_left(load: Load, draw: Draw) -> None:
     assert np.abs(rows[0] - rows[1]).max() < TOLERANCE
 
 
-def test_a_placed_stream_goes_on_as_it_would(load: Load, draw: Draw) -> None:
+def test_a_placed_stream_goes_on_as_it_would(load_each: Load, draw: Draw) -> None:
     tokens = draw(200)
-    with load("gqa", n_ctx=32) as engine, engine.stream() as stream:
+    with load_each("gqa", n_ctx=32) as engine, engine.stream() as stream:
         with pytest.raises(EdgeStreamError, match="once its cache is full"):
             stream.place(1000)
         stream.feed(tokens[:100])
@@ -180,9 +180,9 @@ def test_a_placed_stream_goes_on_as_it_would(load: Load, draw: Draw) -> None:
         assert np.array_equal(stream.logits, expected)
 
 
-def test_a_new_stream_takes_the_cache_over(load: Load, draw: Draw) -> None:
+def test_a_new_stream_takes_the_cache_over(load_each: Load, draw: Draw) -> None:
     """Closing the old one, even late, leaves the new one alone."""
-    engine = load("gqa", n_ctx=64)
+    engine = load_each("gqa", n_ctx=64)
     with engine.stream() as alone:
         want = alone.logits_of(draw(100))[-1]
     old = engine.stream()
