@@ -106,16 +106,23 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], bits: np.ndarra
     return end
 
 
+# Linux counts what a process held before exec, its parent's memory, into its peak: so a small process starts it
+_SMALL_PARENT = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status != 0)
+"""
+
+
 def measure(command: list[str]) -> tuple[float, float]:
     """Run a command; seconds, and the peak resident memory of its process in MiB."""
     start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    done = subprocess.run([sys.executable, "-c", _SMALL_PARENT, *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-    return time.monotonic() - start, usage.ru_maxrss * scale / 2**20
+    return time.monotonic() - start, int(done.stdout) * scale / 2**20
 
 
 def copy_speed(folder: Path) -> float:
