@@ -2,14 +2,17 @@
 
     python benchmarks/mlc_libraries.py [iphone,metal,cuda] [folder]
 
-No weights are needed: the shape is written down as mlc-chat-config.json has it. What is compiled is not run.
+No weights are needed: the shape is written down as mlc-chat-config.json has it. What is compiled is not run. Where nvcc
+is on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it compiles the CUDA source to machine code.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -77,6 +80,24 @@ def describe(library: Path) -> None:
                 kernels = sorted({k.decode() for k in re.findall(word, data)})
                 if kernels:
                     print(f"    {len(kernels)} kernels: {', '.join(kernels)}")
+            if b'extern "C" __global__' in data:
+                compile_cuda(data)
+
+
+def compile_cuda(data: bytes) -> None:
+    """Compile the CUDA source inside an object file with nvcc, if there is one."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        print("    CUDA source not compiled: nvcc is not on PATH")
+        return
+    # a C string between other data: the text around the first kernel
+    kernel = data.index(b'extern "C" __global__')
+    source = max(re.findall(rb"[\t\n\r -~]+", data[max(0, kernel - 65536) :]), key=len)
+    with tempfile.TemporaryDirectory() as folder:
+        text, code = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        text.write_bytes(source)
+        subprocess.run([nvcc, "-w", "-arch=sm_80", "-cubin", "-o", str(code), str(text)], check=True)
+        print(f"    nvcc -arch=sm_80: {len(source):,} bytes of source, {code.stat().st_size:,} of machine code")
 
 
 def main() -> None:
