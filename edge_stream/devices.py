@@ -46,6 +46,11 @@ class Device:
     def is_rpc(self) -> bool:
         return self.backend == "RPC"
 
+    @property
+    def is_local_gpu(self) -> bool:
+        """True for a GPU of this machine: an RPC server that any model used stays among the devices."""
+        return self.is_gpu and not self.is_rpc
+
 
 @lru_cache(maxsize=1)
 def ggml() -> Any:
@@ -113,7 +118,7 @@ def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]
     there = {device.name: device for device in devices()}
     if names is None:
         # a server that an earlier model used stays registered, but this one did not ask for it
-        local = [d for d in there.values() if d.is_gpu and not d.is_rpc]
+        local = [d for d in there.values() if d.is_local_gpu]
         discrete = [d for d in local if d.kind != "integrated GPU"]
         return [there[name] for name in remote] + (discrete or ([] if remote else local))
     if list(names) == ["none"]:

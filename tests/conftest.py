@@ -92,7 +92,7 @@ def reference(tiny: Callable[[str], Path]) -> Callable[[str], Reference]:
     def get(name: str) -> Reference:
         if name not in loaded:
             # ggml's CPU backend looks GELU up in a float16 table; with that table the rest can be compared
-            on_cpu = not any(d.is_gpu and not d.is_rpc for d in devices.devices())
+            on_cpu = not any(d.is_local_gpu for d in devices.devices())
             loaded[name] = load_reference(tiny(name)).with_gelu("table" if name == "gemma3" and on_cpu else "exact")
         return loaded[name]
 

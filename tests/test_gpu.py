@@ -19,7 +19,7 @@ from edge_stream import EdgeStreamError, devices
 Load = Callable[..., Any]
 Draw = Callable[..., list[int]]
 
-GPUS = [d for d in devices.devices() if d.is_gpu and not d.is_rpc]
+GPUS = [d for d in devices.devices() if d.is_local_gpu]
 pytestmark = pytest.mark.skipif(not GPUS, reason="no GPU among the devices of the libraries in use")
 
 N_CTX = 48

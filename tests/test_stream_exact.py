@@ -16,7 +16,7 @@ N_TOKENS = 4 * N_CTX  # three cache lengths past the end
 TOLERANCE = 1e-3
 # llama.cpp's GPU backends round batches to float16 in places, slides or not (up to 8e-3 on tokens before the first one,
 # measured on Vulkan); test_gpu.py asserts that slides add nothing to it
-BATCH_TOLERANCE = 2e-2 if any(d.is_gpu and not d.is_rpc for d in devices.devices()) else TOLERANCE
+BATCH_TOLERANCE = 2e-2 if any(d.is_local_gpu for d in devices.devices()) else TOLERANCE
 
 Draw = Callable[..., list[int]]
 Load = Callable[..., Any]
