@@ -104,13 +104,18 @@ SECTIONS = {
         "bench -m demo --mode stream,shift -p 0 -n 3000 -d full -c 768,1024 -r 1",
         "bench -m demo --mode stream,shift -p 0 -n 300 -d full -c 256 -r 1",
     ),
+    "spikes": Section(
+        "The latency of every token",
+        "spikes.py --mode stream,shift -c 1024 -n 3000 -r 5 --plot {images}/spikes.png",
+        "spikes.py --mode stream,shift -c 256 -n 300 -r 2 --plot {images}/spikes.png",
+        "spikes.png",
+        note="A shared machine has hiccups of its own, which fall on any token; what a method costs falls on the same "
+        "tokens in every repetition. every time: of each token's best time the largest, over the median.",
+    ),
     "mistral": Section(
         "A 7B of Mistral's shape (random weights, Q4_0) with n_ctx 4096, a million tokens deep",
-        (
-            "bench -m {work}/mistral-7b-q4_0.gguf --mode stream,dense -p 0 -n 48 -d full -c 4096 -r 3",
-            "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
-        ),
-        "bench -m {work}/mistral-small-q4_0.gguf --mode stream,dense -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
+        "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
+        "bench -m {work}/mistral-small-q4_0.gguf --mode stream -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
         note="Speed and memory; the weights are random, so that there is no text to judge. Reading a million tokens "
         "would take a day: the cache is filled with 4,096 tokens and counted as that deep, which the row says.",
         prepare=(

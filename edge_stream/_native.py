@@ -147,6 +147,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_bank_available": (C.c_bool, []),
     "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
+    "es_model_device": (C.c_void_p, [C.c_void_p, C.c_int32]),
     "es_stream_default_params": (StreamParams, []),
     "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
     "es_stream_init_decoder": (C.c_int32, [C.c_void_p, Decoder, StreamParams, C.POINTER(C.c_void_p)]),

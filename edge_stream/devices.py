@@ -83,10 +83,11 @@ def ggml() -> Any:
 def devices() -> list[Device]:
     """Every device, in the order of their backends."""
     lib = ggml()
-    return [_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
+    return [device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
 
 
-def _device(handle: int) -> Device:
+def device(handle: int) -> Device:
+    """What a device (ggml_backend_dev_t) is, and how much of its memory is free now."""
     lib = ggml()
     free, total = C.c_size_t(), C.c_size_t()
     lib.ggml_backend_dev_memory(handle, C.byref(free), C.byref(total))
@@ -115,12 +116,12 @@ def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]
     remote = [name for endpoint in rpc for name in add_rpc_server(endpoint)]
     if names is None and not _registered:
         return None
-    there = {device.name: device for device in devices()}
+    there = {d.name: d for d in devices()}
     if names is None:
         # a server that an earlier model used stays registered, but this one did not ask for it
         local = [d for d in there.values() if d.is_local_gpu]
         discrete = [d for d in local if d.kind != "integrated GPU"]
-        return [there[name] for name in remote] + (discrete or ([] if remote else local))
+        return [there[name] for name in remote] + (discrete or local)
     if list(names) == ["none"]:
         return []
     unknown = [name for name in names if name not in there]
@@ -154,7 +155,7 @@ def add_rpc_server(endpoint: str) -> list[str]:
             raise EdgeStreamError(f"no RPC server of this llama.cpp's version answers at {endpoint}")
         lib.ggml_backend_register(server)
         handles = [lib.ggml_backend_reg_dev_get(server, i) for i in range(lib.ggml_backend_reg_dev_count(server))]
-        _registered[endpoint] = [_device(handle).name for handle in handles]
+        _registered[endpoint] = [device(handle).name for handle in handles]
     return _registered[endpoint]
 
 

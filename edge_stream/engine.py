@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -76,7 +77,6 @@ class Engine:
     _n_spare = 0
     _eval_callback: Any = None
     _rebase_at = 0
-    _devices: list[device_list.Device] | None = None
     _n_gpu_layers = 0
 
     @classmethod
@@ -176,7 +176,6 @@ class Engine:
             # a list that ends with NULL; llama.cpp copies it
             handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
             params.devices = C.cast(handles, C.c_void_p)
-        self._devices = chosen
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         if not use_mmap:
@@ -407,16 +406,13 @@ class Engine:
         on_devices = total * n_offloaded // n_layer
         return total - on_devices, on_devices
 
-    @property
+    @cached_property
     def devices(self) -> list[device_list.Device]:
-        """The devices that hold layers of the model; empty if all are with the CPU."""
+        """The devices that hold layers of the model, as they were before the cache; empty if all are with the CPU."""
         if self._n_gpu_layers == 0:
             return []
-        chosen = self._devices
-        if chosen is None:  # llama.cpp's own choice
-            there = [d for d in device_list.devices() if d.is_gpu]
-            chosen = [d for d in there if d.kind != "integrated GPU"] or there[:1]
-        return chosen
+        handles = (self._native.es_model_device(self._model, i) for i in itertools.count())
+        return [device_list.device(handle) for handle in itertools.takewhile(bool, handles)]
 
     @staticmethod
     def _ggml_row_size(name: str, n: int) -> int:

@@ -176,5 +176,19 @@ def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
     _save(figure, path)
 
 
+def token_latency(best: dict[str, NDArray[np.float64]], repetitions: int, path: str) -> None:
+    """Milliseconds of each token, the best of its repetitions. best: mode -> [n_tokens]."""
+    figure = _figure(8, 3.6)
+    axes = figure.subplots()
+    for mode, ms in best.items():
+        axes.plot(range(1, len(ms) + 1), ms, "-", color=_COLOURS[mode], label=mode, linewidth=0.8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("token, after the cache filled")
+    axes.set_ylabel(f"ms (best of {repetitions})")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
 def _save(figure: Any, path: str) -> None:
     replace_file(path, lambda name: figure.savefig(name))

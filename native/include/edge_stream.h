@@ -29,6 +29,9 @@ ES_API bool es_model_can_stream(const struct llama_model * model, char * reason,
 // 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
 ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 
+// the i-th device (ggml_backend_dev_t) that llama.cpp put layers of the model on, however it chose; NULL after the last
+ES_API void * es_model_device(const struct llama_model * model, int32_t i);
+
 //
 // stream
 //

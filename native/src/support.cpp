@@ -1,5 +1,6 @@
 // Which models can stream, and what tells one model from another.
 #include "error.h"
+#include "llama-ext.h"
 
 #include <cstdio>
 #include <cstring>
@@ -99,4 +100,8 @@ uint64_t es_model_fingerprint(const llama_model * model) {
     const uint64_t sizes[] = { llama_model_size(model), llama_model_n_params(model), (uint64_t) n_tokens };
     hash.add(sizes, sizeof(sizes));
     return hash.h;
+}
+
+void * es_model_device(const llama_model * model, int32_t i) {
+    return model && i >= 0 && i < llama_model_n_devices(model) ? llama_model_get_device(model, i) : nullptr;
 }

@@ -46,6 +46,7 @@ int main(void) {
     EXPECT(es_session_load(NULL, 0, 0, "x") == ES_ERR_INVALID);
     EXPECT(es_session_peek("/does/not/exist", &info, NULL, 0) == ES_ERR_IO);
     EXPECT(!es_model_can_stream(NULL, NULL, 0));
+    EXPECT(!es_model_device(NULL, 0));
     es_stream_free(NULL);
     es_sampler_free(NULL);
     return 0;

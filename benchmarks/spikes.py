@@ -1,0 +1,92 @@
+"""The latency of each of many tokens, by mode: spikes of the method, told from those of the machine.
+
+    python benchmarks/spikes.py -m demo --mode stream,shift -c 1024 -n 3000 -r 5
+
+Every repetition starts afresh, fills the cache and then decodes n tokens one by one, the modes in turns of 16 tokens.
+What a method costs falls on the same tokens each time; what else happens on the machine falls anywhere. So beside the
+largest latency of all, and of the quietest repetition, the table has the largest of the tokens' best times
+("every time"): a token counts as slow there only if it was slow in all repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_stream.measure import plots
+from edge_stream.measure.table import as_json, markdown
+from edge_stream.measure.worker import Worker, close_all
+
+BLOCK = 16  # tokens of one mode before the next one has its turn
+WARM = 64  # tokens beyond a full cache that are not counted
+SETTINGS: dict[str, Any] = {"cache_type_k": "f16", "cache_type_v": "f16"}
+
+
+def repetition(workers: list[Worker], n: int) -> list[NDArray[np.float64]]:
+    """Milliseconds of n tokens in each mode, [n]."""
+    times: list[list[int]] = [[] for _ in workers]
+    for worker in workers:
+        worker.call("reset")
+        worker.call("fill", worker.n_ctx)
+        worker.call("generate", WARM)
+    while len(times[0]) < n:
+        for worker, own in zip(workers, times, strict=True):
+            own += worker.call("generate", min(BLOCK, n - len(own)))[0]
+    return [np.array(own) / 1e6 for own in times]
+
+
+def row(worker: Worker, ms: NDArray[np.float64]) -> dict[str, Any]:
+    """A row of the table. ms: [repetitions, n]."""
+    p50 = float(np.median(ms))
+    within = ms / np.median(ms, axis=1, keepdims=True)  # the machine's speed drifts from one repetition to the next
+    best = within.min(axis=0)
+    return {
+        "mode": worker.mode,
+        "n_ctx": worker.n_ctx,
+        "tokens": ms.shape[1],
+        "repetitions": ms.shape[0],
+        "p50_ms": p50,
+        "p99/p50": float(np.percentile(within, 99)),
+        "max/p50": float(within.max()),
+        "quietest max/p50": float(within.max(axis=1).min()),
+        "every time max/p50": float(best.max()),
+        "tokens above 1.5 every time": int((best > 1.5).sum()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("--mode", default="stream,shift", help="one or more, separated by commas")
+    parser.add_argument("-c", "--ctx-size", type=int, default=1024)
+    parser.add_argument("--keep", type=int, default=4)
+    parser.add_argument("-n", "--n-gen", type=int, default=3000)
+    parser.add_argument("-r", "--repetitions", type=int, default=5)
+    parser.add_argument("--plot", help="a picture of every token's best time")
+    parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
+    args = parser.parse_args()
+    plots.check_plot(args.plot)
+    workers: list[Worker] = []
+    try:
+        for mode in args.mode.split(","):
+            workers.append(Worker(args.model, mode, args.ctx_size, args.keep, SETTINGS))
+        runs = []
+        for i in range(args.repetitions):
+            runs.append(repetition(workers, args.n_gen))
+            print(f"repetition {i + 1} of {args.repetitions}", file=sys.stderr)
+        measured = [np.stack([run[k] for run in runs]) for k in range(len(workers))]
+        rows = [row(worker, ms) for worker, ms in zip(workers, measured, strict=True)]
+    finally:
+        close_all(workers)
+    if args.plot:
+        best = {worker.mode: ms.min(axis=0) for worker, ms in zip(workers, measured, strict=True)}
+        plots.token_latency(best, args.repetitions, args.plot)
+    print(as_json(rows) if args.output == "json" else markdown(rows, list(rows[0])))
+
+
+if __name__ == "__main__":
+    main()
