@@ -1,0 +1,80 @@
+"""Time per token at several depths, in turns: does a stream slow down as it grows?
+
+    python benchmarks/depth.py -m demo -c 512 -d 1000,10000,100000
+
+Every depth has a process and a stream of its own, which read all tokens up to it (in chunks). Then each decodes 16
+tokens one by one, in turns, so that the speed of a shared machine, which drifts, is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+
+from edge_stream.measure.table import as_json, markdown
+from edge_stream.measure.worker import Worker, close_all
+
+BLOCK = 16  # tokens at one depth before the next has its turn
+FILL = 2048  # tokens between two signs of life
+SETTINGS: dict[str, Any] = {"cache_type_k": "f16", "cache_type_v": "f16"}
+
+
+def reach(worker: Worker, depth: int) -> None:
+    """Read up to a depth."""
+    at = 0
+    while at < depth:
+        at = worker.call("fill", min(FILL, depth - at))
+        if at % (8 * FILL) == 0 or at == depth:
+            print(f"{at:,} of {depth:,} read", file=sys.stderr)
+    worker.call("generate", 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", default="demo")
+    parser.add_argument("-c", "--ctx-size", type=int, default=512)
+    parser.add_argument("--keep", type=int, default=4)
+    parser.add_argument("-d", "--depths", default="1000,10000,100000", help="tokens, each at least the cache's size")
+    parser.add_argument("-n", "--n-gen", type=int, default=640)
+    parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
+    args = parser.parse_args()
+    depths = [int(d) for d in args.depths.split(",")]
+    if min(depths) < args.ctx_size:
+        parser.error(f"a depth below the cache's size, {args.ctx_size}, would be measured with less in the cache")
+    workers: list[Worker] = []
+    try:
+        for depth in depths:
+            workers.append(Worker(args.model, "stream", args.ctx_size, args.keep, SETTINGS))
+            reach(workers[-1], depth)
+        memory = [worker.call("rss") for worker in workers]
+        print("measuring", file=sys.stderr)
+        ms: list[list[float]] = [[] for _ in depths]
+        while len(ms[0]) < args.n_gen:
+            for worker, own in zip(workers, ms, strict=True):
+                times, _fill = worker.call("generate", min(BLOCK, args.n_gen - len(own)))
+                own += [t / 1e6 for t in times]
+        counters = [worker.call("counters") for worker in workers]
+    finally:
+        close_all(workers)
+    medians = [float(np.median(own)) for own in ms]
+    rows = [
+        {
+            "depth": depth,
+            "n_ctx": args.ctx_size,
+            "slides": count["slides"],
+            "rebases": count["rebases"],
+            "p50_ms": median,
+            "quartiles": "..".join(f"{q:.2f}" for q in np.percentile(own, [25, 75])),
+            "p50/first": median / medians[0],
+            "rss_mib": rss,
+        }
+        for depth, count, median, own, rss in zip(depths, counters, medians, ms, memory, strict=True)
+    ]
+    print(as_json(rows) if args.output == "json" else markdown(rows, list(rows[0])))
+
+
+if __name__ == "__main__":
+    main()
