@@ -117,9 +117,9 @@ SECTIONS = {
         "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
         "bench -m {work}/mistral-small-q4_0.gguf --mode stream -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
         note="Speed and memory; the weights are random, so that there is no text to judge. Reading a million tokens "
-        "would take a day: the cache is filled with 4,096 tokens and counted as that deep, which the row says. Resident "
-        "memory counts the weights twice: llama.cpp's CPU backend repacks Q4_0, and the file stays mapped, in pages "
-        "that the system can take back; with --no-mmap they are there once.",
+        "would take a day: the cache is filled with 4,096 tokens and counted as that deep, which the row says. "
+        "Resident memory counts the weights twice: llama.cpp's CPU backend repacks Q4_0, and the file stays mapped, in "
+        "pages that the system can take back; with --no-mmap they are there once.",
         prepare=(
             "make_checkpoint.py {work}/mistral-7b",
             "convert {work}/mistral-7b --to gguf --quantize Q4_0 -o {work}/mistral-7b-q4_0.gguf",
