@@ -140,3 +140,28 @@ def test_command_line(servers: Any, tiny: Any) -> None:
         [sys.executable, "-m", "edge_stream.cli", "info", *rpc], capture_output=True, text=True, check=True
     )
     assert info.stdout.count("RPC") >= 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "used"),
+    [
+        ({"GPU0": "integrated GPU"}, ["RPC0", "GPU0"]),
+        ({"GPU0": "integrated GPU", "GPU1": "GPU"}, ["RPC0", "GPU1"]),
+        ({}, ["RPC0"]),
+    ],
+)
+def test_gpus_beside_a_server_are_those_llama_cpp_would_use(
+    kinds: dict[str, str], used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp: servers first, then GPUs, integrated ones where there is no other. RPC1 is an earlier model's."""
+
+    def device(name: str, kind: str, backend: str) -> devices.Device:
+        return devices.Device(name, name, kind, backend, total=1, free=1, handle=1)
+
+    there = [device("CPU", "CPU", "CPU"), *(device(name, kind, "Vulkan") for name, kind in kinds.items())]
+    there += [device("RPC0", "GPU", "RPC"), device("RPC1", "GPU", "RPC")]
+    monkeypatch.setattr(devices, "devices", lambda: there)
+    monkeypatch.setattr(devices, "_registered", {"a:1": ["RPC0"], "b:1": ["RPC1"]})
+    monkeypatch.setattr(devices, "add_rpc_server", lambda _endpoint: ["RPC0"])
+    chosen = devices.choose(None, ["a:1"])
+    assert chosen is not None and [d.name for d in chosen] == used
