@@ -170,13 +170,6 @@ static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer
     return nullptr;
 }
 
-// Whether a write of memory that is not pinned can be queued behind the backend's work. Vulkan's waits all the same,
-// and a prompt that slid with it crashed Mesa's software driver (found by its tests; the cause is not known).
-static bool queues_writes(ggml_backend_t backend) {
-    const auto reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
-    return strcmp(ggml_backend_reg_name(reg), "Vulkan") != 0;
-}
-
 void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
     b.delta                  = b.pos - b.pos0;
     const ggml_tensor * last = nullptr;
@@ -187,15 +180,13 @@ void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
         last             = in.delta;
         const auto buft  = ggml_backend_buffer_get_type(in.delta->buffer);
         const auto owner = backend_of(ctx.get_sched(), buft);
+        if (owner && !ggml_backend_buft_is_host(buft)) {
+            // in the order of the backend's own work: nobody waits, a decode in flight still reads the old value
+            ggml_backend_tensor_set_async(owner, in.delta, &b.delta, 0, sizeof(b.delta));
+            continue;
+        }
         if (!owner) {
             ctx.synchronize();
-        } else if (!ggml_backend_buft_is_host(buft)) {
-            if (queues_writes(owner)) {
-                // in the order of the backend's own work: nobody waits, a decode in flight still reads the old value
-                ggml_backend_tensor_set_async(owner, in.delta, &b.delta, 0, sizeof(b.delta));
-                continue;
-            }
-            ggml_backend_synchronize(owner);
         } // else it is the CPU, which is done when llama_decode returns
         ggml_backend_tensor_set(in.delta, &b.delta, 0, sizeof(b.delta));
     }
