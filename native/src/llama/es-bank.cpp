@@ -56,7 +56,7 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
 ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
     for (const auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
-        if (!b.armed || it == b.k.end()) {
+        if (!(b.armed || reserving) || it == b.k.end()) {
             continue;
         }
         const auto &  in       = b.in.at(il);
@@ -410,6 +410,34 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     return why ? ES_BANK_UNSUPPORTED : ES_BANK_OK;
 }
 
+// Makes room in the compute buffers for graphs that slide, so that none of them has to grow in the middle of a stream.
+static int32_t reserve(llama_context * ctx) {
+    bool grown = false;
+    for (auto * kv : caches_of(ctx)) {
+        auto &   bank = es_bank_access::bank(*kv, ctx);
+        uint32_t n    = 0;
+        for (const auto & [seq, b] : bank.blocks) {
+            n += b.n_rows;
+        }
+        grown           = grown || n > bank.n_reserved;
+        bank.n_reserved = std::max(bank.n_reserved, n);
+        bank.reserving  = true;
+    }
+    int32_t rc = ES_BANK_OK;
+    try {
+        if (grown) {
+            ctx->es_reserve();
+        }
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        rc = ES_BANK_NO_MEMORY;
+    }
+    for (auto * kv : caches_of(ctx)) {
+        es_bank_access::bank(*kv, ctx).reserving = false;
+    }
+    return rc;
+}
+
 int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, uint32_t n_rows) {
     if (n_rows == 0) {
         return ES_BANK_INVALID;
@@ -420,7 +448,9 @@ int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, uint32_t n_ro
     }
     llama_synchronize(ctx); // an old block's buffers may be in use
     ctx->es_graph_changed();
-    return for_each_bank(ctx, seq, false, [&](es_bank & bank, llama_kv_cache &) { return bank.alloc(seq, n_rows); });
+    const auto    alloc = [&](es_bank & bank, llama_kv_cache &) { return bank.alloc(seq, n_rows); };
+    const int32_t done  = for_each_bank(ctx, seq, false, alloc);
+    return done == ES_BANK_OK ? reserve(ctx) : done;
 }
 
 void llama_es_bank_free(llama_context * ctx, llama_seq_id seq) {

@@ -62,6 +62,8 @@ public:
 
     std::map<llama_seq_id, es_bank_block> blocks;
     const llama_context *                 lctx = nullptr; // for the rope parameters
+    bool     reserving  = false; // graphs are built to measure buffers: every block counts as armed
+    uint32_t n_reserved = 0;     // rows that they were measured with
 
 private:
     ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
