@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTER = ROOT / "build" / "native" / "native" / "tests" / "libes_count_calls.so"
-NAMES = ("builds", "splits", "nodes", "copies", "syncs", "reads", "read_bytes", "writes", "write_bytes")
+NAMES = ("builds", "splits", "nodes", "copies", "syncs", "reads", "read_bytes", "writes", "write_bytes", "buffers")
 N_TOKENS = 8
 
 
@@ -42,6 +42,9 @@ def mistral_shape(folder: Path) -> Path:
 def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, dict[str, Any]]:
     """Counts per token of a plain and of a sliding decode; ops: nodes by ggml's name of the op.
 
+    first: buffers allocated until the cache was full (the model's, the cache's, those that decodes compute in), and
+    from then to the second slide.
+
     The process must have been started with COUNTER preloaded. Raises RuntimeError otherwise.
     """
     counter = ctypes.CDLL(None)
@@ -53,6 +56,10 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
     raw = (ctypes.c_int64 * 1024)()
     ggml = ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
     ggml.ggml_op_name.restype, ggml.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+
+    def buffers() -> int:
+        size = counter.es_counts_take(raw)
+        return int(dict(zip(NAMES, raw[:size], strict=False))["buffers"])
 
     def counted(stream: Any, n: int) -> dict[str, Any]:
         counter.es_counts_take(raw)
@@ -67,15 +74,17 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
         # the cache is looked at in blocks of 256 cells: stay within one while counting
         stream.feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)])
         stream.feed([10])
+        at_start = buffers()
         plain = counted(stream, N_TOKENS)
         stream.feed([10 + i % 200 for i in range(N_TOKENS)])
         for token in (10, 11):  # the first slide builds the graph with the sinks in it
             stream.feed([token])
+        at_slide = buffers()
         before = stream.stats
         sliding = counted(stream, N_TOKENS)
         after = stream.stats
     assert after.n_slides - before.n_slides == N_TOKENS and after.n_rebases == before.n_rebases
-    return {"plain": plain, "sliding": sliding}
+    return {"plain": plain, "sliding": sliding, "first": {"buffers": at_start, "buffers at a slide": at_slide}}
 
 
 def main() -> None:
@@ -85,6 +94,7 @@ def main() -> None:
     parser.add_argument("-fa", "--flash-attn", default="auto")
     parser.add_argument("--keep", type=int, default=4)
     parser.add_argument("-c", "--ctx-size", type=int, default=512, help="the counts do not depend on it")
+    parser.add_argument("-b", "--batch-size", type=int, default=512)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not COUNTER.exists():
@@ -93,7 +103,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(COUNTER)})
 
     options: dict[str, Any] = {"cache_type_k": args.cache_type_k, "flash_attn": args.flash_attn, "n_keep": args.keep}
-    options["n_ctx"] = args.ctx_size
+    options |= {"n_ctx": args.ctx_size, "n_batch": args.batch_size}
     with tempfile.TemporaryDirectory() as folder:
         model = mistral_shape(Path(folder)) if args.model == "mistral-shape" else args.model
         result = measure(model, **options)

@@ -36,7 +36,7 @@ def check(result: dict[str, dict[str, Any]], n_layer: int, *, hadamard: bool = F
     plain, sliding = result["plain"], result["sliding"]
     assert plain["nodes"] > 10 * n_layer and plain["read_bytes"] > 0  # the counter sees something
     # the graph of the token before is used again, in as many pieces, with as many copies and waits
-    for name in ("builds", "splits", "copies", "syncs", "reads", "read_bytes"):
+    for name in ("builds", "splits", "copies", "syncs", "reads", "read_bytes", "buffers"):
         assert sliding[name] == plain[name], name
     assert sliding["builds"] == 0
     # the only thing that travels is how far the sinks have moved: an int32 per cache
@@ -53,6 +53,14 @@ def check(result: dict[str, dict[str, Any]], n_layer: int, *, hadamard: bool = F
 def test_tiny(type_k: str, flash_attn: str, tiny: Callable[[str], Path]) -> None:
     """llama.cpp rotates a quantised K by a Hadamard matrix; so do the sinks that join it."""
     check(counted(tiny("head64"), "-ctk", type_k, "-fa", flash_attn), 2, hadamard=type_k == "q8_0")
+
+
+@pytest.mark.parametrize("keep", [4, 40])
+def test_nothing_grows_when_the_sinks_begin_to_move(keep: int, tiny: Callable[[str], Path]) -> None:
+    """Their part of the graph was measured before. A batch of 1: with more, other graphs have room enough for it."""
+    first = counted(tiny("head64"), "-b", "1", "--keep", str(keep))["first"]
+    assert first["buffers"] > 2
+    assert first["buffers at a slide"] == 0
 
 
 def test_sliding_window_layers(tiny: Callable[[str], Path]) -> None:

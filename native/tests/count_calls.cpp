@@ -22,6 +22,7 @@ struct counts {
     int64_t read_bytes;
     int64_t writes; // tensors written by the host
     int64_t write_bytes;
+    int64_t buffers;            // buffers allocated on any backend
     int64_t ops[GGML_OP_COUNT]; // nodes by ggml_op
 };
 
@@ -72,6 +73,12 @@ enum ggml_status ggml_backend_graph_compute_async(ggml_backend_t backend, ggml_c
         }
     }
     return real(backend, graph);
+}
+
+ggml_backend_buffer_t ggml_backend_buft_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    NEXT(ggml_backend_buft_alloc_buffer);
+    now.buffers++;
+    return real(buft, size);
 }
 
 void ggml_backend_synchronize(ggml_backend_t backend) {
