@@ -10,26 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 import numpy as np
 
 from edge_stream.measure.table import as_json, markdown
-from edge_stream.measure.worker import Worker, close_all
-
-BLOCK = 16  # tokens at one depth before the next has its turn
-FILL = 2048  # tokens between two signs of life
-SETTINGS: dict[str, Any] = {"cache_type_k": "f16", "cache_type_v": "f16"}
-
-
-def reach(worker: Worker, depth: int) -> None:
-    """Read up to a depth."""
-    at = 0
-    while at < depth:
-        at = worker.call("fill", min(FILL, depth - at))
-        if at % (8 * FILL) == 0 or at == depth:
-            print(f"{at:,} of {depth:,} read", file=sys.stderr)
-    worker.call("generate", 2)
+from edge_stream.measure.worker import Worker, close_all, in_turns
 
 
 def main() -> None:
@@ -47,15 +32,12 @@ def main() -> None:
     workers: list[Worker] = []
     try:
         for depth in depths:
-            workers.append(Worker(args.model, "stream", args.ctx_size, args.keep, SETTINGS))
-            reach(workers[-1], depth)
+            workers.append(Worker(args.model, "stream", args.ctx_size, args.keep, {}))
+            workers[-1].read(depth, lambda at: print(f"{at:,} tokens read", file=sys.stderr))
+            workers[-1].call("generate", 2)  # at a full cache the first slide builds another graph
         memory = [worker.call("rss") for worker in workers]
         print("measuring", file=sys.stderr)
-        ms: list[list[float]] = [[] for _ in depths]
-        while len(ms[0]) < args.n_gen:
-            for worker, own in zip(workers, ms, strict=True):
-                times, _fill = worker.call("generate", min(BLOCK, args.n_gen - len(own)))
-                own += [t / 1e6 for t in times]
+        ms = in_turns(workers, args.n_gen)
         counters = [worker.call("counters") for worker in workers]
     finally:
         close_all(workers)

@@ -57,16 +57,14 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
     ggml = ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
     ggml.ggml_op_name.restype, ggml.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
 
-    def buffers() -> int:
-        size = counter.es_counts_take(raw)
-        return int(dict(zip(NAMES, raw[:size], strict=False))["buffers"])
+    def take() -> list[int]:
+        return list(raw[: counter.es_counts_take(raw)])
 
     def counted(stream: Any, n: int) -> dict[str, Any]:
-        counter.es_counts_take(raw)
+        take()
         for i in range(n):
             stream.feed([20 + i])
-        size = counter.es_counts_take(raw)
-        per_token = [value / n for value in raw[:size]]
+        per_token = [value / n for value in take()]
         ops = {ggml.ggml_op_name(op).decode(): v for op, v in enumerate(per_token[len(NAMES) :]) if v}
         return {**dict(zip(NAMES, per_token, strict=False)), "ops": ops}
 
@@ -74,12 +72,12 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
         # the cache is looked at in blocks of 256 cells: stay within one while counting
         stream.feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)])
         stream.feed([10])
-        at_start = buffers()
+        at_start = take()[NAMES.index("buffers")]
         plain = counted(stream, N_TOKENS)
         stream.feed([10 + i % 200 for i in range(N_TOKENS)])
         for token in (10, 11):  # the first slide builds the graph with the sinks in it
             stream.feed([token])
-        at_slide = buffers()
+        at_slide = take()[NAMES.index("buffers")]
         before = stream.stats
         sliding = counted(stream, N_TOKENS)
         after = stream.stats

@@ -19,24 +19,18 @@ from numpy.typing import NDArray
 
 from edge_stream.measure import plots
 from edge_stream.measure.table import as_json, markdown
-from edge_stream.measure.worker import Worker, close_all
+from edge_stream.measure.worker import Worker, close_all, in_turns
 
-BLOCK = 16  # tokens of one mode before the next one has its turn
 WARM = 64  # tokens beyond a full cache that are not counted
-SETTINGS: dict[str, Any] = {"cache_type_k": "f16", "cache_type_v": "f16"}
 
 
 def repetition(workers: list[Worker], n: int) -> list[NDArray[np.float64]]:
     """Milliseconds of n tokens in each mode, [n]."""
-    times: list[list[int]] = [[] for _ in workers]
     for worker in workers:
         worker.call("reset")
-        worker.call("fill", worker.n_ctx)
+        worker.read(worker.n_ctx)
         worker.call("generate", WARM)
-    while len(times[0]) < n:
-        for worker, own in zip(workers, times, strict=True):
-            own += worker.call("generate", min(BLOCK, n - len(own)))[0]
-    return [np.array(own) / 1e6 for own in times]
+    return in_turns(workers, n)
 
 
 def row(worker: Worker, ms: NDArray[np.float64]) -> dict[str, Any]:
@@ -73,7 +67,7 @@ def main() -> None:
     workers: list[Worker] = []
     try:
         for mode in args.mode.split(","):
-            workers.append(Worker(args.model, mode, args.ctx_size, args.keep, SETTINGS))
+            workers.append(Worker(args.model, mode, args.ctx_size, args.keep, {}))
         runs = []
         for i in range(args.repetitions):
             runs.append(repetition(workers, args.n_gen))

@@ -11,12 +11,10 @@ from typing import Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.modes import keep_of
 from edge_stream.measure.table import rounded
-from edge_stream.measure.worker import Worker, close_all
+from edge_stream.measure.worker import BLOCK, Worker, close_all
 from edge_stream.metrics import percentile
 
-BLOCK = 16  # tokens that a mode decodes before the next one has its turn
 PLACEABLE = ("stream", "window")  # modes in which a depth need not be read (Reader.place)
-FILL = 2048  # tokens between two signs of life while a depth is reached
 
 Note = Callable[[str], None]
 
@@ -164,10 +162,7 @@ class _Lane:
         call("reset")
         target = self.worker.n_ctx if self.placed else self.depth - self.hold
         warm = 0 if self.worker.mode == "recompute" else 2
-        at = 0
-        while at < target:
-            at = call("fill", min(FILL, target - at))
-            progress(at)
+        self.worker.read(target, progress)
         if self.placed:
             call("place", self.depth)
         if self.hold:

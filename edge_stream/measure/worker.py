@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.metrics import resident_mib
+
+BLOCK = 16  # tokens that a worker decodes before the next one has its turn
+FILL = 2048  # tokens between two signs of life while a depth is reached
 
 
 class ReaderHost:
@@ -189,6 +193,13 @@ class Worker:
         self._connection.send((method, values))
         return self._receive()
 
+    def read(self, depth: int, progress: Callable[[int], None] = lambda _at: None) -> None:
+        """Read random tokens up to a depth of a text that was just begun."""
+        at = 0
+        while at < depth:
+            at = self.call("fill", min(FILL, depth - at))
+            progress(at)
+
     def _receive(self) -> Any:
         try:
             good, answer = self._connection.recv()
@@ -220,3 +231,12 @@ def close_all(workers: Iterable[Worker]) -> None:
     """End all of them."""
     for worker in workers:
         worker.close()
+
+
+def in_turns(workers: Sequence[Worker], n: int) -> list[NDArray[np.float64]]:
+    """Milliseconds of n tokens decoded one by one by each worker, [n], in turns of BLOCK tokens."""
+    times: list[list[int]] = [[] for _ in workers]
+    for left in range(n, 0, -BLOCK):
+        for worker, own in zip(workers, times, strict=True):
+            own += worker.call("generate", min(BLOCK, left))[0]
+    return [np.array(own) / 1e6 for own in times]

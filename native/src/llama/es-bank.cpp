@@ -412,27 +412,28 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
 
 // Makes room in the compute buffers for graphs that slide, so that none of them has to grow in the middle of a stream.
 static int32_t reserve(llama_context * ctx) {
-    bool grown = false;
-    for (auto * kv : caches_of(ctx)) {
-        auto &   bank = es_bank_access::bank(*kv, ctx);
-        uint32_t n    = 0;
-        for (const auto & [seq, b] : bank.blocks) {
-            n += b.n_rows;
-        }
-        grown           = grown || n > bank.n_reserved;
-        bank.n_reserved = std::max(bank.n_reserved, n);
-        bank.reserving  = true;
+    const auto caches = caches_of(ctx);
+    // the same sequences have blocks in every cache
+    auto &   first = es_bank_access::bank(*caches[0], ctx);
+    uint32_t n     = 0;
+    for (const auto & [seq, b] : first.blocks) {
+        n += b.n_rows;
+    }
+    if (n <= first.n_reserved) {
+        return ES_BANK_OK;
     }
     int32_t rc = ES_BANK_OK;
+    for (auto * kv : caches) {
+        es_bank_access::bank(*kv, ctx).reserving = true;
+    }
     try {
-        if (grown) {
-            ctx->es_reserve();
-        }
+        ctx->es_reserve();
+        first.n_reserved = n;
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
         rc = ES_BANK_NO_MEMORY;
     }
-    for (auto * kv : caches_of(ctx)) {
+    for (auto * kv : caches) {
         es_bank_access::bank(*kv, ctx).reserving = false;
     }
     return rc;
