@@ -104,8 +104,8 @@ def test_a_cache_too_large_for_the_device_names_what_fits(load: Load, monkeypatc
     """On a device that is almost full; the size named is most of what is free, and it loads."""
     per_token = load("head64", n_ctx=N_CTX).kv_bytes_per_token
     free = 300 * per_token
-    crowded = [replace(d, free=free // len(GPUS)) for d in devices.devices()]
-    monkeypatch.setattr(devices, "devices", lambda: crowded)
+    told = devices.device
+    monkeypatch.setattr(devices, "device", lambda handle: replace(told(handle), free=free // len(GPUS)))
     with pytest.raises(EdgeStreamError, match="MiB free") as refused:
         load("head64", n_ctx=512)
     found = re.search(r"-c (\d+) is the largest that fits", str(refused.value))
