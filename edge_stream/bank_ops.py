@@ -83,21 +83,30 @@ def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, 
         bank = new_2d(ctx, F32, width, _N_ROWS)
 
         keys = new_2d(ctx, F32, width, _N_ROWS)
-        capture = {"copy": lib.ggml_cpy(ctx, keys, lib.ggml_view_2d(ctx, bank, width, _N_ROWS, 4 * width, 0))}
+        capture, slide, rebase = {}, {}, {}
+        if quantised:
+            keys = capture["hadamard"] = hadamard(keys, _N_HEAD * _N_ROWS)
+        keys = lib.ggml_reshape_2d(ctx, keys, width, _N_ROWS)
+        capture["copy"] = lib.ggml_cpy(ctx, keys, lib.ggml_view_2d(ctx, bank, width, _N_ROWS, 4 * width, 0))
 
-        moved = rotate(lib.ggml_reshape_3d(ctx, bank, _HEAD, _N_HEAD * _N_ROWS, 1), new_1d(ctx, I32, 1))
-        rows = lib.ggml_reshape_2d(ctx, moved, width, _N_ROWS)
-        slide = {"rope": moved, "store": lib.ggml_set_rows(ctx, cache, rows, new_1d(ctx, I64, _N_ROWS))}
+        rows = lib.ggml_reshape_3d(ctx, bank, _HEAD, _N_HEAD * _N_ROWS, 1)
+        rows = slide["rope"] = rotate(rows, new_1d(ctx, I32, 1))
+        if quantised:
+            rows = slide["hadamard"] = hadamard(rows, _N_HEAD * _N_ROWS)
+        rows = lib.ggml_reshape_2d(ctx, rows, width, _N_ROWS)
+        slide["store"] = lib.ggml_set_rows(ctx, cache, rows, new_1d(ctx, I64, _N_ROWS))
 
         head, row = lib.ggml_row_size(kind, _HEAD), lib.ggml_row_size(kind, width)
         part = lib.ggml_view_3d(ctx, cache, _HEAD, _N_HEAD, _N_SLICE, head, row, 0)
-        plain = lib.ggml_cast(ctx, part, F32)
-        turned = rotate(plain, new_1d(ctx, I32, _N_SLICE))
-        rebase = {"load": plain, "rope": turned, "store": lib.ggml_cpy(ctx, turned, part)}
+        plain = rebase["load"] = lib.ggml_cast(ctx, part, F32)
         if quantised:
-            capture["hadamard"] = hadamard(keys, _N_HEAD * _N_ROWS)
-            slide["hadamard"] = hadamard(rows, _N_HEAD * _N_ROWS)
-            rebase["hadamard"] = hadamard(plain, _N_HEAD * _N_SLICE)
+            plain = rebase["hadamard"] = hadamard(plain, _N_HEAD * _N_SLICE)
+            plain = lib.ggml_reshape_3d(ctx, plain, _HEAD, _N_HEAD, _N_SLICE)
+        turned = rebase["rope"] = rotate(plain, new_1d(ctx, I32, _N_SLICE))
+        if quantised:
+            turned = hadamard(turned, _N_HEAD * _N_SLICE)
+            turned = lib.ggml_reshape_3d(ctx, turned, _HEAD, _N_HEAD, _N_SLICE)
+        rebase["store"] = lib.ggml_cpy(ctx, turned, part)
         yield {"capture": capture, "slide": slide, "rebase": rebase}
     finally:
         lib.ggml_free(ctx)

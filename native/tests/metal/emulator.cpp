@@ -19,12 +19,10 @@
 
 #include <ucontext.h>
 
-#include <cstdio>
 #include <map>
 #include <memory>
 #include <random>
 #include <set>
-#include <stdexcept>
 #include <string>
 
 using namespace es_metal;
