@@ -23,7 +23,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTER = ROOT / "build" / "native" / "native" / "tests" / "libes_count_calls.so"
-NAMES = ("builds", "splits", "nodes", "copies", "syncs", "reads", "read_bytes", "writes", "write_bytes", "buffers")
+NAMES = (
+    "builds",
+    "splits",
+    "nodes",
+    "copies",
+    "syncs",
+    "reads",
+    "read_bytes",
+    "writes",
+    "write_bytes",
+    "buffers",
+    "pairs",
+)
 N_TOKENS = 8
 
 
@@ -93,6 +105,7 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=4)
     parser.add_argument("-c", "--ctx-size", type=int, default=512, help="the counts do not depend on it")
     parser.add_argument("-b", "--batch-size", type=int, default=512)
+    parser.add_argument("--rpc", default="", help="host:port,... of RPC servers to run on")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not COUNTER.exists():
@@ -102,6 +115,7 @@ def main() -> None:
 
     options: dict[str, Any] = {"cache_type_k": args.cache_type_k, "flash_attn": args.flash_attn, "n_keep": args.keep}
     options |= {"n_ctx": args.ctx_size, "n_batch": args.batch_size}
+    options["rpc"] = [endpoint for endpoint in args.rpc.split(",") if endpoint]
     with tempfile.TemporaryDirectory() as folder:
         model = mistral_shape(Path(folder)) if args.model == "mistral-shape" else args.model
         result = measure(model, **options)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import graph_cost
 import pytest
+from test_graph_cost import check, counted
 
 from edge_stream import EdgeStreamError, Sampling, devices
 
@@ -68,6 +70,14 @@ def test_tokens_equal_the_local_run(servers: Any, load: Load, draw: Draw) -> Non
         assert generated(stream, 200) == want
         assert abs(stream.logits - logits).max() < 1e-3
         assert stream.stats.n_slides > 150 and stream.stats.n_rebases > 3
+
+
+@pytest.mark.skipif(not graph_cost.COUNTER.exists(), reason="the counter is built on Linux only (make build)")
+@pytest.mark.parametrize("type_k", ["f16", "q8_0"])
+def test_what_a_slide_adds_on_a_device(type_k: str, servers: Any, tiny: Callable[[str], Path]) -> None:
+    """The graphs that a device gets differ from the CPU's: rotation and store of the sinks are one kernel there."""
+    result = counted(tiny("head64"), "-ctk", type_k, "--rpc", servers[0][0])
+    check(result, 2, hadamard=type_k == "q8_0", on_device=True)
 
 
 def test_a_dead_server_costs_no_session(servers: Any, load: Load, draw: Draw, tmp_path: Path) -> None:

@@ -23,10 +23,25 @@ struct counts {
     int64_t writes; // tensors written by the host
     int64_t write_bytes;
     int64_t buffers;            // buffers allocated on any backend
+    int64_t pairs;              // rotations followed by their store, with shapes that CUDA and Vulkan run as one kernel
     int64_t ops[GGML_OP_COUNT]; // nodes by ggml_op
 };
 
 counts now = {};
+
+// ggml_cuda_should_fuse_rope_set_rows and ggml_vk_can_fuse_rope_set_rows, as far as a graph can differ in it
+bool is_pair(ggml_cgraph * graph, int i) {
+    if (i + 2 >= ggml_graph_n_nodes(graph)) {
+        return false;
+    }
+    const ggml_tensor *rope = ggml_graph_node(graph, i), *view = ggml_graph_node(graph, i + 1),
+                      *store = ggml_graph_node(graph, i + 2);
+    return rope->op == GGML_OP_ROPE && view->op == GGML_OP_VIEW && store->op == GGML_OP_SET_ROWS &&
+           view->src[0] == rope && store->src[0] == view && store->src[2]->op == GGML_OP_NONE &&
+           ggml_is_contiguous(view) && rope->ne[3] == 1 && view->ne[0] == rope->ne[0] * rope->ne[1] &&
+           view->ne[1] == rope->ne[2] && ggml_nelements(store->src[1]) == rope->ne[2] &&
+           (store->type == GGML_TYPE_F16 || store->type == GGML_TYPE_F32);
+}
 
 // A backend without asynchronous copies gets them by a wait and a plain copy: still one copy, and no wait for anything.
 thread_local int depth = 0;
@@ -70,6 +85,7 @@ enum ggml_status ggml_backend_graph_compute_async(ggml_backend_t backend, ggml_c
             op != GGML_OP_TRANSPOSE) {
             now.nodes++;
             now.ops[op]++;
+            now.pairs += is_pair(graph, i);
         }
     }
     return real(backend, graph);

@@ -53,7 +53,7 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
     return k_cur;
 }
 
-ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
+ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * stored, int32_t il) const {
     for (const auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
         if (!(b.armed || reserving) || it == b.k.end()) {
@@ -63,18 +63,23 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) co
         const int64_t n_head   = kv.hparams.n_head_kv(il);
         const int64_t n_embd_h = kv.hparams.n_embd_head_k(il);
 
-        // all rows move by the same distance, so they are heads of one position: one row of angles
-        ggml_tensor * cur = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head * b.n_rows, 1);
+        // On a device every row is a position: ROPE, VIEW, SET_ROWS with these shapes are what the CUDA and Vulkan
+        // backends run as one. On the CPU all rows are heads of one position, which needs one row of angles.
+        const int64_t n_pos = in.delta->ne[0];
+        ggml_tensor * cur   = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head * b.n_rows / n_pos, n_pos);
+        // no more than an order: the new keys are stored first, so that their rotation and store stay neighbours.
+        // Through the destination it would keep Vulkan from fusing: it must not be what another node writes.
+        cur->src[1] = stored;
         if (kv.hparams.has_rope(il)) {
             cur = rope(ctx, cur, in.delta, il);
         }
         if (in.rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
         }
-        cur = ggml_reshape_2d(ctx, cur, n_embd_h * n_head, b.n_rows);
-        k   = ggml_set_rows(ctx, k, cur, in.cells);
+        cur    = ggml_view_2d(ctx, cur, n_embd_h * n_head, b.n_rows, ggml_row_size(cur->type, n_embd_h * n_head), 0);
+        stored = ggml_set_rows(ctx, k, cur, in.cells);
     }
-    return k;
+    return stored;
 }
 
 //
@@ -84,6 +89,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, int32_t il) co
 int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
     es_bank_block b;
     b.n_rows = n_rows;
+    b.delta.resize(n_rows);
 
     std::vector<float> hadamard;
     int64_t            n_rot = 0;
@@ -108,7 +114,7 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
             return ES_BANK_NO_MEMORY;
         }
         es_bank_block::inputs in = {
-            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 1),
+            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, ggml_backend_buft_is_host(buft) ? 1 : n_rows),
             ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, n_rows),
             n_rot ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_rot, n_rot) : nullptr,
         };
@@ -171,7 +177,7 @@ static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer
 }
 
 void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
-    b.delta                  = b.pos - b.pos0;
+    std::fill(b.delta.begin(), b.delta.end(), b.pos - b.pos0);
     const ggml_tensor * last = nullptr;
     for (const auto & [il, in] : b.in) {
         if (in.delta == last) {
@@ -182,13 +188,13 @@ void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
         const auto owner = backend_of(ctx.get_sched(), buft);
         if (owner && !ggml_backend_buft_is_host(buft)) {
             // in the order of the backend's own work: nobody waits, a decode in flight still reads the old value
-            ggml_backend_tensor_set_async(owner, in.delta, &b.delta, 0, sizeof(b.delta));
+            ggml_backend_tensor_set_async(owner, in.delta, b.delta.data(), 0, ggml_nbytes(in.delta));
             continue;
         }
         if (!owner) {
             ctx.synchronize();
         } // else it is the CPU, which is done when llama_decode returns
-        ggml_backend_tensor_set(in.delta, &b.delta, 0, sizeof(b.delta));
+        ggml_backend_tensor_set(in.delta, b.delta.data(), 0, ggml_nbytes(in.delta));
     }
 }
 

@@ -19,9 +19,9 @@ struct es_bank_block {
     uint32_t  n_filled = 0;     // rows captured so far
     llama_pos pos0     = 0;     // position of row 0 when captured
     llama_pos pos      = 0;     // position of row 0 now
-    int32_t   delta    = 0;     // pos - pos0, kept here while a backend may still be reading it
     bool      armed    = false; // decode graphs write the rows to the cache
 
+    std::vector<int32_t>  delta; // [n_rows]: pos - pos0, kept here while a backend may still be reading it
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
 
     // rows of the capture that the next decode fills; 0: none
@@ -32,7 +32,7 @@ struct es_bank_block {
 
     // small inputs, once per buffer type, so that no copy between devices is needed
     struct inputs {
-        ggml_tensor * delta; // [1]      i32: pos - pos0
+        ggml_tensor * delta; // [1 or n_rows] i32: pos - pos0, see es_bank::place
         ggml_tensor * cells; // [n_rows] i64: rows of the merged K tensor
         ggml_tensor * rot;   // [n, n]   f32: Hadamard matrix of quantised K, or null
     };
@@ -46,10 +46,10 @@ class es_bank {
 public:
     explicit es_bank(llama_kv_cache & kv) : kv(kv) {}
 
-    // Graph building, called from llama_kv_cache::cpy_k. k: the layer's (merged) cache tensor, after the new keys were
-    // stored; k_cur: [n_embd_k_gqa, n_tokens] f32. Both return what cpy_k shall use instead.
+    // Graph building, called from llama_kv_cache::cpy_k. k_cur: [n_embd_k_gqa, n_tokens] f32; k: the layer's (merged)
+    // cache tensor; stored: the node that stores the new keys in it. Both return what cpy_k shall use instead.
     ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
-    ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, int32_t il) const;
+    ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * stored, int32_t il) const;
 
     int32_t alloc(llama_seq_id seq, uint32_t n_rows);
     int32_t move(llama_context & ctx, llama_seq_id seq, llama_pos pos);
