@@ -59,8 +59,8 @@ def _base() -> Any:
 def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, int]]]:
     """step -> name -> ggml_tensor * of every op of that step that computes, for a K cache of that type.
 
-    Shapes are Mistral-7B's: 8 KV heads of 128 dimensions, 4 sinks, 4096 cells. The tensors have no data and live
-    as long as the context.
+    Shapes are Mistral-7B's on a device: 8 KV heads of 128 dimensions, 4 sinks, 4096 cells. (On the CPU the rows of a
+    slide are heads of one position.) The tensors have no data and live as long as the context.
     """
     lib = _base()
     kind = CACHE_TYPES[cache_type][0]
@@ -89,11 +89,11 @@ def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, 
         keys = lib.ggml_reshape_2d(ctx, keys, width, _N_ROWS)
         capture["copy"] = lib.ggml_cpy(ctx, keys, lib.ggml_view_2d(ctx, bank, width, _N_ROWS, 4 * width, 0))
 
-        rows = lib.ggml_reshape_3d(ctx, bank, _HEAD, _N_HEAD * _N_ROWS, 1)
-        rows = slide["rope"] = rotate(rows, new_1d(ctx, I32, 1))
+        rows = lib.ggml_reshape_3d(ctx, bank, _HEAD, _N_HEAD, _N_ROWS)
+        rows = slide["rope"] = rotate(rows, new_1d(ctx, I32, _N_ROWS))
         if quantised:
             rows = slide["hadamard"] = hadamard(rows, _N_HEAD * _N_ROWS)
-        rows = lib.ggml_reshape_2d(ctx, rows, width, _N_ROWS)
+        rows = lib.ggml_view_2d(ctx, rows, width, _N_ROWS, 4 * width, 0)
         slide["store"] = lib.ggml_set_rows(ctx, cache, rows, new_1d(ctx, I64, _N_ROWS))
 
         head, row = lib.ggml_row_size(kind, _HEAD), lib.ggml_row_size(kind, width)
