@@ -5,14 +5,19 @@ The Metal backend's op encoders (ggml-metal-ops.cpp and what it needs) are compi
 which clang compiles as C++ after `[[attributes]]` have been turned into a table. Each op of edge_stream/bank_ops.py is
 computed by these and by the CPU backend from the same data, with Mistral-7B's K shape.
 
+Whole decodes of a model are recorded as well, not run (record()): the order that Metal's graph optimiser gives their
+nodes, the kernels and memory barriers that its encoders ask for, with and without a slide.
+
 What it cannot show: what Apple's compiler makes of the sources, fast mathematics, speed.
 
-    python benchmarks/metal_emulation.py         # needs clang++ and llama.cpp's source (make build)
+    python benchmarks/metal_emulation.py                       # needs clang++ and llama.cpp's source (make build)
+    python benchmarks/metal_emulation.py demo mistral-shape    # kernels and barriers per token
 """
 
 from __future__ import annotations
 
 import ctypes as C
+import json
 import os
 import re
 import shutil
@@ -25,6 +30,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import graph_cost
 from backend_ops import LLAMA, METAL, ROOT
 
 from edge_stream import _libs, bank_ops
@@ -97,8 +103,10 @@ def assembled(name: str) -> bytes:
 
 
 def host_names(text: str) -> list[str]:
-    """The names that a kernel source answers to."""
-    return re.findall(r'\[\[host_name\("([^"]+)"\)\]\]', text)
+    """The names that a kernel source answers to: given ones, and the functions' own where they are no templates."""
+    plain = re.findall(r"^(template ?<.*\n)?(\[\[host_name.*\n)?kernel void (\w+)\(", text, re.MULTILINE)
+    named = re.findall(r'\[\[host_name\("([^"]+)"\)\]\]', text)
+    return named + [name for template, host, name in plain if not template and not host]
 
 
 def translate(name: str) -> str:
@@ -198,26 +206,31 @@ def _compile(path: Path, to: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def build(edit: Callable[[str], str] = str) -> Any:
-    """The emulator, compiled and loaded, with kernels that have been through `edit`."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sources = [BACKEND / f"ggml-metal-{n}.cpp" for n in HOST] + [EMULATOR / "emulator.cpp"]
-        for kernel in KERNELS:
-            sources.append(folder / f"{kernel}.cpp")
-            sources[-1].write_text(edit(translate(kernel)), encoding="utf-8")
-        jobs = [(path, _compile(path, folder / f"{path.stem}.o")) for path in sources]
-        errors = [(path, job.communicate()[1], job.returncode) for path, job in jobs]
-        for path, error, code in errors:
-            if code:
-                raise SourceError(f"{path.name} does not compile: {error[:2000]}")
-        objects = [str(folder / f"{path.stem}.o") for path in sources]
-        link = [f"-L{_libs.lib_dir()}", "-lggml", "-lggml-base"]
-        subprocess.run([_clang(), "-shared", *objects, "-o", str(folder / "metal.so"), *link], check=True)
-        _libs.llama()  # these are there first: one of each in the process
-        for part in ("ggml-base", "ggml"):
-            C.CDLL(str(_libs.llama_dir() / _libs._lib_name(part)), mode=C.RTLD_GLOBAL)
-        lib = C.CDLL(str(folder / "metal.so"))
+def compiled(folder: Path, edit: Callable[[str], str] = str) -> Path:
+    """The emulator as a shared library, with encoders and kernels that have been through `edit`."""
+    texts = {f"ggml-metal-{n}": (BACKEND / f"ggml-metal-{n}.cpp").read_text(encoding="utf-8") for n in HOST}
+    texts |= {kernel: translate(kernel) for kernel in KERNELS}
+    sources = [EMULATOR / "emulator.cpp"]
+    for name, text in texts.items():
+        sources.append(folder / f"{name}.cpp")
+        sources[-1].write_text(edit(text), encoding="utf-8")
+    jobs = [(path, _compile(path, folder / f"{path.stem}.o")) for path in sources]
+    errors = [(path, job.communicate()[1], job.returncode) for path, job in jobs]
+    for path, error, code in errors:
+        if code:
+            raise SourceError(f"{path.name} does not compile: {error[:2000]}")
+    objects = [str(folder / f"{path.stem}.o") for path in sources]
+    # ggml's libraries are the process's own
+    subprocess.run([_clang(), "-shared", *objects, "-o", str(folder / "metal.so"), "-ldl"], check=True)
+    return folder / "metal.so"
+
+
+def load(emulator: Path) -> Any:
+    """compiled(), in this process: for compute() and check()."""
+    _libs.llama()
+    for part in ("ggml-base", "ggml"):
+        C.CDLL(str(_libs.llama_dir() / _libs._lib_name(part)), mode=C.RTLD_GLOBAL)
+    lib = C.CDLL(str(emulator))
     lib.es_metal_check.argtypes = [C.c_void_p, C.c_uint32, C.POINTER(_Result), C.POINTER(C.c_char_p)]
     lib.es_metal_kernels_used.restype = C.c_char_p
     return lib
@@ -253,22 +266,97 @@ def kernels_used(lib: Any) -> list[str]:
     return str(lib.es_metal_kernels_used().decode()).split()
 
 
-def main() -> None:
-    lib = build()
+GRAPH_NAMES = ("graphs", "kernels", "barriers", "dependent", "conflicts")
+
+
+def _record(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Counts per token of a plain and of a sliding decode, in a process that has the emulator preloaded."""
+    emulator = C.CDLL(None)
+    if not hasattr(emulator, "es_metal_graphs_take"):
+        raise RuntimeError("the emulator is not preloaded")
+    from edge_stream.engine import Engine
+
+    counts = (C.c_int64 * len(GRAPH_NAMES))()
+    n_ctx, n_tokens = options.get("n_ctx", 64), 8
+    result: dict[str, Any] = {"dependent": 0, "conflicts": 0}
+    with Engine.load(model, **options) as engine, engine.stream() as stream:
+        # the cache is full after `plain`, and the first slide in none of the two
+        for name, first, n in (
+            ("", 0, n_ctx - n_tokens),
+            ("plain", n_ctx - n_tokens, n_tokens),
+            ("", n_ctx, 2),
+            ("sliding", n_ctx + 2, n_tokens),
+        ):
+            for i in range(first, first + n):
+                stream.feed([10 + i])
+            emulator.es_metal_graphs_take(counts)
+            got = dict(zip(GRAPH_NAMES, counts, strict=True))
+            for key in ("dependent", "conflicts"):
+                result[key] += got[key]
+            if name:
+                result[name] = {key: got[key] / n for key in GRAPH_NAMES[:3]}
+        result["logits"] = stream.logits.tolist()
+        assert stream.stats.n_slides == n_tokens + 2
+    emulator.es_metal_kernels_used.restype = C.c_char_p
+    result["kernels"] = emulator.es_metal_kernels_used().decode().split()
+    return result
+
+
+def record(model: str | Path, emulator: Path, **options: Any) -> dict[str, Any]:
+    """What Metal would be given for a model's decodes: kernels and barriers per token, and conflicts in all.
+
+    emulator: of compiled(). The tokens are 10, 11, ..., one at a time, n_ctx + 10 of them.
+
+    Returns plain and sliding (graphs, kernels, barriers per token), dependent (accesses that need a barrier), conflicts
+    (those without one), kernels (names), logits (after the last token, by the CPU, in the order of Metal's optimiser).
+    """
+    command = [sys.executable, __file__, "--record", str(model), json.dumps(options)]
+    preload = {**os.environ, "LD_PRELOAD": str(emulator)}
+    done = subprocess.run(command, env=preload, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _tell_ops(folder: Path) -> None:
+    """Print every op that ends a step, for every K type and both kinds of RoPE."""
+    lib = load(compiled(folder))
     print("K cache  RoPE    op                kernels  barriers   changed   max |x|   max diff  differ by 0.1 %")
     for cache_type in CACHE_TYPES:
         for kind, rope in (("normal", bank_ops.ROPE_NORMAL), ("neox", bank_ops.ROPE_NEOX)):
             for op, r in sorted(check(lib, cache_type, rope).items()):
-                told = (
-                    r
-                    if isinstance(r, str)
-                    else (
-                        f"{r.n_dispatches:7}  {r.n_barriers:8}  {r.n_changed:8}  {r.max_abs:8.3f}  {r.max_diff:9.2g}"
-                        f"  {r.n_differing:15}"
-                    )
-                )
+                told = r
+                if not isinstance(r, str):
+                    told = f"{r.n_dispatches:7}  {r.n_barriers:8}  {r.n_changed:8}  {r.max_abs:8.3f}"
+                    told += f"  {r.max_diff:9.2g}  {r.n_differing:15}"
                 print(f"{cache_type:7}  {kind:6}  {op:16}  {told}")
     print("\nkernels:", " ".join(kernels_used(lib)))
+
+
+def _tell_graphs(folder: Path, models: list[str]) -> None:
+    """Print kernels and barriers per token on Metal, f16 and q8_0, flash attention on."""
+    emulator = compiled(folder)
+    print("| model | K and V | kernels, plain decode | added by a slide | barriers | added by a slide |")
+    print("|---|---|---|---|---|---|")
+    for model in models:
+        path = graph_cost.mistral_shape(folder) if model == "mistral-shape" else model
+        for kind in ("f16", "q8_0"):
+            r = record(path, emulator, n_ctx=64, cache_type_k=kind, cache_type_v=kind, flash_attn="on")
+            plain, sliding = r["plain"], r["sliding"]
+            cells = [f"{plain[n]:g} | +{sliding[n] - plain[n]:g}" for n in ("kernels", "barriers")]
+            print(f"| {model} | {kind} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--record"]:
+        print(json.dumps(_record(sys.argv[2], json.loads(sys.argv[3]))))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if sys.argv[1:]:
+            _tell_graphs(Path(name), sys.argv[1:])
+        else:
+            _tell_ops(Path(name))
 
 
 if __name__ == "__main__":

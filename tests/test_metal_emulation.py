@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import metal_emulation
 import pytest
 from metal_emulation import Result
 
-from edge_stream import bank_ops
+from edge_stream import Engine, bank_ops
 from edge_stream.engine import CACHE_TYPES
 
 pytestmark = pytest.mark.skipif(
@@ -34,8 +36,13 @@ N_CHANGED = {"capture": 4 * 1024, "slide": 4 * 1024, "rebase": 256 * 1024}
 
 
 @pytest.fixture(scope="module")
-def metal() -> Any:
-    return metal_emulation.build()
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return metal_emulation.compiled(tmp_path_factory.mktemp("metal"))
+
+
+@pytest.fixture(scope="module")
+def metal(emulator: Path) -> Any:
+    return metal_emulation.load(emulator)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,7 @@ def test_metals_kernels_compute_what_the_cpu_does(cache_type: str, rope: int, me
     assert isinstance(slide, Result) and slide.n_dispatches == 2 + ("slide hadamard" in found)
 
 
-def test_wrong_kernels_are_seen() -> None:
+def test_wrong_kernels_are_seen(tmp_path: Path) -> None:
     """A sign, a stride, an exchange: one in each kernel; and one kernel that no source has."""
     wrong = {
         "[args.n_dims/2] = x0*sin_theta + x1*cos_theta": "[args.n_dims/2] = x0*sin_theta - x1*cos_theta",  # rope_neox
@@ -75,7 +82,7 @@ def test_wrong_kernels_are_seen() -> None:
                 text = text.replace(right, wrong[right])
         return text
 
-    lib = metal_emulation.build(edit)
+    lib = metal_emulation.load(metal_emulation.compiled(tmp_path, edit))
     assert met == set(wrong)
     for cache_type, rope, op in (
         ("f32", bank_ops.ROPE_NEOX, "slide store"),
@@ -86,6 +93,33 @@ def test_wrong_kernels_are_seen() -> None:
         assert isinstance(found, Result) and found.n_differing > 0.2 * found.n_changed, (cache_type, op)
     missing = metal_emulation.check(lib, "f16", bank_ops.ROPE_NEOX)["slide store"]
     assert "kernel_set_rows_f32_i64_f16" in str(missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layer", "cache_type", "flash_attn"),
+    [("head64", 2, "f16", "on"), ("head64", 2, "q8_0", "on"), ("qwen2", 2, "f16", "off"), ("gemma3", 4, "f16", "on")],
+)
+def test_what_metal_is_given(
+    name: str, n_layer: int, cache_type: str, flash_attn: str, tiny: Callable[[str], Path], emulator: Path
+) -> None:
+    """Two or three kernels per layer and slide; each access waits for those it depends on; the order is a right one."""
+    options = {"n_ctx": 64, "cache_type_k": cache_type, "cache_type_v": cache_type, "flash_attn": flash_attn}
+    found = metal_emulation.record(tiny(name), emulator, **options)
+    assert found["plain"]["graphs"] == found["sliding"]["graphs"] == 1
+    assert found["sliding"]["kernels"] - found["plain"]["kernels"] == (3 if cache_type == "q8_0" else 2) * n_layer
+    assert found["conflicts"] == 0 and found["dependent"] > 10_000
+    known = [host for source, _ in metal_emulation.embedded().values() for host in metal_emulation.host_names(source)]
+    assert len(found["kernels"]) > 8 and set(found["kernels"]) <= set(known)
+    with Engine.load(tiny(name), **options) as engine, engine.stream() as stream:
+        for i in range(options["n_ctx"] + 10):
+            stream.feed([10 + i])
+        assert stream.logits.tolist() == found["logits"]
+
+
+def test_a_missing_barrier_is_seen(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    barrier = "ggml_metal_encoder_memory_barrier(ctx->enc);"
+    emulator = metal_emulation.compiled(tmp_path, lambda text: text.replace(barrier, ""))
+    assert metal_emulation.record(tiny("head64"), emulator, n_ctx=64, flash_attn="on")["conflicts"] > 1000
 
 
 def test_every_kernel_is_in_the_embedded_library(metal: Any) -> None:

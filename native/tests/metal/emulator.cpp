@@ -1,6 +1,9 @@
 // Metal's device, library and encoder on the CPU: enough for llama.cpp's own op encoders (ggml-metal-ops.cpp) to run
 // the ops of the sinks' moves through llama.cpp's own kernel sources. Command order is the worst that the barriers
 // allow: dispatches between two of them run in reverse.
+//
+// Preloaded (LD_PRELOAD), it has Metal's graph optimiser and encoders look at every graph that llama.cpp gives to the
+// CPU: the order is theirs, what would be dispatched is counted and searched for missing barriers, nothing is run.
 
 #include "emulator.h"
 
@@ -10,15 +13,19 @@
 #undef thread
 #undef kernel
 
+#include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml-impl.h"
+#include "ggml-metal-common.h"
 #include "ggml-metal-device.h"
 #include "ggml-metal-fusion.h"
 #include "ggml-metal-impl.h"
 #include "ggml-metal-ops.h"
 
+#include <dlfcn.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <random>
@@ -52,6 +59,8 @@ std::multimap<int, constant_entry> & constants() {
 std::string           failure;
 std::set<std::string> used;
 int32_t               n_dispatches, n_barriers;
+bool                  recording;                        // commands are counted, not run
+int32_t               first_barrier = -1, last_barrier; // barriers before the first and the last dispatch of a node
 
 void fail(const std::string & text) {
     if (failure.empty()) {
@@ -216,6 +225,9 @@ void run_command(const es_command & c) {
 }
 
 void run_waiting(ggml_metal_encoder & encoder) {
+    if (recording) {
+        encoder.waiting.clear();
+    }
     for (auto c = encoder.waiting.rbegin(); c != encoder.waiting.rend(); ++c) {
         run_command(*c);
     }
@@ -329,7 +341,9 @@ void ggml_metal_encoder_set_buffer(ggml_metal_encoder_t encoder, ggml_metal_buff
 }
 
 void ggml_metal_encoder_set_threadgroup_memory_size(ggml_metal_encoder_t encoder, size_t, int) {
-    fail(encoder->next.pipeline->name + " asks for threadgroup memory, which the emulator does not have");
+    if (!recording) {
+        fail(encoder->next.pipeline->name + " asks for threadgroup memory, which the emulator does not have");
+    }
 }
 
 void ggml_metal_encoder_dispatch_threadgroups(ggml_metal_encoder_t encoder, int g0, int g1, int g2, int t0, int t1,
@@ -338,8 +352,13 @@ void ggml_metal_encoder_dispatch_threadgroups(ggml_metal_encoder_t encoder, int 
     c.grid[0] = g0, c.grid[1] = g1, c.grid[2] = g2;
     c.group[0] = t0, c.group[1] = t1, c.group[2] = t2;
     encoder->waiting.push_back(c);
+    if (recording) {
+        used.insert(c.pipeline->name);
+    }
     c = {};
     ++n_dispatches;
+    first_barrier = first_barrier < 0 ? n_barriers : first_barrier;
+    last_barrier  = n_barriers;
 }
 
 void ggml_metal_encoder_memory_barrier(ggml_metal_encoder_t encoder) {
@@ -514,7 +533,7 @@ int es_metal_check(ggml_tensor * op, uint32_t seed, es_metal_result * result, co
     return told.empty() ? 0 : -1;
 }
 
-// The kernels that ran since the start, one per line.
+// The kernels that were dispatched since the start, one per line.
 const char * es_metal_kernels_used() {
     static std::string text;
     text.clear();
@@ -522,6 +541,108 @@ const char * es_metal_kernels_used() {
         text += name + "\n";
     }
     return text.c_str();
+}
+
+} // extern "C"
+
+//
+// whole graphs
+//
+
+namespace {
+
+struct graph_counts {
+    int64_t n_graphs, n_kernels, n_barriers;
+    int64_t n_dependent; // pairs of accesses by different nodes to the same memory, one of them writing
+    int64_t n_conflicts; // those with no barrier between
+} graphs;
+
+struct access {
+    const ggml_tensor * tensor;
+    bool                writes;
+    int32_t             first, last; // barriers before its node's first and last dispatch
+};
+
+bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const char *x = (const char *) a->data, *y = (const char *) b->data;
+    return x < y + ggml_nbytes(b) && y < x + ggml_nbytes(a);
+}
+
+void record(ggml_cgraph * graph) {
+    recording  = true;
+    n_barriers = n_dispatches       = 0;
+    ggml_metal_fusion_info * fusion = ggml_metal_fusion_info_init(true, 0);
+    ggml_metal_op_t          encoder =
+        ggml_metal_op_init(nullptr, nullptr, graph, fusion, 0, graph->n_nodes, /*use_concurrency =*/true, false, 0);
+    std::vector<ggml_tensor *> nodes; // as the encoder counts them
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        if (!ggml_op_is_empty(graph->nodes[i]->op) && !ggml_is_empty(graph->nodes[i])) {
+            nodes.push_back(graph->nodes[i]);
+        }
+    }
+    std::vector<access> done;
+    for (int i = 0; i < ggml_metal_op_n_nodes(encoder);) {
+        first_barrier            = -1;
+        const int           n    = ggml_metal_op_encode(encoder, i);
+        const ggml_tensor * last = nodes[i + n - 1];
+        std::vector<access> now  = { { last, true, first_barrier, last_barrier } };
+        for (int j = i; j < i + n; ++j) {
+            for (const ggml_tensor * src : nodes[j]->src) {
+                const bool inner = src && std::find(nodes.begin() + i, nodes.begin() + j, src) != nodes.begin() + j;
+                if (src && !inner) { // what a fused group keeps to itself is never in memory
+                    now.push_back({ src, false, first_barrier, last_barrier });
+                }
+            }
+        }
+        for (const auto & a : done) {
+            for (const auto & b : now) {
+                const bool dependent = (a.writes || b.writes) && overlap(a.tensor, b.tensor);
+                graphs.n_dependent += dependent;
+                graphs.n_conflicts += dependent && a.last >= b.first;
+            }
+        }
+        done.insert(done.end(), now.begin(), now.end());
+        i += n;
+    }
+    ggml_metal_op_free(encoder);
+    ggml_metal_fusion_info_free(fusion);
+    graphs.n_graphs++;
+    graphs.n_kernels += n_dispatches;
+    graphs.n_barriers += n_barriers;
+    recording = false;
+}
+
+template <typename F>
+F next(const char * name) {
+    static void * base = dlopen("libggml-base.so", RTLD_NOW | RTLD_NOLOAD);
+    return reinterpret_cast<F>(dlsym(base, name));
+}
+
+} // namespace
+
+extern "C" {
+
+// Copies graph_counts to out and starts again from zero.
+void es_metal_graphs_take(int64_t * out) {
+    memcpy(out, &graphs, sizeof(graphs));
+    graphs = {};
+}
+
+ggml_backend_t ggml_backend_dev_init(ggml_backend_dev_t dev, const char * params) {
+    ggml_backend_t backend = next<decltype(&ggml_backend_dev_init)>("ggml_backend_dev_init")(dev, params);
+    if (backend) {
+        backend->iface.graph_optimize = [](ggml_backend_t, ggml_cgraph * graph,
+                                           ggml_backend_graph_optimize_params * p) {
+            ggml_metal_fusion_add_alloc_deps(p->user_data, p->add_alloc_dep, graph);
+            ggml_graph_optimize(graph);
+        };
+    }
+    return backend;
+}
+
+enum ggml_status ggml_backend_graph_compute_async(ggml_backend_t backend, ggml_cgraph * graph) {
+    record(graph);
+    return next<decltype(&ggml_backend_graph_compute_async)>("ggml_backend_graph_compute_async")(backend, graph);
 }
 
 } // extern "C"
