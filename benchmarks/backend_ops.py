@@ -98,6 +98,14 @@ extern "C" bool es_metal(const ggml_tensor * op, bool bfloat) {{
 """
 
 
+def loaded(library: Path) -> ctypes.CDLL:
+    """A library that takes ggml's functions from this process: they are there first, one of each."""
+    _libs.llama()
+    for part in ("ggml-base", "ggml"):
+        ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name(part)), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(library))
+
+
 def backends() -> dict[str, Callable[[int], bool]]:
     """Name -> support function of a ggml_tensor *."""
     with tempfile.TemporaryDirectory() as folder:
@@ -107,9 +115,7 @@ def backends() -> dict[str, Callable[[int], bool]]:
         link = [f"-L{_libs.lib_dir()}", "-lggml-base"]
         command = ["c++", "-std=c++17", "-w", "-shared", "-fPIC", *include, str(source), "-o", str(library), *link]
         subprocess.run(command, check=True)
-        _libs.llama()  # libggml-base is there first: one of it in the process
-        ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")), mode=ctypes.RTLD_GLOBAL)
-        lib = ctypes.CDLL(str(library))
+        lib = loaded(library)
     lib.es_cuda.restype = lib.es_metal.restype = ctypes.c_bool
     lib.es_cuda.argtypes, lib.es_metal.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_bool]
     found: dict[str, Callable[[int], bool]] = {

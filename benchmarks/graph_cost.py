@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,37 @@ def mistral_shape(folder: Path) -> Path:
     return write_tiny_llama(path, n_layer=32, n_embd=64, n_head=32, n_head_kv=8, head_dim=128, n_ff=64)
 
 
+def decodes(stream: Any, n_ctx: int, take: Callable[[], Any], *, size: int = 512) -> dict[str, Any]:
+    """Fill a stream's cache and slide it, token by token where it counts: what take() returned after each part.
+
+    start: the cache is filled but for 2 N_TOKENS, in pieces of `size`. plain: N_TOKENS decodes. between: the rest of
+    the cache, and the first two slides, which build the graph with the sinks in it. sliding: N_TOKENS decodes that
+    slide.
+    """
+
+    def feed(tokens: Sequence[int], size: int) -> None:
+        for i in range(0, len(tokens), size):
+            stream.feed(list(tokens[i : i + size]))
+
+    counting = range(20, 20 + N_TOKENS)
+    parts = {}
+    # the cache is looked at in blocks of 256 cells: stay within one while counting
+    feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)], size)
+    feed([10], 1)
+    parts["start"] = take()
+    feed(counting, 1)
+    parts["plain"] = take()
+    feed([10 + i % 200 for i in range(N_TOKENS)], size)
+    feed([10, 11], 1)
+    parts["between"] = take()
+    before = stream.stats
+    feed(counting, 1)
+    parts["sliding"] = take()
+    after = stream.stats
+    assert after.n_slides - before.n_slides == N_TOKENS and after.n_rebases == before.n_rebases
+    return parts
+
+
 def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, dict[str, Any]]:
     """Counts per token of a plain and of a sliding decode; ops: nodes by ggml's name of the op.
 
@@ -72,29 +104,19 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
     def take() -> list[int]:
         return list(raw[: counter.es_counts_take(raw)])
 
-    def counted(stream: Any, n: int) -> dict[str, Any]:
-        take()
-        for i in range(n):
-            stream.feed([20 + i])
-        per_token = [value / n for value in take()]
-        ops = {ggml.ggml_op_name(op).decode(): v for op, v in enumerate(per_token[len(NAMES) :]) if v}
-        return {**dict(zip(NAMES, per_token, strict=False)), "ops": ops}
+    def per_token(counts: list[int]) -> dict[str, Any]:
+        shares = [value / N_TOKENS for value in counts]
+        ops = {ggml.ggml_op_name(op).decode(): v for op, v in enumerate(shares[len(NAMES) :]) if v}
+        return {**dict(zip(NAMES, shares, strict=False)), "ops": ops}
 
     with Engine.load(model, n_ctx=n_ctx, **options) as engine, engine.stream() as stream:
-        # the cache is looked at in blocks of 256 cells: stay within one while counting
-        stream.feed([10 + i % 200 for i in range(n_ctx - 2 * N_TOKENS)])
-        stream.feed([10])
-        at_start = take()[NAMES.index("buffers")]
-        plain = counted(stream, N_TOKENS)
-        stream.feed([10 + i % 200 for i in range(N_TOKENS)])
-        for token in (10, 11):  # the first slide builds the graph with the sinks in it
-            stream.feed([token])
-        at_slide = take()[NAMES.index("buffers")]
-        before = stream.stats
-        sliding = counted(stream, N_TOKENS)
-        after = stream.stats
-    assert after.n_slides - before.n_slides == N_TOKENS and after.n_rebases == before.n_rebases
-    return {"plain": plain, "sliding": sliding, "first": {"buffers": at_start, "buffers at a slide": at_slide}}
+        parts = decodes(stream, n_ctx, take)
+    at_start, at_slide = (parts[name][NAMES.index("buffers")] for name in ("start", "between"))
+    return {
+        "plain": per_token(parts["plain"]),
+        "sliding": per_token(parts["sliding"]),
+        "first": {"buffers": at_start, "buffers at a slide": at_slide},
+    }
 
 
 def main() -> None:

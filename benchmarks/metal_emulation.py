@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import graph_cost
-from backend_ops import LLAMA, METAL, ROOT
+from backend_ops import LLAMA, METAL, ROOT, loaded
 
-from edge_stream import _libs, bank_ops
+from edge_stream import bank_ops
 from edge_stream.engine import CACHE_TYPES
 
 EMULATOR = ROOT / "native" / "tests" / "metal"
@@ -128,9 +128,9 @@ def translate(name: str) -> str:
     # functions begin and end in the first column
     head = r"^(?:template ?<[^{;]*?>\n)?(?:\[\[host_name[^\n]*\]\]\n)?kernel void (\w+)\(\n(.*?)\) ?\{\n(.*?)^\}\n"
     text = re.sub(head, read, text, flags=re.MULTILINE | re.DOTALL)
-    text = "".join(
-        line for line in text.splitlines(keepends=True) if not ("decltype(kernel_" in line and not _kept(line, sources))
-    )
+    # their typedefs: those of kernels that are gone go too
+    typedef = r"^typedef decltype\((kernel_\w+).*\n"
+    text = re.sub(typedef, lambda match: match[0] if match[1] in sources else "", text, flags=re.MULTILINE)
     n_registered = 0
 
     def register(match: re.Match[str]) -> str:
@@ -162,12 +162,6 @@ def translate(name: str) -> str:
     text = re.sub(r"\b(\d+\.\d*)h\b", r"half(\1)", text)
     defined = "#define GGML_METAL_HAS_BF16\n#define GGML_METAL_EMBED_LIBRARY\n"
     return f'#include "emulator.h"\n{defined}namespace {{\n{text}\n}}\n'
-
-
-def _kept(line: str, sources: dict[str, list[str]]) -> bool:
-    """Whether a typedef is of a kernel that is still there."""
-    found = re.search(r"decltype\((kernel_\w+)", line)
-    return found is not None and found[1] in sources
 
 
 @dataclass(frozen=True)
@@ -227,10 +221,7 @@ def compiled(folder: Path, edit: Callable[[str], str] = str) -> Path:
 
 def load(emulator: Path) -> Any:
     """compiled(), in this process: for compute() and check()."""
-    _libs.llama()
-    for part in ("ggml-base", "ggml"):
-        C.CDLL(str(_libs.llama_dir() / _libs._lib_name(part)), mode=C.RTLD_GLOBAL)
-    lib = C.CDLL(str(emulator))
+    lib = loaded(emulator)
     lib.es_metal_check.argtypes = [C.c_void_p, C.c_uint32, C.POINTER(_Result), C.POINTER(C.c_char_p)]
     lib.es_metal_kernels_used.restype = C.c_char_p
     return lib
@@ -277,26 +268,18 @@ def _record(model: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_stream.engine import Engine
 
     counts = (C.c_int64 * len(GRAPH_NAMES))()
-    n_ctx, n_tokens = options.get("n_ctx", 64), 8
-    result: dict[str, Any] = {"dependent": 0, "conflicts": 0}
+
+    def take() -> dict[str, int]:
+        emulator.es_metal_graphs_take(counts)
+        return dict(zip(GRAPH_NAMES, counts, strict=True))
+
     with Engine.load(model, **options) as engine, engine.stream() as stream:
-        # the cache is full after `plain`, and the first slide in none of the two
-        for name, first, n in (
-            ("", 0, n_ctx - n_tokens),
-            ("plain", n_ctx - n_tokens, n_tokens),
-            ("", n_ctx, 2),
-            ("sliding", n_ctx + 2, n_tokens),
-        ):
-            for i in range(first, first + n):
-                stream.feed([10 + i])
-            emulator.es_metal_graphs_take(counts)
-            got = dict(zip(GRAPH_NAMES, counts, strict=True))
-            for key in ("dependent", "conflicts"):
-                result[key] += got[key]
-            if name:
-                result[name] = {key: got[key] / n for key in GRAPH_NAMES[:3]}
-        result["logits"] = stream.logits.tolist()
-        assert stream.stats.n_slides == n_tokens + 2
+        parts = graph_cost.decodes(stream, options["n_ctx"], take, size=1)
+        result: dict[str, Any] = {"logits": stream.logits.tolist()}
+    for name in ("plain", "sliding"):
+        result[name] = {key: parts[name][key] / graph_cost.N_TOKENS for key in ("graphs", "kernels", "barriers")}
+    for key in ("dependent", "conflicts"):
+        result[key] = sum(part[key] for part in parts.values())
     emulator.es_metal_kernels_used.restype = C.c_char_p
     result["kernels"] = emulator.es_metal_kernels_used().decode().split()
     return result
@@ -305,7 +288,8 @@ def _record(model: str, options: dict[str, Any]) -> dict[str, Any]:
 def record(model: str | Path, emulator: Path, **options: Any) -> dict[str, Any]:
     """What Metal would be given for a model's decodes: kernels and barriers per token, and conflicts in all.
 
-    emulator: of compiled(). The tokens are 10, 11, ..., one at a time, n_ctx + 10 of them.
+    emulator: of compiled(). options: n_ctx, and what else Engine.load takes. Fed by graph_cost.decodes(), one token at
+    a time.
 
     Returns plain and sliding (graphs, kernels, barriers per token), dependent (accesses that need a barrier), conflicts
     (those without one), kernels (names), logits (after the last token, by the CPU, in the order of Metal's optimiser).

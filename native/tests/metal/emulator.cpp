@@ -225,21 +225,10 @@ void run_command(const es_command & c) {
 }
 
 void run_waiting(ggml_metal_encoder & encoder) {
-    if (recording) {
-        encoder.waiting.clear();
-    }
-    for (auto c = encoder.waiting.rbegin(); c != encoder.waiting.rend(); ++c) {
+    for (auto c = encoder.waiting.rbegin(); c != encoder.waiting.rend() && !recording; ++c) {
         run_command(*c);
     }
     encoder.waiting.clear();
-}
-
-ggml_metal_pipeline_with_params pipeline_of(const char * name, const ggml_metal_cv * cv) {
-    static std::vector<std::unique_ptr<ggml_metal_pipeline>> all;
-    all.push_back(std::make_unique<ggml_metal_pipeline>(ggml_metal_pipeline{ name, cv ? *cv : ggml_metal_cv{} }));
-    ggml_metal_pipeline_with_params params = {};
-    params.pipeline                        = all.back().get();
-    return params;
 }
 
 } // namespace
@@ -303,7 +292,11 @@ ggml_metal_pipeline_with_params ggml_metal_library_get_pipeline(ggml_metal_libra
 
 ggml_metal_pipeline_with_params ggml_metal_library_compile_pipeline(ggml_metal_library_t, const char * base,
                                                                     const char *, ggml_metal_cv_t      cv) {
-    return pipeline_of(base, cv);
+    static std::vector<std::unique_ptr<ggml_metal_pipeline>> all;
+    all.push_back(std::make_unique<ggml_metal_pipeline>(ggml_metal_pipeline{ base, cv ? *cv : ggml_metal_cv{} }));
+    ggml_metal_pipeline_with_params params = {};
+    params.pipeline                        = all.back().get();
+    return params;
 }
 
 void ggml_metal_pipeline_free(ggml_metal_pipeline_t) {}
