@@ -204,7 +204,7 @@ def compiled(folder: Path, edit: Callable[[str], str] = str) -> Path:
     """The emulator as a shared library, with encoders and kernels that have been through `edit`."""
     texts = {f"ggml-metal-{n}": (BACKEND / f"ggml-metal-{n}.cpp").read_text(encoding="utf-8") for n in HOST}
     texts |= {kernel: translate(kernel) for kernel in KERNELS}
-    sources = [EMULATOR / "emulator.cpp"]
+    sources = sorted(EMULATOR.glob("*.cpp"))
     for name, text in texts.items():
         sources.append(folder / f"{name}.cpp")
         sources[-1].write_text(edit(text), encoding="utf-8")

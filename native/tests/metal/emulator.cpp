@@ -1,36 +1,21 @@
 // Metal's device, library and encoder on the CPU: enough for llama.cpp's own op encoders (ggml-metal-ops.cpp) to run
 // the ops of the sinks' moves through llama.cpp's own kernel sources. Command order is the worst that the barriers
 // allow: dispatches between two of them run in reverse.
-//
-// Preloaded (LD_PRELOAD), it has Metal's graph optimiser and encoders look at every graph that llama.cpp gives to the
-// CPU: the order is theirs, what would be dispatched is counted and searched for missing barriers, nothing is run.
 
 #include "emulator.h"
 
-// the language's words are C++ names in the headers below
+// the language's words are C++ names from here on
 #undef device
 #undef constant
 #undef thread
 #undef kernel
 
-#include "ggml-backend-impl.h"
-#include "ggml-backend.h"
-#include "ggml-impl.h"
-#include "ggml-metal-common.h"
-#include "ggml-metal-device.h"
-#include "ggml-metal-fusion.h"
-#include "ggml-metal-impl.h"
-#include "ggml-metal-ops.h"
+#include "encoding.h"
 
-#include <dlfcn.h>
 #include <ucontext.h>
 
-#include <algorithm>
 #include <map>
 #include <memory>
-#include <random>
-#include <set>
-#include <string>
 
 using namespace es_metal;
 
@@ -56,19 +41,36 @@ std::multimap<int, constant_entry> & constants() {
     return all;
 }
 
-std::string           failure;
-std::set<std::string> used;
-int32_t               n_dispatches, n_barriers;
-bool                  recording;                        // commands are counted, not run
-int32_t               first_barrier = -1, last_barrier; // barriers before the first and the last dispatch of a node
+} // namespace
 
-void fail(const std::string & text) {
+std::string           es_metal::failure;
+std::set<std::string> es_metal::used;
+int32_t               es_metal::n_dispatches, es_metal::n_barriers;
+bool                  es_metal::recording;
+int32_t               es_metal::first_barrier, es_metal::last_barrier;
+
+void es_metal::fail(const std::string & text) {
     if (failure.empty()) {
         failure = text;
     }
 }
 
-} // namespace
+void es_metal::encode(ggml_cgraph * graph, const std::function<void(int, int)> & after) {
+    n_barriers = n_dispatches       = 0;
+    ggml_metal_fusion_info * fusion = ggml_metal_fusion_info_init(true, 0);
+    ggml_metal_op_t          encoder =
+        ggml_metal_op_init(nullptr, nullptr, graph, fusion, 0, graph->n_nodes, /*use_concurrency =*/true, false, 0);
+    for (int i = 0; i < ggml_metal_op_n_nodes(encoder);) {
+        first_barrier = -1;
+        const int n   = ggml_metal_op_encode(encoder, i);
+        if (after) {
+            after(i, n);
+        }
+        i += n;
+    }
+    ggml_metal_op_free(encoder);
+    ggml_metal_fusion_info_free(fusion);
+}
 
 int es_metal::add_kernel(const char * name, kernel_fn fn, bool lockstep) {
     kernels()[name] = { fn, lockstep };
@@ -363,169 +365,6 @@ void ggml_metal_encoder_end_encoding(ggml_metal_encoder_t encoder) {
     run_waiting(*encoder);
 }
 
-} // extern "C"
-
-//
-// the test
-//
-
-namespace {
-
-constexpr int MAX_SHIFT = 1024;
-
-// Data for every tensor of the graph: the same for the same seed.
-void fill(ggml_tensor * t, std::minstd_rand & random) {
-    const int64_t n = ggml_nelements(t);
-    if (t->type == GGML_TYPE_I32) { // positions: forward, and backward as in a rebase
-        for (int64_t i = 0; i < n; ++i) {
-            ((int32_t *) t->data)[i] = (int32_t) (random() % (2 * MAX_SHIFT + 1)) - MAX_SHIFT;
-        }
-    } else if (t->type == GGML_TYPE_I64) { // cells, all different
-        const int64_t first = random() % 64;
-        for (int64_t i = 0; i < n; ++i) {
-            ((int64_t *) t->data)[i] = first + (n - i) * 37;
-        }
-    } else {
-        std::vector<float> x(n);
-        for (auto & v : x) {
-            v = (float) random() / random.max() * 8 - 4;
-        }
-        if (t->type == GGML_TYPE_F32) {
-            memcpy(t->data, x.data(), n * sizeof(float));
-        } else {
-            ggml_quantize_chunk(t->type, x.data(), t->data, 0, ggml_nrows(t), t->ne[0], nullptr);
-        }
-    }
-}
-
-void fill_hadamard(ggml_tensor * t) {
-    const int64_t n = t->ne[0];
-    for (int64_t i = 0; i < n * n; ++i) {
-        const float sign       = __builtin_popcountll((i / n) & (i % n)) % 2 ? -1.0f : 1.0f;
-        ((float *) t->data)[i] = sign / std::sqrt((float) n);
-    }
-}
-
-std::vector<float> values(const ggml_tensor * t) {
-    std::vector<float> x(ggml_nelements(t));
-    const auto *       traits = ggml_get_type_traits(t->type);
-    if (t->type == GGML_TYPE_F32) {
-        memcpy(x.data(), t->data, x.size() * sizeof(float));
-    } else {
-        traits->to_float(t->data, x.data(), x.size());
-    }
-    return x;
-}
-
-} // namespace
-
-extern "C" {
-
-struct es_metal_result {
-    double  max_abs;     // largest value that the CPU computes
-    double  max_diff;    // largest difference from it, anywhere in the tensor (or in the one that it is a view of)
-    int64_t n_differing; // values that differ by more than 1e-3 of max_abs
-    int64_t n_changed;   // values that the op changed
-    int32_t n_dispatches, n_barriers;
-};
-
-// Compute `op` and what it depends on, with the CPU backend and with the Metal backend's encoders and kernels, from the
-// same random data. The tensors have none of their own. Returns 0, or -1 and *error says why.
-int es_metal_check(ggml_tensor * op, uint32_t seed, es_metal_result * result, const char ** error) {
-    static std::string told;
-    failure.clear();
-    n_dispatches = n_barriers = 0;
-
-    ggml_init_params params = { ggml_graph_overhead() + 1024, nullptr, /*no_alloc =*/true };
-    ggml_context *   ctx    = ggml_init(params);
-    ggml_cgraph *    graph  = ggml_new_graph(ctx);
-    ggml_build_forward_expand(graph, op);
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        graph->nodes[i]->flags |= GGML_TENSOR_FLAG_COMPUTE;
-    }
-
-    std::vector<ggml_tensor *> tensors(graph->leafs, graph->leafs + graph->n_leafs);
-    tensors.insert(tensors.end(), graph->nodes, graph->nodes + graph->n_nodes);
-    std::map<ggml_tensor *, std::vector<char>> data;
-    for (auto * t : tensors) {
-        if (ggml_tensor * owner = t->view_src ? t->view_src : t; !data.count(owner)) {
-            data[owner].resize(ggml_nbytes(owner) + 64);
-            owner->data = (void *) (((uintptr_t) data[owner].data() + 63) / 64 * 64);
-        }
-    }
-    for (auto & [owner, bytes] : data) {
-        owner->buffer = ggml_backend_cpu_buffer_from_ptr(owner->data, ggml_nbytes(owner));
-    }
-    for (auto * t : tensors) {
-        if (t->view_src) {
-            t->data   = (char *) t->view_src->data + t->view_offs;
-            t->buffer = t->view_src->buffer;
-        }
-    }
-    ggml_tensor * whole = op->view_src ? op->view_src : op;
-
-    std::minstd_rand random(seed);
-    for (auto * t : tensors) {
-        if (!t->view_src) {
-            fill(t, random);
-        }
-    }
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        if (graph->nodes[i]->op == GGML_OP_MUL_MAT) {
-            fill_hadamard(graph->nodes[i]->src[0]);
-        }
-    }
-    const auto filled = data;
-
-    const auto     before = values(whole);
-    ggml_backend_t cpu    = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
-    if (ggml_backend_graph_compute(cpu, graph) != GGML_STATUS_SUCCESS) {
-        fail("the CPU backend failed");
-    }
-    ggml_backend_free(cpu);
-    const auto expected = values(whole);
-
-    for (auto & [owner, bytes] : data) {
-        memcpy(bytes.data(), filled.at(owner).data(), bytes.size());
-    }
-    ggml_metal_fusion_info * fusion = ggml_metal_fusion_info_init(true, 0);
-    ggml_metal_op_t          encoder =
-        ggml_metal_op_init(nullptr, nullptr, graph, fusion, 0, graph->n_nodes, /*use_concurrency =*/true, false, 0);
-    for (int i = 0; i < ggml_metal_op_n_nodes(encoder);) {
-        i += ggml_metal_op_encode(encoder, i);
-    }
-    ggml_metal_op_free(encoder);
-    ggml_metal_fusion_info_free(fusion);
-    const auto got = values(whole);
-
-    *result = { 0, 0, 0, 0, n_dispatches, n_barriers };
-    for (const float x : expected) {
-        result->max_abs = std::max(result->max_abs, (double) std::fabs(x));
-    }
-    for (size_t i = 0; i < got.size(); ++i) {
-        const double diff = std::fabs((double) got[i] - expected[i]);
-        result->max_diff  = diff <= result->max_diff ? result->max_diff : diff; // NaN is kept
-        result->n_differing += !(diff <= 1e-3 * result->max_abs);
-        result->n_changed += expected[i] != before[i];
-    }
-
-    for (auto & [owner, bytes] : data) {
-        ggml_backend_buffer_free(owner->buffer);
-    }
-    for (auto * t : tensors) {
-        t->buffer = nullptr;
-        t->data   = nullptr;
-    }
-    for (auto & [owner, bytes] : data) {
-        owner->buffer = nullptr;
-        owner->data   = nullptr;
-    }
-    ggml_free(ctx);
-    told   = failure;
-    *error = told.c_str();
-    return told.empty() ? 0 : -1;
-}
-
 // The kernels that were dispatched since the start, one per line.
 const char * es_metal_kernels_used() {
     static std::string text;
@@ -534,108 +373,6 @@ const char * es_metal_kernels_used() {
         text += name + "\n";
     }
     return text.c_str();
-}
-
-} // extern "C"
-
-//
-// whole graphs
-//
-
-namespace {
-
-struct graph_counts {
-    int64_t n_graphs, n_kernels, n_barriers;
-    int64_t n_dependent; // pairs of accesses by different nodes to the same memory, one of them writing
-    int64_t n_conflicts; // those with no barrier between
-} graphs;
-
-struct access {
-    const ggml_tensor * tensor;
-    bool                writes;
-    int32_t             first, last; // barriers before its node's first and last dispatch
-};
-
-bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    const char *x = (const char *) a->data, *y = (const char *) b->data;
-    return x < y + ggml_nbytes(b) && y < x + ggml_nbytes(a);
-}
-
-void record(ggml_cgraph * graph) {
-    recording  = true;
-    n_barriers = n_dispatches       = 0;
-    ggml_metal_fusion_info * fusion = ggml_metal_fusion_info_init(true, 0);
-    ggml_metal_op_t          encoder =
-        ggml_metal_op_init(nullptr, nullptr, graph, fusion, 0, graph->n_nodes, /*use_concurrency =*/true, false, 0);
-    std::vector<ggml_tensor *> nodes; // as the encoder counts them
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        if (!ggml_op_is_empty(graph->nodes[i]->op) && !ggml_is_empty(graph->nodes[i])) {
-            nodes.push_back(graph->nodes[i]);
-        }
-    }
-    std::vector<access> done;
-    for (int i = 0; i < ggml_metal_op_n_nodes(encoder);) {
-        first_barrier            = -1;
-        const int           n    = ggml_metal_op_encode(encoder, i);
-        const ggml_tensor * last = nodes[i + n - 1];
-        std::vector<access> now  = { { last, true, first_barrier, last_barrier } };
-        for (int j = i; j < i + n; ++j) {
-            for (const ggml_tensor * src : nodes[j]->src) {
-                const bool inner = src && std::find(nodes.begin() + i, nodes.begin() + j, src) != nodes.begin() + j;
-                if (src && !inner) { // what a fused group keeps to itself is never in memory
-                    now.push_back({ src, false, first_barrier, last_barrier });
-                }
-            }
-        }
-        for (const auto & a : done) {
-            for (const auto & b : now) {
-                const bool dependent = (a.writes || b.writes) && overlap(a.tensor, b.tensor);
-                graphs.n_dependent += dependent;
-                graphs.n_conflicts += dependent && a.last >= b.first;
-            }
-        }
-        done.insert(done.end(), now.begin(), now.end());
-        i += n;
-    }
-    ggml_metal_op_free(encoder);
-    ggml_metal_fusion_info_free(fusion);
-    graphs.n_graphs++;
-    graphs.n_kernels += n_dispatches;
-    graphs.n_barriers += n_barriers;
-    recording = false;
-}
-
-template <typename F>
-F next(const char * name) {
-    static void * base = dlopen("libggml-base.so", RTLD_NOW | RTLD_NOLOAD);
-    return reinterpret_cast<F>(dlsym(base, name));
-}
-
-} // namespace
-
-extern "C" {
-
-// Copies graph_counts to out and starts again from zero.
-void es_metal_graphs_take(int64_t * out) {
-    memcpy(out, &graphs, sizeof(graphs));
-    graphs = {};
-}
-
-ggml_backend_t ggml_backend_dev_init(ggml_backend_dev_t dev, const char * params) {
-    ggml_backend_t backend = next<decltype(&ggml_backend_dev_init)>("ggml_backend_dev_init")(dev, params);
-    if (backend) {
-        backend->iface.graph_optimize = [](ggml_backend_t, ggml_cgraph * graph,
-                                           ggml_backend_graph_optimize_params * p) {
-            ggml_metal_fusion_add_alloc_deps(p->user_data, p->add_alloc_dep, graph);
-            ggml_graph_optimize(graph);
-        };
-    }
-    return backend;
-}
-
-enum ggml_status ggml_backend_graph_compute_async(ggml_backend_t backend, ggml_cgraph * graph) {
-    record(graph);
-    return next<decltype(&ggml_backend_graph_compute_async)>("ggml_backend_graph_compute_async")(backend, graph);
 }
 
 } // extern "C"
