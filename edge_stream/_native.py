@@ -98,6 +98,20 @@ class Decoder(C.Structure):
     ]
 
 
+class Proof(C.Structure):
+    """es_proof."""
+
+    _fields_ = [
+        ("distance", C.c_int32),
+        ("positions", C.c_double),
+        ("move", C.c_double),
+        ("rebase", C.c_double),
+        ("noise", C.c_double),
+        ("spread", C.c_double),
+        ("bound", C.c_double),
+    ]
+
+
 class LogitBias(C.Structure):
     """es_logit_bias."""
 
@@ -147,10 +161,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_bank_available": (C.c_bool, []),
     "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
+    "es_model_bytes_per_token": (C.c_uint64, [C.c_void_p, C.c_int32, C.c_int32]),
+    "es_context_memory": (None, [C.c_void_p, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)]),
     "es_model_device": (C.c_void_p, [C.c_void_p, C.c_int32]),
     "es_stream_default_params": (StreamParams, []),
     "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
     "es_stream_init_decoder": (C.c_int32, [C.c_void_p, Decoder, StreamParams, C.POINTER(C.c_void_p)]),
+    "es_stream_prove": (C.c_int32, [C.c_void_p, C.POINTER(Proof)]),
+    "es_stream_proof_distance": (C.c_int32, [C.c_void_p]),
     "es_stream_free": (None, [C.c_void_p]),
     "es_stream_feed": (C.c_int32, [C.c_void_p, token_p, C.c_size_t, LogitsCallback, C.c_void_p]),
     "es_streams_feed": (C.c_int32, [C.POINTER(C.c_void_p), token_p, C.c_size_t]),

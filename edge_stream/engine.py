@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_stream import _libs, _native, models
+from edge_stream import _libs, _native, models, proofs
 from edge_stream import devices as device_list
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
 from edge_stream.stream import Stream, token_array
@@ -78,6 +78,7 @@ class Engine:
     _eval_callback: Any = None
     _rebase_at = 0
     _n_gpu_layers = 0
+    proof: proofs.Proof | None = None  # None: nobody asked for one
 
     @classmethod
     def load(
@@ -102,6 +103,7 @@ class Engine:
         rebase_at: int = 0,
         n_parallel: int = 1,
         use_mmap: bool = True,
+        proof: bool = True,
         verbose: bool = False,
         eval_callback: Any = None,
     ) -> Engine:
@@ -113,7 +115,8 @@ class Engine:
         layers may go to (`edge-stream info` lists them), ["none"] for none, None for all. split_mode: how layers are
         spread over several devices (none, layer, row). rpc: RPC servers as host:port, whose devices are used too.
         rebase_at: absolute position before which positions are brought back
-        (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. eval_callback: llama.cpp's
+        (0: default). n_parallel: streams that the cache holds, each of n_ctx tokens. proof: let the model show, once,
+        that it streams exactly, and refuse it otherwise (docs/models.md). eval_callback: llama.cpp's
         cb_eval, which sees every tensor (a ctypes function, see llama_context_params). Raises UnsupportedModelError if
         the model cannot stream, EdgeStreamError otherwise.
         """
@@ -147,7 +150,13 @@ class Engine:
             raise
         # creating a stream checks everything else: better now than at first use
         try:
-            self.stream().close()
+            with self.stream() as stream:
+                self.sink_move = stream.stats.sink_move
+                if proof:
+                    try:
+                        self.proof = proofs.prove(self, stream)
+                    except UnsupportedModelError as error:
+                        raise UnsupportedModelError(f"{path.name} cannot stream: {error}", error.status) from None
         except BaseException:
             self.close()
             raise
@@ -250,7 +259,7 @@ class Engine:
         available = available_memory()
         if available is not None and need > available:
             times = f" for each of {self.n_parallel} streams" if self.n_parallel > 1 else ""
-            fits = int(available * 0.8) // self.kv_bytes_per_token // self.n_parallel
+            fits = int(available * 0.8) // max(1, self.kv_bytes_per_token) // self.n_parallel
             raise EdgeStreamError(
                 f"a cache of n_ctx = {n_ctx}{times} needs {need / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
                 f"are available; n_ctx = {fits} would fit"
@@ -383,7 +392,13 @@ class Engine:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache per token over all layers (an estimate for models whose layers differ)."""
+        """Bytes of KV cache per token, over the layers that have one."""
+        types = (self._cache_type(self.cache_type_k), self._cache_type(self.cache_type_v))
+        known = int(self._native.es_model_bytes_per_token(self._model, *types))
+        return known if known or self.is_recurrent else self._estimated_bytes_per_token()
+
+    def _estimated_bytes_per_token(self) -> int:
+        """With a stock libllama: as if all layers were alike."""
         arch = self.architecture
         meta = self.metadata
         n_layer = int(self._llama.llama_model_n_layer(self._model))
@@ -395,6 +410,18 @@ class Engine:
         row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
         size = self._ggml_row_size
         return n_layer * (size(self.cache_type_k, row_k) + size(self.cache_type_v, row_v))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """True for a model that keeps a state and no keys: sinks and n_ctx mean nothing to it."""
+        return bool(self._llama.llama_model_is_recurrent(self._model))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent layers' states, however long the streams (0: none, or a stock libllama)."""
+        cache, state = C.c_uint64(), C.c_uint64()
+        self._native.es_context_memory(self._ctx, C.byref(cache), C.byref(state))
+        return state.value
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""

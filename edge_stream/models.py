@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,14 @@ _GGUF_MAGIC = b"GGUF"
 MLC_CONFIG = "mlc-chat-config.json"  # what makes a folder an MLC model
 _DEFAULT_QUANT = "Q4_K_M"
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: compiled libraries, proofs."""
+    if "EDGE_STREAM_CACHE" in os.environ:
+        return Path(os.environ["EDGE_STREAM_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edge-stream"
 
 
 def resolve(model: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -63,10 +64,13 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "n_ctx_train": engine.n_ctx_train,
         "n_ctx": engine.n_ctx,
         "n_keep": engine.n_keep,
+        "recurrent": engine.is_recurrent,
+        "proof": asdict(engine.proof) if engine.proof and engine.proof.distance else None,
         "kv_bytes_per_token": engine.kv_bytes_per_token,
         "kv_mib": round(engine.kv_bytes_per_token * engine.n_ctx / 2**20, 2),
         "kv_host_mib": round(engine.cache_bytes(engine.n_ctx)[0] / 2**20, 2),
         "kv_device_mib": round(engine.cache_bytes(engine.n_ctx)[1] / 2**20, 2),
+        "state_mib": round(engine.state_bytes / 2**20, 2),
         "devices": [d.name for d in engine.devices],
         "file_mib": round(engine.n_bytes / 2**20, 2),
     }
@@ -116,8 +120,20 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
-def _how(sink_move: str) -> str:
-    return "on TVM: no sink has to move" if sink_move == "none" else f"moving sinks by {sink_move}"
+def _how(model: dict[str, Any]) -> str:
+    if model["recurrent"]:
+        return "as it is: a recurrent model has no cache to outgrow, so --keep and -c mean nothing to it"
+    return "on TVM: no sink has to move" if model["sink_move"] == "none" else f"moving sinks by {model['sink_move']}"
+
+
+def _proof(proof: dict[str, Any]) -> list[str]:
+    error = max(proof["positions"], proof["move"], proof["rebase"])
+    return [
+        f"proof             off by {error:.1e} at position {proof['distance']:,} ({proof['date']}); "
+        f"{proof['bound']:.1e} counts as exact",
+        f"                  the model itself {proof['positions']:.1e}, sinks moved {proof['move']:.1e}, brought back "
+        f"{proof['rebase']:.1e}; logits spread by {proof['spread']:.2g}",
+    ]
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -149,12 +165,15 @@ def _text(facts: dict[str, Any]) -> str:
             "",
             f"model             {m['path']}",
             f"                  {m['description']} ({m['architecture']}), {m['file_mib']:,.0f} MiB",
-            f"can stream        yes, {_how(m['sink_move'])}",
+            f"can stream        yes, {_how(m)}",
+            *(_proof(m["proof"]) if m["proof"] else []),
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
             f"trained length    {m['n_ctx_train']:,} tokens",
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]
+        if m["state_mib"]:
+            lines.append(f"state             {m['state_mib']:,.1f} MiB of recurrent layers, whatever -c is")
         if m["devices"]:
             where = (
                 f"{m['kv_host_mib']:,.1f} MiB with the CPU, {m['kv_device_mib']:,.1f} MiB on {', '.join(m['devices'])}"

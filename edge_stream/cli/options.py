@@ -131,6 +131,15 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 help="How sinks follow the window: from pristine copies (bank), or decoded again (redecode).",
             ),
             option(
+                "--no-proof",
+                "proof",
+                is_flag=True,
+                flag_value=False,
+                default=True,
+                help="Stream a model that did not show it streams exactly. By default it is shown once, at load, or "
+                "the model is refused.",
+            ),
+            option(
                 "--slide",
                 "n_slide",
                 type=click.IntRange(min=0),
@@ -259,6 +268,7 @@ _ENGINE = (
     "sink_move",
     "n_slide",
     "use_mmap",
+    "proof",
     "verbose",
 )
 

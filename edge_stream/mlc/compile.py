@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream import models
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.kernels import Lanes
 
@@ -47,14 +48,6 @@ def require_tvm() -> None:
             )
 
 
-def cache_folder() -> Path:
-    """Where what was built is kept."""
-    if "EDGE_STREAM_CACHE" in os.environ:
-        return Path(os.environ["EDGE_STREAM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "edge-stream"
-
-
 def host_target() -> dict[str, str]:
     """TVM's target for the processor that this runs on."""
     import tvm
@@ -80,7 +73,7 @@ def library(
     target = host_target()
     lanes = target_lanes(target)
     shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # the host's affair
-    path = cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
+    path = models.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
     if not _is_whole(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)

@@ -131,6 +131,14 @@ class MlcEngine(Engine):
         return f"{config['model_type']} {self.n_params / 1e6:,.0f}M {config['quantization']} (MLC)"
 
     @property
+    def is_recurrent(self) -> bool:
+        return False
+
+    @property
+    def state_bytes(self) -> int:
+        return 0
+
+    @property
     def architecture(self) -> str:
         return str(self._folder.config["model_type"])
 

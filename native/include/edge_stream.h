@@ -29,6 +29,12 @@ ES_API bool es_model_can_stream(const struct llama_model * model, char * reason,
 // 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
 ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 
+// bytes that a token takes in the cache (ggml_type of K and V), over the layers that have one; 0 with a stock libllama
+ES_API uint64_t es_model_bytes_per_token(const struct llama_model * model, int32_t type_k, int32_t type_v);
+
+// bytes of a context's cache, and of its recurrent layers' states; 0 with a stock libllama
+ES_API void es_context_memory(struct llama_context * ctx, uint64_t * cache, uint64_t * state);
+
 // the i-th device (ggml_backend_dev_t) that llama.cpp put layers of the model on, however it chose; NULL after the last
 ES_API void * es_model_device(const struct llama_model * model, int32_t i);
 
@@ -44,9 +50,10 @@ typedef struct es_stream_params {
     uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
     uint32_t     n_chunk;        // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
     uint32_t     n_boundary;     // evict up to this many tokens more to end at a mark (es_stream_mark); default 0
-    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx)
-    int32_t      sink_move;      // es_sink_move
-    uint64_t     model_tag;      // caller's own fingerprint of the weights, stored in sessions (default 0)
+    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx), or what
+                                 // the model allows, if its attention depends on positions from there on
+    int32_t  sink_move;          // es_sink_move
+    uint64_t model_tag;          // caller's own fingerprint of the weights, stored in sessions (default 0)
 } es_stream_params;
 
 // Called after each decoded token in stream order. index: its 0-based index in the stream (64-bit).
@@ -90,7 +97,23 @@ typedef struct es_decoder {
 // scratch_seq_id and sink_move are not used; rebase_at 0 is 2^30. es_streams_feed refuses such a stream.
 ES_API int32_t es_stream_init_decoder(const struct llama_model * vocab, es_decoder decoder, es_stream_params params,
                                       es_stream ** out);
-ES_API void    es_stream_free(es_stream * stream); // NULL is fine; clears the sequence
+
+// What a model shows of itself, on a handful of tokens with a float32 cache: differences of logits (root mean square).
+typedef struct es_proof {
+    int32_t distance;  // D: as far as any position of the stream gets; 0: nothing had to be proven (no keys to move)
+    double  positions; // the same tokens from position 0 on, and from D on
+    double  move;      // sinks moved to D, and decoded there (redecode: decoded in two batches, and in one)
+    double  rebase;    // a window brought back from D, and decoded at 0
+    double  noise;  // the same tokens, with keys that were rotated to D and back: what float32 angles cost this model
+    double  spread; // standard deviation of the logits
+    double  bound;  // what counts as exact: 1e-3, or 5 times the noise but no more than a quarter of the spread
+} es_proof;
+
+// Decodes some tokens in a context of its own (of the stream's model and threads; the stream is not touched).
+// ES_ERR_UNSUPPORTED, with a sentence, if a difference exceeds the bound: the model must not be streamed.
+ES_API int32_t es_stream_prove(const es_stream * stream, es_proof * out);
+ES_API int32_t es_stream_proof_distance(const es_stream * stream); // the D of es_stream_prove
+ES_API void    es_stream_free(es_stream * stream);                 // NULL is fine; clears the sequence
 
 // Feed any number of tokens: split into chunks inside; before each chunk of m tokens the oldest window
 // tokens are evicted until sinks + window + m <= n_ctx. on_logits may be NULL: then only the last token's
@@ -115,10 +138,13 @@ ES_API int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * o
 ES_API size_t es_stream_tokens(const es_stream * stream, llama_token * out, size_t n_max);
 
 // Mark the next token's index as a boundary (say, the start of a message): a slide that would end within
-// n_boundary tokens before it evicts up to it instead.
+// n_boundary tokens before it evicts up to it instead. With recurrent layers their state is kept for es_stream_rewind:
+// the newest 4 marks hold one each.
 ES_API int32_t es_stream_mark(es_stream * stream);
 
-// Forget the newest n tokens. ES_ERR_INVALID unless they are all in the window.
+// Forget the newest n tokens. ES_ERR_INVALID unless they are all in the window. A recurrent state cannot be undone:
+// there the stream goes back to the last mark before (or its beginning, if nothing was evicted yet) and reads again
+// from there; ES_ERR_INVALID if there is none, with nothing changed: reset the stream and feed what it should hold.
 ES_API int32_t es_stream_rewind(es_stream * stream, size_t n);
 
 // At an idle moment: bring absolute positions back to small numbers if they have grown by n_ctx or more (so that a

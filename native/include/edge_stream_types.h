@@ -36,7 +36,7 @@ typedef enum es_sink_move {
     ES_SINK_MOVE_AUTO     = 0, // the bank where libllama carries it, else redecode
     ES_SINK_MOVE_BANK     = 1, // re-derived from pristine float32 copies (patched libllama)
     ES_SINK_MOVE_REDECODE = 2, // decoded again at the new positions (public llama.cpp API only)
-    ES_SINK_MOVE_NONE     = 3  // not at all: a decoder (es_decoder) turns the query instead
+    ES_SINK_MOVE_NONE     = 3  // not at all: a decoder (es_decoder) turns the query instead, or the model has no keys
 } es_sink_move;
 
 ES_API const char * es_version(void);

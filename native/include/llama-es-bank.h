@@ -17,7 +17,7 @@ extern "C" {
 
 enum es_bank_status {
     ES_BANK_OK            = 0,
-    ES_BANK_UNSUPPORTED   = -1, // this kind of memory has no bank (recurrent, hybrid, partial SWA cache, ...)
+    ES_BANK_UNSUPPORTED   = -1, // this kind of memory has no bank (recurrent, indexed, partial SWA cache, ...)
     ES_BANK_INVALID       = -2, // no such block, cell or row
     ES_BANK_NO_MEMORY     = -3,
     ES_BANK_PENDING_SHIFT = -4, // the memory has a pending K-shift that llama.cpp has not applied yet
@@ -43,7 +43,8 @@ LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_se
 LLAMA_API int32_t llama_es_bank_move(struct llama_context * ctx, llama_seq_id seq, llama_pos pos);
 LLAMA_API int32_t llama_es_bank_settle(struct llama_context * ctx, llama_seq_id seq);
 
-// Add delta to the position of every cell of seq that is not pinned and rotate its key in place, once.
+// Add delta to the position of every cell of seq that is not pinned and rotate its key in place, once; a recurrent
+// state of seq gets the position too.
 // If the backend fails half-way the keys of seq are undefined: the caller must clear the sequence.
 LLAMA_API int32_t llama_es_bank_shift_window(struct llama_context * ctx, llama_seq_id seq, llama_pos delta);
 
@@ -52,6 +53,28 @@ LLAMA_API size_t llama_es_bank_state_get(struct llama_context * ctx, llama_seq_i
 // Restores a block whose cells were already restored by llama_state_seq_set_data.
 LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src,
                                           size_t size);
+
+// The position from which on the model's attention depends on where a token stands, not only on distances (and *what:
+// which property), or the largest llama_pos and NULL.
+LLAMA_API llama_pos llama_es_position_limit(const struct llama_model * model, const char ** what);
+
+// Bytes that a token takes in the cache of such a model (ggml_type of K and V), all attention layers together.
+LLAMA_API uint64_t llama_es_bytes_per_token(const struct llama_model * model, int32_t type_k, int32_t type_v);
+
+// Add delta to the position of the state of seq alone (recurrent layers), as after llama_state_seq_set_data_ext.
+LLAMA_API void llama_es_state_add(struct llama_context * ctx, llama_seq_id seq, llama_pos delta);
+
+// Bytes of all cells' keys and values, and of the states of recurrent layers.
+LLAMA_API void llama_es_memory_use(struct llama_context * ctx, uint64_t * cache, uint64_t * state);
+
+// For tests of the proof (es_stream_prove): from now on contexts learn a wrong rotation. Process-wide.
+enum es_bank_fault {
+    ES_BANK_FAULT_NONE = 0,
+    ES_BANK_FAULT_SIGN = 1, // turned the other way
+    ES_BANK_FAULT_BASE = 2, // another base
+    ES_BANK_FAULT_NOPE = 3, // layers without rotation are rotated
+};
+LLAMA_API void llama_es_bank_fault(int32_t kind);
 
 // NULL, or the address of a remote device of ctx (RPC) that stopped answering: what was computed since is not valid,
 // and neither is the cache. Call it after llama_synchronize or llama_get_logits_ith. Freeing ctx and the model still

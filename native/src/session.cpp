@@ -348,13 +348,14 @@ int32_t restore(es_stream & stream, const head & h, const es_window::state & tok
     }
     const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
     const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
-    if (p0 != stream.window.pos_sinks() || p1 + 1 != stream.window.pos_next()) {
+    // a state has one position, its last
+    if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
         return fail("its cache holds other positions");
     }
     if (stream.mover->set_state(bank, stream.window.sinks()) != ES_OK) {
         return fail("the pinned sinks do not fit");
     }
-    return ES_OK;
+    return stream.keep_state();
 }
 
 } // namespace
@@ -389,7 +390,7 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             w.params().n_boundary,
             0,
         };
-        if (!stream->mover->can_save()) {
+        if (!stream->mover->can_save() || stream->state_lost) {
             return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
         }
         bytes         bank;

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include <cstring>
+#include <limits>
 #include <string>
 
 // A stock libllama has no bank: these stay null then. (llama-es-bank.h declares them as ordinary functions
@@ -21,6 +22,10 @@
 #pragma weak llama_es_bank_state_get
 #pragma weak llama_es_bank_state_set
 #pragma weak llama_es_lost_device
+#pragma weak llama_es_position_limit
+#pragma weak llama_es_bytes_per_token
+#pragma weak llama_es_state_add
+#pragma weak llama_es_memory_use
 
 bool es_bank_available(void) {
     return llama_es_bank_check != nullptr;
@@ -33,6 +38,30 @@ int32_t es_check_devices(llama_context * ctx) {
                       "the RPC server at %s stopped answering: its part of the stream is lost, a saved session is not",
                       lost)
                 : (int32_t) ES_OK;
+}
+
+int32_t es_position_limit(const llama_model * model, const char ** why) {
+    *why = nullptr;
+    return llama_es_position_limit ? llama_es_position_limit(model, why) : std::numeric_limits<int32_t>::max();
+}
+
+void es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta) {
+    if (llama_es_state_add) {
+        llama_es_state_add(ctx, seq, delta);
+    } else {
+        llama_memory_seq_add(llama_get_memory(ctx), seq, -1, -1, delta); // it has nothing but states
+    }
+}
+
+uint64_t es_model_bytes_per_token(const llama_model * model, int32_t type_k, int32_t type_v) {
+    return model && llama_es_bytes_per_token ? llama_es_bytes_per_token(model, type_k, type_v) : 0;
+}
+
+void es_context_memory(llama_context * ctx, uint64_t * cache, uint64_t * state) {
+    *cache = *state = 0;
+    if (ctx && llama_es_memory_use) {
+        llama_es_memory_use(ctx, cache, state);
+    }
 }
 
 int32_t es_bank_supported(llama_context * ctx) {
@@ -241,6 +270,20 @@ public:
     int32_t set_state(const std::vector<uint8_t> &, const std::vector<llama_token> &) override { return ES_OK; }
 };
 
+// A model of recurrent layers only: there are no sinks in it, and its positions are mere numbers.
+class state_mover : public none_mover {
+public:
+    state_mover(llama_context * ctx, const es_stream_params & p) : ctx(ctx), seq(p.seq_id) {}
+    int32_t rebase(llama_pos, llama_pos delta) override {
+        es_state_add(ctx, seq, -delta);
+        return ES_OK;
+    }
+
+private:
+    llama_context * ctx;
+    llama_seq_id    seq;
+};
+
 // The window's rebase goes through llama.cpp's K-shift, which would apply a YaRN magnitude a second time.
 bool is_yarn(const llama_model * model) {
     char arch[128], value[64];
@@ -252,6 +295,9 @@ bool is_yarn(const llama_model * model) {
 }
 
 int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
+    if (const char * why = es_model_needs_bank(llama_get_model(ctx))) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream without the sink bank: %s", why);
+    }
     if (!llama_memory_can_shift(llama_get_memory(ctx))) {
         return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: its positions cannot be shifted in the cache");
     }
@@ -278,6 +324,10 @@ std::unique_ptr<es_sink_mover> es_sink_mover_none() {
 }
 
 std::unique_ptr<es_sink_mover> es_sink_mover_init(llama_context * ctx, const es_stream_params & p, int32_t * status) {
+    if (p.sink_move == ES_SINK_MOVE_NONE) {
+        *status = ES_OK;
+        return std::make_unique<state_mover>(ctx, p);
+    }
     const bool bank = p.sink_move == ES_SINK_MOVE_BANK;
     *status         = bank ? es_bank_supported(ctx) : redecode_supported(ctx, p);
     if (*status != ES_OK) {

@@ -50,6 +50,15 @@ int32_t es_check_devices(llama_context * ctx);
 // The bank (libllama carries the patch) and its support by ctx. Sets es_last_error if not.
 int32_t es_bank_supported(llama_context * ctx);
 
+// What keeps the model from streaming without the bank, or null.
+const char * es_model_needs_bank(const llama_model * model);
+
+// The position that no token of the model may reach, and why (null: there is no such bound).
+int32_t es_position_limit(const llama_model * model, const char ** why);
+
+// Give a restored recurrent state of seq its position.
+void es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta);
+
 // Of a decoder, whose sinks stay where they are.
 std::unique_ptr<es_sink_mover> es_sink_mover_none();
 

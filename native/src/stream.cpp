@@ -14,11 +14,15 @@ static constexpr int32_t rebase_at_min = 4096;
 // a decoder's angles may be exact at any position; this bound only keeps positions within 32 bits
 static constexpr int32_t rebase_at_decoder = 1 << 30;
 
+// states kept to come back to; one may take many MiB
+static constexpr size_t n_checkpoints = 4;
+
 es_stream::es_stream(llama_context * ctx, const es_stream_params & params)
-    : model(llama_get_model(ctx)), ctx(ctx), mem(llama_get_memory(ctx)), params(params) {}
+    : model(llama_get_model(ctx)), ctx(ctx), mem(llama_get_memory(ctx)), params(params),
+      stateful(llama_model_is_hybrid(model) || llama_model_is_recurrent(model)) {}
 
 es_stream::es_stream(const llama_model * vocab, const es_decoder & decoder, const es_stream_params & params)
-    : model(vocab), decoder(decoder), params(params) {}
+    : model(vocab), decoder(decoder), params(params), stateful(false) {}
 
 es_stream::~es_stream() {
     mover.reset();
@@ -91,6 +95,23 @@ int32_t es_stream::check(es_window_params & out) const {
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }
+    const char *  why   = nullptr;
+    const int32_t limit = ctx ? es_position_limit(model, &why) : std::numeric_limits<int32_t>::max();
+    if (out.rebase_at > limit) {
+        // a third of the limit stays between two rebases, so that a key is rotated twice in its life at most
+        const uint32_t largest = (uint32_t) limit / 3 * 2;
+        if (n_ctx > largest) {
+            return es_fail(ES_ERR_UNSUPPORTED,
+                           "n_ctx = %u is too large for this model: %s changes with absolute positions from %d on, so "
+                           "%u is the largest n_ctx (-c) that streams exactly",
+                           n_ctx, why, limit, largest);
+        }
+        if (params.rebase_at) {
+            return es_fail(ES_ERR_INVALID, "rebase_at = %d must be at most %d for this model: there %s changes",
+                           params.rebase_at, limit, why);
+        }
+        out.rebase_at = limit;
+    }
     return ES_OK;
 }
 
@@ -119,7 +140,9 @@ int32_t es_stream::init() {
     if (params.sink_move < ES_SINK_MOVE_AUTO || params.sink_move > ES_SINK_MOVE_REDECODE) {
         return es_fail(ES_ERR_INVALID, "sink_move = %d is unknown", params.sink_move);
     }
-    if (params.sink_move == ES_SINK_MOVE_AUTO) {
+    if (llama_model_is_recurrent(model)) {
+        params.sink_move = ES_SINK_MOVE_NONE;
+    } else if (params.sink_move == ES_SINK_MOVE_AUTO) {
         params.sink_move = es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
     }
     es_window_params wp;
@@ -198,7 +221,8 @@ int32_t es_stream::reset() {
     remove(-1, -1);
     window.clear();
     last_logits.clear();
-    broken = false;
+    broken = state_lost = false;
+    checkpoints.clear();
     saved_sampler.reset();
     n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
     if (!mover) {
@@ -295,6 +319,7 @@ int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logit
     if (rc != 0) {
         // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
         remove(window.pos_next(), -1);
+        state_lost = stateful;
         return decode_error(ctx, rc, m);
     }
     return ES_OK;
@@ -333,6 +358,9 @@ int32_t es_stream::make_room(uint32_t m) {
 
 int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user) {
     int32_t rc = check_tokens(tokens, n_tokens);
+    if (rc == ES_OK && state_lost) {
+        rc = to_state_of(window.n_past());
+    }
     if (rc != ES_OK) {
         return rc;
     }
@@ -345,6 +373,9 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         }
         const bool sinks = window.n_sinks() < window.params().n_keep;
         last_logits.clear();
+        if (stateful && on_logits && m > 1 && window.n_past() > 0 && (rc = keep_state()) != ES_OK) {
+            return rc; // what the callback may stop at
+        }
         if (sinks) {
             rc = mover->before_sinks(m, window.pos_next());
         }
@@ -378,7 +409,10 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
                 if (n_after == 0) {
                     (void) keep_logits(-1);
                 } else if (n_after <= window.n_window()) {
-                    (void) rewind(n_after);
+                    const int32_t undone = rewind(n_after);
+                    if (undone != ES_OK) {
+                        return undone;
+                    }
                 }
                 return es_fail(ES_ERR_STOPPED, "stopped by the callback");
             }
@@ -402,7 +436,10 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
                 return es_fail(ES_ERR_INVALID, "two of the streams are the same sequence, %d", s.params.seq_id);
             }
         }
-        const int32_t rc = s.check_tokens(tokens + i, 1);
+        int32_t rc = s.check_tokens(tokens + i, 1);
+        if (rc == ES_OK && s.state_lost) {
+            rc = streams[i]->to_state_of(s.window.n_past());
+        }
         if (rc != ES_OK) {
             return rc;
         }
@@ -435,7 +472,8 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
         es_stream & s = *streams[i];
         s.t_decode_us += t;
         if (rc != 0) {
-            llama_memory_seq_rm(s.mem, s.params.seq_id, s.window.pos_next(), -1);
+            s.remove(s.window.pos_next(), -1);
+            s.state_lost = s.stateful;
             continue;
         }
         s.mover->decoded();
@@ -455,11 +493,91 @@ int32_t es_stream::rewind(size_t n) {
     if (n > window.n_window()) {
         return es_fail(ES_ERR_INVALID, "cannot rewind %zu tokens: only %u are in the window", n, window.n_window());
     }
-    if (n > 0) {
-        last_logits.clear();
-        window.rewind((uint32_t) n);
-        remove(window.pos_next(), -1);
+    if (n == 0) {
+        return ES_OK;
     }
+    if (stateful) {
+        return to_state_of(window.n_past() - (int64_t) n);
+    }
+    last_logits.clear();
+    window.rewind((uint32_t) n);
+    remove(window.pos_next(), -1);
+    return ES_OK;
+}
+
+int32_t es_stream::mark() {
+    window.mark();
+    return stateful && !state_lost && window.n_past() > 0 ? keep_state() : (int32_t) ES_OK;
+}
+
+int32_t es_stream::keep_state() {
+    if (!stateful) {
+        return ES_OK;
+    }
+    checkpoint c;
+    c.n_past = window.n_past();
+    c.pos    = window.pos_next() - 1;
+    if (!checkpoints.empty() && checkpoints.back().n_past == c.n_past) {
+        return ES_OK;
+    }
+    c.data.resize(llama_state_seq_get_size_ext(ctx, params.seq_id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    if (llama_state_seq_get_data_ext(ctx, c.data.data(), c.data.size(), params.seq_id,
+                                     LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != c.data.size()) {
+        return es_fail(ES_ERR_INTERNAL, "the recurrent state could not be kept");
+    }
+    checkpoints.push_back(std::move(c));
+    // what has left the window cannot be read again from there
+    while (checkpoints.size() > n_checkpoints ||
+           checkpoints.front().n_past < window.n_past() - (int64_t) window.n_window()) {
+        checkpoints.pop_front();
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::to_state_of(int64_t n_past) {
+    const int64_t in_window = window.n_past() - (int64_t) window.n_window(); // index of the window's first token
+    size_t        n_known   = checkpoints.size();                            // those that are not too late
+    while (n_known > 0 && checkpoints[n_known - 1].n_past > n_past) {
+        --n_known;
+    }
+    const bool known = n_known > 0 && checkpoints[n_known - 1].n_past >= in_window;
+    if (!known && window.n_evicted() > 0) {
+        return es_fail(ES_ERR_INVALID,
+                       "cannot go back to token %lld: the recurrent state there is not kept; reset the stream and read "
+                       "what it should hold",
+                       (long long) n_past);
+    }
+    std::vector<llama_token> again;
+    if (known) {
+        checkpoints.resize(n_known);
+        const checkpoint & c = checkpoints.back();
+        again.assign(window.window().begin() + (c.n_past - in_window), window.window().begin() + (n_past - in_window));
+        window.rewind((uint32_t) (window.n_past() - c.n_past));
+        if (llama_state_seq_set_data_ext(ctx, c.data.data(), c.data.size(), params.seq_id,
+                                         LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != c.data.size()) {
+            broken = true;
+            return es_fail(ES_ERR_INTERNAL, "the recurrent state could not be restored: reset the stream");
+        }
+        es_state_add(ctx, params.seq_id, window.pos_next() - 1 - c.pos);
+        remove(window.pos_next(), -1);
+    } else {
+        again = window.sinks();
+        again.insert(again.end(), window.window().begin(), window.window().end());
+        again.resize((size_t) n_past);
+        const int32_t rc = reset();
+        if (rc != ES_OK) {
+            return rc;
+        }
+    }
+    state_lost = false;
+    if (!again.empty()) {
+        const int32_t rc = feed(again.data(), again.size(), nullptr, nullptr);
+        if (rc != ES_OK) {
+            broken = true; // it holds less than the caller knows of
+            return rc;
+        }
+    }
+    last_logits.clear();
     return ES_OK;
 }
 
@@ -576,10 +694,7 @@ size_t es_stream_tokens(const es_stream * stream, llama_token * out, size_t n_ma
 
 int32_t es_stream_mark(es_stream * stream) {
     ES_REQUIRE(stream);
-    return es_guard([&]() -> int32_t {
-        stream->window.mark();
-        return ES_OK;
-    });
+    return es_guard([&]() -> int32_t { return stream->mark(); });
 }
 
 int32_t es_stream_rewind(es_stream * stream, size_t n) {
@@ -608,6 +723,7 @@ int32_t es_stream_place(es_stream * stream, int64_t n_past) {
                 (long long) w.n_cached(), w.params().n_ctx, (long long) w.n_past());
         }
         w.age(n_past - w.n_past());
+        stream->forget_states();
         return ES_OK;
     });
 }

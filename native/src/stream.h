@@ -5,6 +5,10 @@
 #include "sink_mover.h"
 #include "window.h"
 
+#include <deque>
+#include <memory>
+#include <vector>
+
 struct es_stream {
     es_stream(llama_context * ctx, const es_stream_params & params);
     es_stream(const llama_model * vocab, const es_decoder & decoder, const es_stream_params & params);
@@ -17,6 +21,7 @@ struct es_stream {
     static int32_t feed_each(es_stream * const * streams, const llama_token * tokens, size_t n);
 
     int32_t rewind(size_t n);
+    int32_t mark();
     int32_t rebase();
     int32_t reset();
 
@@ -33,6 +38,7 @@ struct es_stream {
     std::unique_ptr<es_sink_mover> mover;
     llama_batch                    batch  = {};
     bool                           broken = false; // the cache is undefined: only reset helps
+    bool                           stateful;       // it has recurrent layers, whose state cannot be evicted or undone
 
     // [n_vocab], or empty: a copy, since the context's own are those of whichever stream was decoded last
     std::vector<float> last_logits;
@@ -47,7 +53,23 @@ struct es_stream {
     int64_t n_slides = 0, n_rebases = 0;
     int64_t t_slide_us = 0, t_rebase_us = 0, t_decode_us = 0;
 
+    // Recurrent layers: remember their state as of now, to come back to.
+    int32_t keep_state();
+    void    forget_states() { checkpoints.clear(); }
+
+    bool state_lost = false; // a decode failed half-way: the recurrent state is neither old nor new
+
 private:
+    // A recurrent state at some point of the stream.
+    struct checkpoint {
+        int64_t              n_past;
+        llama_pos            pos; // of its last token, when it was taken
+        std::vector<uint8_t> data;
+    };
+    std::deque<checkpoint> checkpoints; // ascending
+
+    int32_t to_state_of(int64_t n_past); // back to the stream as it was when it had n_past tokens
+
     int32_t check(es_window_params & out) const;
     int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
     int32_t make_room(uint32_t m);

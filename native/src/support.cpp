@@ -1,6 +1,7 @@
 // Which models can stream, and what tells one model from another.
 #include "error.h"
 #include "llama-ext.h"
+#include "sink_mover.h"
 
 #include <cstdio>
 #include <cstring>
@@ -21,34 +22,13 @@ const char * missing_property(const llama_model * model) {
     if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
         return "it has an encoder; only decoder-only models stream";
     }
-    if (llama_model_is_recurrent(model)) {
-        return "it is recurrent: it keeps a state, not a cache of keys that can be evicted";
-    }
-    if (llama_model_is_hybrid(model)) {
-        return "it is a hybrid of attention and recurrent layers, whose state cannot be evicted";
-    }
     if (llama_model_is_diffusion(model)) {
         return "it is a diffusion model, not a causal decoder";
     }
     if (meta(model, arch + ".attention.causal") == "false" || has(".pooling_type")) {
         return "it is an embedding model: its attention is not causal or its output is pooled";
     }
-    switch (llama_model_rope_type(model)) {
-    case LLAMA_ROPE_TYPE_NORM:
-    case LLAMA_ROPE_TYPE_NEOX: break;
-    case LLAMA_ROPE_TYPE_NONE: return "it has no rotary positions (learned absolute positions or ALiBi)";
-    default: return "it has multi-dimensional rotary positions (M-RoPE), which cannot be shifted in the cache";
-    }
-    if (has(".attention.kv_lora_rank")) {
-        return "it caches a compressed latent instead of keys and values (MLA)";
-    }
-    if (has(".attention.temperature_scale") || has(".attention.temperature_length")) {
-        return "its attention temperature depends on absolute positions";
-    }
-    if (arch == "llama4") {
-        return "its chunked attention depends on absolute positions";
-    }
-    return nullptr;
+    return es_bank_available() ? nullptr : es_model_needs_bank(model);
 }
 
 struct fnv1a {
@@ -62,6 +42,35 @@ struct fnv1a {
 };
 
 } // namespace
+
+const char * es_model_needs_bank(const llama_model * model) {
+    const std::string arch = meta(model, "general.architecture");
+    const auto        has  = [&](const char * key) { return !meta(model, arch + key).empty(); };
+
+    if (llama_model_is_recurrent(model)) {
+        return nullptr; // no keys, no sinks
+    }
+    if (llama_model_is_hybrid(model)) {
+        return "it is a hybrid of attention and recurrent layers, whose state redecoding the sinks would change";
+    }
+    switch (llama_model_rope_type(model)) {
+    case LLAMA_ROPE_TYPE_NORM:
+    case LLAMA_ROPE_TYPE_NEOX: break;
+    case LLAMA_ROPE_TYPE_NONE:
+        return "it has no rotary positions (learned absolute positions, ALiBi or none), which llama.cpp cannot shift";
+    default: return "it has multi-dimensional rotary positions (M-RoPE), which llama.cpp cannot shift";
+    }
+    if (has(".attention.kv_lora_rank")) {
+        return "it caches a compressed latent instead of keys and values (MLA)";
+    }
+    if (has(".attention.temperature_scale")) {
+        return "its attention temperature depends on absolute positions";
+    }
+    if (arch == "llama4") {
+        return "its chunked attention depends on absolute positions";
+    }
+    return nullptr;
+}
 
 bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reason) {
     const char * why = nullptr;

@@ -5,6 +5,9 @@
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -16,21 +19,171 @@
 // graph building
 //
 
-// Rotate by a difference of positions. RoPE angles add up, also under linear, YaRN and Llama 3 scaling (each
-// dimension's frequency is fixed); a YaRN magnitude is already in the key, so it is cancelled here.
-ggml_tensor * es_bank::rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const {
-    const auto & cparams    = lctx->get_cparams();
-    const float  freq_base  = kv.model.get_rope_freq_base(cparams, il);
-    const float  freq_scale = kv.model.get_rope_freq_scale(cparams, il);
-    // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp)
-    const float magnitude = cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f * logf(1.0f / freq_scale) : 1.0f;
+namespace {
 
-    return ggml_rope_ext(ctx, cur, pos, kv.model.get_rope_factors(cparams, il), kv.hparams.n_rot(il),
-                         kv.hparams.rope_type, cparams.n_ctx_orig_yarn, freq_base, freq_scale, cparams.yarn_ext_factor,
-                         1.0f / magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+// What the walk from a stored key back to its projection met.
+struct walked {
+    const ggml_tensor * rope    = nullptr;
+    int64_t             offset  = 0;       // elements of the key before the rotated ones
+    const char *        unknown = nullptr; // what it cannot follow
+};
+
+// Between the rotation and the store only what commutes with a rotation may happen: layout, one factor for the whole
+// key, a norm without weights. Without a rotation anything linear in the hidden state ends the walk.
+walked walk_back(const ggml_tensor * t) {
+    const char * after = nullptr; // something that does not commute
+    while (t) {
+        switch (t->op) {
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_CONT:
+        case GGML_OP_CPY:
+        case GGML_OP_DUP:
+        case GGML_OP_REPEAT:
+        case GGML_OP_SCALE:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM: t = t->src[0]; break;
+        case GGML_OP_NORM:
+        case GGML_OP_CLAMP:
+        case GGML_OP_MUL:
+        case GGML_OP_ADD:
+            after = ggml_op_name(t->op);
+            t     = t->src[0];
+            break;
+        case GGML_OP_MUL_MAT:
+            if (!(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
+                return {}; // the projection
+            }
+            t = t->src[1]; // the Hadamard rotation of a quantised K cache: its own inverse
+            break;
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_NONE: return {};
+        case GGML_OP_ROPE: {
+            walked w;
+            w.rope    = t;
+            w.unknown = after;
+            return w;
+        }
+        case GGML_OP_CONCAT: {
+            // MLA: a part that is not rotated beside one that is
+            const walked first  = walk_back(t->src[0]);
+            const walked second = walk_back(t->src[1]);
+            walked       w      = second.rope ? second : first;
+            if (!w.unknown) {
+                w.unknown = after                       ? after
+                            : first.rope && second.rope ? "two rotations in one key"
+                            : t->op_params[0] != 0      ? "CONCAT"
+                                                        : (second.rope ? first : second).unknown;
+            }
+            w.offset += second.rope ? t->src[0]->ne[0] : 0;
+            return w;
+        }
+        default: {
+            walked w;
+            w.unknown = ggml_op_desc(t);
+            return w;
+        }
+        }
+    }
+    return {};
+}
+
+// op_params of GGML_OP_ROPE, see ggml_rope_impl
+enum rope_param {
+    ROPE_N_DIMS      = 1,
+    ROPE_MODE        = 2,
+    ROPE_FREQ_BASE   = 5,
+    ROPE_FREQ_SCALE  = 6,
+    ROPE_EXT_FACTOR  = 7,
+    ROPE_ATTN_FACTOR = 8,
+    ROPE_OFFSET      = 15
+};
+
+float get_f32(const int32_t * params, int i) {
+    float f;
+    memcpy(&f, params + i, sizeof(f));
+    return f;
+}
+
+// for tests: what the proof must notice
+int32_t fault = ES_BANK_FAULT_NONE;
+
+void distort(es_key_rotation & r, uint32_t n_embd_head) {
+    const auto set = [&](int i, float f) { memcpy(r.params + i, &f, sizeof(f)); };
+    if (fault == ES_BANK_FAULT_SIGN) {
+        set(ROPE_FREQ_SCALE, -get_f32(r.params, ROPE_FREQ_SCALE));
+    } else if (fault == ES_BANK_FAULT_BASE) {
+        set(ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ROPE_FREQ_BASE));
+    } else if (fault == ES_BANK_FAULT_NOPE && !r.rotated) {
+        r.rotated             = true;
+        r.params[ROPE_N_DIMS] = (int32_t) n_embd_head;
+        set(ROPE_FREQ_BASE, 10000.0f);
+        set(ROPE_FREQ_SCALE, 1.0f);
+        set(ROPE_ATTN_FACTOR, 1.0f);
+    }
+}
+
+} // namespace
+
+void llama_es_bank_fault(int32_t kind) {
+    fault = kind;
+}
+
+void es_bank::learn(const ggml_tensor * k_cur, int32_t il) {
+    const walked    w = walk_back(k_cur);
+    es_key_rotation r;
+    r.unknown = w.unknown;
+    if (w.rope) {
+        r.rotated = true;
+        memcpy(r.params, w.rope->op_params, sizeof(r.params));
+        r.params[ROPE_OFFSET] += (int32_t) w.offset;
+        r.factors = w.rope->src[2];
+        if (r.factors && r.factors->op != GGML_OP_NONE) {
+            r.unknown = "rotation factors that the graph computes";
+        }
+        if (r.params[ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row() != GGML_MROPE_SECTIONS) {
+            r.unknown = "multi-dimensional positions in a model that has one";
+        }
+        // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp); it
+        // is in the key already, so it is cancelled
+        const float magnitude   = get_f32(r.params, ROPE_EXT_FACTOR) != 0.0f
+                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ROPE_FREQ_SCALE))
+                                      : 1.0f;
+        const float attn_factor = 1.0f / magnitude;
+        memcpy(r.params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+    }
+    if (fault != ES_BANK_FAULT_NONE) {
+        distort(r, kv.hparams.n_embd_head_k(il));
+    }
+    rotations[il] = r;
+}
+
+int64_t es_bank::pos_per_row() const {
+    return kv.hparams.n_pos_per_embd();
+}
+
+// Rotate by a difference of positions, as the model's own graph rotates. Angles add up, also under linear, YaRN and
+// Llama 3 scaling, since each dimension's frequency is fixed. pos: pos_per_row() values per position, of which a layer
+// with plain positions takes the first.
+ggml_tensor * es_bank::rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos, int32_t il) const {
+    const auto &  r       = rotations.at(il);
+    const int     mode    = r.params[ROPE_MODE];
+    const int     n_dims  = r.params[ROPE_N_DIMS];
+    int           none[4] = {};
+    ggml_tensor * out;
+    if (mode & GGML_ROPE_TYPE_MROPE) {
+        out = ggml_rope_multi(ctx, cur, pos, r.factors, n_dims, none, mode, 0, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f);
+    } else {
+        ggml_tensor * p = pos->ne[0] == n_pos ? pos : ggml_view_1d(ctx, pos, n_pos, 0);
+        out             = ggml_rope_ext(ctx, cur, p, r.factors, n_dims, mode, 0, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f);
+    }
+    memcpy(out->op_params, r.params, sizeof(r.params));
+    return out;
 }
 
 ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) {
+    learn(k_cur, il);
     for (auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
         // reserve passes build graphs of other sizes: only the announced decode is the capture
@@ -65,13 +218,13 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
 
         // On a device every row is a position: ROPE, VIEW, SET_ROWS with these shapes are what the CUDA and Vulkan
         // backends run as one. On the CPU all rows are heads of one position, which needs one row of angles.
-        const int64_t n_pos = in.delta->ne[0];
+        const int64_t n_pos = in.delta->ne[0] / pos_per_row();
         ggml_tensor * cur   = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head * b.n_rows / n_pos, n_pos);
         // no more than an order: the new keys are stored first, so that their rotation and store stay neighbours.
         // Through the destination it would keep Vulkan from fusing: it must not be what another node writes.
         cur->src[1] = stored;
-        if (kv.hparams.has_rope(il)) {
-            cur = rope(ctx, cur, in.delta, il);
+        if (rotations.at(il).rotated) {
+            cur = rope(ctx, cur, in.delta, n_pos, il);
         }
         if (in.rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
@@ -89,7 +242,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
 int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
     es_bank_block b;
     b.n_rows = n_rows;
-    b.delta.resize(n_rows);
+    b.delta.resize(n_rows * pos_per_row());
 
     std::vector<float> hadamard;
     int64_t            n_rot = 0;
@@ -114,7 +267,8 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
             return ES_BANK_NO_MEMORY;
         }
         es_bank_block::inputs in = {
-            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, ggml_backend_buft_is_host(buft) ? 1 : n_rows),
+            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32,
+                               (ggml_backend_buft_is_host(buft) ? 1 : n_rows) * pos_per_row()),
             ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, n_rows),
             n_rot ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_rot, n_rot) : nullptr,
         };
@@ -176,8 +330,23 @@ static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer
     return nullptr;
 }
 
+// Positions of a text as M-RoPE takes them: all of the first section, of the second, of the third; the fourth stays 0
+// (llm_graph_input_pos::set_input).
+static void spread(int32_t * out, const int32_t * pos, int64_t n, int64_t per_row) {
+    for (int64_t section = 0; section < per_row; ++section) {
+        for (int64_t i = 0; i < n; ++i) {
+            out[section * n + i] = section < 3 ? pos[i] : 0;
+        }
+    }
+}
+
 void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
-    std::fill(b.delta.begin(), b.delta.end(), b.pos - b.pos0);
+    // one for a host's buffer, n_rows for a device's: both may read from the same array, which must stay as it is
+    // while a device does
+    const std::vector<int32_t> deltas(b.n_rows, b.pos - b.pos0);
+    int32_t                    host[GGML_MROPE_SECTIONS] = {};
+    spread(host, deltas.data(), 1, pos_per_row());
+    spread(b.delta.data(), deltas.data(), b.n_rows, pos_per_row());
     const ggml_tensor * last = nullptr;
     for (const auto & [il, in] : b.in) {
         if (in.delta == last) {
@@ -194,7 +363,8 @@ void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
         if (!owner) {
             ctx.synchronize();
         } // else it is the CPU, which is done when llama_decode returns
-        ggml_backend_tensor_set(in.delta, b.delta.data(), 0, ggml_nbytes(in.delta));
+        const bool one = in.delta->ne[0] == pos_per_row();
+        ggml_backend_tensor_set(in.delta, one ? host : b.delta.data(), 0, ggml_nbytes(in.delta));
     }
 }
 
@@ -231,13 +401,22 @@ static int64_t slice_size(int64_t n_cells) {
 int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & shift) {
     const int64_t n_cells = shift.size();
     const int64_t n_slice = slice_size(n_cells);
+    const int64_t per_row = pos_per_row();
+    if (std::all_of(shift.begin(), shift.end(), [](int32_t d) { return d == 0; })) {
+        return ES_BANK_OK;
+    }
+    std::vector<int32_t> positions(n_cells * per_row); // slice by slice
+    for (int64_t i = 0; i < n_cells; i += n_slice) {
+        spread(positions.data() + i * per_row, shift.data() + i, std::min(n_slice, n_cells - i), per_row);
+    }
 
     ggml_backend_sched_t sched = ctx.get_sched();
     auto *               res   = ctx.get_gf_res_reserve();
 
     for (const auto & layer : kv.layers) {
         const uint32_t il = layer.il;
-        if (!kv.hparams.has_rope(il)) {
+        const auto     it = rotations.find(il);
+        if (it == rotations.end() || !it->second.rotated) {
             continue;
         }
         const int64_t n_head   = kv.hparams.n_head_kv(il);
@@ -247,7 +426,7 @@ int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & 
         auto * gctx = res->get_ctx();
         auto * gf   = res->get_gf();
 
-        ggml_tensor * pos = ggml_new_tensor_1d(gctx, GGML_TYPE_I32, n_cells);
+        ggml_tensor * pos = ggml_new_tensor_1d(gctx, GGML_TYPE_I32, n_cells * per_row);
         ggml_set_input(pos);
         ggml_tensor * rot = kv.build_input_k_rot(gctx);
 
@@ -263,12 +442,12 @@ int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & 
             ggml_tensor * k   = ggml_view_3d(gctx, layer.k, n_embd_h, n_head, n, ggml_row_size(layer.k->type, n_embd_h),
                                              ggml_row_size(layer.k->type, n_embd_h * n_head),
                                              i * ggml_row_size(layer.k->type, n_embd_h * n_head));
-            ggml_tensor * p   = ggml_view_1d(gctx, pos, n, i * sizeof(int32_t));
+            ggml_tensor * p   = ggml_view_1d(gctx, pos, n * per_row, i * per_row * sizeof(int32_t));
             ggml_tensor * cur = ggml_cast(gctx, k, GGML_TYPE_F32);
             if (rot) {
                 cur = llama_mul_mat_hadamard(gctx, cur, rot);
             }
-            cur = rope(gctx, cur, p, il);
+            cur = rope(gctx, cur, p, n, il);
             if (rot) {
                 cur = llama_mul_mat_hadamard(gctx, cur, rot);
             }
@@ -279,7 +458,7 @@ int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & 
         if (!ggml_backend_sched_alloc_graph(sched, gf)) {
             return ES_BANK_COMPUTE;
         }
-        ggml_backend_tensor_set(pos, shift.data(), 0, ggml_nbytes(pos));
+        ggml_backend_tensor_set(pos, positions.data(), 0, ggml_nbytes(pos));
         if (rot && rot->buffer) {
             kv.set_input_k_rot(rot);
         }
@@ -334,14 +513,35 @@ static std::vector<llama_kv_cache *> caches_of(llama_context * ctx) {
     if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(mem)) {
         return { kv->get_base(), kv->get_swa() };
     }
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(mem)) {
+        return { hybrid->get_mem_attn() };
+    }
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+        return { hybrid->get_mem_attn()->get_base(), hybrid->get_mem_attn()->get_swa() };
+    }
     return {};
+}
+
+// The memory of recurrent layers, which nothing is evicted from.
+static llama_memory_recurrent * state_of(llama_context * ctx) {
+    llama_memory_t mem = ctx->get_memory();
+    if (auto * recurrent = dynamic_cast<llama_memory_recurrent *>(mem)) {
+        return recurrent;
+    }
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(mem)) {
+        return hybrid->get_mem_recr();
+    }
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+        return hybrid->get_mem_recr();
+    }
+    return nullptr;
 }
 
 // a door of the patch: the class's private members stay private to everyone but es_bank
 struct es_bank_access {
     static const char * why_not(const llama_kv_cache & kv, uint32_t size) {
-        if (!kv.get_can_shift()) {
-            return "its positions cannot be shifted in the cache";
+        if (kv.model.pos_embd) {
+            return "it has learned absolute positions";
         }
         if (kv.other) {
             return "its cache shares the cells of another context";
@@ -349,21 +549,32 @@ struct es_bank_access {
         if (kv.get_size() != size) {
             return "its sliding-window layers have a smaller cache (swa_full is off)";
         }
-        for (const auto & layer : kv.layers) {
-            if (!layer.v) {
-                return "it caches a compressed latent instead of keys and values (MLA)";
+        return nullptr;
+    }
+    // what the graph of some layer does with its keys that cannot be followed
+    static const char * unknown(const llama_kv_cache & kv) {
+        for (const auto & [il, r] : kv.es->rotations) {
+            if (r.unknown) {
+                return r.unknown;
             }
         }
         return nullptr;
     }
+    static bool   learned(const llama_kv_cache & kv) { return kv.layers.empty() || !kv.es->rotations.empty(); }
+    static size_t bytes(const llama_kv_cache & kv) {
+        size_t n = 0;
+        for (const auto & layer : kv.layers) {
+            n += ggml_nbytes(layer.k) + (layer.v ? ggml_nbytes(layer.v) : 0);
+        }
+        return n;
+    }
     static bool seq_ok(const llama_kv_cache & kv, llama_seq_id seq) {
         return seq >= 0 && (size_t) seq < kv.seq_to_stream.size() && (uint32_t) seq < kv.n_seq_max;
     }
-    static es_bank & bank(llama_kv_cache & kv, const llama_context * ctx) {
+    static es_bank & bank(llama_kv_cache & kv) {
         if (!kv.es) {
             kv.es = std::make_shared<es_bank>(kv);
         }
-        kv.es->lctx = ctx;
         return *kv.es;
     }
 };
@@ -380,13 +591,13 @@ static int32_t for_each_bank(llama_context * ctx, llama_seq_id seq, bool need_bl
             if (!es_bank_access::seq_ok(*kv, seq)) {
                 return ES_BANK_INVALID;
             }
-            auto & bank = es_bank_access::bank(*kv, ctx);
+            auto & bank = es_bank_access::bank(*kv);
             if (need_block && bank.blocks.find(seq) == bank.blocks.end()) {
                 return ES_BANK_INVALID;
             }
         }
         for (auto * kv : caches) {
-            const int32_t rc = f(es_bank_access::bank(*kv, ctx), *kv);
+            const int32_t rc = f(es_bank_access::bank(*kv), *kv);
             if (rc != ES_BANK_OK) {
                 return rc;
             }
@@ -404,11 +615,28 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     const char * why    = nullptr;
     const auto   caches = caches_of(ctx);
     if (caches.empty()) {
-        why = "its memory is not a plain attention cache (recurrent, hybrid or sparse)";
+        why = "its memory is of a kind that edge-stream does not know (sparse or indexed attention)";
     }
+    bool learned = true;
     for (size_t i = 0; i < caches.size() && !why; ++i) {
         why = es_bank_access::why_not(*caches[i], caches[0]->get_size());
-        (void) es_bank_access::bank(*caches[i], ctx); // from now on no cell is given up for being outside of the SWA
+        (void) es_bank_access::bank(*caches[i]); // from now on no cell is given up for being outside of the SWA
+        learned = learned && es_bank_access::learned(*caches[i]);
+    }
+    if (!why && !learned) {
+        try {
+            ctx->es_reserve(); // builds the graph, from which the banks learn
+        } catch (const std::exception & e) {
+            LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+            why = "its graph cannot be built";
+        }
+    }
+    for (size_t i = 0; i < caches.size() && !why; ++i) {
+        if (const char * op = es_bank_access::unknown(*caches[i])) {
+            static thread_local char text[160];
+            snprintf(text, sizeof(text), "its keys are not plainly rotated: their graph has %s", op);
+            why = text;
+        }
     }
     if (why_not) {
         *why_not = why;
@@ -420,7 +648,7 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
 static int32_t reserve(llama_context * ctx) {
     const auto caches = caches_of(ctx);
     // the same sequences have blocks in every cache
-    auto &   first = es_bank_access::bank(*caches[0], ctx);
+    auto &   first = es_bank_access::bank(*caches[0]);
     uint32_t n     = 0;
     for (const auto & [seq, b] : first.blocks) {
         n += b.n_rows;
@@ -430,7 +658,7 @@ static int32_t reserve(llama_context * ctx) {
     }
     int32_t rc = ES_BANK_OK;
     for (auto * kv : caches) {
-        es_bank_access::bank(*kv, ctx).reserving = true;
+        es_bank_access::bank(*kv).reserving = true;
     }
     try {
         ctx->es_reserve();
@@ -440,7 +668,7 @@ static int32_t reserve(llama_context * ctx) {
         rc = ES_BANK_NO_MEMORY;
     }
     for (auto * kv : caches) {
-        es_bank_access::bank(*kv, ctx).reserving = false;
+        es_bank_access::bank(*kv).reserving = false;
     }
     return rc;
 }
@@ -552,8 +780,67 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
     }
     llama_synchronize(ctx);
     ctx->es_graph_changed(); // the scheduler is about to be used for other graphs
-    return for_each_bank(ctx, seq, false,
-                         [&](es_bank & bank, llama_kv_cache &) { return bank.shift_window(*ctx, seq, delta); });
+    const int32_t rc = for_each_bank(
+        ctx, seq, false, [&](es_bank & bank, llama_kv_cache &) { return bank.shift_window(*ctx, seq, delta); });
+    if (rc == ES_BANK_OK) {
+        llama_es_state_add(ctx, seq, delta);
+    }
+    return rc;
+}
+
+llama_pos llama_es_position_limit(const llama_model * model, const char ** what) {
+    const llama_hparams & h     = model->hparams;
+    int64_t               limit = std::numeric_limits<llama_pos>::max();
+    const auto            lower = [&](int64_t to, const char * why) {
+        if (to < limit) {
+            limit = to;
+            *what = why;
+        }
+    };
+    *what = nullptr;
+    if (h.f_attn_temp_scale != 0.0f && h.n_attn_temp_floor_scale > 0) { // llm_graph_input_attn_temp::set_input
+        lower((int64_t) h.n_attn_temp_floor_scale - (int64_t) ceilf(h.f_attn_temp_offset), "its attention temperature");
+    }
+    if (h.swa_type == LLAMA_SWA_TYPE_CHUNKED) {
+        lower(h.n_swa, "its chunked attention");
+    }
+    return (llama_pos) limit;
+}
+
+uint64_t llama_es_bytes_per_token(const llama_model * model, int32_t type_k, int32_t type_v) {
+    const llama_hparams & h    = model->hparams;
+    bool                  both = true; // every layer has attention and a state (Falcon-H1)
+    for (uint32_t il = 0; il < h.n_layer(); ++il) {
+        both = both && h.is_recr(il) && h.n_head_kv(il) > 0;
+    }
+    uint64_t n = 0;
+    for (uint32_t il = 0; il < h.n_layer(); ++il) {
+        if (h.has_kv(il) && (both || !h.is_recr(il))) {
+            n += ggml_row_size((ggml_type) type_k, h.n_embd_k_gqa(il));
+            n += h.is_mla() ? 0 : ggml_row_size((ggml_type) type_v, h.n_embd_v_gqa(il));
+        }
+    }
+    return n;
+}
+
+void llama_es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta) {
+    if (auto * state = state_of(ctx)) {
+        state->seq_add(seq, -1, -1, delta);
+    }
+}
+
+void llama_es_memory_use(llama_context * ctx, uint64_t * cache, uint64_t * state) {
+    *cache = *state = 0;
+    for (const auto * kv : caches_of(ctx)) {
+        *cache += es_bank_access::bytes(*kv);
+    }
+    if (const auto * memory = state_of(ctx)) {
+        for (const auto * list : { &memory->r_l, &memory->s_l }) {
+            for (const ggml_tensor * t : *list) {
+                *state += t ? ggml_nbytes(t) : 0;
+            }
+        }
+    }
 }
 
 const char * llama_es_lost_device(llama_context * ctx) {

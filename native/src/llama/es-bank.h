@@ -13,6 +13,14 @@
 class llama_kv_cache;
 struct llama_context;
 
+// How a layer's keys are rotated, as the graph that computes them says (es_bank::learn).
+struct es_key_rotation {
+    bool          rotated    = false;
+    int32_t       params[16] = {};      // op_params of its GGML_OP_ROPE, for a rotation by a difference
+    ggml_tensor * factors    = nullptr; // its frequency factors, or null
+    const char *  unknown    = nullptr; // what is done with the keys that cannot be followed
+};
+
 // The pinned rows of one sequence in one KV cache.
 struct es_bank_block {
     uint32_t  n_rows   = 0;     // pinned cells
@@ -21,7 +29,7 @@ struct es_bank_block {
     llama_pos pos      = 0;     // position of row 0 now
     bool      armed    = false; // decode graphs write the rows to the cache
 
-    std::vector<int32_t>  delta; // [n_rows]: pos - pos0, kept here while a backend may still be reading it
+    std::vector<int32_t>  delta; // [n_rows*pos_per_row]: pos - pos0, kept here while a backend may still be reading it
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
 
     // rows of the capture that the next decode fills; 0: none
@@ -32,7 +40,7 @@ struct es_bank_block {
 
     // small inputs, once per buffer type, so that no copy between devices is needed
     struct inputs {
-        ggml_tensor * delta; // [1 or n_rows] i32: pos - pos0, see es_bank::place
+        ggml_tensor * delta; // [(1 or n_rows)*pos_per_row] i32: pos - pos0, see es_bank::place
         ggml_tensor * cells; // [n_rows] i64: rows of the merged K tensor
         ggml_tensor * rot;   // [n, n]   f32: Hadamard matrix of quantised K, or null
     };
@@ -60,13 +68,15 @@ public:
     int32_t rotate_cells(llama_context & lctx, const std::vector<int32_t> & shift);
     int32_t shift_window(llama_context & lctx, llama_seq_id seq, llama_pos delta);
 
-    std::map<llama_seq_id, es_bank_block> blocks;
-    const llama_context *                 lctx = nullptr; // for the rope parameters
+    std::map<llama_seq_id, es_bank_block>        blocks;
+    std::unordered_map<int32_t, es_key_rotation> rotations; // model layer -> what its graph says
     bool     reserving  = false; // graphs are built to measure buffers: every block counts as armed
     uint32_t n_reserved = 0;     // rows that they were measured with
 
 private:
-    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
+    void          learn(const ggml_tensor * k_cur, int32_t il);
+    int64_t       pos_per_row() const; // positions that a token has: 4 with M-RoPE, else 1
+    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos, int32_t il) const;
 
     llama_kv_cache & kv;
 };

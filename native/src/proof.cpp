@@ -1,0 +1,276 @@
+// Does moving sinks give what decoding them there gives? Shown by the model itself, on a handful of tokens:
+// docs/models.md.
+#include "error.h"
+#include "llama-es-bank.h"
+#include "stream.h"
+
+#include <algorithm>
+#include <cmath>
+
+#pragma weak llama_es_bank_alloc
+#pragma weak llama_es_bank_capture_begin
+#pragma weak llama_es_bank_capture_end
+#pragma weak llama_es_bank_move
+#pragma weak llama_es_bank_shift_window
+
+namespace {
+
+constexpr int n_sinks = 4, n_probes = 4, n_tokens = n_sinks + n_probes;
+
+// What counts as exact. A wrong rotation gives 0.3 of the spread and more, on every model tried: docs/models.md.
+constexpr double bound_min = 1e-3, noise_factor = 5, spread_most = 0.25;
+
+// the sequences of the proof's context
+enum { AT_ZERO, AT_D, MOVED, TWICE, N_SEQ };
+
+// Everything that is compared: every key and value in float32, so that only the model's own arithmetic is noise.
+class prover {
+public:
+    prover(llama_context * like, llama_pos d, bool bank)
+        : model(llama_get_model(like)), n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(model))), d(d), bank(bank) {
+        llama_context_params p = llama_context_default_params();
+        p.n_ctx                = 64;
+        p.n_batch = p.n_ubatch = 64;
+        p.n_seq_max            = N_SEQ;
+        p.kv_unified           = true;
+        p.swa_full             = true;
+        p.type_k = p.type_v = GGML_TYPE_F32;
+        p.flash_attn_type   = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        p.n_threads = p.n_threads_batch = llama_n_threads(like);
+        p.no_perf                       = true;
+        ctx.reset(llama_init_from_model(const_cast<llama_model *>(model), p));
+        batch = llama_batch_init(64, 0, 1);
+    }
+    ~prover() {
+        if (batch.token) {
+            llama_batch_free(batch);
+        }
+    }
+
+    int32_t run(es_proof & out) {
+        if (!ctx || !batch.token) {
+            return es_fail(ES_ERR_MEMORY, "there is no memory for proving that the model streams exactly");
+        }
+        choose_tokens();
+        if (bank) {
+            // from now on no cell is given up, and the keys' rotation is known
+            const int32_t rc = es_bank_supported(ctx.get());
+            if (rc != ES_OK) {
+                return rc;
+            }
+        }
+        if (!sinks(MOVED, bank ? 0 : d, bank) || !sinks(TWICE, 0, false) || !there_and_back() || (bank && !move())) {
+            return failed();
+        }
+        std::vector<float> zero, at_d, moved, twice;
+        batch.n_tokens = 0;
+        for (int i = 0; i < n_tokens; ++i) {
+            add(AT_ZERO, i, i, i >= n_sinks);
+        }
+        for (int i = 0; i < n_tokens; ++i) {
+            add(AT_D, i, d + i, i >= n_sinks);
+        }
+        for (int i = n_sinks; i < n_tokens; ++i) {
+            add(MOVED, i, d + i, true);
+        }
+        for (int i = n_sinks; i < n_tokens; ++i) {
+            add(TWICE, i, i, true);
+        }
+        if (!decode({ &zero, &at_d, &moved, &twice })) {
+            return failed();
+        }
+        // and the window's way back
+        std::vector<float> next, rebased;
+        if (bank) {
+            (void) shift(AT_D, -d);
+        } else {
+            llama_memory_seq_add(llama_get_memory(ctx.get()), AT_D, -1, -1, -d); // the next decode does it
+        }
+        batch.n_tokens = 0;
+        add(AT_ZERO, n_tokens, n_tokens, true);
+        add(AT_D, n_tokens, n_tokens, true);
+        if (!decode({ &next, &rebased })) {
+            return failed();
+        }
+        out.distance  = d;
+        out.noise     = difference(zero, twice);
+        out.positions = difference(zero, at_d);
+        out.move      = difference(at_d, moved);
+        out.rebase    = difference(next, rebased);
+        out.spread    = spread(zero);
+        out.bound     = std::max(bound_min, std::min(noise_factor * out.noise, spread_most * out.spread));
+        out.bound     = std::max(out.bound, rounding() * out.spread);
+        return ES_OK;
+    }
+
+private:
+    struct freer {
+        void operator()(llama_context * c) const { llama_free(c); }
+    };
+    const llama_model *                   model;
+    int32_t                               n_vocab;
+    llama_pos                             d;
+    bool                                  bank;
+    std::unique_ptr<llama_context, freer> ctx;
+    llama_batch                           batch = {};
+    llama_token                           tokens[n_tokens + 1];
+
+    static int32_t failed() { return es_fail(ES_ERR_DECODE, "proving that the model streams exactly failed"); }
+
+    // ordinary tokens from all over the vocabulary, always the same
+    void choose_tokens() {
+        const llama_vocab * vocab = llama_model_get_vocab(model);
+        uint32_t            x     = 2463534242u; // xorshift32, Marsaglia 2003
+        for (auto & token : tokens) {
+            for (int tries = 0; tries < 1000; ++tries) {
+                x ^= x << 13;
+                x ^= x >> 17;
+                x ^= x << 5;
+                token = (llama_token) (x % (uint32_t) n_vocab);
+                if (!llama_vocab_is_control(vocab, token) && !llama_vocab_is_eog(vocab, token)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    void add(llama_seq_id seq, int token, llama_pos pos, bool logits) {
+        const int32_t k    = batch.n_tokens++;
+        batch.token[k]     = tokens[token];
+        batch.pos[k]       = pos;
+        batch.n_seq_id[k]  = 1;
+        batch.seq_id[k][0] = seq;
+        batch.logits[k]    = logits;
+    }
+
+    // Decodes the batch; the rows of logits, in order, go to one vector per sequence.
+    bool decode(std::vector<std::vector<float> *> out) {
+        if (llama_decode(ctx.get(), batch) != 0) {
+            return false;
+        }
+        llama_synchronize(ctx.get());
+        for (int32_t k = 0; k < batch.n_tokens; ++k) {
+            if (batch.logits[k]) {
+                const float * row = llama_get_logits_ith(ctx.get(), k);
+                if (!row) {
+                    return false;
+                }
+                const size_t i = out.size() == 2 ? (size_t) k : (size_t) batch.seq_id[k][0];
+                out[i]->insert(out[i]->end(), row, row + n_vocab);
+            }
+        }
+        return true;
+    }
+
+    // Decodes the first n_sinks tokens on their own, as a stream does.
+    bool sinks(llama_seq_id seq, llama_pos pos, bool capture) {
+        if (capture && (llama_es_bank_alloc(ctx.get(), seq, n_sinks) != ES_BANK_OK ||
+                        llama_es_bank_capture_begin(ctx.get(), seq, n_sinks, pos) != ES_BANK_OK)) {
+            return false;
+        }
+        batch.n_tokens = 0;
+        for (int i = 0; i < n_sinks; ++i) {
+            add(seq, i, pos + i, false);
+        }
+        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ok) == ES_BANK_OK) && ok;
+    }
+
+    bool move() {
+        // there is no window yet: that moves the recurrent state's position, if there is one
+        return llama_es_bank_shift_window(ctx.get(), MOVED, d) == ES_BANK_OK &&
+               llama_es_bank_move(ctx.get(), MOVED, d) == ES_BANK_OK;
+    }
+
+    // Keys rotated to D in two steps and back in one: the same keys, but for what float32 angles lose at such
+    // positions, and a measure of what the model makes of it (quantised weights round what they multiply: a lot).
+    bool there_and_back() {
+        const llama_pos half = (llama_pos) (0.618 * d);
+        return shift(TWICE, half) && shift(TWICE, d - half) && shift(TWICE, -d);
+    }
+
+    bool shift(llama_seq_id seq, llama_pos delta) {
+        if (bank) {
+            return llama_es_bank_shift_window(ctx.get(), seq, delta) == ES_BANK_OK;
+        }
+        // llama.cpp's own way, done at the next decode
+        llama_memory_t mem = llama_get_memory(ctx.get());
+        llama_memory_seq_add(mem, seq, -1, -1, delta);
+        batch.n_tokens = 0;
+        add(AT_ZERO, 0, 0, false);
+        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        llama_memory_seq_rm(mem, AT_ZERO, -1, -1);
+        return ok;
+    }
+
+    // root mean square: the largest of 10^5 differences says more about chance than about the model
+    static double difference(const std::vector<float> & a, const std::vector<float> & b) {
+        double sum = a.size() == b.size() && !a.empty() ? 0.0 : INFINITY;
+        for (size_t i = 0; i < a.size() && i < b.size(); ++i) {
+            const double x = (double) a[i] - (double) b[i];
+            sum += x * x;
+        }
+        return std::isfinite(sum) ? std::sqrt(sum / a.size()) : INFINITY;
+    }
+
+    // What weights of few bits cost, in parts of the spread: the runtime rounds what it multiplies them with, so that
+    // the smallest difference makes a larger one, or none; one sample of noise may miss it.
+    double rounding() const {
+        const double bits = 8.0 * (double) llama_model_size(model) / (double) llama_model_n_params(model);
+        return bits > 31 ? 0.0 : bits > 15 ? 0.01 : 0.1;
+    }
+
+    static double spread(const std::vector<float> & a) {
+        double sum = 0, squares = 0;
+        for (const float x : a) {
+            sum += x;
+            squares += (double) x * x;
+        }
+        const double mean = sum / a.size();
+        return std::sqrt(std::max(0.0, squares / a.size() - mean * mean));
+    }
+};
+
+int32_t verdict(const es_proof * p, bool bank) {
+    // written so that a NaN is a failure
+    if (!(p->positions <= p->bound)) {
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "this model's attention depends on absolute positions: off by %.2g at %d, where %.2g is noise",
+                       p->positions, p->distance, p->bound);
+    }
+    if (!(p->move <= p->bound)) {
+        return es_fail(ES_ERR_UNSUPPORTED, "its sinks cannot be moved exactly: off by %.2g at %d, where %.2g is noise",
+                       p->move, p->distance, p->bound);
+    }
+    if (!(p->rebase <= p->bound)) {
+        return es_fail(
+            ES_ERR_UNSUPPORTED, "its keys cannot be brought back exactly%s: off by %.2g from %d, where %.2g is noise",
+            bank ? "" : " by llama.cpp's own shift (the sink bank is needed)", p->rebase, p->distance, p->bound);
+    }
+    return ES_OK;
+}
+
+} // namespace
+
+int32_t es_stream_proof_distance(const es_stream * stream) {
+    // as far as any position of the stream gets
+    return stream && stream->ctx && !llama_model_is_recurrent(stream->model)
+               ? stream->window.params().rebase_at - n_tokens
+               : 0;
+}
+
+int32_t es_stream_prove(const es_stream * stream, es_proof * out) {
+    if (!stream || !out) {
+        return es_fail(ES_ERR_INVALID, "stream and out must not be null");
+    }
+    *out            = {};
+    const int32_t d = es_stream_proof_distance(stream);
+    if (d <= 0) {
+        return ES_OK; // no key is moved
+    }
+    return es_guard([&]() -> int32_t {
+        const bool    bank = stream->params.sink_move == ES_SINK_MOVE_BANK;
+        const int32_t rc   = prover(stream->ctx, d, bank).run(*out);
+        return rc == ES_OK ? verdict(out, bank) : rc;
+    });
+}
