@@ -155,6 +155,10 @@ class Engine:
                 if proof:
                     try:
                         self.proof = proofs.prove(self, stream)
+                        if n_parallel > 1 and self.proof.distance and not self.proof.parallel:
+                            raise UnsupportedModelError(
+                                "llama.cpp mixes up the sequences of one batch in this model: only one stream at a time"
+                            )
                     except UnsupportedModelError as error:
                         raise UnsupportedModelError(f"{path.name} cannot stream: {error}", error.status) from None
         except BaseException:
@@ -190,11 +194,13 @@ class Engine:
         if not use_mmap:
             params.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
         self.model_path = path
+        reason = C.create_string_buffer(512)
+        if not self._native.es_model_file_check(os.fsencode(path), reason, len(reason)):
+            raise EdgeStreamError(f"{path} is damaged: {reason.value.decode(errors='replace')}")
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot load {path}{self._log_hint()}")
         self._n_gpu_layers = params.n_gpu_layers
-        reason = C.create_string_buffer(512)
         if not self._native.es_model_can_stream(self._model, reason, len(reason)):
             raise UnsupportedModelError(f"{path.name} cannot stream: {reason.value.decode()}")
         self._vocab = self._llama.llama_model_get_vocab(self._model)

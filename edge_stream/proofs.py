@@ -29,6 +29,7 @@ class Proof:
     noise: float
     spread: float
     bound: float
+    parallel: bool
     date: str  # ISO 8601
 
     @property

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
+# proofs and compiled libraries of earlier runs are nobody's business
+_CACHE = tempfile.TemporaryDirectory(prefix="edge-stream-cache-")
+os.environ.setdefault("EDGE_STREAM_CACHE", _CACHE.name)
 # several engines share the cores with the test itself
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 

@@ -26,6 +26,10 @@ ES_API bool es_bank_available(void);
 // reason (0-terminated, at most n_reason bytes; may be NULL)
 ES_API bool es_model_can_stream(const struct llama_model * model, char * reason, size_t n_reason);
 
+// false, and a sentence, for a GGUF file whose metadata contradict themselves in a way that ends the process when
+// llama.cpp loads it. Anything else that is wrong with a file is left to llama.cpp, which says so.
+ES_API bool es_model_file_check(const char * path, char * reason, size_t n_reason);
+
 // 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
 ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 
@@ -107,6 +111,7 @@ typedef struct es_proof {
     double  noise;  // the same tokens, with keys that were rotated to D and back: what float32 angles cost this model
     double  spread; // standard deviation of the logits
     double  bound;  // what counts as exact: 1e-3, or 5 times the noise but no more than a quarter of the spread
+    bool parallel;  // llama.cpp decodes several sequences of this model in one batch rightly (some graphs mix them up)
 } es_proof;
 
 // Decodes some tokens in a context of its own (of the stream's model and threads; the stream is not touched).

@@ -4,6 +4,7 @@
 #include "edge_stream_app.h"
 #include "llama.h"
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,9 +22,10 @@ struct es_loaded_model {
     ~es_loaded_model();
 
     // Text that spells control tokens becomes them if special.
-    es_tokens   tokenize(const std::string & text, bool add_bos, bool special) const;
-    std::string piece(llama_token token) const; // its bytes; empty for control tokens
-    std::string meta(const std::string & key) const;
+    es_tokens                    tokenize(const std::string & text, bool add_bos, bool special) const;
+    std::string                  piece(llama_token token) const; // its bytes; empty for control tokens
+    std::string                  meta(const std::string & key) const;
+    mutable std::atomic<int32_t> proven{ 0 }; // positions up to which it has shown that it streams exactly
 };
 
 struct es_app_model {

@@ -116,7 +116,16 @@ int32_t es_app_stream::init(const es_app_session_params & params, const es_conte
     p.n_keep           = sizes.n_keep;
     p.n_boundary       = n_boundary;
     p.model_tag        = model_->tag;
-    return es_stream_init(ctx_, p, &stream_);
+    int32_t rc         = es_stream_init(ctx_, p, &stream_);
+    // once per loaded model, unless positions get further than before
+    const int32_t distance = rc == ES_OK ? es_stream_proof_distance(stream_) : 0;
+    if (distance > model_->proven) {
+        es_proof proof;
+        if ((rc = es_stream_prove(stream_, &proof)) == ES_OK) {
+            model_->proven = distance;
+        }
+    }
+    return rc;
 }
 
 es_stream_stats es_app_stream::stats() const {

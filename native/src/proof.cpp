@@ -59,47 +59,18 @@ public:
                 return rc;
             }
         }
-        if (!sinks(MOVED, bank ? 0 : d, bank) || !sinks(TWICE, 0, false) || !there_and_back() || (bank && !move())) {
-            return failed();
+        // All sequences in one batch, since that reads the weights once. Some of llama.cpp's graphs mix sequences up,
+        // though: then they go one by one, and the model is for one stream at a time.
+        for (const bool together : { true, false }) {
+            if (!compare(out, together)) {
+                return failed();
+            }
+            out.parallel     = together;
+            const double off = std::max({ out.positions, out.move, out.rebase });
+            if (off <= out.bound) {
+                break;
+            }
         }
-        std::vector<float> zero, at_d, moved, twice;
-        batch.n_tokens = 0;
-        for (int i = 0; i < n_tokens; ++i) {
-            add(AT_ZERO, i, i, i >= n_sinks);
-        }
-        for (int i = 0; i < n_tokens; ++i) {
-            add(AT_D, i, d + i, i >= n_sinks);
-        }
-        for (int i = n_sinks; i < n_tokens; ++i) {
-            add(MOVED, i, d + i, true);
-        }
-        for (int i = n_sinks; i < n_tokens; ++i) {
-            add(TWICE, i, i, true);
-        }
-        if (!decode({ &zero, &at_d, &moved, &twice })) {
-            return failed();
-        }
-        // and the window's way back
-        std::vector<float> next, rebased;
-        if (bank) {
-            (void) shift(AT_D, -d);
-        } else {
-            llama_memory_seq_add(llama_get_memory(ctx.get()), AT_D, -1, -1, -d); // the next decode does it
-        }
-        batch.n_tokens = 0;
-        add(AT_ZERO, n_tokens, n_tokens, true);
-        add(AT_D, n_tokens, n_tokens, true);
-        if (!decode({ &next, &rebased })) {
-            return failed();
-        }
-        out.distance  = d;
-        out.noise     = difference(zero, twice);
-        out.positions = difference(zero, at_d);
-        out.move      = difference(at_d, moved);
-        out.rebase    = difference(next, rebased);
-        out.spread    = spread(zero);
-        out.bound     = std::max(bound_min, std::min(noise_factor * out.noise, spread_most * out.spread));
-        out.bound     = std::max(out.bound, rounding() * out.spread);
         return ES_OK;
     }
 
@@ -114,8 +85,58 @@ private:
     std::unique_ptr<llama_context, freer> ctx;
     llama_batch                           batch = {};
     llama_token                           tokens[n_tokens + 1];
+    bool                                  no_logits = false;
 
-    static int32_t failed() { return es_fail(ES_ERR_DECODE, "proving that the model streams exactly failed"); }
+    // The tokens first..last of a sequence, at pos.., and where the logits of those after the sinks go.
+    struct part {
+        llama_seq_id         seq;
+        int                  first, last;
+        llama_pos            pos;
+        std::vector<float> * out;
+    };
+
+    bool compare(es_proof & out, bool together) {
+        llama_memory_clear(llama_get_memory(ctx.get()), true);
+        if (!sinks(MOVED, bank ? 0 : d, bank) || !sinks(TWICE, 0, false) || !there_and_back() || (bank && !move())) {
+            return false;
+        }
+        std::vector<float> zero, at_d, moved, twice, next, rebased;
+        const int          probe = n_tokens - 1;
+        if (!decode({ { AT_ZERO, 0, probe, 0, &zero },
+                      { AT_D, 0, probe, d, &at_d },
+                      { MOVED, n_sinks, probe, d + n_sinks, &moved },
+                      { TWICE, n_sinks, probe, n_sinks, &twice } },
+                    together)) {
+            return false;
+        }
+        // and the window's way back
+        if (bank) {
+            if (!shift(AT_D, -d)) {
+                return false;
+            }
+        } else {
+            llama_memory_seq_add(llama_get_memory(ctx.get()), AT_D, -1, -1, -d); // the next decode does it
+        }
+        if (!decode(
+                { { AT_ZERO, n_tokens, n_tokens, n_tokens, &next }, { AT_D, n_tokens, n_tokens, n_tokens, &rebased } },
+                together)) {
+            return false;
+        }
+        out.distance  = d;
+        out.noise     = difference(zero, twice);
+        out.positions = difference(zero, at_d);
+        out.move      = difference(at_d, moved);
+        out.rebase    = difference(next, rebased);
+        out.spread    = spread(zero);
+        out.bound     = std::max(bound_min, std::min(noise_factor * out.noise, spread_most * out.spread));
+        out.bound     = std::max(out.bound, rounding() * out.spread);
+        return true;
+    }
+
+    int32_t failed() const {
+        return no_logits ? es_fail(ES_ERR_UNSUPPORTED, "it predicts no tokens (an embedding model)")
+                         : es_fail(ES_ERR_DECODE, "proving that the model streams exactly failed");
+    }
 
     // ordinary tokens from all over the vocabulary, always the same
     void choose_tokens() {
@@ -143,8 +164,23 @@ private:
         batch.logits[k]    = logits;
     }
 
-    // Decodes the batch; the rows of logits, in order, go to one vector per sequence.
-    bool decode(std::vector<std::vector<float> *> out) {
+    bool decode(const std::vector<part> & parts, bool together) {
+        for (size_t i = 0; i < parts.size(); ++i) {
+            if (i == 0 || !together) {
+                batch.n_tokens = 0;
+            }
+            const part & p = parts[i];
+            for (int t = p.first; t <= p.last; ++t) {
+                add(p.seq, t, p.pos + t - p.first, t >= n_sinks);
+            }
+            if ((i + 1 == parts.size() || !together) && !decode_batch(parts)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    bool decode_batch(const std::vector<part> & parts) {
         if (llama_decode(ctx.get(), batch) != 0) {
             return false;
         }
@@ -152,11 +188,13 @@ private:
         for (int32_t k = 0; k < batch.n_tokens; ++k) {
             if (batch.logits[k]) {
                 const float * row = llama_get_logits_ith(ctx.get(), k);
+                const auto    p   = std::find_if(parts.begin(), parts.end(),
+                                                 [&](const part & q) { return q.seq == batch.seq_id[k][0]; });
                 if (!row) {
+                    no_logits = true;
                     return false;
                 }
-                const size_t i = out.size() == 2 ? (size_t) k : (size_t) batch.seq_id[k][0];
-                out[i]->insert(out[i]->end(), row, row + n_vocab);
+                p->out->insert(p->out->end(), row, row + n_vocab);
             }
         }
         return true;

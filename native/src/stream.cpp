@@ -131,7 +131,8 @@ int32_t es_stream::init() {
         return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: %s", reason);
     }
     if (!mem) {
-        return es_fail(ES_ERR_UNSUPPORTED, "the context has no KV cache");
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "the model cannot stream: it keeps no cache (an encoder or an embedding model)");
     }
     if (params.seq_id < 0 || (uint32_t) params.seq_id >= llama_n_seq_max(ctx)) {
         return es_fail(ES_ERR_INVALID, "seq_id = %d is not one of the context's %u sequences", params.seq_id,

@@ -1,11 +1,14 @@
 // Which models can stream, and what tells one model from another.
 #include "error.h"
+#include "gguf.h"
 #include "llama-ext.h"
 #include "sink_mover.h"
 
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -29,6 +32,86 @@ const char * missing_property(const llama_model * model) {
         return "it is an embedding model: its attention is not causal or its output is pooled";
     }
     return es_bank_available() ? nullptr : es_model_needs_bank(model);
+}
+
+// Metadata of a GGUF file that llama.cpp would divide by, or assert on, before it says a word.
+class gguf_facts {
+public:
+    explicit gguf_facts(const char * path) {
+        gguf_init_params p = {};
+        p.no_alloc         = true;
+        file.reset(gguf_init_from_file(path, p));
+        const int64_t id = file ? gguf_find_key(file.get(), "general.architecture") : -1;
+        if (id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_STRING) {
+            arch = gguf_get_val_str(file.get(), id);
+        }
+    }
+
+    // -1: there is none
+    int64_t number(const char * key) const {
+        const int64_t id = find(key);
+        if (id < 0) {
+            return -1;
+        }
+        switch (gguf_get_kv_type(file.get(), id)) {
+        case GGUF_TYPE_UINT32: return gguf_get_val_u32(file.get(), id);
+        case GGUF_TYPE_INT32: return gguf_get_val_i32(file.get(), id);
+        default: return -1;
+        }
+    }
+
+    std::vector<int32_t> numbers(const char * key) const {
+        const int64_t id = find(key);
+        if (id < 0 || gguf_get_kv_type(file.get(), id) != GGUF_TYPE_ARRAY ||
+            (gguf_get_arr_type(file.get(), id) != GGUF_TYPE_INT32 &&
+             gguf_get_arr_type(file.get(), id) != GGUF_TYPE_UINT32)) {
+            return {};
+        }
+        const auto * data = (const int32_t *) gguf_get_arr_data(file.get(), id);
+        return { data, data + gguf_get_arr_n(file.get(), id) };
+    }
+
+private:
+    struct freer {
+        void operator()(gguf_context * c) const { gguf_free(c); }
+    };
+    std::unique_ptr<gguf_context, freer> file;
+    std::string                          arch;
+
+    int64_t find(const char * key) const {
+        return file && !arch.empty() ? gguf_find_key(file.get(), (arch + "." + key).c_str()) : -1;
+    }
+};
+
+std::string contradiction(const gguf_facts & facts) {
+    char text[200];
+    for (const char * key : { "full_attention_interval", "interleave_moe_layer_step", "attention.chunk_size" }) {
+        if (facts.number(key) == 0) {
+            snprintf(text, sizeof(text), "its %s is 0", key);
+            return text;
+        }
+    }
+    const std::vector<int32_t> sections = facts.numbers("rope.dimension_sections");
+    if (!sections.empty()) {
+        const int64_t heads = facts.number("attention.head_count");
+        int64_t       n_rot = facts.number("rope.dimension_count");
+        n_rot               = n_rot >= 0 ? n_rot : facts.number("attention.key_length");
+        n_rot               = n_rot >= 0 || heads <= 0 ? n_rot : facts.number("embedding_length") / heads;
+        int64_t sum         = 0;
+        bool    negative    = false;
+        for (const int32_t n : sections) {
+            sum += n;
+            negative = negative || n < 0;
+        }
+        if (negative || (n_rot >= 0 && 2 * sum != n_rot)) {
+            snprintf(text, sizeof(text),
+                     "the sections of its rotary positions do not add up to half of the %lld "
+                     "dimensions that are rotated",
+                     (long long) n_rot);
+            return text;
+        }
+    }
+    return "";
 }
 
 struct fnv1a {
@@ -83,6 +166,19 @@ bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reas
         snprintf(reason, n_reason, "%s", why ? why : "");
     }
     return why == nullptr;
+}
+
+bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
+    std::string why;
+    try {
+        why = path ? contradiction(gguf_facts(path)) : "";
+    } catch (...) {
+        why = ""; // llama.cpp will say what is wrong
+    }
+    if (reason && n_reason > 0) {
+        snprintf(reason, n_reason, "%s", why.c_str());
+    }
+    return why.empty();
 }
 
 uint64_t es_model_fingerprint(const llama_model * model) {

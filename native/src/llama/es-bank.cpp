@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <typeinfo>
 
 //
 // graph building
@@ -505,18 +506,24 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
 // C interface
 //
 
+// A class derived from these keeps more than they do (indexes, compressed keys), which nobody would move.
+template <typename T>
+static T * exactly(llama_memory_t mem) {
+    return mem && typeid(*mem) == typeid(T) ? static_cast<T *>(mem) : nullptr;
+}
+
 static std::vector<llama_kv_cache *> caches_of(llama_context * ctx) {
     llama_memory_t mem = ctx->get_memory();
-    if (auto * kv = dynamic_cast<llama_kv_cache *>(mem)) {
+    if (auto * kv = exactly<llama_kv_cache>(mem)) {
         return { kv };
     }
-    if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(mem)) {
+    if (auto * kv = exactly<llama_kv_cache_iswa>(mem)) {
         return { kv->get_base(), kv->get_swa() };
     }
-    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(mem)) {
+    if (auto * hybrid = exactly<llama_memory_hybrid>(mem)) {
         return { hybrid->get_mem_attn() };
     }
-    if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+    if (auto * hybrid = exactly<llama_memory_hybrid_iswa>(mem)) {
         return { hybrid->get_mem_attn()->get_base(), hybrid->get_mem_attn()->get_swa() };
     }
     return {};
@@ -525,13 +532,13 @@ static std::vector<llama_kv_cache *> caches_of(llama_context * ctx) {
 // The memory of recurrent layers, which nothing is evicted from.
 static llama_memory_recurrent * state_of(llama_context * ctx) {
     llama_memory_t mem = ctx->get_memory();
-    if (auto * recurrent = dynamic_cast<llama_memory_recurrent *>(mem)) {
+    if (auto * recurrent = exactly<llama_memory_recurrent>(mem)) {
         return recurrent;
     }
-    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(mem)) {
+    if (auto * hybrid = exactly<llama_memory_hybrid>(mem)) {
         return hybrid->get_mem_recr();
     }
-    if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) {
+    if (auto * hybrid = exactly<llama_memory_hybrid_iswa>(mem)) {
         return hybrid->get_mem_recr();
     }
     return nullptr;
@@ -541,7 +548,7 @@ static llama_memory_recurrent * state_of(llama_context * ctx) {
 struct es_bank_access {
     static const char * why_not(const llama_kv_cache & kv, uint32_t size) {
         if (kv.model.pos_embd) {
-            return "it has learned absolute positions";
+            return "it has no rotary positions but learned absolute ones";
         }
         if (kv.other) {
             return "its cache shares the cells of another context";
@@ -617,6 +624,9 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     if (caches.empty()) {
         why = "its memory is of a kind that edge-stream does not know (sparse or indexed attention)";
     }
+    if (!why && !ctx->get_cparams().causal_attn) {
+        why = "its attention is not causal: it is an encoder or an embedding model";
+    }
     bool learned = true;
     for (size_t i = 0; i < caches.size() && !why; ++i) {
         why = es_bank_access::why_not(*caches[i], caches[0]->get_size());
@@ -632,7 +642,9 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
         }
     }
     for (size_t i = 0; i < caches.size() && !why; ++i) {
-        if (const char * op = es_bank_access::unknown(*caches[i])) {
+        if (!es_bank_access::learned(*caches[i])) {
+            why = "its graph stores no keys (an embedding model)";
+        } else if (const char * op = es_bank_access::unknown(*caches[i])) {
             static thread_local char text[160];
             snprintf(text, sizeof(text), "its keys are not plainly rotated: their graph has %s", op);
             why = text;
