@@ -16,13 +16,14 @@ Semantics (``n_past`` counts the tokens seen since the stream began):
   the keys whose in-cache distance is ``>= n_swa``.
 
 Weights come from a GGUF file (F32, or F16 read as stored). Supported architectures: llama (also Mistral,
-SmolLM2, Llama 3 with ``rope_freqs``), qwen2, qwen3, gemma3; rope scaling none, linear and YaRN.
+SmolLM2, Llama 3 with ``rope_freqs``), qwen2, qwen3, gemma3; rope scaling none, linear and YaRN. Layers of other
+kinds (without rotation, recurrent, M-RoPE) are in reference_layers.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ class Config:
         """Factor on the token embeddings (gemma multiplies by sqrt(n_embd))."""
         return float(np.sqrt(self.n_embd)) if self.arch == "gemma3" else 1.0
 
+    @property
+    def kq_scale(self) -> float:
+        """Factor on the attention scores."""
+        return float(1.0 / np.sqrt(self.head_dim))
+
     def is_swa(self, il: int) -> bool:
         """Whether layer ``il`` attends through a sliding window of ``n_swa`` positions."""
         return bool(self.swa_layers) and self.swa_layers[il]
@@ -97,16 +103,22 @@ class Weights:
         return self.tensors.get(name)
 
 
-def _read_metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
+def read_metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
+    """The file's keys and values."""
     return {name: f.contents() for name, f in reader.fields.items() if not name.startswith("GGUF.")}
 
 
-def load_weights(path: str | os.PathLike[str]) -> tuple[Weights, Config]:
-    """Read a GGUF file. Raises ValueError for an architecture, scaling or tensor type it does not know."""
+def load_weights(
+    path: str | os.PathLike[str], rope_types: Mapping[str, str] = _ROPE_TYPE
+) -> tuple[Weights, Config]:
+    """Read a GGUF file. Raises ValueError for an architecture, scaling or tensor type it does not know.
+
+    ``rope_types``: the known architectures and how they pair dimensions.
+    """
     reader = gguf.GGUFReader(Path(path), "r")
-    meta = _read_metadata(reader)
+    meta = read_metadata(reader)
     arch = meta["general.architecture"]
-    if arch not in _ROPE_TYPE:
+    if arch not in rope_types:
         raise ValueError(f"the reference does not implement architecture {arch!r}")
 
     tensors: dict[str, F64] = {}
@@ -122,6 +134,9 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Weights, Config]:
         return value
 
     n_embd, n_head, n_layer = key("embedding_length"), key("attention.head_count"), key("block_count")
+    n_head_kv = key("attention.head_count_kv", n_head)
+    if isinstance(n_head_kv, list):  # 0 for the layers without attention
+        n_head_kv = max(n_head_kv)
     head_dim = key("attention.key_length", n_embd // n_head)
     if key("attention.value_length", head_dim) != head_dim:
         raise ValueError("key and value heads of different sizes are not implemented")
@@ -146,13 +161,13 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[Weights, Config]:
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=key("attention.head_count_kv", n_head),
+        n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_rot=key("rope.dimension_count", head_dim),
         n_vocab=tensors["token_embd.weight"].shape[0],
         n_ctx_train=n_ctx_train,
         rms_eps=key("attention.layer_norm_rms_epsilon"),
-        rope_type=_ROPE_TYPE[arch],
+        rope_type=rope_types[arch],
         rope_base=key("rope.freq_base", 10000.0),
         rope_freq_scale=1.0 if scaling == "none" else 1.0 / factor,
         rope_attn_factor=key("rope.scaling.attn_factor", 1.0),
@@ -391,21 +406,28 @@ class ReferenceStream:
 
         x = w["token_embd.weight"][ids] * cfg.embd_scale  # [m, n_embd]
         for il in range(cfg.n_layer):
-            p = f"blk.{il}."
-            attn = self._attention(il, rms_norm(x, w[p + "attn_norm.weight"], cfg.rms_eps))
-            post = w.get(p + "post_attention_norm.weight")
-            x = x + (attn if post is None else rms_norm(attn, post, cfg.rms_eps))
-
-            h = rms_norm(x, w[p + "ffn_norm.weight"], cfg.rms_eps)
-            gate = h @ w[p + "ffn_gate.weight"].T
-            gate = gelu_tanh(gate, cfg.gelu) if cfg.arch == "gemma3" else silu(gate)
-            ffn = (gate * (h @ w[p + "ffn_up.weight"].T)) @ w[p + "ffn_down.weight"].T
-            post = w.get(p + "post_ffw_norm.weight")
-            x = x + (ffn if post is None else rms_norm(ffn, post, cfg.rms_eps))
-
+            x = self._layer(il, x)
         x = rms_norm(x, w["output_norm.weight"], cfg.rms_eps)
         head = w.get("output.weight")
         return x @ (w["token_embd.weight"] if head is None else head).T
+
+    def _layer(self, il: int, x: F64) -> F64:
+        """Layer ``il`` over the chunk [m, n_embd]; same shape back."""
+        cfg, w, p = self.config, self.weights, f"blk.{il}."
+        attn = self._attention(il, rms_norm(x, w[p + "attn_norm.weight"], cfg.rms_eps))
+        post = w.get(p + "post_attention_norm.weight")
+        x = x + (attn if post is None else rms_norm(attn, post, cfg.rms_eps))
+
+        ffn = self._feed_forward(il, rms_norm(x, w[p + "ffn_norm.weight"], cfg.rms_eps))
+        post = w.get(p + "post_ffw_norm.weight")
+        return x + (ffn if post is None else rms_norm(ffn, post, cfg.rms_eps))
+
+    def _feed_forward(self, il: int, h: F64) -> F64:
+        """The gated network of layer ``il`` over ``h`` [m, n_embd]; same shape back."""
+        cfg, w, p = self.config, self.weights, f"blk.{il}."
+        gate = h @ w[p + "ffn_gate.weight"].T
+        gate = gelu_tanh(gate, cfg.gelu) if cfg.arch == "gemma3" else silu(gate)
+        return (gate * (h @ w[p + "ffn_up.weight"].T)) @ w[p + "ffn_down.weight"].T
 
     def _project(self, il: int, name: str, x: F64, n_heads: int) -> F64:
         """q, k or v of the chunk: [m, n_embd] -> [n_heads, m, head_dim], bias and QK-norm applied."""
@@ -421,16 +443,30 @@ class ReferenceStream:
     def _attention(self, il: int, x: F64) -> F64:
         """Attention of the chunk ``x`` [m, n_embd] over cache and chunk; [m, n_embd]."""
         cfg = self.config
-        m = len(x)
         q = self._project(il, "q", x, cfg.n_head)
-        self._k[il] = np.concatenate([self._k[il], self._project(il, "k", x, cfg.n_head_kv)], axis=1)
-        self._v[il] = np.concatenate([self._v[il], self._project(il, "v", x, cfg.n_head_kv)], axis=1)
-        n = self._k[il].shape[1]
+        k, v = self._project(il, "k", x, cfg.n_head_kv), self._project(il, "v", x, cfg.n_head_kv)
+        out = self._attend(il, q, k, v) @ self.weights[f"blk.{il}.attn_output.weight"].T
+        bias = self.weights.get(f"blk.{il}.attn_output.bias")
+        return out if bias is None else out + bias
+
+    def _rotation(self, il: int) -> tuple[F64, F64] | None:
+        """Cosine and sine by in-cache position for layer ``il``; None if it does not rotate."""
+        return self.rope[self.config.is_swa(il)]
+
+    def _attend(self, il: int, q: F64, k: F64, v: F64) -> F64:
+        """The chunk's heads [n_heads, m, head_dim], not yet rotated, over cache and chunk; [m, n_head * head_dim]."""
+        cfg = self.config
+        m = q.shape[1]
+        self._k[il] = np.concatenate([self._k[il], k], axis=1)
+        self._v[il] = np.concatenate([self._v[il], v], axis=1)
+        k, n = self._k[il], self._k[il].shape[1]
 
         # In-cache positions are simply 0..n-1: the list of keys *is* sinks, window, chunk in order.
-        cos, sin = self.rope[cfg.is_swa(il)]
-        q = rotate(q, cos[n - m : n], sin[n - m : n], cfg.rope_type)
-        k = rotate(self._k[il], cos[:n], sin[:n], cfg.rope_type)
+        rotation = self._rotation(il)
+        if rotation is not None:
+            cos, sin = rotation
+            q = rotate(q, cos[n - m : n], sin[n - m : n], cfg.rope_type)
+            k = rotate(k, cos[:n], sin[:n], cfg.rope_type)
 
         distance = np.arange(n - m, n)[:, None] - np.arange(n)[None, :]  # p_q - p_k, [m, n]
         masked = distance < 0
@@ -439,13 +475,10 @@ class ReferenceStream:
 
         # GQA: the q heads of a group share a k/v head: [n_head_kv, group, m, d] x [n_head_kv, 1, n, d]
         q = q.reshape(cfg.n_head_kv, cfg.n_head // cfg.n_head_kv, m, cfg.head_dim)
-        scores = q @ k[:, None].transpose(0, 1, 3, 2) / np.sqrt(cfg.head_dim)
+        scores = q @ k[:, None].transpose(0, 1, 3, 2) * cfg.kq_scale
         probs = softmax(np.where(masked, -np.inf, scores))
         out = probs @ self._v[il][:, None]  # [n_head_kv, group, m, head_dim]
-        out = out.reshape(cfg.n_head, m, cfg.head_dim).transpose(1, 0, 2).reshape(m, -1)
-        out = out @ self.weights[f"blk.{il}.attn_output.weight"].T
-        bias = self.weights.get(f"blk.{il}.attn_output.bias")
-        return out if bias is None else out + bias
+        return out.reshape(cfg.n_head, m, cfg.head_dim).transpose(1, 0, 2).reshape(m, -1)
 
 
 class Reference:
@@ -461,7 +494,7 @@ class Reference:
     def dense(self, tokens: Sequence[int]) -> F64:
         """Logits [n_tokens, n_vocab] of the whole text in one chunk with full causal attention."""
         n = len(tokens)
-        return ReferenceStream(self.weights, self.config, n + 1, 0).feed(tokens, n)
+        return self.stream(n + 1, 0).feed(tokens, n)
 
     def with_gelu(self, mode: str) -> Reference:
         """The same model with GELU ``"exact"`` or ``"table"`` (how ggml-cpu computes it)."""

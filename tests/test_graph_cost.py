@@ -14,6 +14,7 @@ from typing import Any
 
 import graph_cost
 import pytest
+import tiny_architectures
 
 from edge_stream import _libs, _native, devices
 
@@ -41,6 +42,7 @@ def check(
     *,
     hadamard: bool = False,
     n_caches: int = 1,
+    n_sections: int = 1,
     in_pairs: bool = True,
     on_device: bool = ON_DEVICE,
 ) -> None:
@@ -50,9 +52,9 @@ def check(
     for name in ("builds", "splits", "copies", "syncs", "reads", "read_bytes", "buffers"):
         assert sliding[name] == plain[name], name
     assert sliding["builds"] == 0
-    # the only thing that travels is how far the sinks have moved: an int32 per cache, on devices one per sink
+    # the only thing that travels is how far the sinks have moved: an int32 per cache (M-RoPE: 4), on devices one per sink
     assert sliding["writes"] - plain["writes"] == n_caches
-    assert sliding["write_bytes"] - plain["write_bytes"] == 4 * n_caches * (4 if on_device else 1)
+    assert sliding["write_bytes"] - plain["write_bytes"] == 4 * n_caches * n_sections * (4 if on_device else 1)
     expected = {"ROPE": n_layer, "SET_ROWS": n_layer} | ({"MUL_MAT": n_layer} if hadamard else {})
     added = {op: n - plain["ops"].get(op, 0) for op, n in sliding["ops"].items()}
     assert {op: n for op, n in added.items() if n} == expected
@@ -68,6 +70,25 @@ def check(
 def test_tiny(type_k: str, flash_attn: str, tiny: Callable[[str], Path]) -> None:
     """llama.cpp rotates a quantised K by a Hadamard matrix; so do the sinks that join it."""
     check(counted(tiny("head64"), "-ctk", type_k, "-fa", flash_attn), 2, hadamard=type_k == "q8_0")
+
+
+# rotated layers, positions per token
+KINDS = {
+    "smollm3": (3, 1),
+    "lfm2": (2, 1),
+    "falcon-h1": (2, 1),
+    "qwen3vl": (4, 4),
+    "qwen35": (2, 4),
+    "deepseek2": (4, 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_kinds_of_model(name: str, tmp_path: Path) -> None:
+    """Layers that rotate nothing, or keep a state, cost nothing; M-RoPE sends four distances instead of one."""
+    n_rotated, n_sections = KINDS[name]
+    model = tiny_architectures.make(tmp_path / f"{name}.gguf", name)
+    check(counted(model), n_rotated, n_sections=n_sections, in_pairs=False)
 
 
 @pytest.mark.parametrize("keep", [4, 40])

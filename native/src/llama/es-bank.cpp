@@ -210,7 +210,8 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
 ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * stored, int32_t il) const {
     for (const auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
-        if (!(b.armed || reserving) || it == b.k.end()) {
+        // a key that is not rotated is the same at every position
+        if (!(b.armed || reserving) || it == b.k.end() || !rotations.at(il).rotated) {
             continue;
         }
         const auto &  in       = b.in.at(il);
@@ -224,9 +225,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
         // no more than an order: the new keys are stored first, so that their rotation and store stay neighbours.
         // Through the destination it would keep Vulkan from fusing: it must not be what another node writes.
         cur->src[1] = stored;
-        if (rotations.at(il).rotated) {
-            cur = rope(ctx, cur, in.delta, n_pos, il);
-        }
+        cur = rope(ctx, cur, in.delta, n_pos, il);
         if (in.rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
         }
@@ -820,6 +819,9 @@ llama_pos llama_es_position_limit(const llama_model * model, const char ** what)
 }
 
 uint64_t llama_es_bytes_per_token(const llama_model * model, int32_t type_k, int32_t type_v) {
+    if (llm_arch_is_recurrent(model->arch)) {
+        return 0;
+    }
     const llama_hparams & h    = model->hparams;
     bool                  both = true; // every layer has attention and a state (Falcon-H1)
     for (uint32_t il = 0; il < h.n_layer(); ++il) {
