@@ -108,9 +108,7 @@ def read_metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
     return {name: f.contents() for name, f in reader.fields.items() if not name.startswith("GGUF.")}
 
 
-def load_weights(
-    path: str | os.PathLike[str], rope_types: Mapping[str, str] = _ROPE_TYPE
-) -> tuple[Weights, Config]:
+def load_weights(path: str | os.PathLike[str], rope_types: Mapping[str, str] = _ROPE_TYPE) -> tuple[Weights, Config]:
     """Read a GGUF file. Raises ValueError for an architecture, scaling or tensor type it does not know.
 
     ``rope_types``: the known architectures and how they pair dimensions.
@@ -424,10 +422,15 @@ class ReferenceStream:
 
     def _feed_forward(self, il: int, h: F64) -> F64:
         """The gated network of layer ``il`` over ``h`` [m, n_embd]; same shape back."""
-        cfg, w, p = self.config, self.weights, f"blk.{il}."
-        gate = h @ w[p + "ffn_gate.weight"].T
-        gate = gelu_tanh(gate, cfg.gelu) if cfg.arch == "gemma3" else silu(gate)
-        return (gate * (h @ w[p + "ffn_up.weight"].T)) @ w[p + "ffn_down.weight"].T
+
+        def linear(name: str, x: F64) -> F64:
+            bias = self.weights.get(f"blk.{il}.ffn_{name}.bias")
+            y: F64 = x @ self.weights[f"blk.{il}.ffn_{name}.weight"].T
+            return y if bias is None else y + bias
+
+        gate = linear("gate", h)
+        gate = gelu_tanh(gate, self.config.gelu) if self.config.arch == "gemma3" else silu(gate)
+        return linear("down", gate * linear("up", h))
 
     def _project(self, il: int, name: str, x: F64, n_heads: int) -> F64:
         """q, k or v of the chunk: [m, n_embd] -> [n_heads, m, head_dim], bias and QK-norm applied."""
@@ -445,7 +448,7 @@ class ReferenceStream:
         cfg = self.config
         q = self._project(il, "q", x, cfg.n_head)
         k, v = self._project(il, "k", x, cfg.n_head_kv), self._project(il, "v", x, cfg.n_head_kv)
-        out = self._attend(il, q, k, v) @ self.weights[f"blk.{il}.attn_output.weight"].T
+        out: F64 = self._attend(il, q, k, v) @ self.weights[f"blk.{il}.attn_output.weight"].T
         bias = self.weights.get(f"blk.{il}.attn_output.bias")
         return out if bias is None else out + bias
 
@@ -477,7 +480,7 @@ class ReferenceStream:
         q = q.reshape(cfg.n_head_kv, cfg.n_head // cfg.n_head_kv, m, cfg.head_dim)
         scores = q @ k[:, None].transpose(0, 1, 3, 2) * cfg.kq_scale
         probs = softmax(np.where(masked, -np.inf, scores))
-        out = probs @ self._v[il][:, None]  # [n_head_kv, group, m, head_dim]
+        out: F64 = probs @ self._v[il][:, None]  # [n_head_kv, group, m, head_dim]
         return out.reshape(cfg.n_head, m, cfg.head_dim).transpose(1, 0, 2).reshape(m, -1)
 
 

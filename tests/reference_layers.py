@@ -31,6 +31,7 @@ from reference import (
     load_weights,
     read_metadata,
     rms_norm,
+    rope_table,
     silu,
 )
 
@@ -62,7 +63,8 @@ def softplus(x: F64) -> F64:
 
 def l2_norm(x: F64, eps: float) -> F64:
     """``x`` [..., n] divided by its length (build_gdn_l2_norm)."""
-    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + eps)
+    length: F64 = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + eps)
+    return x / length
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -150,7 +152,8 @@ def still_pairs(n_pairs: int, sections: Sequence[int], interleaved: bool) -> lis
     """Which of a head's rotated pairs turn by a token's fourth position, which is 0 in text: those stay still.
 
     As ggml_mrope_cache_init distributes them. The first three positions of a text token are the same, so that the other
-    pairs turn as in plain RoPE (llm_graph_input_pos::set_input).
+    pairs turn as in plain RoPE (llm_graph_input_pos::set_input). Interleaved sections leave some pairs to the fourth
+    position even if its own section is empty: 61 and 62 in Qwen3-VL, whose sections are 24, 20, 20 and 0.
     """
     first, second, third, _ = sections
     still = []
@@ -187,8 +190,9 @@ class Convolution:
         """[m, n_channels] -> the same shape."""
         inputs = np.concatenate([self.past, x])
         self.past = inputs[len(x) :]
-        taps = np.stack([inputs[i : i + len(x)] for i in range(self.kernel.shape[1])], axis=2)
-        return np.sum(taps * self.kernel, axis=2)
+        recent = np.stack([inputs[i : i + len(x)] for i in range(self.kernel.shape[1])], axis=2)
+        y: F64 = np.sum(recent * self.kernel, axis=2)
+        return y
 
 
 class ShortConvolution:
@@ -200,7 +204,8 @@ class ShortConvolution:
 
     def __call__(self, x: F64) -> F64:
         b, c, x = np.split(x @ self.weights[self.prefix + "in_proj.weight"].T, 3, axis=1)
-        return c * self.convolution(b * x) @ self.weights[self.prefix + "out_proj.weight"].T
+        y: F64 = (c * self.convolution(b * x)) @ self.weights[self.prefix + "out_proj.weight"].T
+        return y
 
 
 class Mamba2:
@@ -225,7 +230,7 @@ class Mamba2:
         dt = softplus(dt + w[p + "dt.bias"])  # [m, n_head]
         decay = np.exp(dt * w[p + "a"].reshape(n_head))
 
-        y = np.empty_like(x)
+        y: F64 = np.empty_like(x)
         for t in range(m):
             new = np.einsum("h,hi,hs->his", dt[t], x[t], b[t])
             self.state = decay[t][:, None, None] * self.state + new
@@ -234,7 +239,8 @@ class Mamba2:
         norm = w.get(p + "norm.weight")
         if norm is not None:  # each group by itself
             y = rms_norm(y.reshape(m, n_group, -1), norm.reshape(n_group, -1), cfg.rms_eps).reshape(m, d_inner)
-        return y @ w[p + "out.weight"].T
+        y = y @ w[p + "out.weight"].T
+        return y
 
 
 class DeltaNet:
@@ -260,14 +266,15 @@ class DeltaNet:
         k = np.tile(l2_norm(k.reshape(m, n_key_head, d_key), cfg.rms_eps), (1, n_head // n_key_head, 1))
         v = v.reshape(m, n_head, -1)
 
-        y = np.empty_like(v)
+        y: F64 = np.empty_like(v)
         for t in range(m):
             self.state = decay[t][:, None, None] * self.state
             delta = beta[t][:, None] * (v[t] - np.einsum("hvk,hk->hv", self.state, k[t]))
             self.state = self.state + np.einsum("hv,hk->hvk", delta, k[t])
             y[t] = np.einsum("hvk,hk->hv", self.state, q[t]) / np.sqrt(d_key)
         y = rms_norm(y, w[p + "ssm_norm.weight"], cfg.rms_eps) * silu(z)
-        return y.reshape(m, -1) @ w[p + "ssm_out.weight"].T
+        y = y.reshape(m, -1) @ w[p + "ssm_out.weight"].T
+        return y
 
 
 RECURRENCES: dict[str, type[ShortConvolution] | type[Mamba2] | type[DeltaNet]] = {
@@ -289,10 +296,9 @@ class LayeredStream(ReferenceStream):
     config: LayerConfig
 
     def __init__(self, weights: Weights, config: LayerConfig, n_ctx: int, n_keep: int = 4, n_slide: int = 0) -> None:
-        factors = weights.get("rope_freqs.weight")
-        if factors is not None and any(config.rotated) and config.arch == "granitehybrid":
-            raise ValueError("frequency factors are not implemented for these architectures")
         super().__init__(weights, config, n_ctx, n_keep, n_slide)
+        if config.arch == "granitehybrid":
+            self.rope[False] = rope_table(config, n_ctx, factors=weights.get("rope_freqs.weight"))
         if config.sections:
             still = still_pairs(config.n_rot // 2, config.sections, config.arch in INTERLEAVED)
             for table in self.rope[False]:  # cosine and sine of position 0 at every position
@@ -334,7 +340,8 @@ class LayeredStream(ReferenceStream):
         q = rms_norm(both[:, :, 0], w[p + "attn_q_norm.weight"], cfg.rms_eps).transpose(1, 0, 2)
         gate = both[:, :, 1].reshape(m, -1)
         k, v = self._project(il, "k", x, cfg.n_head_kv), self._project(il, "v", x, cfg.n_head_kv)
-        return (self._attend(il, q, k, v) * sigmoid(gate)) @ w[p + "attn_output.weight"].T
+        y: F64 = (self._attend(il, q, k, v) * sigmoid(gate)) @ w[p + "attn_output.weight"].T
+        return y
 
 
 class LayeredReference(Reference):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama, write_tiny_mamba, write_tiny_qwen2vl
+from tiny_architectures import FIXTURES, Fixture, copy_with, make
+from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
 
 from edge_stream import EdgeStreamError, Engine, Sampling, UnsupportedModelError, models
 
@@ -70,8 +71,9 @@ def test_model_file(name: str, good: Path) -> None:
 UNSUPPORTED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "learned positions": (write_tiny_gpt2, "no rotary positions"),
     "embedding model": (write_tiny_bert, "embedding model|encoder"),
-    "recurrent": (write_tiny_mamba, "recurrent"),
-    "M-RoPE": (write_tiny_qwen2vl, "M-RoPE"),
+    "keys weighted after their rotation": (lambda p: make(p, "hunyuan-dense"), "graph has MUL"),
+    "a temperature by position": (lambda p: make(p, "mistral3_short"), "temperature .* 42 is the largest"),
+    "sparse attention": (lambda p: make(p, "deepseek32"), "sparse or indexed"),
 }
 
 
@@ -81,6 +83,32 @@ def test_unsupported_model(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=match) as caught:
         Engine.load(write(tmp_path / "m.gguf"), n_ctx=64)
     assert "cannot stream" in one_sentence(caught.value)
+
+
+# name: the model, a key of its metadata, and a value that contradicts its tensors (None: the key is left out)
+CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
+    "no rope sections": ("qwen3vl", "rope.dimension_sections", [0, 0, 0, 0], "do not add up"),
+    "rope sections too long": ("qwen3vl", "rope.dimension_sections", [60, 50, 50, 0], "do not add up"),
+    "rope sections too short": ("qwen2vl", "rope.dimension_sections", [1, 0, 0, 0], "do not add up"),
+    "a negative rope section": ("qwen2vl", "rope.dimension_sections", [-3, 6, 5, 0], "do not add up"),
+    "a hybrid without a convolution": ("lfm2", "shortconv.l_cache", None, "cannot load"),
+    "a hybrid without states": ("granitehybrid", "ssm.state_size", 0, "cannot load"),
+    "a hybrid without groups": ("qwen35", "ssm.group_count", 0, "cannot load"),
+    "attention every 0th layer": ("qwen35", "full_attention_interval", 0, "full_attention_interval is 0"),
+    "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_metadata_that_contradict_the_tensors(name: str, tmp_path: Path) -> None:
+    """llama.cpp would divide by zero, or abort, over some of these."""
+    model, key, value, match = CONTRADICTIONS[name]
+    good = make(tmp_path / "good.gguf", model)
+    metadata = {k: v for k, v in FIXTURES[model].metadata.items() if k != key} | ({} if value is None else {key: value})
+    bad = copy_with(good, tmp_path / "bad.gguf", Fixture(FIXTURES[model].arch, metadata))
+    with pytest.raises(EdgeStreamError, match=match) as caught:
+        Engine.load(bad, n_ctx=64)
+    one_sentence(caught.value)
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_architectures
+from serving import WORDS, serve
 
-from edge_stream import EdgeStreamError, Engine, _native
+from edge_stream import EdgeStreamError, Engine, Sampling, _native
+from edge_stream.conversation import Conversation
 
 pytestmark = pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
@@ -228,3 +230,55 @@ def test_memory_counts_the_layers_that_have_a_cache(name: str, n_attention: int,
     assert (state.value > 0) == (name != "smollm3")
     head = 32 if name == "qwen35" else 16
     assert engine.kv_bytes_per_token == n_attention * 2 * 2 * head * 4
+
+
+def words(seed: int = 0) -> Sampling:
+    return Sampling(temp=0.0, seed=seed, grammar=WORDS)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "mamba"])
+def test_a_conversation(name: str, load_kind: Load) -> None:
+    """Past the end of the cache; the same answer when it is given again, and after a message that was cut off."""
+    with load_kind(name, n_ctx=512) as engine:
+        conversation = Conversation(engine)
+        for i in range(12):
+            list(conversation.reply(f"This is message number {i}.", max_tokens=30, sampling=words()))
+        assert conversation.stream.stats.n_evicted > 0
+        answers = []
+        for _ in range(3):  # the first time there may have been slides since the question
+            list(conversation.regenerate(max_tokens=30, sampling=words()))
+            answers.append(conversation.messages[-1]["content"])
+        assert answers[1] and answers[1] == answers[2]
+        n_past, n_messages = conversation.stream.stats.n_past, len(conversation.messages)
+
+        def stop(_done: int, _total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            list(conversation.reply("x" * 200, on_progress=stop))
+        assert len(conversation.messages) == n_messages
+        assert conversation.stream.stats.n_past == n_past
+        list(conversation.reply("Are you still there?", max_tokens=30, sampling=words()))
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "mamba"])
+def test_a_server(name: str, load_kind: Load, tmp_path: Path) -> None:
+    """Growing histories are continued; going back further than the kept states is read again; texts go on."""
+    with serve(load_kind(name, n_ctx=512, n_parallel=2), tmp_path) as served:
+        messages: list[dict[str, Any]] = []
+        for i in range(10):
+            answer = served.client.turn(messages, f"Message {i}.", temperature=0.0, seed=1)
+            assert answer["choices"][0]["message"]["content"]
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        again = messages[:-1]  # the last answer once more
+        assert served.client.chat(again, grammar=WORDS, max_tokens=40, temperature=0.0, seed=1)["choices"]
+        for n_kept in (16, 6, 2):
+            edited = messages[:n_kept]
+            served.client.turn(edited, "Something else.", temperature=0.0)
+            assert edited[-1]["content"]
+        text = "Once upon a time "
+        for _ in range(3):
+            body = {"prompt": text, "max_tokens": 5, "temperature": 0.0, "grammar": WORDS}
+            reply = served.client.post("/v1/completions", json=body)
+            assert reply.status_code == 200, reply.text
+            text += reply.json()["choices"][0]["text"]

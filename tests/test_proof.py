@@ -129,7 +129,7 @@ def test_redecoding_is_proven_too(made: Callable[[str], Path], rebase_at: int) -
     options = OPTIONS | {"sink_move": "redecode", "rebase_at": rebase_at}
     Engine.load(made("llama"), **options).close()
     for name in ("smollm3", "phi4mini"):  # layers without rotation; longrope's magnitude, applied twice
-        with pytest.raises(UnsupportedModelError, match="llama.cpp's own shift does not"):
+        with pytest.raises(UnsupportedModelError, match=r"llama\.cpp's own shift does not"):
             Engine.load(made(name), **options)
     for name in ("lfm2", "qwen3vl", "granitehybrid", "deepseek2"):
         with pytest.raises(UnsupportedModelError, match="without the sink bank"):

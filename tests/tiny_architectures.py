@@ -673,6 +673,8 @@ def _writer(path: Path, fixture: Fixture) -> gguf.GGUFWriter:
             w.add_string(key, value)
         elif isinstance(value, list):
             w.add_array(key, value)
+        elif value < 0:  # a damaged file
+            w.add_int32(key, value)
         else:
             w.add_uint32(key, value)
     n_vocab = fixture.metadata.get("vocab_size", N_VOCAB)
@@ -801,6 +803,18 @@ def make(path: Path, name: str, seed: int = 0, first: int = 0) -> Path:
         except NoFixtureError as error:
             reason = str(error)
     raise NoFixtureError(reason)
+
+
+def copy_with(good: Path, bad: Path, fixture: Fixture) -> Path:
+    """Write the tensors of a model with other metadata."""
+    writer = _writer(bad, fixture)
+    for tensor in gguf.GGUFReader(good).tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return bad
 
 
 # ---------------------------------------------------------------------------------------------------------

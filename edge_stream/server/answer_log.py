@@ -32,8 +32,8 @@ def log_answer(job: Job, how: str, renderer: Renderer) -> None:
         pending = _take_back_unsent(job, text, renderer.engine)
     if history.text is not None:
         if how == "eos":  # in a text nothing stands for the end
-            stream.rewind(1)
-            conv_log.taken_back(1)
+            if not _take_back_last(job):
+                return
             job.answer.pop()
         more = _text_bytes(job, text)
         key, n_bytes = history.text_key(more), len(history.text) + len(more)
@@ -41,8 +41,8 @@ def log_answer(job: Job, how: str, renderer: Renderer) -> None:
             return  # nothing was written
         if not pending:  # to go on from exactly here, something must be read again: the last token
             pending = [job.answer[-1]]
-            stream.rewind(1)
-            conv_log.taken_back(1)
+            if not _take_back_last(job):
+                return
         conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
         return
     message: dict[str, Any] = {"role": "assistant", "content": job.answer_prefix + text}
@@ -58,6 +58,18 @@ def log_answer(job: Job, how: str, renderer: Renderer) -> None:
     before = keys[-2] if history.units[-1].kind == "assistant" else keys[-1]
     key = chain(before, canonical(message))
     conv_log.add(key, stream.stats.n_past, "assistant", pending + close, ended)
+
+
+def _take_back_last(job: Job) -> bool:
+    """Take the last token back. Where that cannot be, the log ends before the answer, and a client that goes on from it
+    has its text read again."""
+    assert job.conversation is not None and job.conversation.stream is not None
+    try:
+        job.conversation.stream.rewind(1)
+    except EdgeStreamError:  # a sink, or a recurrent state that is not kept
+        return False
+    job.conversation.log.taken_back(1)
+    return True
 
 
 def _text_bytes(job: Job, text: str) -> bytes:

@@ -19,7 +19,7 @@ from edge_stream.server.generation import Delta, Done, Failed, Finished, Job, St
 from edge_stream.server.metrics import Metrics
 from edge_stream.server.recognition import Log, flat_content, verify
 from edge_stream.server.rendering import Piece, Rendered, Renderer
-from edge_stream.server.slots import Conversations, Match
+from edge_stream.server.slots import Conversation, Conversations, Match
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -130,15 +130,13 @@ class Turns:
             conversations.erase(match.conversation)
             match = None
         wish = job.wish
-        if match is None:
+        conversation = self._continued(match) if match else None
+        if match is None or conversation is None:
             job.recognised = "new" if len(wish.history.units) <= 1 else "rebuilt"
             conversation = conversations.new(slot, wish.name)
             job.rendering = self._pool.submit(self.renderer.rebuilt, wish.history, self.engine.n_ctx)
         else:
-            last = match.index + 1 == len(match.conversation.log.entries)
-            job.recognised = "continued" if last else "branched"
-            conversation = match.conversation if last else conversations.branch(match)
-            conversations.take_back(conversation, match.index)
+            job.recognised = "continued" if conversation is match.conversation else "branched"
             entry = conversation.log.entries[-1]
             job.n_reused = entry.n_past
             conversations.rename(conversation, wish.name)
@@ -148,6 +146,30 @@ class Turns:
         job.conversation = conversation
         job.stage = Stage.RENDERING
         job.rendering.add_done_callback(lambda _future: self._wake())
+
+    def _continued(self, match: Match) -> Conversation | None:
+        """The conversation of a match, or a branch of it, at the matching entry; None if it cannot go back there."""
+        last = match.index + 1 == len(match.conversation.log.entries)
+        conversation = match.conversation if last else self.conversations.branch(match)
+        try:
+            self.conversations.take_back(conversation, match.index)
+        except EdgeStreamError as error:  # a recurrent state is kept at the newest messages only
+            log.info("a conversation is read again: %s", error)
+            self.conversations.drop(conversation)
+            return None
+        return conversation
+
+    def _taken_back(self, conversation: Conversation) -> bool:
+        """Bring the stream back to the last entry of its log, if it can go there."""
+        assert conversation.stream is not None
+        entry, stats = conversation.log.last, conversation.stream.stats
+        if entry is None or stats.n_past - entry.n_past > stats.n_window:
+            return False
+        try:
+            self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
+        except EdgeStreamError:
+            return False
+        return True
 
     def _is_true(self, match: Match) -> bool:
         """Whether the stream holds what the log says."""
@@ -346,28 +368,22 @@ class Turns:
     def _forget_answer(self, job: Job) -> bool:
         """Nothing was said: back to where the answer would have begun."""
         conversation = job.conversation
-        assert conversation is not None and conversation.stream is not None
-        entry, stats = conversation.log.last, conversation.stream.stats
-        if entry is None or stats.n_past - entry.n_past > stats.n_window:
-            return False
-        self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
-        return True
+        return conversation is not None and self._taken_back(conversation)
 
     def _again(self, job: Job) -> None:
         """Take the stream back to before the answer, for another choice."""
         conversation = job.conversation
         assert conversation is not None and conversation.stream is not None and conversation.log.last
-        stats, entry = conversation.stream.stats, conversation.log.last
+        entry = conversation.log.last
         job.choice += 1
         job.writer = None
-        if stats.n_past - entry.n_past <= stats.n_window:
-            self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
+        if self._taken_back(conversation):
             history = job.wish.history
             n_known = len(history.text or history.units)
             if history.units and history.units[-1].kind == "assistant":
                 n_known -= 1
             job.rendering = self._pool.submit(self.renderer.continued, history, entry, n_known)
-        else:  # the answer was longer than the window: what came before it must be read again
+        else:  # the answer was longer than the window, say: what came before it must be read again
             assert conversation.slot is not None
             conversation.stream.close()
             conversation.stream, conversation.saved = None, False
@@ -379,12 +395,10 @@ class Turns:
     def _stop_reading(self, job: Job) -> None:
         """The client has gone, or its time is over, while its prompt was read: back to the last entry."""
         conversation = job.conversation
-        assert conversation is not None and conversation.stream is not None
-        entry, stats = conversation.log.last, conversation.stream.stats
-        if entry is None or stats.n_past - entry.n_past > stats.n_window:
+        assert conversation is not None
+        if not self._taken_back(conversation):
             self._fail(job, errors.unavailable(_STOPPED, 5))
             return
-        self.conversations.take_back(conversation, len(conversation.log.entries) - 1)
         self._end(job)
         if not job.cancelled:
             job.send(Failed(errors.unavailable(_STOPPED, 5)))

@@ -101,10 +101,11 @@ int32_t es_stream::check(es_window_params & out) const {
         // a third of the limit stays between two rebases, so that a key is rotated twice in its life at most
         const uint32_t largest = (uint32_t) limit / 3 * 2;
         if (n_ctx > largest) {
-            return es_fail(ES_ERR_UNSUPPORTED,
-                           "n_ctx = %u is too large for this model: %s changes with absolute positions from %d on, so "
-                           "%u is the largest n_ctx (-c) that streams exactly",
-                           n_ctx, why, limit, largest);
+            return es_fail(
+                ES_ERR_UNSUPPORTED,
+                "the model cannot stream with n_ctx = %u: %s changes with absolute positions from %d on, so %u "
+                "is the largest n_ctx (-c) that is exact",
+                n_ctx, why, limit, largest);
         }
         if (params.rebase_at) {
             return es_fail(ES_ERR_INVALID, "rebase_at = %d must be at most %d for this model: there %s changes",
