@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proof:
-    """Differences of logits (root mean square), see es_proof in edge_stream.h. distance 0: there was nothing to move."""
+    """Differences of logits (root mean square), see es_proof in edge_stream.h; distance 0: nothing had to be moved."""
 
     distance: int
     positions: float

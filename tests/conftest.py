@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
-# proofs and compiled libraries of earlier runs are nobody's business
-_CACHE = tempfile.TemporaryDirectory(prefix="edge-stream-cache-")
-os.environ.setdefault("EDGE_STREAM_CACHE", _CACHE.name)
 # several engines share the cores with the test itself
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,10 @@ from serving_template import SPECIAL, TEMPLATE
 from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 
 from edge_stream import Engine, _native, devices
+
+# proofs and compiled libraries of earlier runs are nobody's business
+_CACHE = tempfile.TemporaryDirectory(prefix="edge-stream-cache-")
+os.environ.setdefault("EDGE_STREAM_CACHE", _CACHE.name)
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "gqa": lambda p: write_tiny_llama(p, head_dim=16),

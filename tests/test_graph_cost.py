@@ -52,9 +52,10 @@ def check(
     for name in ("builds", "splits", "copies", "syncs", "reads", "read_bytes", "buffers"):
         assert sliding[name] == plain[name], name
     assert sliding["builds"] == 0
-    # the only thing that travels is how far the sinks have moved: an int32 per cache (M-RoPE: 4), on devices one per sink
+    # the only thing that travels is how far the sinks have moved: an int32 per cache (M-RoPE: 4), on devices per sink
     assert sliding["writes"] - plain["writes"] == n_caches
-    assert sliding["write_bytes"] - plain["write_bytes"] == 4 * n_caches * n_sections * (4 if on_device else 1)
+    n_positions = n_sections * (4 if on_device else 1)
+    assert sliding["write_bytes"] - plain["write_bytes"] == 4 * n_caches * n_positions
     expected = {"ROPE": n_layer, "SET_ROWS": n_layer} | ({"MUL_MAT": n_layer} if hadamard else {})
     added = {op: n - plain["ops"].get(op, 0) for op, n in sliding["ops"].items()}
     assert {op: n for op, n in added.items() if n} == expected

@@ -170,20 +170,37 @@ def test_refuses_what_it_does_not_implement(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def engine_logits(path: Path, n_chunk: int, rebase_at: int) -> tuple[np.ndarray, int]:
+    """TOKENS fed in chunks to an exact stream: its logits, and how often it was rebased."""
+    exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off", "n_threads": 1}
+    with (
+        Engine.load(path, n_ctx=N_CTX, n_keep=N_KEEP, n_slide=1, rebase_at=rebase_at, **exact) as engine,
+        engine.stream() as stream,
+    ):
+        chunks = [TOKENS[i : i + n_chunk] for i in range(0, N_TOKENS, n_chunk)]
+        return np.concatenate([stream.logits_of(chunk) for chunk in chunks]), stream.stats.n_rebases
+
+
 @needs_bank
 @pytest.mark.parametrize("rebase_at", [0, REBASE_AT], ids=["plain", "rebased"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_engine_matches_the_reference(name: str, rebase_at: int, tiny: Get) -> None:
     model = tiny(name)
-    exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off", "n_threads": 1}
-    with (
-        Engine.load(model.path, n_ctx=N_CTX, n_keep=N_KEEP, n_slide=1, rebase_at=rebase_at, **exact) as engine,
-        engine.stream() as stream,
-    ):
-        got = np.concatenate([stream.logits_of([token]) for token in TOKENS])
-        assert stream.stats.n_rebases >= (6 if rebase_at else 0)
-    print(f"{name}: {difference(got, model.expected):.1e}")
+    got, n_rebases = engine_logits(model.path, 1, rebase_at)
+    print(f"{name}: {difference(got, model.expected):.1e}, {n_rebases} rebases")
+    assert n_rebases >= 6 if rebase_at else n_rebases == 0
     assert difference(got, model.expected) < TOLERANCE
+
+
+@needs_bank
+@pytest.mark.parametrize("name", VARIANTS)
+def test_engine_matches_the_reference_in_chunks(name: str, tiny: Get) -> None:
+    model = tiny(name)
+    got, n_rebases = engine_logits(model.path, 8, REBASE_AT)
+    want = model.ref.stream(N_CTX, N_KEEP, n_slide=1).feed(TOKENS, [8] * (N_TOKENS // 8))
+    print(f"{name}: {difference(got, want):.1e}, {n_rebases} rebases")
+    assert n_rebases >= 6
+    assert difference(got, want) < TOLERANCE
 
 
 # ---------------------------------------------------------------------------------------------------------

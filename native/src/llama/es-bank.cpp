@@ -225,7 +225,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
         // no more than an order: the new keys are stored first, so that their rotation and store stay neighbours.
         // Through the destination it would keep Vulkan from fusing: it must not be what another node writes.
         cur->src[1] = stored;
-        cur = rope(ctx, cur, in.delta, n_pos, il);
+        cur         = rope(ctx, cur, in.delta, n_pos, il);
         if (in.rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, in.rot);
         }
