@@ -153,6 +153,7 @@ class FakeEngine:
     def __init__(self, n_ctx: int = 4096, chat_template: str | None = CHATML) -> None:
         self.n_ctx, self.chat_template = n_ctx, chat_template
         self.n_keep, self.sink_move, self.desc, self.architecture = 4, "bank", "fake", "llama"
+        self.is_recurrent, self.state_bytes, self.proof = False, 0, None
         self.bos, self.eos, self.add_bos, self.n_ctx_train = BOS, EOS, False, 8192
         self.n_vocab, self.kv_bytes_per_token, self.model_path = 0x200004, 1024, Path(__file__)
         self.n_bytes = self.model_path.stat().st_size

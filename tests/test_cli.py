@@ -137,10 +137,10 @@ def test_usage_errors_exit_2_before_a_model_is_loaded(run: Run, loader: Loader, 
 
 @pytest.mark.parametrize("command", [["run", "-p", "x"], ["chat"], ["demo"]])
 def test_errors_of_the_library_are_one_line(run: Run, loader: Loader, command: list[str]) -> None:
-    loader.error = UnsupportedModelError("mamba.gguf cannot stream: it is recurrent")
-    result = run(*command, "-m", "mamba.gguf")
+    loader.error = UnsupportedModelError("gpt2.gguf cannot stream: it has learned positions")
+    result = run(*command, "-m", "gpt2.gguf")
     assert is_one_line_error(result)
-    assert "it is recurrent" in result.stderr
+    assert "it has learned positions" in result.stderr
 
 
 #
@@ -153,7 +153,7 @@ def test_flags_reach_the_engine_under_llama_cpp_names(run: Run, loader: Loader) 
     flags = (
         "-c 99 --attention-sink-size 7 -b 32 -ub 16 -t 3 -tb 5 -ngl all -dev Vulkan0,CUDA1 -sm row "
         "--rpc one:1,two:2 -fa on -ctk q8_0 -ctv f32 "
-        "--sink-move bank --slide 9 --no-mmap -v -s 42 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
+        "--sink-move bank --slide 9 --no-proof --no-mmap -v -s 42 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
         "--repeat-penalty 1.2 --repeat-last-n 32 --frequency-penalty 0.3 --presence-penalty 0.4 "
         "--logit-bias 5+1.5 --logit-bias 6-inf"
     )
@@ -162,7 +162,14 @@ def test_flags_reach_the_engine_under_llama_cpp_names(run: Run, loader: Loader) 
         **{"model": "x.gguf", "n_ctx": 99, "n_keep": 7, "n_batch": 32, "n_ubatch": 16, "n_threads": 3},
         **{"n_threads_batch": 5, "n_gpu_layers": -1, "flash_attn": "on", "cache_type_k": "q8_0"},
         **{"devices": ["Vulkan0", "CUDA1"], "split_mode": "row", "rpc": ["one:1", "two:2"]},
-        **{"cache_type_v": "f32", "sink_move": "bank", "n_slide": 9, "use_mmap": False, "verbose": True},
+        **{
+            "cache_type_v": "f32",
+            "sink_move": "bank",
+            "n_slide": 9,
+            "use_mmap": False,
+            "verbose": True,
+            "proof": False,
+        },
     }
     sampling = loader.engine.samplings[0]
     assert (sampling.seed, sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p) == (

@@ -624,6 +624,9 @@ class _GgufInit(C.Structure):
 _SetTensor = C.CFUNCTYPE(None, C.c_void_p, C.c_void_p)
 
 
+_LOG_CALLBACKS: list[Any] = []
+
+
 class Llama:
     """libllama's and ggml's functions that are called here, and what libllama last complained about."""
 
@@ -631,6 +634,7 @@ class Llama:
         self.api = _libs.llama()
         self.errors: list[str] = []
         self._log = self.api.llama_log_callback(self._hear)
+        _LOG_CALLBACKS.append(self._log)  # libllama keeps the pointer for the life of the process
         self.quiet()
         self.lib = self.api._lib
         suffix = "dylib" if sys.platform == "darwin" else "so"

@@ -70,7 +70,7 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "kv_mib": round(engine.kv_bytes_per_token * engine.n_ctx / 2**20, 2),
         "kv_host_mib": round(engine.cache_bytes(engine.n_ctx)[0] / 2**20, 2),
         "kv_device_mib": round(engine.cache_bytes(engine.n_ctx)[1] / 2**20, 2),
-        "state_mib": round(engine.state_bytes / 2**20, 2),
+        "state_bytes": engine.state_bytes,
         "devices": [d.name for d in engine.devices],
         "file_mib": round(engine.n_bytes / 2**20, 2),
     }
@@ -172,8 +172,8 @@ def _text(facts: dict[str, Any]) -> str:
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]
-        if m["state_mib"]:
-            lines.append(f"state             {m['state_mib']:,.1f} MiB of recurrent layers, whatever -c is")
+        if m["state_bytes"]:
+            lines.append(f"state             {m['state_bytes']:,} bytes of recurrent layers, whatever -c is")
         if m["devices"]:
             where = (
                 f"{m['kv_host_mib']:,.1f} MiB with the CPU, {m['kv_device_mib']:,.1f} MiB on {', '.join(m['devices'])}"

@@ -557,11 +557,11 @@ struct es_bank_access {
         }
         return nullptr;
     }
-    // what the graph of some layer does with its keys that cannot be followed
-    static const char * unknown(const llama_kv_cache & kv) {
+    // a layer whose keys the walk could not follow, or null
+    static const es_key_rotation * unknown(const llama_kv_cache & kv) {
         for (const auto & [il, r] : kv.es->rotations) {
             if (r.unknown) {
-                return r.unknown;
+                return &r;
             }
         }
         return nullptr;
@@ -643,9 +643,12 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     for (size_t i = 0; i < caches.size() && !why; ++i) {
         if (!es_bank_access::learned(*caches[i])) {
             why = "its graph stores no keys (an embedding model)";
-        } else if (const char * op = es_bank_access::unknown(*caches[i])) {
+        } else if (const es_key_rotation * r = es_bank_access::unknown(*caches[i])) {
             static thread_local char text[160];
-            snprintf(text, sizeof(text), "its keys are not plainly rotated: their graph has %s", op);
+            snprintf(text, sizeof(text),
+                     r->rotated ? "its keys are changed after their rotation (by %s)"
+                                : "how its keys are made is not understood (their graph has %s)",
+                     r->unknown);
             why = text;
         }
     }
