@@ -70,6 +70,18 @@ def test_a_wrong_rotation_is_refused(name: str, made: Callable[[str], Path], fau
     assert refused in ([SIGN, BASE], [NOPE], [SIGN, BASE, NOPE])
 
 
+@pytest.mark.parametrize("kind", [SIGN, BASE])
+def test_quantised_weights_hide_no_wrong_rotation(kind: int, fault: Callable[[int], None]) -> None:
+    """The runtime's rounding makes differences of a tenth of the spread; a wrong rotation makes far larger ones."""
+    demo = models.resolve("demo")
+    reason, right = prove(demo)
+    assert reason == "" and right.parallel
+    fault(kind)
+    reason, wrong = prove(demo)
+    assert "off by" in reason
+    assert wrong.move > 3 * max(right.move, right.positions, right.rebase)
+
+
 def test_the_engine_refuses_what_fails(made: Callable[[str], Path], fault: Callable[[int], None]) -> None:
     fault(SIGN)
     with pytest.raises(UnsupportedModelError, match=r"llama.gguf cannot stream: its sinks cannot be moved .* off by"):

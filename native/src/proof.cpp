@@ -17,8 +17,8 @@ namespace {
 
 constexpr int n_sinks = 4, n_probes = 4, n_tokens = n_sinks + n_probes;
 
-// What counts as exact. A wrong rotation gives 0.3 of the spread and more, on every model tried: docs/models.md.
-constexpr double bound_min = 1e-3, noise_factor = 5, spread_most = 0.25;
+// What counts as exact, see docs/architecture.md for what was measured.
+constexpr double bound_min = 1e-3, noise_factor = 5, spread_most = 0.2;
 
 // the sequences of the proof's context
 enum { AT_ZERO, AT_D, MOVED, TWICE, N_SEQ };
@@ -51,7 +51,6 @@ public:
         if (!ctx || !batch.token) {
             return es_fail(ES_ERR_MEMORY, "there is no memory for proving that the model streams exactly");
         }
-        choose_tokens();
         if (bank) {
             // from now on no cell is given up, and the keys' rotation is known
             const int32_t rc = es_bank_supported(ctx.get());
@@ -60,15 +59,19 @@ public:
             }
         }
         // All sequences in one batch, since that reads the weights once. Some of llama.cpp's graphs mix sequences up,
-        // though: then they go one by one, and the model is for one stream at a time.
+        // though: then they go one by one, and the model is for one stream at a time. Where weights are quantised, one
+        // sample of noise says little, and what fails is tried with other tokens: a wrong rotation fails with any.
         for (const bool together : { true, false }) {
-            if (!compare(out, together)) {
-                return failed();
-            }
-            out.parallel     = together;
-            const double off = std::max({ out.positions, out.move, out.rebase });
-            if (off <= out.bound) {
-                break;
+            const int n_tries = together && rounding() > 0 ? 3 : 1;
+            for (int i = 0; i < n_tries; ++i) {
+                choose_tokens((uint32_t) i);
+                if (!compare(out, together)) {
+                    return failed();
+                }
+                out.parallel = together;
+                if (std::max({ out.positions, out.move, out.rebase }) <= out.bound) {
+                    return ES_OK;
+                }
             }
         }
         return ES_OK;
@@ -138,10 +141,10 @@ private:
                          : es_fail(ES_ERR_DECODE, "proving that the model streams exactly failed");
     }
 
-    // ordinary tokens from all over the vocabulary, always the same
-    void choose_tokens() {
+    // BOS where texts begin with it, and ordinary tokens from all over the vocabulary; the same for the same i
+    void choose_tokens(uint32_t i) {
         const llama_vocab * vocab = llama_model_get_vocab(model);
-        uint32_t            x     = 2463534242u; // xorshift32, Marsaglia 2003
+        uint32_t            x     = 2463534242u + i * 0x9e3779b9u; // xorshift32, Marsaglia 2003
         for (auto & token : tokens) {
             for (int tries = 0; tries < 1000; ++tries) {
                 x ^= x << 13;
@@ -152,6 +155,9 @@ private:
                     break;
                 }
             }
+        }
+        if (llama_vocab_get_add_bos(vocab)) {
+            tokens[0] = llama_vocab_bos(vocab);
         }
     }
 
