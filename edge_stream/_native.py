@@ -161,6 +161,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_last_error": (C.c_char_p, []),
     "es_bank_available": (C.c_bool, []),
     "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
+    "es_model_can_shift": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_file_check": (C.c_bool, [C.c_char_p, C.c_char_p, C.c_size_t]),
     "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
     "es_model_bytes_per_token": (C.c_uint64, [C.c_void_p, C.c_int32, C.c_int32]),

@@ -15,6 +15,7 @@ from serving import WORDS, serve
 
 from edge_stream import EdgeStreamError, Engine, Sampling, _native
 from edge_stream.conversation import Conversation
+from edge_stream.measure.modes import open_reader
 
 pytestmark = pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
@@ -206,6 +207,12 @@ def test_a_callback_that_stops_inside_a_chunk(name: str, load_kind: Load, draw: 
     with engine.stream() as stream:
         want = one_by_one(stream, tokens[:48])[45:]
     assert np.abs(got - want).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3vl", "granitehybrid", "mamba"])
+def test_llama_cpp_own_shift_is_refused_where_it_would_abort(name: str, made: Callable[[str], Path]) -> None:
+    with pytest.raises(EdgeStreamError, match="mode shift"):
+        open_reader(str(made(name)), "shift", N_CTX, 4)
 
 
 def test_a_recurrent_model_is_told_apart(load_kind: Load, draw: Draw) -> None:

@@ -152,6 +152,8 @@ class StockReader(Reader):
 
     def __init__(self, engine: Engine, mode: str) -> None:
         super().__init__(engine, mode)
+        if engine.is_recurrent:
+            raise EdgeStreamError(f"mode {mode} needs a cache; a recurrent model has none, and streams as it is")
         if engine.sink_move == "none":
             raise EdgeStreamError(f"mode {mode} drives llama.cpp's cache: the MLC engine has modes stream and window")
         engine.stream().close()  # the cache is free, and empty
@@ -250,6 +252,9 @@ class ShiftReader(StockReader):
 
     def __init__(self, engine: Engine, mode: str) -> None:
         super().__init__(engine, mode)
+        reason = C.create_string_buffer(512)
+        if not engine._native.es_model_can_shift(engine._model, reason, len(reason)):
+            raise EdgeStreamError(f"mode shift is not for this model: {reason.value.decode()}")
         self.n_shifts = 0
         if self._most() < 1:
             raise EdgeStreamError(f"mode shift needs n_ctx of at least n_keep + 4, not {self.n_ctx} with {self.n_keep}")

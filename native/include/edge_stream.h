@@ -26,6 +26,11 @@ ES_API bool es_bank_available(void);
 // reason (0-terminated, at most n_reason bytes; may be NULL)
 ES_API bool es_model_can_stream(const struct llama_model * model, char * reason, size_t n_reason);
 
+// true if llama.cpp's own shift of positions (its context shift) can be used with the model; otherwise it ends the
+// process, or leaves something out, and reason says what. Layers without rotation are not counted here: it rotates
+// them.
+ES_API bool es_model_can_shift(const struct llama_model * model, char * reason, size_t n_reason);
+
 // false, and a sentence, for a GGUF file whose metadata contradict themselves in a way that ends the process when
 // llama.cpp loads it. Anything else that is wrong with a file is left to llama.cpp, which says so.
 ES_API bool es_model_file_check(const char * path, char * reason, size_t n_reason);

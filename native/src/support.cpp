@@ -155,6 +155,14 @@ const char * es_model_needs_bank(const llama_model * model) {
     return nullptr;
 }
 
+// true if why is null; else writes it to reason.
+static bool answer(const char * why, char * reason, size_t n_reason) {
+    if (reason && n_reason > 0) {
+        snprintf(reason, n_reason, "%s", why ? why : "");
+    }
+    return why == nullptr;
+}
+
 bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reason) {
     const char * why = nullptr;
     try {
@@ -162,10 +170,17 @@ bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reas
     } catch (...) {
         why = "its metadata cannot be read";
     }
-    if (reason && n_reason > 0) {
-        snprintf(reason, n_reason, "%s", why ? why : "");
+    return answer(why, reason, n_reason);
+}
+
+bool es_model_can_shift(const llama_model * model, char * reason, size_t n_reason) {
+    const char * why = nullptr;
+    try {
+        why = model ? es_model_needs_bank(model) : "there is no model";
+    } catch (...) {
+        why = "its metadata cannot be read";
     }
-    return why == nullptr;
+    return answer(why, reason, n_reason);
 }
 
 bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
@@ -175,10 +190,7 @@ bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     } catch (...) {
         why = ""; // llama.cpp will say what is wrong
     }
-    if (reason && n_reason > 0) {
-        snprintf(reason, n_reason, "%s", why.c_str());
-    }
-    return why.empty();
+    return answer(why.empty() ? nullptr : why.c_str(), reason, n_reason);
 }
 
 uint64_t es_model_fingerprint(const llama_model * model) {
