@@ -130,13 +130,14 @@ class Turns:
             conversations.erase(match.conversation)
             match = None
         wish = job.wish
-        conversation = self._continued(match) if match else None
+        last = match is not None and match.index + 1 == len(match.conversation.log.entries)
+        conversation = self._continued(match, last) if match else None
         if match is None or conversation is None:
             job.recognised = "new" if len(wish.history.units) <= 1 else "rebuilt"
             conversation = conversations.new(slot, wish.name)
             job.rendering = self._pool.submit(self.renderer.rebuilt, wish.history, self.engine.n_ctx)
         else:
-            job.recognised = "continued" if conversation is match.conversation else "branched"
+            job.recognised = "continued" if last else "branched"
             entry = conversation.log.entries[-1]
             job.n_reused = entry.n_past
             conversations.rename(conversation, wish.name)
@@ -147,9 +148,11 @@ class Turns:
         job.stage = Stage.RENDERING
         job.rendering.add_done_callback(lambda _future: self._wake())
 
-    def _continued(self, match: Match) -> Conversation | None:
-        """The conversation of a match, or a branch of it, at the matching entry; None if it cannot go back there."""
-        last = match.index + 1 == len(match.conversation.log.entries)
+    def _continued(self, match: Match, last: bool) -> Conversation | None:
+        """The conversation of a match, or a branch of it, at the matching entry; None if it cannot go back there.
+
+        last: the entry is the newest.
+        """
         conversation = match.conversation if last else self.conversations.branch(match)
         try:
             self.conversations.take_back(conversation, match.index)
