@@ -1,6 +1,7 @@
 // The sink bank inside libllama: see llama-es-bank.h for the contract.
 #pragma once
 
+#include "es-rotation.h"
 #include "ggml-cpp.h"
 #include "llama.h"
 
@@ -12,14 +13,6 @@
 
 class llama_kv_cache;
 struct llama_context;
-
-// How a layer's keys are rotated, as the graph that computes them says (es_bank::learn).
-struct es_key_rotation {
-    bool          rotated    = false;
-    int32_t       params[16] = {};      // op_params of its GGML_OP_ROPE, for a rotation by a difference
-    ggml_tensor * factors    = nullptr; // its frequency factors, or null
-    const char *  unknown    = nullptr; // what is done with the keys that cannot be followed
-};
 
 // The pinned rows of one sequence in one KV cache.
 struct es_bank_block {
@@ -74,9 +67,7 @@ public:
     uint32_t n_reserved = 0;     // rows that they were measured with
 
 private:
-    void          learn(const ggml_tensor * k_cur, int32_t il);
-    int64_t       pos_per_row() const; // positions that a token has: 4 with M-RoPE, else 1
-    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos, int32_t il) const;
+    int64_t pos_per_row() const; // positions that a token has: 4 with M-RoPE, else 1
 
     llama_kv_cache & kv;
 };

@@ -1,0 +1,161 @@
+#include "es-rotation.h"
+
+#include "llama-es-bank.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+// What the walk from a stored key back to its projection met.
+struct walked {
+    const ggml_tensor * rope    = nullptr;
+    int64_t             offset  = 0;       // elements of the key before the rotated ones
+    const char *        unknown = nullptr; // what it cannot follow
+};
+
+// Between the rotation and the store only what commutes with a rotation may happen: layout, one factor for the whole
+// key, a norm without weights. Without a rotation anything linear in the hidden state ends the walk.
+walked walk_back(const ggml_tensor * t) {
+    const char * after = nullptr; // something that does not commute
+    while (t) {
+        switch (t->op) {
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_CONT:
+        case GGML_OP_CPY:
+        case GGML_OP_DUP:
+        case GGML_OP_REPEAT:
+        case GGML_OP_SCALE:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM: t = t->src[0]; break;
+        case GGML_OP_NORM:
+        case GGML_OP_CLAMP:
+        case GGML_OP_MUL:
+        case GGML_OP_ADD:
+            after = ggml_op_name(t->op);
+            t     = t->src[0];
+            break;
+        case GGML_OP_MUL_MAT:
+            if (!(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
+                return {}; // the projection
+            }
+            t = t->src[1]; // the Hadamard rotation of a quantised K cache: its own inverse
+            break;
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_NONE: return {};
+        case GGML_OP_ROPE: {
+            walked w;
+            w.rope    = t;
+            w.unknown = after;
+            return w;
+        }
+        case GGML_OP_CONCAT: {
+            // MLA: a part that is not rotated beside one that is
+            const walked first  = walk_back(t->src[0]);
+            const walked second = walk_back(t->src[1]);
+            walked       w      = second.rope ? second : first;
+            if (!w.unknown) {
+                w.unknown = after                       ? after
+                            : first.rope && second.rope ? "two rotations in one key"
+                            : t->op_params[0] != 0      ? "CONCAT"
+                                                        : (second.rope ? first : second).unknown;
+            }
+            w.offset += second.rope ? t->src[0]->ne[0] : 0;
+            return w;
+        }
+        default: {
+            walked w;
+            w.unknown = ggml_op_desc(t);
+            return w;
+        }
+        }
+    }
+    return {};
+}
+
+// op_params of GGML_OP_ROPE, see ggml_rope_impl
+enum rope_param {
+    ROPE_N_DIMS      = 1,
+    ROPE_MODE        = 2,
+    ROPE_FREQ_BASE   = 5,
+    ROPE_FREQ_SCALE  = 6,
+    ROPE_EXT_FACTOR  = 7,
+    ROPE_ATTN_FACTOR = 8,
+    ROPE_OFFSET      = 15
+};
+
+float get_f32(const int32_t * params, int i) {
+    float f;
+    memcpy(&f, params + i, sizeof(f));
+    return f;
+}
+
+// for tests: what the proof must notice
+int32_t fault = ES_BANK_FAULT_NONE;
+
+void distort(es_key_rotation & r, uint32_t n_embd_head) {
+    const auto set = [&](int i, float f) { memcpy(r.params + i, &f, sizeof(f)); };
+    if (fault == ES_BANK_FAULT_SIGN) {
+        set(ROPE_FREQ_SCALE, -get_f32(r.params, ROPE_FREQ_SCALE));
+    } else if (fault == ES_BANK_FAULT_BASE) {
+        set(ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ROPE_FREQ_BASE));
+    } else if (fault == ES_BANK_FAULT_NOPE && !r.rotated) {
+        r.rotated             = true;
+        r.params[ROPE_N_DIMS] = (int32_t) n_embd_head;
+        set(ROPE_FREQ_BASE, 10000.0f);
+        set(ROPE_FREQ_SCALE, 1.0f);
+        set(ROPE_ATTN_FACTOR, 1.0f);
+    }
+}
+
+} // namespace
+
+void llama_es_bank_fault(int32_t kind) {
+    fault = kind;
+}
+
+es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_row, uint32_t n_embd_head) {
+    const walked    w = walk_back(k_cur);
+    es_key_rotation r;
+    r.unknown = w.unknown;
+    if (w.rope) {
+        r.rotated = true;
+        memcpy(r.params, w.rope->op_params, sizeof(r.params));
+        r.params[ROPE_OFFSET] += (int32_t) w.offset;
+        r.factors = w.rope->src[2];
+        if (r.factors && r.factors->op != GGML_OP_NONE) {
+            r.unknown = "rotation factors that the graph computes";
+        }
+        if (r.params[ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row != GGML_MROPE_SECTIONS) {
+            r.unknown = "multi-dimensional positions in a model that has one";
+        }
+        // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp); it
+        // is in the key already, so it is cancelled
+        const float magnitude   = get_f32(r.params, ROPE_EXT_FACTOR) != 0.0f
+                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ROPE_FREQ_SCALE))
+                                      : 1.0f;
+        const float attn_factor = 1.0f / magnitude;
+        memcpy(r.params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+    }
+    if (fault != ES_BANK_FAULT_NONE) {
+        distort(r, n_embd_head);
+    }
+    return r;
+}
+
+ggml_tensor * es_key_rotation::rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos) const {
+    const int     mode    = params[ROPE_MODE];
+    const int     n_dims  = params[ROPE_N_DIMS];
+    int           none[4] = {};
+    ggml_tensor * out;
+    if (mode & GGML_ROPE_TYPE_MROPE) {
+        out = ggml_rope_multi(ctx, cur, pos, factors, n_dims, none, mode, 0, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f);
+    } else {
+        ggml_tensor * p = pos->ne[0] == n_pos ? pos : ggml_view_1d(ctx, pos, n_pos, 0);
+        out             = ggml_rope_ext(ctx, cur, p, factors, n_dims, mode, 0, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f);
+    }
+    memcpy(out->op_params, params, sizeof(params));
+    return out;
+}
