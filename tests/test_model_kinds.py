@@ -13,7 +13,7 @@ import pytest
 import tiny_architectures
 from serving import WORDS, serve
 
-from edge_stream import EdgeStreamError, Engine, Sampling, _native
+from edge_stream import EdgeStreamError, Engine, Sampling, _libs, _native
 from edge_stream.conversation import Conversation
 from edge_stream.measure.modes import open_reader
 
@@ -207,6 +207,31 @@ def test_a_callback_that_stops_inside_a_chunk(name: str, load_kind: Load, draw: 
     with engine.stream() as stream:
         want = one_by_one(stream, tokens[:48])[45:]
     assert np.abs(got - want).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("n_before", [2, 30, 3 * N_CTX])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_decode_that_fails_is_undone(name: str, n_before: int, load_kind: Load, draw: Draw) -> None:
+    """An aborted decode leaves the state neither old nor new; the next feed brings the old one back."""
+    tokens = draw(n_before + 20)
+    engine = load_kind(name, n_keep=4)
+    aborting = False
+    callback = _libs.llama().ggml_abort_callback(lambda _data: aborting)
+    with engine.stream() as stream:
+        one_by_one(stream, tokens[:n_before])
+        stream.mark()
+        engine._llama.llama_set_abort_callback(engine._ctx, callback, None)
+        aborting = True
+        with pytest.raises(EdgeStreamError, match="aborted"):
+            stream.feed(draw(5, seed=9))
+        aborting = False
+        assert stream.stats.n_past == n_before
+        if n_before > N_CTX:  # the failed decode made room for its tokens
+            assert np.isfinite(one_by_one(stream, tokens[n_before:])).all()
+            return
+        got = one_by_one(stream, tokens[n_before:])
+    with engine.stream() as stream:
+        assert np.abs(got - one_by_one(stream, tokens)[n_before:]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["qwen3vl", "granitehybrid", "mamba"])
