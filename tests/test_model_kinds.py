@@ -116,7 +116,9 @@ def test_moving_adds_nothing_to_the_rounding_of_f16(name: str, flash_attn: str, 
 
 
 @pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
-@pytest.mark.parametrize("name", ["smollm3_wide", "lfm2_wide", "qwen3vl"])
+@pytest.mark.parametrize(
+    "name", ["smollm3_wide", "lfm2_wide", "qwen3vl", "qwen3vl_wide", "deepseek2_wide", "cohere2_wide"]
+)
 def test_moving_adds_nothing_to_a_quantised_cache(name: str, cache_type: str, load_kind: Load, draw: Draw) -> None:
     tokens = draw(8 * N_CTX)
 
@@ -124,7 +126,11 @@ def test_moving_adds_nothing_to_a_quantised_cache(name: str, cache_type: str, lo
         with load_kind(name, n_slide=1, **options).stream() as stream:
             return one_by_one(stream, tokens)
 
-    error = np.abs(logits(cache_type_k=cache_type) - logits()).mean(axis=1)
+    # llama.cpp turns most quantised keys by a Hadamard matrix, those of latent caches not: so must the sinks
+    quantised = {"cache_type_k": cache_type}
+    if name == "deepseek2_wide":  # keys and values are one
+        quantised |= {"cache_type_v": cache_type, "flash_attn": "on"}
+    error = np.abs(logits(**quantised) - logits()).mean(axis=1)
     # the median: where a rounding sends a token to another expert, all of that token's logits differ, slides or not
     assert np.median(error[6 * N_CTX :]) < 2 * np.median(error[N_CTX // 2 : N_CTX])
 

@@ -299,7 +299,7 @@ FIXTURES: dict[str, Fixture] = {
     ),
     # layers without rotation
     "smollm3": Fixture("smollm3", decoder(rope_base=5e6)),
-    "smollm3_wide": Fixture("smollm3", decoder(rope_base=5e6, head_dim=32)),  # a head that q8_0 can hold
+    "smollm3_wide": Fixture("smollm3", decoder(rope_base=5e6, head_dim=64)),  # a head that llama.cpp quantises turned
     "cohere2": Fixture("cohere2", decoder(sliding(24) | LAYER_NORM | {"logit_scale": 1.0}, rope_base=50000.0)),
     "cohere2moe": Fixture(
         "cohere2moe",
@@ -353,6 +353,10 @@ FIXTURES: dict[str, Fixture] = {
         "qwen3vl",
         decoder({"rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 0}, head_dim=32, rope_base=5e6),
     ),
+    "qwen3vl_wide": Fixture(
+        "qwen3vl",
+        decoder({"rope.dimension_sections": [12, 10, 10, 0], "n_deepstack_layers": 0}, head_dim=64, rope_base=5e6),
+    ),
     "qwen3vlmoe": Fixture(
         "qwen3vlmoe",
         decoder(MOE | {"rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 0}, head_dim=32, rope_base=5e6),
@@ -363,6 +367,7 @@ FIXTURES: dict[str, Fixture] = {
     ),
     # latent attention
     "deepseek2": Fixture("deepseek2", decoder(latent() | EXPERTS)),  # GLM-4.7-Flash
+    "deepseek2_wide": Fixture("deepseek2", decoder(latent(n_rot=32) | EXPERTS)),  # a row that q8_0 can hold
     "deepseek2_yarn": Fixture(
         "deepseek2",
         decoder(latent() | MOE | SHARED | DENSE_FIRST | yarn(40.0) | {"rope.scaling.yarn_log_multiplier": 0.0707}),
@@ -463,7 +468,7 @@ FIXTURES: dict[str, Fixture] = {
     ),
     # hybrids: attention layers beside layers that keep a state
     "lfm2": Fixture("lfm2", decoder(EVERY_2ND | {"shortconv.l_cache": 3}, rope_base=1e6)),
-    "lfm2_wide": Fixture("lfm2", decoder(EVERY_2ND | {"shortconv.l_cache": 3}, rope_base=1e6, n_embd=128, head_dim=32)),
+    "lfm2_wide": Fixture("lfm2", decoder(EVERY_2ND | {"shortconv.l_cache": 3}, rope_base=1e6, n_embd=256, head_dim=64)),
     "lfm2moe": Fixture(
         "lfm2moe", decoder(EVERY_2ND | MOE | SIGMOID | DENSE_FIRST | {"shortconv.l_cache": 3}, rope_base=1e6)
     ),
@@ -492,6 +497,16 @@ FIXTURES: dict[str, Fixture] = {
         "qwen35",
         decoder(
             DELTA_NET | {"rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0]}, head_dim=32, rope_base=1e7
+        ),
+    ),
+    "qwen35_mtp": Fixture(  # with a layer that predicts a second token, which is not decoded
+        "qwen35",
+        decoder(
+            DELTA_NET
+            | {"rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0]}
+            | {"block_count": 5, "nextn_predict_layers": 1},
+            head_dim=32,
+            rope_base=1e7,
         ),
     ),
     "qwen35moe": Fixture(
@@ -749,7 +764,9 @@ def _tensors(llama: Llama, fixture: Fixture, seed: int) -> dict[str, Array]:
         w.close()
         metadata = llama.ggml.gguf_init_from_file(os.fsencode(path), _GgufInit(True, None))
     callback = _SetTensor(answer)
-    model = llama.lib.llama_model_init_from_user(metadata, callback, None, llama.api.llama_model_default_params())
+    params = llama.api.llama_model_default_params()
+    params.load_mtp = True  # a file holds those layers too, whether they are loaded or not
+    model = llama.lib.llama_model_init_from_user(metadata, callback, None, params)
     llama.ggml.gguf_free(metadata)
     if not model:
         raise NoFixtureError(llama.complaint())

@@ -88,12 +88,10 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
 
     std::vector<float> hadamard;
     int64_t            n_rot = 0;
-    if (kv.attn_rot_k) {
-        // the size that build_input_k_rot chooses: the largest power of two that divides the head
-        n_rot = 64;
-        while (kv.n_embd_head_k_all % (2 * n_rot) == 0) {
-            n_rot *= 2;
-        }
+    for (const auto & [il, r] : rotations) {
+        n_rot = std::max(n_rot, r.n_hadamard); // all layers that have one have the same
+    }
+    if (n_rot > 0) {
         hadamard = kv.attn_rot_hadamard.at(n_rot);
     }
 
@@ -118,6 +116,10 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
             const uint32_t il = kv.layers[i].il;
             b.k[il]           = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, kv.hparams.n_embd_k_gqa(il), n_rows);
             b.in[il]          = in;
+            const auto it     = rotations.find(il); // a layer that the graph leaves out (MTP) has none
+            if (it == rotations.end() || it->second.n_hadamard == 0) {
+                b.in[il].rot = nullptr;
+            }
             ggml_format_name(b.k[il], "es_bank_k_l%u", il);
         }
         ggml_backend_buffer_ptr buf{ ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
@@ -270,7 +272,7 @@ int32_t es_bank::rotate_cells(llama_context & ctx, const std::vector<int32_t> & 
 
         ggml_tensor * pos = ggml_new_tensor_1d(gctx, GGML_TYPE_I32, n_cells * per_row);
         ggml_set_input(pos);
-        ggml_tensor * rot = kv.build_input_k_rot(gctx);
+        ggml_tensor * rot = it->second.n_hadamard ? kv.build_input_k_rot(gctx) : nullptr;
 
         for (int64_t i = 0; i < n_cells; i += n_slice) {
             const int64_t n   = std::min(n_slice, n_cells - i);

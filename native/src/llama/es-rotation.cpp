@@ -9,15 +9,24 @@ namespace {
 
 // What the walk from a stored key back to its projection met.
 struct walked {
-    const ggml_tensor * rope    = nullptr;
-    int64_t             offset  = 0;       // elements of the key before the rotated ones
-    const char *        unknown = nullptr; // what it cannot follow
+    const ggml_tensor * rope       = nullptr;
+    int64_t             offset     = 0;       // elements of the key before the rotated ones
+    int64_t             n_hadamard = 0;       // size of the Hadamard matrix applied last, 0: none
+    const char *        unknown    = nullptr; // what it cannot follow
 };
 
 // Between the rotation and the store only what commutes with a rotation may happen: layout, one factor for the whole
 // key, a norm without weights. Without a rotation anything linear in the hidden state ends the walk.
 walked walk_back(const ggml_tensor * t) {
-    const char * after = nullptr; // something that does not commute
+    const char * after      = nullptr; // something that does not commute
+    int64_t      n_hadamard = 0;
+    const auto   ended      = [&](const ggml_tensor * rope, const char * unknown) {
+        walked w;
+        w.rope       = rope;
+        w.n_hadamard = n_hadamard;
+        w.unknown    = unknown;
+        return w;
+    };
     while (t) {
         switch (t->op) {
         case GGML_OP_VIEW:
@@ -38,19 +47,15 @@ walked walk_back(const ggml_tensor * t) {
             break;
         case GGML_OP_MUL_MAT:
             if (!(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
-                return {}; // the projection
+                return ended(nullptr, nullptr); // the projection
             }
-            t = t->src[1]; // the Hadamard rotation of a quantised K cache: its own inverse
+            n_hadamard = t->src[0]->ne[0]; // of a quantised K cache: its own inverse
+            t          = t->src[1];
             break;
         case GGML_OP_MUL_MAT_ID:
         case GGML_OP_GET_ROWS:
-        case GGML_OP_NONE: return {};
-        case GGML_OP_ROPE: {
-            walked w;
-            w.rope    = t;
-            w.unknown = after;
-            return w;
-        }
+        case GGML_OP_NONE: return ended(nullptr, nullptr);
+        case GGML_OP_ROPE: return ended(t, after);
         case GGML_OP_CONCAT: {
             // MLA: a part that is not rotated beside one that is
             const walked first  = walk_back(t->src[0]);
@@ -63,13 +68,10 @@ walked walk_back(const ggml_tensor * t) {
                                                         : (second.rope ? first : second).unknown;
             }
             w.offset += second.rope ? t->src[0]->ne[0] : 0;
+            w.n_hadamard = n_hadamard;
             return w;
         }
-        default: {
-            walked w;
-            w.unknown = ggml_op_desc(t);
-            return w;
-        }
+        default: return ended(nullptr, ggml_op_desc(t));
         }
     }
     return {};
@@ -119,7 +121,8 @@ void llama_es_bank_fault(int32_t kind) {
 es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_row, uint32_t n_embd_head) {
     const walked    w = walk_back(k_cur);
     es_key_rotation r;
-    r.unknown = w.unknown;
+    r.unknown    = w.unknown;
+    r.n_hadamard = w.n_hadamard;
     if (w.rope) {
         r.rotated = true;
         memcpy(r.params, w.rope->op_params, sizeof(r.params));

@@ -9,6 +9,7 @@ struct es_key_rotation {
     bool          rotated    = false;
     int32_t       params[16] = {};      // op_params of its GGML_OP_ROPE, for a rotation by a difference
     ggml_tensor * factors    = nullptr; // its frequency factors, or null
+    int64_t       n_hadamard = 0;       // size of the matrix that the graph turns them by before the store, 0: none
     const char *  unknown    = nullptr; // what is done with the keys that cannot be followed
 
     // k_cur: what a layer stores in the cache. pos_per_row: positions that a token has, 4 with M-RoPE, else 1.
