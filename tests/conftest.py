@@ -61,6 +61,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """made(name) -> the tiny model `name` of tiny_architectures."""
+    import tiny_architectures
+
+    folder = tmp_path_factory.mktemp("architectures")
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else tiny_architectures.make(path, name)
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny_mlc(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """tiny_mlc(name, quantization) -> the same model as an MLC folder. Libraries are built once per session."""
     folder = tmp_path_factory.mktemp("mlc")

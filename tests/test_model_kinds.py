@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_architectures
 from serving import WORDS, serve
 
 from edge_stream import EdgeStreamError, Engine, Sampling, _libs, _native
@@ -34,17 +33,6 @@ STATEFUL = ["lfm2", "falcon-h1", "granitehybrid", "qwen35", "mamba", "rwkv7"]
 
 Draw = Callable[..., list[int]]
 Load = Callable[..., Engine]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("architectures")
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        return path if path.exists() else tiny_architectures.make(path, name)
-
-    return get
 
 
 @pytest.fixture

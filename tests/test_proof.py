@@ -30,18 +30,6 @@ def fault() -> Iterator[Callable[[int], None]]:
     library.llama_es_bank_fault(0)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """made(name) -> a tiny model of tiny_architectures."""
-    folder = tmp_path_factory.mktemp("architectures")
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        return path if path.exists() else tiny_architectures.make(path, name)
-
-    return get
-
-
 def prove(path: Path) -> tuple[str, _native.Proof]:
     """The reason why a model is refused ("" if it is not) and what it showed."""
     native, raw = _native.library(), _native.Proof()
