@@ -99,7 +99,8 @@ build/%/install/.stamp: build $(NATIVE)
 	touch $@
 
 # what every backend must pass, all layers offloaded. Left out are tests of hours on a software GPU, and of the CPU alone
-GPU_TESTS := tests/test_stream_exact.py tests/test_session.py tests/test_graph_cost.py tests/test_backend_ops.py tests/test_gpu.py
+GPU_TESTS := tests/test_stream_exact.py tests/test_session.py tests/test_graph_cost.py tests/test_backend_ops.py tests/test_gpu.py \
+    tests/test_reference_layers.py
 
 test-vulkan: GPU_CMAKE_ARGS = -DGGML_VULKAN=ON
 test-vulkan: build/vulkan/install/.stamp ## the tests on a Vulkan device (Debian: libvulkan-dev glslc spirv-headers; mesa-vulkan-drivers has a software one)
