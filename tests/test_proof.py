@@ -20,6 +20,12 @@ SIGN, BASE, NOPE = 1, 2, 3  # enum es_bank_fault
 OPTIONS: dict[str, Any] = {"n_ctx": tiny_architectures.N_CTX, "n_threads": 1}
 
 
+@pytest.fixture(autouse=True)
+def no_kept_proofs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests proved of the same weights is not known here."""
+    monkeypatch.setenv("EDGE_STREAM_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def fault() -> Iterator[Callable[[int], None]]:
     """fault(kind): contexts made from now on learn a wrong rotation."""
@@ -88,7 +94,6 @@ def test_absolute_positions_are_named(made: Callable[[str], Path], monkeypatch: 
 
 def test_once_per_weights(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept on disk, for streams that get no further; for other weights, or a damaged file, it is made again."""
-    monkeypatch.setenv("EDGE_STREAM_CACHE", str(tmp_path))
     native, made_proofs = _native.library(), []
     real = native.es_stream_prove
     monkeypatch.setattr(native, "es_stream_prove", lambda *args: (made_proofs.append(1), real(*args))[1])
