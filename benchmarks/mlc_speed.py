@@ -53,7 +53,7 @@ def breakdown(stream: Any, feed: list[list[int]]) -> list[tuple[str, float, int]
             calls[name] += 1
         return 0
 
-    vm = stream.engine._decoder.decoder._vm
+    vm = stream.backend.decoder._vm
     vm.set_instrument(instrument)
     for tokens in feed:
         stream.feed(tokens)

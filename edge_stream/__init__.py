@@ -17,7 +17,9 @@ from edge_stream._version import __version__
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
     from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
-    from edge_stream.stream import Sampling, Stream, Token
+    from edge_stream.generation import Token
+    from edge_stream.sampling import Sampling
+    from edge_stream.stream import Stream
 
 __all__ = [
     "EdgeStreamError",
@@ -32,9 +34,9 @@ __all__ = [
 
 _HOME = {
     "Engine": "engine",
-    "Sampling": "stream",
+    "Sampling": "sampling",
     "Stream": "stream",
-    "Token": "stream",
+    "Token": "generation",
     "EdgeStreamError": "errors",
     "SessionError": "errors",
     "UnsupportedModelError": "errors",

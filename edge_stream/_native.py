@@ -139,6 +139,20 @@ class SamplerParams(C.Structure):
     ]
 
 
+class GeneratedToken(C.Structure):
+    """es_token."""
+
+    _fields_ = [
+        ("token", C.c_int32),
+        ("logprob", C.c_float),
+        ("is_eog", C.c_bool),
+        ("piece", C.c_void_p),
+        ("n_piece", C.c_size_t),
+        ("n_past", C.c_int64),
+        ("n_cached", C.c_uint32),
+    ]
+
+
 class SessionInfo(C.Structure):
     """es_session_info."""
 
@@ -159,6 +173,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_version": (C.c_char_p, []),
     "es_status_name": (C.c_char_p, [C.c_int32]),
     "es_last_error": (C.c_char_p, []),
+    "es_log_set": (None, [C.c_bool]),
+    "es_log_last_error": (C.c_char_p, []),
     "es_bank_available": (C.c_bool, []),
     "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_can_shift": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
@@ -186,7 +202,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_sampler_default_params": (SamplerParams, []),
     "es_sampler_init": (C.c_int32, [C.c_void_p, SamplerParams, C.POINTER(C.c_void_p)]),
     "es_sampler_free": (None, [C.c_void_p]),
-    "es_sampler_sample": (C.c_int32, [C.c_void_p, C.c_void_p, token_p, float_p]),
+    "es_sampler_choose": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
+    "es_stream_next": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
     "es_sampler_accept": (C.c_int32, [C.c_void_p, C.c_int32]),
     "es_sampler_seed": (C.c_uint32, [C.c_void_p]),
     "es_session_save": (

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from edge_stream import _libs
-from edge_stream.engine import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES
 
 F32, I32, I64 = 0, 26, 27  # ggml_type
 ROPE_NORMAL, ROPE_NEOX = 0, 2

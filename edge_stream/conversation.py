@@ -18,7 +18,9 @@ from edge_stream.templates import ChatTemplate, Message, TurnRenderer, assistant
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
-    from edge_stream.stream import Sampling, Stream, Token
+    from edge_stream.generation import Token
+    from edge_stream.sampling import Sampling
+    from edge_stream.stream import Stream
 
 _FORMAT = 1
 # The transcript is for the reader, regeneration and sessions; the model's memory is the cache. It is bounded

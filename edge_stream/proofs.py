@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream import _libs, _native, models
 
 if TYPE_CHECKING:
-    from edge_stream.engine import Engine
+    from edge_stream.backends import Backend
     from edge_stream.stream import Stream
 
 
@@ -38,20 +38,21 @@ class Proof:
         return max(self.positions, self.move, self.rebase)
 
 
-def prove(engine: Engine, stream: Stream) -> Proof:
+def prove(stream: Stream) -> Proof:
     """The kept proof that reaches as far as the stream's positions, or a new one.
 
     Raises UnsupportedModelError if the model does not stream exactly. A proof that cannot be kept is made each time.
     """
     native = _native.library()
-    key = _key(engine)
-    path = models.cache_folder() / "proofs" / f"{engine._weights_tag:016x}-{engine.sink_move}.json"
-    wanted = native.es_stream_proof_distance(stream._handle)
+    backend = stream.backend
+    key = _key(backend)
+    path = models.cache_folder() / "proofs" / f"{backend.weights_tag:016x}-{backend.sink_move}.json"
+    wanted = native.es_stream_proof_distance(stream.handle)
     kept = _read(path, key)
     if kept is not None and kept.distance >= wanted:
         return kept
     raw = _native.Proof()
-    _native.check(native.es_stream_prove(stream._handle, C.byref(raw)))
+    stream.call(native.es_stream_prove, stream.handle, C.byref(raw))
     values: dict[str, Any] = {name: getattr(raw, name) for name, *_ in raw._fields_}
     proof = Proof(**values, date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
     if proof.distance:
@@ -59,11 +60,11 @@ def prove(engine: Engine, stream: Stream) -> Proof:
     return proof
 
 
-def _key(engine: Engine) -> list[Any]:
+def _key(backend: Backend) -> list[Any]:
     """What else a proof depends on: the libraries, and where the layers are."""
     folder = _libs.llama_dir()
     files = sorted(f for f in folder.iterdir() if f.is_file() and "lib" in f.name)
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [d.name for d in engine.devices]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [d.name for d in backend.devices]
 
 
 def _read(path: Path, key: list[Any]) -> Proof | None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.stream import Sampling, Token
+from edge_stream.generation import Token
+from edge_stream.sampling import Sampling
 from edge_stream.templates import CHATML
 from edge_stream.text import StopMatcher
 

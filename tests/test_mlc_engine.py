@@ -22,7 +22,7 @@ from converters.mlc.readback import ReadBack
 from converters.reference import logits as numpy_logits
 from converters.source import open_source
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
-from edge_stream.mlc.paged import PagedMlcEngine
+from edge_stream.mlc import paged
 from edge_stream.mlc.rope import frequencies
 
 N_CTX = 51  # neither a page of TVM's cache nor a block of ours
@@ -187,8 +187,8 @@ def paged_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mlc(tiny("gqa"), tmp_path_factory.mktemp("paged") / "gqa", device="cpu")
 
 
-def load_paged(folder: Path, n_keep: int, n_ctx: int = N_CTX) -> PagedMlcEngine:
-    return PagedMlcEngine.load(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
+def load_paged(folder: Path, n_keep: int, n_ctx: int = N_CTX) -> Engine:
+    return paged.load_paged(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
 
 
 @pytest.mark.parametrize("n_keep", [0, 4, 17])

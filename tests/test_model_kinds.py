@@ -194,7 +194,7 @@ def test_a_callback_that_stops_inside_a_chunk(name: str, load_kind: Load, draw: 
         seen = []
         stop = _native.LogitsCallback(lambda _user, index, _logits: (seen.append(index), index < 44)[1])
         array = (C.c_int32 * 8)(*tokens[40:48])
-        assert native.es_stream_feed(stream._handle, array, 8, stop, None) == _native.STOPPED
+        assert native.es_stream_feed(stream.handle, array, 8, stop, None) == _native.STOPPED
         assert seen[-1] == 44
         assert stream.stats.n_past == 45
         got = one_by_one(stream, tokens[45:48])
@@ -214,7 +214,7 @@ def test_a_decode_that_fails_is_undone(name: str, n_before: int, load_kind: Load
     with engine.stream() as stream:
         one_by_one(stream, tokens[:n_before])
         stream.mark()
-        engine._llama.llama_set_abort_callback(engine._ctx, callback, None)
+        _libs.llama().llama_set_abort_callback(engine.backend.context, callback, None)
         aborting = True
         with pytest.raises(EdgeStreamError, match="aborted"):
             stream.feed(draw(5, seed=9))
@@ -250,7 +250,7 @@ def test_a_recurrent_model_is_told_apart(load_kind: Load, draw: Draw) -> None:
 def test_memory_counts_the_layers_that_have_a_cache(name: str, n_attention: int, load_kind: Load) -> None:
     engine = load_kind(name)
     cache, state = C.c_uint64(), C.c_uint64()
-    engine._native.es_context_memory(engine._ctx, C.byref(cache), C.byref(state))
+    _native.library().es_context_memory(engine.backend.context, C.byref(cache), C.byref(state))
     n_cells = -(-N_CTX // 256) * 256  # llama.cpp rounds up
     assert cache.value == engine.kv_bytes_per_token * n_cells
     assert (state.value > 0) == (name != "smollm3")

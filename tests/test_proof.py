@@ -40,7 +40,7 @@ def prove(path: Path) -> tuple[str, _native.Proof]:
     """The reason why a model is refused ("" if it is not) and what it showed."""
     native, raw = _native.library(), _native.Proof()
     with Engine.load(path, **OPTIONS, proof=False) as engine, engine.stream() as stream:
-        status = native.es_stream_prove(stream._handle, C.byref(raw))
+        status = native.es_stream_prove(stream.handle, C.byref(raw))
     return (native.es_last_error().decode() if status else ""), raw
 
 

@@ -77,10 +77,10 @@ def test_a_client_that_goes_stops_its_generation(load: Load) -> None:
 
 def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
     """At the scheduler: from the moment it is told."""
+    from edge_stream.sampling import Sampling
     from edge_stream.server.generation import Delta, Wish
     from edge_stream.server.recognition import chat_history
     from edge_stream.server.scheduler import make_job
-    from edge_stream.stream import Sampling
 
     with serve(load("chat", n_ctx=96)) as served:
         events: list[Any] = []

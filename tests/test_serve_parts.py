@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.sampling import schema_grammar
 from edge_stream.server.grammar_check import check_ambiguity
 from edge_stream.server.guard import depth_of
 from edge_stream.server.recognition import Log, TokenLog, chat_history
 from edge_stream.server.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
-from edge_stream.stream import schema_grammar
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 

@@ -22,7 +22,7 @@ from edge_stream.metrics import resident_mib
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
-    from edge_stream.stream import Token
+    from edge_stream.generation import Token
 
 HELP = """\
 /help           this list

@@ -147,7 +147,7 @@ def _text_tokens(engine: Engine, n: int) -> list[int]:
 
 def _stream_on(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> dict[str, Any]:
     """Read, then write, far past the cache."""
-    from edge_stream.stream import Sampling
+    from edge_stream.sampling import Sampling
 
     memory, latencies = MemoryWatch(), Latencies()
     with closing(engine.stream(n_keep=n_keep)) as stream:

@@ -17,7 +17,7 @@ from edge_stream.cli import options
 def main(host: str, port: int, n_threads: int | None, names: list[str] | None) -> None:
     """Wait for an `edge-stream ... --rpc HOST:PORT` and compute its layers, one client at a time, until interrupted."""
     from edge_stream import devices
-    from edge_stream.engine import default_threads
+    from edge_stream.backends.loading import default_threads
 
     if host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(

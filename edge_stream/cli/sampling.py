@@ -13,7 +13,7 @@ import click
 from edge_stream.cli.options import F, compose, option
 
 if TYPE_CHECKING:
-    from edge_stream.stream import Sampling
+    from edge_stream.sampling import Sampling
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -190,7 +190,7 @@ _SAMPLING = (
 
 def make_sampling(flags: dict[str, Any]) -> Sampling:
     """The sampler that the flags describe."""
-    from edge_stream.stream import Sampling
+    from edge_stream.sampling import Sampling
 
     grammar, schema = flags["grammar"], flags["json_schema"]
     if sum(bool(given) for given in (grammar, flags["grammar_file"], schema)) > 1:

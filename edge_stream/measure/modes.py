@@ -11,7 +11,6 @@ shift      llama.cpp's context shift (tools/completion and server): the cache ke
 
 from __future__ import annotations
 
-import ctypes as C
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
+from edge_stream.stream import nll
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class Reader(ABC):
 
     def synchronize(self) -> None:
         """Wait until the device has finished (timing)."""
-        self.engine.synchronize()
+        self.engine.backend.synchronize()
 
     def close(self) -> None:
         """Free the engine."""
@@ -107,7 +107,7 @@ class StreamReader(Reader):
 
     def feed(self, tokens: Sequence[int]) -> None:
         """See Reader."""
-        self.stream._feed(tokens)
+        self.stream.feed_tokens(tokens)
         self.n_past += len(tokens)
 
     def score(self, tokens: Sequence[int], chunk: int = 1) -> NDArray[np.float64]:
@@ -148,59 +148,38 @@ class StreamReader(Reader):
 
 
 class StockReader(Reader):
-    """Modes that use llama.cpp's cache as it is, on the engine's context without a stream."""
+    """Modes that use llama.cpp's cache as it is, without a stream."""
 
     def __init__(self, engine: Engine, mode: str) -> None:
         super().__init__(engine, mode)
         if engine.is_recurrent:
             raise EdgeStreamError(f"mode {mode} needs a cache; a recurrent model has none, and streams as it is")
-        if engine.sink_move == "none":
-            raise EdgeStreamError(f"mode {mode} drives llama.cpp's cache: the MLC engine has modes stream and window")
         engine.stream().close()  # the cache is free, and empty
-        self._llama = engine._llama
-        self._memory = self._llama.llama_get_memory(engine._ctx)
-        self._n_batch = int(self._llama.llama_n_batch(engine._ctx))
-        self._batch = self._llama.llama_batch_init(self._n_batch, 0, 1)
-        self._n_cached = 0
-        self._last = -1  # row of the newest logits in the context's output
+        self.cache = engine.backend.cache()
+        self._last = -1  # row of the newest logits in the last decode
 
     def close(self) -> None:
         """See Reader."""
-        self._llama.llama_batch_free(self._batch)
+        self.cache.close()
         super().close()
 
     def _make_room(self, m: int) -> None:
         """Called before m tokens are decoded."""
-        if self._n_cached + m > self.n_ctx:
+        if self.n_cached + m > self.n_ctx:
             raise EdgeStreamError(f"the dense cache is full: {self.n_ctx} tokens (-c makes it larger)")
 
     def _most(self) -> int:
         """Most tokens per decode."""
-        return self._n_batch
+        return self.cache.n_batch
 
     def _decode(self, tokens: Sequence[int], all_logits: bool) -> None:
-        """One llama_decode at the end of the cache; room was made."""
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = self._n_cached + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = all_logits or i == len(tokens) - 1
-        status = self._llama.llama_decode(self.engine._ctx, batch)
-        if status != 0:
-            raise EdgeStreamError(f"llama_decode failed with status {status} in mode {self.mode}")
-        self._n_cached += len(tokens)
+        """One decode at the end of the cache; room was made."""
+        self.cache.decode(tokens, all_logits)
         self._last = len(tokens) - 1
-
-    def _row(self, index: int) -> NDArray[np.float32]:
-        pointer = self._llama.llama_get_logits_ith(self.engine._ctx, index)
-        return np.ctypeslib.as_array(C.cast(pointer, C.POINTER(C.c_float)), shape=(self.engine.n_vocab,))
 
     def feed(self, tokens: Sequence[int]) -> None:
         """See Reader."""
-        step = min(self._n_batch, self._most())
+        step = self._most()
         for start in range(0, len(tokens), step):
             piece = tokens[start : start + step]
             self._make_room(len(piece))
@@ -211,40 +190,39 @@ class StockReader(Reader):
         """See Reader."""
         out = np.full(len(tokens), np.nan)
         if len(tokens) and self._last >= 0:
-            out[0] = nll(self._row(self._last), tokens[0])
-        step = min(chunk, self._n_batch, self._most())
+            out[0] = nll(self.cache.logits(self._last), tokens[0])
+        step = min(chunk, self._most())
         for start in range(0, len(tokens), step):
             piece = tokens[start : start + step]
             self._make_room(len(piece))
             self._decode(piece, all_logits=True)
             for i in range(len(piece)):
                 if start + i + 1 < len(tokens):
-                    out[start + i + 1] = nll(self._row(i), tokens[start + i + 1])
+                    out[start + i + 1] = nll(self.cache.logits(i), tokens[start + i + 1])
         self.n_past += len(tokens)
         return out
 
     def forget(self, n: int) -> None:
         """See Reader."""
-        if not 0 <= n <= self._n_cached:
-            raise EdgeStreamError(f"cannot take {n} tokens back: {self._n_cached} are cached")
-        self._llama.llama_memory_seq_rm(self._memory, 0, self._n_cached - n, -1)
-        self._n_cached -= n
+        if not 0 <= n <= self.n_cached:
+            raise EdgeStreamError(f"cannot take {n} tokens back: {self.n_cached} are cached")
+        self.cache.truncate(self.n_cached - n)
         self.n_past -= n
 
     def reset(self) -> None:
         """See Reader."""
-        self._llama.llama_memory_clear(self._memory, True)
-        self._n_cached, self.n_past, self._last = 0, 0, -1
+        self.cache.clear()
+        self.n_past, self._last = 0, -1
 
     @property
     def n_cached(self) -> int:
         """See Reader."""
-        return self._n_cached
+        return self.cache.n_cached
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
         """See Reader."""
-        return None if self._last < 0 else self._row(self._last).copy()
+        return None if self._last < 0 else self.cache.logits(self._last).copy()
 
 
 class ShiftReader(StockReader):
@@ -252,25 +230,22 @@ class ShiftReader(StockReader):
 
     def __init__(self, engine: Engine, mode: str) -> None:
         super().__init__(engine, mode)
-        reason = C.create_string_buffer(512)
-        if not engine._native.es_model_can_shift(engine._model, reason, len(reason)):
-            raise EdgeStreamError(f"mode shift is not for this model: {reason.value.decode()}")
+        reason = self.cache.why_no_shift()
+        if reason is not None:
+            raise EdgeStreamError(f"mode shift is not for this model: {reason}")
         self.n_shifts = 0
         if self._most() < 1:
             raise EdgeStreamError(f"mode shift needs n_ctx of at least n_keep + 4, not {self.n_ctx} with {self.n_keep}")
 
     def _most(self) -> int:
-        return min(self._n_batch, (self.n_ctx - self.n_keep) // 4)
+        return min(self.cache.n_batch, (self.n_ctx - self.n_keep) // 4)
 
     def _make_room(self, m: int) -> None:
-        while self._n_cached + m >= self.n_ctx:
-            n_discard = (self._n_cached - self.n_keep) // 2
+        while self.n_cached + m >= self.n_ctx:
+            n_discard = (self.n_cached - self.n_keep) // 2
             if n_discard < 1:
                 raise EdgeStreamError(f"n_ctx = {self.n_ctx} is too small for {m} tokens at once in mode shift")
-            first = self.n_keep
-            self._llama.llama_memory_seq_rm(self._memory, 0, first, first + n_discard)
-            self._llama.llama_memory_seq_add(self._memory, 0, first + n_discard, self._n_cached, -n_discard)
-            self._n_cached -= n_discard
+            self.cache.discard(self.n_keep, n_discard)
             self.n_shifts += 1
 
     def reset(self) -> None:
@@ -296,7 +271,7 @@ class RecomputeReader(StockReader):
         """See Reader. Only the last token's logits are wanted, so however many tokens, one re-computation serves."""
         self.n_past += len(tokens)
         self._history.extend(tokens)
-        if self._n_cached + len(tokens) <= self.n_ctx:
+        if self.n_cached + len(tokens) <= self.n_ctx:
             self._append(tokens)
         else:
             self._recompute()
@@ -306,17 +281,16 @@ class RecomputeReader(StockReader):
         out = np.full(len(tokens), np.nan)
         for i, token in enumerate(tokens):
             if self._last >= 0:
-                out[i] = nll(self._row(self._last), token)
+                out[i] = nll(self.cache.logits(self._last), token)
             self.feed((token,))
         return out
 
     def _append(self, tokens: Sequence[int]) -> None:
-        for start in range(0, len(tokens), self._n_batch):
-            self._decode(tokens[start : start + self._n_batch], all_logits=False)
+        for start in range(0, len(tokens), self.cache.n_batch):
+            self._decode(tokens[start : start + self.cache.n_batch], all_logits=False)
 
     def _recompute(self) -> None:
-        self._llama.llama_memory_clear(self._memory, False)
-        self._n_cached = 0
+        self.cache.clear(zero=False)
         self._append(list(self._history))
         self.n_recomputed += 1
 
@@ -356,6 +330,7 @@ def open_reader(model: str, mode: str, n_ctx: int, n_keep: int, **settings: Any)
         raise EdgeStreamError(f"mode {mode} is unknown: use {', '.join(MODES)}")
     engine = Engine.load(model, n_ctx=n_ctx, n_keep=keep_of(mode, n_keep), **settings)
     try:
+        engine.backend.capabilities.check_mode(mode)
         return _READERS[mode](engine, mode)
     except BaseException:
         engine.close()
@@ -365,10 +340,3 @@ def open_reader(model: str, mode: str, n_ctx: int, n_keep: int, **settings: Any)
 def keep_of(mode: str, n_keep: int) -> int:
     """The n_keep that a mode uses."""
     return 0 if mode in SINKLESS else n_keep
-
-
-def nll(logits: NDArray[np.float32], token: int) -> float:
-    """Negative log-likelihood of a token in nats, computed in float64. logits: [n_vocab]."""
-    exact = logits.astype(np.float64)
-    peak = exact.max()
-    return float(peak - exact[token] + np.log(np.exp(exact - peak).sum()))

@@ -11,8 +11,8 @@ from typing import Any
 
 def stamp() -> dict[str, Any]:
     """Names of llama-bench where it has them: build_commit (of llama.cpp), cpu_info, gpu_info, backends, test_time."""
+    from edge_stream.backends.loading import default_threads
     from edge_stream.cli.info import system_facts
-    from edge_stream.engine import default_threads
 
     facts = system_facts()
     devices = facts["devices"]

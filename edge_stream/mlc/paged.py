@@ -7,6 +7,7 @@ are decoded one by one. It cannot rewind once it has slid (TVM 0.27 then mixes u
 
 from __future__ import annotations
 
+import ctypes as C
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream import _native
+from edge_stream.backends import LoadOptions
+from edge_stream.backends.tvm import TvmBackend
+from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
-from edge_stream.mlc.engine import MlcEngine
 from edge_stream.mlc.ring import Step
 
 
-class PagedMlcEngine(MlcEngine):
-    """MlcEngine without sessions, rewinds after a slide, or speed. Load it as `PagedMlcEngine.load(folder, ...)`."""
+class _PagedBackend(TvmBackend):
+    """TvmBackend without sessions, rewinds after a slide, or speed."""
 
     def _make_decoder(self) -> Any:
-        return PagedDecoder(self.model_path, self.n_ctx, self._n_batch)
+        return PagedDecoder(self.path, self.options.n_ctx, min(self.options.n_batch, self.options.n_ubatch))
 
-    def _init_stream(self, params: _native.StreamParams, handle: Any) -> None:
+    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
         params.n_chunk = 1
-        super()._init_stream(params, handle)
+        return super().init_stream(params)
+
+
+def load_paged(folder: Path, **options: Any) -> Engine:
+    """See Engine.load."""
+    return Engine.over(_PagedBackend(folder, LoadOptions(**options)))
 
 
 class PagedDecoder:

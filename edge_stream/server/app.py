@@ -249,7 +249,7 @@ class Api:
             "n_keep": engine.n_keep,
             "n_ctx_train": engine.n_ctx_train,
             "sink_move": engine.sink_move,
-            "flash_attn": engine.flash_attn,
+            "flash_attn": engine.backend.options.flash_attn,
             "chat_template": self.scheduler.renderer.template.source,
             "takes_tools": self.wishes.tool_format is not None,
             "default_generation_settings": {name: getattr(sampling, name) for name in names},

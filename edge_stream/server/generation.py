@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.sampling import Sampling
 from edge_stream.server.errors import ApiError
 from edge_stream.server.recognition import History
-from edge_stream.stream import Sampling
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from edge_stream.engine import Engine
+    from edge_stream.generation import Writer
     from edge_stream.server.rendering import Piece, Rendered
     from edge_stream.server.slots import Conversation
     from edge_stream.server.tools import ToolParser
-    from edge_stream.stream import Writer
 
 
 @dataclass(frozen=True)

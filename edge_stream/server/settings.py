@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_stream.stream import Sampling
+from edge_stream.sampling import Sampling
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

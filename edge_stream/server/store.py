@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.engine import peek_session
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.server.recognition import Entry
+from edge_stream.session_file import peek_session
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -29,8 +29,9 @@ class SessionStore:
 
     def __init__(self, folder: Path, engine: Engine, max_bytes: int) -> None:
         # llama.cpp's state of a sequence fits caches of the same shape only
-        shape = f"c{engine.n_ctx}-np{engine.n_parallel}-{engine.cache_type_k}-{engine.cache_type_v}"
-        self.folder = folder / f"{engine._weights_tag:016x}-{shape}-fa-{engine.flash_attn}-{engine.sink_move}"
+        backend, o = engine.backend, engine.backend.options
+        shape = f"c{o.n_ctx}-np{o.n_parallel}-{o.cache_type_k}-{o.cache_type_v}-fa-{o.flash_attn}"
+        self.folder = folder / f"{backend.weights_tag:016x}-{shape}-{backend.sink_move}"
         self.max_bytes = max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -23,8 +23,9 @@ from edge_stream.server.slots import Conversation, Conversations, Match
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
+    from edge_stream.generation import Token
     from edge_stream.server.settings import Settings
-    from edge_stream.stream import Stream, Token
+    from edge_stream.stream import Stream
 
 log = logging.getLogger("edge_stream.server")
 

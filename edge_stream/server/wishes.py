@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.sampling import Sampling, check_sampling, schema_grammar
 from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
 from edge_stream.server.generation import Wish
@@ -17,7 +18,6 @@ from edge_stream.server.recognition import History, chat_history, root_key
 from edge_stream.server.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
 from edge_stream.server.settings import Limits, Settings
 from edge_stream.server.tools import ToolParser, call_schema, forcing_grammar, format_of
-from edge_stream.stream import Sampling, check_sampling, schema_grammar
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -111,7 +111,8 @@ class Wishes:
         limits = self.settings.limits
         if request.n > limits.n:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
-        check_sampling(self.engine, sampling)  # a grammar that cannot be parsed, a token that does not exist
+        # a grammar that cannot be parsed, a token that does not exist
+        check_sampling(self.engine.backend.vocabulary, sampling)
         return {
             "sampling": sampling,
             "max_tokens": self.settings.n_predict if max_tokens is None else max_tokens,

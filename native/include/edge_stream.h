@@ -19,6 +19,12 @@ extern "C" {
 typedef struct es_stream  es_stream;
 typedef struct es_sampler es_sampler;
 
+// Keeps llama.cpp's log off the terminal (verbose: writes it to stderr), and forgets the last error.
+ES_API void es_log_set(bool verbose);
+
+// The last error that llama.cpp logged since es_log_set, "" if none. Valid until the thread's next call of this.
+ES_API const char * es_log_last_error(void);
+
 // true if the loaded libllama carries the sink bank patch
 ES_API bool es_bank_available(void);
 
@@ -179,6 +185,25 @@ ES_API void    es_sampler_free(es_sampler * sampler);
 // Choose a token from the stream's last logits and remember it for penalties and grammar. If logprob is
 // not NULL it gets the natural log of the token's probability before any sampling transform.
 ES_API int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token * out, float * logprob);
+
+// A generated token.
+typedef struct es_token {
+    llama_token  token;
+    float        logprob; // natural log of the token's probability before any sampling transform
+    bool         is_eog;  // it ends the generation (EOS, end of turn)
+    const char * piece;   // its n_piece bytes, valid until the sampler's next token; not 0-terminated
+    size_t       n_piece;
+    int64_t      n_past;   // es_stream_next: tokens the stream has seen, this one included
+    uint32_t     n_cached; // es_stream_next: tokens in the cache
+} es_token;
+
+// Choose a token, as es_sampler_sample does, and describe it; it is not fed. special: control tokens have bytes too.
+// logprob: wanted (it takes a pass over the vocabulary).
+ES_API int32_t es_sampler_choose(es_sampler * sampler, es_stream * stream, bool special, bool logprob, es_token * out);
+
+// Choose a token and feed it to the stream: one call per generated token. If feeding fails, out has the token that was
+// chosen.
+ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool special, bool logprob, es_token * out);
 
 // Let penalties know a token that was not sampled (the prompt).
 ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);

@@ -15,27 +15,10 @@ extern "C" {
 
 namespace {
 
-//
-// llama.cpp's log: silent, but its last error belongs in our sentences
-//
-
-std::mutex  log_mutex;
-std::string log_last;
-
-void keep_error(ggml_log_level level, const char * text, void *) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        const std::lock_guard<std::mutex> lock(log_mutex);
-        log_last = text;
-        while (!log_last.empty() && (log_last.back() == '\n' || log_last.back() == ' ')) {
-            log_last.pop_back();
-        }
-    }
-}
-
 void init_once() {
     static std::once_flag once;
     std::call_once(once, [] {
-        llama_log_set(keep_error, nullptr);
+        es_log_set(false);
         llama_backend_init();
     });
 }
@@ -111,8 +94,8 @@ uint32_t number_or(const std::string & text, uint32_t otherwise) {
 } // namespace
 
 std::string es_log_hint() {
-    const std::lock_guard<std::mutex> lock(log_mutex);
-    return log_last.empty() ? "" : ": " + log_last;
+    const std::string last = es_log_last_error();
+    return last.empty() ? last : ": " + last;
 }
 
 es_loaded_model::~es_loaded_model() {

@@ -130,6 +130,7 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
         }
         auto s      = std::make_unique<es_sampler>();
         s->params   = p;
+        s->vocab    = vocab;
         s->rng.seed = p.seed != LLAMA_DEFAULT_SEED ? p.seed : std::random_device{}();
         s->chain.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
 

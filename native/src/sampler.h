@@ -27,4 +27,6 @@ struct es_sampler {
     ptr                           chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
     ptr                           grammar; // or null
     std::vector<llama_token_data> candidates;
+    const llama_vocab *           vocab = nullptr;
+    std::vector<char>             piece = std::vector<char>(64); // of the token that was described last
 };

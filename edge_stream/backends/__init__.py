@@ -1,0 +1,192 @@
+"""Backends: what computes. llama.cpp for GGUF files, TVM for MLC folders, behind one protocol.
+
+An `Engine` is a backend and the streams on it. Native code (libedge_stream) decides what is evicted and when, samples
+and keeps sessions over either.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_stream.errors import EdgeStreamError
+
+if TYPE_CHECKING:
+    from edge_stream import _native
+    from edge_stream.backends.llama_cache import LlamaCache
+    from edge_stream.devices import Device
+    from edge_stream.native.callbacks import Callbacks
+    from edge_stream.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded and its cache allocated.
+
+    n_ctx: cache capacity in tokens, sinks + window (0: the model's training length). n_keep: sinks. n_slide: least
+    tokens per eviction (0: 1, or n_window/16 when sinks are moved by redecoding). n_gpu_layers: layers to hold on
+    devices (None: all). devices: names that layers may go to (`edge-stream info` lists them), ["none"] for none, None
+    for all. split_mode: how layers are spread over several devices (none, layer, row). rpc: RPC servers as host:port,
+    whose devices are used too. rebase_at: absolute position before which positions are brought back (0: default).
+    n_parallel: streams that the cache holds, each of n_ctx tokens. proof: let the model show, once, that it streams
+    exactly, and refuse it otherwise (docs/models.md). eval_callback: llama.cpp's cb_eval, which sees every tensor (a
+    ctypes function, see llama_context_params).
+    """
+
+    n_ctx: int = 4096
+    n_keep: int = 4
+    n_batch: int = 512
+    n_ubatch: int = 512
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: str = "auto"
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_gpu_layers: int | None = None
+    devices: Sequence[str] | None = None
+    split_mode: str = "layer"
+    rpc: Sequence[str] = ()
+    sink_move: str = "auto"
+    n_slide: int = 0
+    rebase_at: int = 0
+    n_parallel: int = 1
+    use_mmap: bool = True
+    proof: bool = True
+    verbose: bool = False
+    eval_callback: Any = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do. What it cannot is refused here, in one sentence."""
+
+    name: str  # as the subject of a sentence
+    max_parallel: int
+    cache_types: tuple[str, ...]
+    sink_moves: tuple[str, ...]
+    modes: tuple[str, ...]  # of measure/modes.py
+    offloads: bool  # layers can be held on devices and RPC servers
+    has_eval_callback: bool
+
+    def check(self, options: LoadOptions) -> None:
+        """Raise EdgeStreamError for an option that the backend does not have."""
+        o = options
+        if not self.offloads and (o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"])):
+            raise EdgeStreamError(f"{self.name} runs on the CPU here: leave -ngl, --device and --rpc out")
+        if not 1 <= o.n_parallel <= self.max_parallel:
+            most = "1" if self.max_parallel == 1 else f"between 1 and {self.max_parallel}"
+            why = f"{self.name} holds one stream at a time: " if self.max_parallel == 1 else ""
+            raise EdgeStreamError(f"{why}n_parallel = {o.n_parallel} must be {most}")
+        if o.eval_callback is not None and not self.has_eval_callback:
+            raise EdgeStreamError(f"{self.name} has no eval_callback: it is llama.cpp's")
+        if o.sink_move not in self.sink_moves:
+            why = "has no sinks to move; leave it at auto" if len(self.sink_moves) == 1 else "does not know it"
+            raise EdgeStreamError(f"sink_move = {o.sink_move}: {self.name} {why}")
+        for cache_type in (o.cache_type_k, o.cache_type_v):
+            if cache_type not in self.cache_types:
+                have = " and ".join([", ".join(self.cache_types[:-1]), self.cache_types[-1]])
+                raise EdgeStreamError(f"cache type {cache_type} is unknown: {self.name} has {have}")
+        if o.n_slide < 0 or o.rebase_at < 0:
+            raise EdgeStreamError("n_slide and rebase_at must not be negative")
+
+    def check_mode(self, mode: str) -> None:
+        """Raise EdgeStreamError for a way of reading (measure/modes.py) that the backend does not have."""
+        if mode not in self.modes:
+            raise EdgeStreamError(
+                f"mode {mode} drives llama.cpp's cache: {self.name} has modes {' and '.join(self.modes)}"
+            )
+
+
+class Backend(Protocol):
+    """A loaded model with a KV cache of fixed size. Facts are of the model unless stated otherwise."""
+
+    capabilities: Capabilities
+    options: LoadOptions  # with n_ctx resolved
+    path: Path
+    vocabulary: Vocabulary
+    callbacks: Callbacks
+    weights_tag: int  # 64 bits that tell these weights from others
+    sink_move: str  # bank, redecode or none
+    n_spare: int  # cells that the cache has beyond its streams' (redecode)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that decode single tokens."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model's file says of itself; arrays are left out."""
+
+    @property
+    def desc(self) -> str:
+        """One line, e.g. `llama 134M Q4_1`."""
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's or MLC's name."""
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens that the model was trained on."""
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+
+    @property
+    def n_layer(self) -> int:
+        """Layers."""
+
+    @property
+    def n_head(self) -> int:
+        """Attention heads of a layer."""
+
+    @property
+    def is_recurrent(self) -> bool:
+        """True for a model that keeps a state and no keys: sinks and n_ctx mean nothing to it."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent layers' states, however long the streams (0: none, or a stock libllama)."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache per token, over the layers that have one."""
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices that hold layers, as they were before the cache; empty if all are with the CPU."""
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""
+
+    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+        """A new es_stream."""
+
+    def cache(self) -> LlamaCache:
+        """The cache without a stream, for the modes that drive it themselves."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished (timing)."""
+
+    def close(self) -> None:
+        """Free everything but the streams, which must be freed before."""
+
+
+def open_backend(path: Path, options: LoadOptions) -> Backend:
+    """Load a GGUF file or an MLC folder. Raises UnsupportedModelError or EdgeStreamError."""
+    # either is imported when it is needed: TVM is an extra
+    if path.is_dir():
+        from edge_stream.backends.tvm import TvmBackend
+
+        return TvmBackend(path, options)
+    from edge_stream.backends.llama import LlamaBackend
+
+    return LlamaBackend(path, options)

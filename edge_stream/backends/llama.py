@@ -1,0 +1,278 @@
+"""llama.cpp: a GGUF file and its llama_context."""
+
+from __future__ import annotations
+
+import ctypes as C
+import itertools
+import os
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_stream import _native, memory
+from edge_stream import devices as device_list
+from edge_stream.backends import Capabilities, LoadOptions, loading
+from edge_stream.backends.llama_cache import LlamaCache
+from edge_stream.cache_types import CACHE_TYPES, ggml_type, row_bytes
+from edge_stream.errors import EdgeStreamError, UnsupportedModelError
+from edge_stream.native.callbacks import Callbacks
+from edge_stream.vocabulary import Vocabulary
+
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+
+CAPABILITIES = Capabilities(
+    name="llama.cpp",
+    max_parallel=64,
+    cache_types=tuple(CACHE_TYPES),
+    sink_moves=tuple(_native.SINK_MOVES),
+    modes=("stream", "window", "dense", "recompute", "shift"),
+    offloads=True,
+    has_eval_callback=True,
+)
+
+
+class LlamaBackend:
+    """See Backend."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        CAPABILITIES.check(options)
+        self.path, self.options = path, options
+        self.callbacks = Callbacks()
+        self.model: int = 0  # llama_model *
+        self.context: int = 0  # llama_context *
+        self.n_spare = 0
+        self._native = _native.library()
+        self._llama = loading.start(options.verbose)
+        try:
+            self._load_model()
+            self.options = replace(options, n_ctx=options.n_ctx or self.n_ctx_train)
+            self._make_context()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load_model(self) -> None:
+        o, params = self.options, self._llama.llama_model_default_params()
+        if o.split_mode not in device_list.SPLIT_MODES:
+            raise EdgeStreamError(
+                f"split_mode = {o.split_mode} is unknown: use one of {', '.join(device_list.SPLIT_MODES)}"
+            )
+        params.split_mode = device_list.SPLIT_MODES[o.split_mode]
+        chosen = device_list.choose(o.devices, o.rpc)
+        if chosen is not None:
+            # a list that ends with NULL; llama.cpp copies it
+            handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
+            params.devices = C.cast(handles, C.c_void_p)
+        if o.n_gpu_layers is not None:
+            params.n_gpu_layers = o.n_gpu_layers
+        if not o.use_mmap:
+            params.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
+        damage = loading.reason(self._native.es_model_file_check, os.fsencode(self.path))
+        if damage is not None:
+            raise EdgeStreamError(f"{self.path} is damaged: {damage}")
+        self.model = loading.load_model(self.path, params, self.callbacks)
+        if not self.model:
+            raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
+        self._n_gpu_layers = int(params.n_gpu_layers)
+        missing = loading.reason(self._native.es_model_can_stream, self.model)
+        if missing is not None:
+            raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
+        self.vocabulary = Vocabulary(self.model)
+        self.weights_tag = loading.weights_tag(self.path)
+
+    def _make_context(self) -> None:
+        o = self.options
+        loading.check_sizes(o)
+        if o.flash_attn not in FLASH_ATTN:
+            raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: use one of {', '.join(FLASH_ATTN)}")
+        has_bank = self._native.es_bank_available()
+        if o.sink_move == "bank" and not has_bank:
+            raise EdgeStreamError("sink_move = bank needs edge-stream's own libllama; this one is a stock build")
+        bank = o.sink_move != "redecode" and has_bank
+        self.sink_move = "bank" if bank else "redecode"
+        # redecoding needs room for the sinks a second time, and another sequence to decode them in
+        self.n_spare = 0 if bank else max(o.n_keep, 4)
+
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = o.n_parallel * o.n_ctx + self.n_spare
+        params.n_batch = o.n_batch
+        params.n_ubatch = min(o.n_ubatch, o.n_batch)
+        params.n_seq_max = o.n_parallel if bank else o.n_parallel + 1
+        # with cells of its own, a stream's attention does not look at the others'; redecoding shares cells
+        params.kv_unified = not (bank and o.n_parallel > 1)
+        params.swa_full = True
+        params.type_k = ggml_type(o.cache_type_k)
+        params.type_v = ggml_type(o.cache_type_v)
+        params.flash_attn_type = FLASH_ATTN[o.flash_attn]
+        params.n_threads = o.n_threads or loading.default_threads()
+        params.n_threads_batch = o.n_threads_batch or params.n_threads
+        params.no_perf = True
+        if o.eval_callback is not None:
+            params.cb_eval = o.eval_callback  # llama.cpp keeps the pointer, and self.options the function
+        if o.cache_type_v not in ("f32", "f16", "bf16") and o.flash_attn == "off":
+            raise EdgeStreamError(f"a {o.cache_type_v} V cache needs flash attention (llama.cpp)")
+        on_host, on_devices = self.cache_bytes(params.n_ctx)
+        if on_devices > sum(d.free for d in self.devices) > 0:
+            raise EdgeStreamError(self._why_no_context(params.n_ctx))
+        memory.check_fits(on_host, o.n_ctx, o.n_parallel, self.kv_bytes_per_token)
+        self.context = self._llama.llama_init_from_model(self.model, params) or 0
+        if not self.context:
+            raise EdgeStreamError(self._why_no_context(params.n_ctx))
+
+    def _why_no_context(self, n_cells: int) -> str:
+        """A sentence for a context that llama.cpp could not create, or that does not fit: then with one that would."""
+        used, n_ctx = self.devices, self.options.n_ctx
+        per_cell = self.cache_bytes(1)[1]
+        if not used or not per_cell:
+            return f"llama.cpp cannot create a context with n_ctx = {n_ctx}{loading.log_hint()}"
+        # a fifth is left for the graph's own buffers. Trying sizes out instead ends the process with some drivers
+        fits = int(sum(d.free for d in used) * 0.8 / per_cell - self.n_spare) // self.options.n_parallel
+        free = ", ".join(f"{d.name} has {d.free / 2**20:,.0f} MiB free" for d in used)
+        need = n_cells * per_cell / 2**20
+        if not 0 < fits < n_ctx:
+            return f"llama.cpp cannot create a context with n_ctx = {n_ctx} ({free}){loading.log_hint()}"
+        return (
+            f"a cache of n_ctx = {n_ctx} takes {need:,.0f} MiB of devices ({free}); -c {fits} is the largest that fits"
+        )
+
+    #
+    # facts
+    #
+
+    def _meta(self, function: Any, *args: Any) -> str:
+        size = function(self.model, *args, None, 0)
+        if size < 0:
+            return ""
+        buffer = C.create_string_buffer(size + 1)
+        function(self.model, *args, buffer, size + 1)
+        return buffer.value.decode(errors="replace")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """See Backend; as llama.cpp prints it."""
+        llama = self._llama
+        count = llama.llama_model_meta_count(self.model)
+        keys = [self._meta(llama.llama_model_meta_key_by_index, i) for i in range(count)]
+        return {
+            key: self._meta(llama.llama_model_meta_val_str_by_index, i)
+            for i, key in enumerate(keys)
+            if not key.startswith("tokenizer.ggml.") or not key.endswith(("tokens", "merges", "scores", "token_type"))
+        }
+
+    @property
+    def desc(self) -> str:
+        """See Backend."""
+        return self._meta(self._llama.llama_model_desc)
+
+    @property
+    def architecture(self) -> str:
+        """See Backend."""
+        return self._meta(self._llama.llama_model_meta_val_str, b"general.architecture")
+
+    @property
+    def n_ctx_train(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_model_n_ctx_train(self.model))
+
+    @property
+    def n_params(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_model_n_params(self.model))
+
+    @property
+    def n_bytes(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_model_size(self.model))
+
+    @property
+    def n_threads(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_n_threads(self.context))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """See Backend."""
+        return bool(self._llama.llama_model_is_recurrent(self.model))
+
+    @property
+    def state_bytes(self) -> int:
+        """See Backend."""
+        cache, state = C.c_uint64(), C.c_uint64()
+        self._native.es_context_memory(self.context, C.byref(cache), C.byref(state))
+        return state.value
+
+    @property
+    def n_layer(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_model_n_layer(self.model))
+
+    @property
+    def n_head(self) -> int:
+        """See Backend."""
+        return int(self._llama.llama_model_n_head(self.model))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """See Backend."""
+        types = ggml_type(self.options.cache_type_k), ggml_type(self.options.cache_type_v)
+        known = int(self._native.es_model_bytes_per_token(self.model, *types))
+        return known if known or self.is_recurrent else self._estimated_bytes_per_token()
+
+    def _estimated_bytes_per_token(self) -> int:
+        """With a stock libllama: as if all layers were alike."""
+        arch, meta = self.architecture, self.metadata
+        n_head_kv = int(self._llama.llama_model_n_head_kv(self.model))
+        head = int(self._llama.llama_model_n_embd(self.model)) // max(1, self.n_head)
+        row_k = n_head_kv * int(meta.get(f"{arch}.attention.key_length", head))
+        row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
+        return self.n_layer * (
+            row_bytes(self.options.cache_type_k, row_k) + row_bytes(self.options.cache_type_v, row_v)
+        )
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        """See Backend."""
+        total = n_cells * self.kv_bytes_per_token
+        n_layer = self.n_layer
+        # llama.cpp offloads the last layers; their cache goes with them. The output counts as one layer more
+        wanted = n_layer + 1 if self._n_gpu_layers < 0 else self._n_gpu_layers
+        n_offloaded = min(n_layer, max(0, wanted - 1)) if self.devices else 0
+        on_devices = total * n_offloaded // n_layer
+        return total - on_devices, on_devices
+
+    @cached_property
+    def devices(self) -> list[device_list.Device]:
+        """See Backend."""
+        if self._n_gpu_layers == 0:
+            return []
+        handles = (self._native.es_model_device(self.model, i) for i in itertools.count())
+        return [device_list.device(handle) for handle in itertools.takewhile(bool, handles)]
+
+    #
+    # streams
+    #
+
+    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+        """See Backend."""
+        handle = C.c_void_p()
+        _native.check(self._native.es_stream_init(self.context, params, C.byref(handle)))
+        return handle
+
+    def cache(self) -> LlamaCache:
+        """See Backend."""
+        return LlamaCache(self.model, self.context, self.vocabulary.size)
+
+    def synchronize(self) -> None:
+        """See Backend."""
+        self._llama.llama_synchronize(self.context)
+
+    def close(self) -> None:
+        """See Backend."""
+        if self.context:
+            self._llama.llama_free(self.context)
+            self.context = 0
+        if self.model:
+            self._llama.llama_model_free(self.model)
+            self.model = 0

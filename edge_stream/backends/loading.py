@@ -1,0 +1,73 @@
+"""What both backends do to load: sizes that are checked, llama.cpp's loader and its log, a tag of the weights."""
+
+from __future__ import annotations
+
+import ctypes as C
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from edge_stream import _libs, _native
+from edge_stream.backends import LoadOptions
+from edge_stream.errors import EdgeStreamError
+from edge_stream.native.callbacks import Callbacks
+
+_TAG_BLOCKS = 64
+_TAG_BLOCK_BYTES = 1 << 16
+
+
+def default_threads() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_sizes(options: LoadOptions) -> None:
+    """Raise EdgeStreamError for what no cache can have."""
+    for name in ("n_ctx", "n_batch", "n_ubatch"):
+        value = getattr(options, name)
+        if not 1 <= value <= 1 << 28:
+            raise EdgeStreamError(f"{name} = {value} must be between 1 and {1 << 28}")
+    if not 0 <= options.n_keep < options.n_ctx:
+        raise EdgeStreamError(f"n_keep = {options.n_keep} must be between 0 and n_ctx = {options.n_ctx} (exclusive)")
+
+
+def weights_tag(path: Path) -> int:
+    """64-bit tag of a model file: its size and 64 evenly spaced blocks, so that a fine-tune is not its base."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        for i in range(_TAG_BLOCKS):
+            file.seek(max(0, size - _TAG_BLOCK_BYTES) * i // (_TAG_BLOCKS - 1))
+            digest.update(file.read(_TAG_BLOCK_BYTES))
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
+def start(verbose: bool) -> Any:
+    """llama.cpp's functions, its log off the terminal unless verbose."""
+    llama = _libs.llama()
+    _native.library().es_log_set(verbose)
+    llama.llama_backend_init()
+    return llama
+
+
+def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
+    """llama_model_load_from_file, which Ctrl-C ends: a llama_model *, or 0."""
+    llama = _libs.llama()
+    go_on = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
+    params.progress_callback = go_on
+    return callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
+
+
+def log_hint() -> str:
+    """The last error that llama.cpp logged, as the end of a sentence."""
+    last = _native.library().es_log_last_error().decode(errors="replace")
+    return f": {last}" if last else ""
+
+
+def reason(function: Any, *arguments: Any) -> str | None:
+    """The sentence of a native check that says no, None if it says yes."""
+    buffer = C.create_string_buffer(512)
+    return None if function(*arguments, buffer, len(buffer)) else buffer.value.decode(errors="replace")

@@ -1,0 +1,222 @@
+"""TVM: an MLC model folder and a decoder of ours (edge_stream/mlc).
+
+llama.cpp is still there for text: the folder's tokenizer becomes a model of nothing but a vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_stream import _native, memory
+from edge_stream.backends import Capabilities, LoadOptions, loading
+from edge_stream.cache_types import row_bytes
+from edge_stream.errors import EdgeStreamError
+from edge_stream.mlc.compile import library, require_tvm
+from edge_stream.mlc.folder import MlcFolder
+from edge_stream.native.callbacks import Callbacks
+from edge_stream.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from edge_stream.backends.llama_cache import LlamaCache
+    from edge_stream.devices import Device
+    from edge_stream.mlc.ring import RingDecoder, Step
+
+CAPABILITIES = Capabilities(
+    name="the MLC engine",
+    max_parallel=1,
+    cache_types=("f32", "f16"),
+    sink_moves=("auto",),
+    modes=("stream", "window"),
+    offloads=False,
+    has_eval_callback=False,
+)
+
+
+class TvmBackend:
+    """See Backend. It holds one stream, and runs on the CPU."""
+
+    capabilities = CAPABILITIES
+    sink_move = "none"
+    n_spare = 0
+    is_recurrent = False
+    state_bytes = 0
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        require_tvm()
+        CAPABILITIES.check(options)
+        self.path = path
+        self.callbacks = Callbacks()
+        self._model = 0
+        self._folder = MlcFolder(path)
+        self._llama = loading.start(options.verbose)
+        self.weights_tag = self._folder.tag()
+        try:
+            self.vocabulary = self._load_vocabulary()
+            self.options = replace(options, n_ctx=options.n_ctx or self.n_ctx_train)
+            loading.check_sizes(self.options)
+            self.n_threads = options.n_threads or loading.default_threads()
+            memory.check_fits(self.cache_bytes(self.options.n_ctx)[0], self.options.n_ctx, 1, self.kv_bytes_per_token)
+            self.decoder = self._make_decoder()
+        except BaseException:
+            self.close()
+            raise
+        self._functions = _decoder_functions(self.decoder, self.callbacks)
+
+    def _load_vocabulary(self) -> Vocabulary:
+        params = self._llama.llama_model_default_params()
+        params.vocab_only = True
+        with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
+            file = Path(scratch) / "vocab.gguf"
+            self._folder.write_vocab(file)
+            self._model = loading.load_model(file, params, self.callbacks)
+        if not self._model:
+            raise EdgeStreamError(f"llama.cpp cannot use the tokenizer of {self.path}{loading.log_hint()}")
+        return Vocabulary(self._model)
+
+    def _make_decoder(self) -> RingDecoder:
+        # read when TVM starts its threads; a library that is loaded already is told below
+        os.environ.setdefault("TVM_NUM_THREADS", str(self.n_threads))
+        import tvm
+
+        from edge_stream.mlc import ring
+
+        tvm.get_global_func("runtime.config_threadpool")(1, self.n_threads)
+        config, stored = self._folder.decoder_config, self._folder.quantization
+        q = replace(stored, dtype="float32", transposed=False)
+        dtype = (ring.DTYPES[self.options.cache_type_k], ring.DTYPES[self.options.cache_type_v])
+        path, lanes = library(config, q, dtype, lambda line: print(line, file=sys.stderr))
+        weights = ring.load_weights(self.path, self._folder.expected_tensors(), stored, lanes)
+        return ring.RingDecoder(path, weights, config, dtype, lanes, self.options.n_ctx)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """See Backend: mlc-chat-config.json, its plain values."""
+        return {key: str(value) for key, value in self._folder.config.items() if not isinstance(value, (dict, list))}
+
+    @property
+    def desc(self) -> str:
+        """See Backend, e.g. `llama 135M q4f16_1 (MLC)`."""
+        return f"{self.architecture} {self.n_params / 1e6:,.0f}M {self._folder.config['quantization']} (MLC)"
+
+    @property
+    def architecture(self) -> str:
+        """See Backend."""
+        return str(self._folder.config["model_type"])
+
+    @property
+    def n_layer(self) -> int:
+        """See Backend."""
+        return self._folder.decoder_config.n_layer
+
+    @property
+    def n_head(self) -> int:
+        """See Backend."""
+        return self._folder.decoder_config.n_head
+
+    @property
+    def n_ctx_train(self) -> int:
+        """See Backend."""
+        return self._folder.n_ctx_train
+
+    @property
+    def n_params(self) -> int:
+        """See Backend: as they were before quantisation."""
+        c = self._folder.decoder_config
+        n_q, n_kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
+        layer = c.n_embd * (2 * n_q + 2 * n_kv + 3 * c.n_ff + 2)
+        return c.n_layer * layer + c.n_vocab * c.n_embd * (1 if c.tied else 2) + c.n_embd
+
+    @property
+    def n_bytes(self) -> int:
+        """See Backend."""
+        return sum(file.stat().st_size for file in self.path.glob("params_shard_*.bin"))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """See Backend."""
+        c = self._folder.decoder_config
+        types = (self.options.cache_type_k, self.options.cache_type_v)
+        return c.n_layer * sum(row_bytes(name, c.n_head_kv * c.head_dim) for name in types)
+
+    @property
+    def devices(self) -> list[Device]:
+        """See Backend."""
+        return []
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        """See Backend."""
+        return n_cells * self.kv_bytes_per_token, 0
+
+    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+        """See Backend."""
+        o, handle = self.options, C.c_void_p()
+        decoder = _native.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions)
+        _native.check(_native.library().es_stream_init_decoder(self._model, decoder, params, C.byref(handle)))
+        return handle
+
+    def cache(self) -> LlamaCache:
+        """Raises EdgeStreamError: llama.cpp has no cache here."""
+        raise EdgeStreamError(f"{CAPABILITIES.name} has no cache of llama.cpp's")
+
+    def synchronize(self) -> None:
+        """Decodes are complete when they return."""
+
+    def close(self) -> None:
+        """See Backend."""
+        for name in ("decoder", "_functions"):
+            self.__dict__.pop(name, None)
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = 0
+
+
+def _decoder_functions(decoder: RingDecoder, callbacks: Callbacks) -> tuple[Any, ...]:
+    """es_decoder's functions over a decoder; whoever gives them to native code keeps them."""
+    from edge_stream.mlc.ring import Step
+
+    kept: list[Any] = []  # the memory that native code reads until the next decode
+
+    def convert(step: Any) -> Step:
+        s = step.contents
+        return Step(s.n_ctx, s.n_keep, s.n_sinks, s.n_window, s.pos_sinks)
+
+    def decode(_user: object, step: Any) -> int:
+        s = step.contents
+        tokens = np.ctypeslib.as_array(s.tokens, shape=(s.n_tokens,))
+        kept[:] = [decoder.decode(tokens, convert(step), s.all_logits)]
+        return int(kept[0].ctypes.data)
+
+    def rebase(_user: object, step: Any, delta: int) -> bool:
+        decoder.rebase(convert(step), delta)
+        return True
+
+    def state_size(_user: object, step: Any) -> int:
+        return decoder.state_size(convert(step))
+
+    def state_get(_user: object, step: Any, out: int, size: int) -> bool:
+        data = decoder.state(convert(step))
+        if len(data) != size:
+            return False
+        C.memmove(out, data, size)
+        return True
+
+    def state_set(_user: object, step: Any, data: int, size: int) -> bool:
+        return decoder.set_state(convert(step), C.string_at(data, size))
+
+    functions: list[tuple[Any, Callable[..., Any]]] = [
+        (_native.DecodeFunction, decode),
+        (_native.RebaseFunction, rebase),
+        (_native.StateSizeFunction, state_size),
+        (_native.StateGetFunction, state_get),
+        (_native.StateSetFunction, state_set),
+    ]
+    return tuple(callbacks.guard(kind, function) for kind, function in functions)

@@ -1,0 +1,93 @@
+"""A generation: a record for each token, and where it ends."""
+
+from __future__ import annotations
+
+import ctypes as C
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_stream import _native
+from edge_stream.text import StopMatcher, Utf8Assembler
+
+if TYPE_CHECKING:
+    from edge_stream.stream import Stream
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's own
+    probability, if asked for. finish_reason: None, or on the last record `stop` (a stop string), `eos`, `length`.
+    n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: speed since the
+    generation began.
+    """
+
+    text: str
+    token: int
+    logprob: float | None
+    finish_reason: str | None
+    n_past: int
+    n_cached: int
+    tok_per_s: float
+
+
+class Writer:
+    """A generation step by step: `next`, or `choose` a token, feed it, take its `record`. Made by Stream.writer."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        max_tokens: int,
+        matcher: StopMatcher,
+        logprobs: bool,
+        ignore_eos: bool,
+        special: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.finished = max_tokens == 0
+        self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
+        self._text, self._matcher = Utf8Assembler(), matcher
+        self._native, self._chosen = _native.library(), _native.GeneratedToken()
+        self._piece = b""
+        self._start = time.perf_counter()
+        self._n = 0
+
+    def next(self) -> Token:
+        """Choose a token and feed it, in one native call."""
+        self._call(self._native.es_stream_next, self.stream.handle, self.stream.sampler)
+        return self._record(self._chosen.n_past, self._chosen.n_cached)
+
+    def choose(self) -> int:
+        """The next token, by the stream's logits."""
+        self._call(self._native.es_sampler_choose, self.stream.sampler, self.stream.handle)
+        return int(self._chosen.token)
+
+    def record(self) -> Token:
+        """What the chosen token gives, once it was fed."""
+        stats = self.stream.stats
+        return self._record(stats.n_past, stats.n_cached)
+
+    def _call(self, function: object, *handles: C.c_void_p) -> None:
+        self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen))
+        self._piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
+
+    def _record(self, n_past: int, n_cached: int) -> Token:
+        chosen = self._chosen
+        self._n += 1
+        eos = chosen.is_eog and not self._ignore_eos
+        shown, stopped = self._matcher.push(self._text.push(b"" if eos else self._piece))
+        finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
+        if finish in ("eos", "length"):
+            shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()
+        self.finished = finish is not None
+        return Token(
+            text=shown,
+            token=chosen.token,
+            logprob=chosen.logprob if self._logprobs else None,
+            finish_reason=finish,
+            n_past=n_past,
+            n_cached=n_cached,
+            tok_per_s=self._n / max(time.perf_counter() - self._start, 1e-9),
+        )

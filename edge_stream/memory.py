@@ -1,0 +1,29 @@
+"""How much memory there is, and whether a cache fits."""
+
+from __future__ import annotations
+
+from edge_stream.errors import EdgeStreamError
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be had now, None where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def check_fits(n_bytes: int, n_ctx: int, n_parallel: int, bytes_per_token: int) -> None:
+    """Raise EdgeStreamError, with a cache size that would fit, if n_bytes of host memory cannot be had."""
+    available = available_memory()
+    if available is not None and n_bytes > available:
+        times = f" for each of {n_parallel} streams" if n_parallel > 1 else ""
+        fits = int(available * 0.8) // max(1, bytes_per_token) // n_parallel
+        raise EdgeStreamError(
+            f"a cache of n_ctx = {n_ctx}{times} needs {n_bytes / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
+            f"are available; n_ctx = {fits} would fit"
+        )

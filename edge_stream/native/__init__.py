@@ -1,0 +1,1 @@
+"""The native libraries: where they are, their declarations, and how Python's callbacks go with them."""
