@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
+from serving import serve
 
 from edge_stream import EdgeStreamError, Engine, Sampling, SessionError
-from edge_stream.cli import cli
+from edge_stream.cli import cli, options
+from edge_stream.server.serve import memory
 
 Draw = Callable[..., list[int]]
 Load = Callable[..., Any]
@@ -194,3 +197,39 @@ def test_kept_libraries(
     library.write_bytes(whole[:1000])
     assert "compiling" in said_on_load()
     assert len(list((tmp_path / "cache" / "mlc").iterdir())) == 2
+
+
+def test_serve(load_mlc: Callable[..., Engine], tmp_path: Path) -> None:
+    """One conversation at a time, the others on disk; whole answers and completions."""
+    engine = load_mlc("chat", n_ctx=256)
+    with serve(engine, tmp_path) as served:
+        histories: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
+        for _ in range(2):
+            for name, history in histories.items():
+                answer = served.client.turn(history, f"hello from {name}", name=name)
+                assert answer["choices"][0]["finish_reason"] == "stop"
+        assert all(len(history) == 4 and history[-1]["content"] for history in histories.values())
+        body = {"prompt": ["abc", "def"], "max_tokens": 3, "temperature": 0}
+        done = served.client.post("/v1/completions", json=body).json()
+        assert [c["index"] for c in done["choices"]] == [0, 1] and done["usage"]["completion_tokens"] == 6
+        assert served.client.get("/props").json()["total_slots"] == 1
+    # the weights, whatever the model's files are
+    assert memory(engine)["weights"] * 2**20 == sum(f.stat().st_size for f in engine.model_path.glob("params_shard_*"))
+
+
+def test_serve_holds_one_stream_unless_told_otherwise(tiny_mlc: Callable[..., Path]) -> None:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @click.option("-np", "n_parallel", type=int, default=4)
+    @options.context_options()
+    @options.compute_options()
+    def command(**flags: Any) -> None:
+        with options.load_engine(flags | {"model": str(tiny_mlc("chat"))}) as engine:
+            seen["n"] = engine.n_parallel
+
+    done = CliRunner().invoke(command, ["-c", "64"])
+    assert done.exit_code == 0 and seen["n"] == 1
+    assert "--parallel 1: the MLC engine holds no more streams at a time" in done.stderr
+    refused = CliRunner().invoke(command, ["-c", "64", "-np", "4"])
+    assert isinstance(refused.exception, EdgeStreamError) and "one stream at a time" in str(refused.exception)

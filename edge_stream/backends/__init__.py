@@ -180,9 +180,20 @@ class Backend(Protocol):
         """Free everything but the streams, which must be freed before."""
 
 
+def capabilities(path: Path) -> Capabilities:
+    """What the backend of a model can do, before it is loaded."""
+    # each is imported when it is needed: TVM is an extra
+    if path.is_dir():
+        from edge_stream.backends import tvm
+
+        return tvm.CAPABILITIES
+    from edge_stream.backends import llama
+
+    return llama.CAPABILITIES
+
+
 def open_backend(path: Path, options: LoadOptions) -> Backend:
     """Load a GGUF file or an MLC folder. Raises UnsupportedModelError or EdgeStreamError."""
-    # either is imported when it is needed: TVM is an extra
     if path.is_dir():
         from edge_stream.backends.tvm import TvmBackend
 

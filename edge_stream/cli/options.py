@@ -284,6 +284,7 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
     _use_model_defaults(flags)
     settings = {name: flags[name] for name in _ENGINE}
     if "n_parallel" in flags:
+        _use_possible_parallel(flags)
         settings["n_parallel"] = flags["n_parallel"]
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
@@ -300,15 +301,32 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
     return engine
 
 
+def _use_possible_parallel(flags: dict[str, Any]) -> None:
+    """As many streams as the model's backend holds, where nobody chose a number, and say so."""
+    if _is_given("n_parallel"):
+        return  # Engine.load refuses what is too much
+    from edge_stream import backends, models
+
+    can = backends.capabilities(models.resolve(str(flags["model"])))
+    if flags["n_parallel"] > can.max_parallel:
+        flags["n_parallel"] = can.max_parallel
+        click.echo(f"--parallel {can.max_parallel}: {can.name} holds no more streams at a time", err=True)
+
+
+def _is_given(name: str) -> bool:
+    """True if the user chose a flag's value."""
+    ctx = click.get_current_context(silent=True)
+    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    return ctx is None or ctx.get_parameter_source(name) in given
+
+
 def _use_model_defaults(flags: dict[str, Any]) -> None:
     """Put the defaults that are written in the model into `flags` where nobody chose a value.
 
     A command with a cache size of its own (demo) keeps it.
     """
-    ctx = click.get_current_context(silent=True)
-    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     ours = {"n_ctx": N_CTX_DEFAULT, "n_keep": SINKS_DEFAULT}
-    free = [n for n in ours if ctx and ctx.get_parameter_source(n) not in given and flags[n] == ours[n]]
+    free = [n for n in ours if not _is_given(n) and flags[n] == ours[n]]
     if not free:
         return
     from edge_stream import models

@@ -43,9 +43,10 @@ class _Server(uvicorn.Server):
 def memory(engine: Engine) -> dict[str, float]:
     """MiB that the server takes at most, by purpose. Nothing of it grows with the length of conversations."""
     cache = engine.n_ctx * engine.kv_bytes_per_token
-    pinned = engine.n_ctx // 2 * engine.kv_bytes_per_token * 2  # float32 keys of at most half a cache
+    # float32 keys of at most half a cache, where the bank moves them
+    pinned = engine.n_ctx // 2 * engine.kv_bytes_per_token * 2 if engine.sink_move == "bank" else 0
     return {
-        "weights": engine.model_path.stat().st_size / MIB,
+        "weights": engine.n_bytes / MIB,
         "cache": engine.n_parallel * cache / MIB,
         "pinned prompts, at most": engine.n_parallel * pinned / MIB,
         "a session while it is saved": cache / MIB,
