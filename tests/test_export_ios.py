@@ -135,3 +135,9 @@ def test_the_app_imports_it(run: Run, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Test whatExportIOSWroteIsImportedAndRuns() passed" in done.stdout
+
+
+def test_a_folder_for_mlc_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mlc-chat-config.json").write_text("{}")
+    result = run("-m", str(tmp_path), "-o", str(tmp_path / "out"))
+    assert result.exit_code == 1 and "is a folder for MLC: the app takes GGUF files" in result.stderr

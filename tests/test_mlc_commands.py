@@ -150,6 +150,8 @@ def test_damaged_folders(kind: str, tiny_mlc: Callable[..., Path], tmp_path: Pat
         ({"cache_type_k": "q8_0"}, "the MLC engine has f32 and f16"),
         ({"n_gpu_layers": 1}, "runs on the CPU"),
         ({"sink_move": "bank"}, "no sinks to move"),
+        ({"flash_attn": "on"}, "the MLC engine has auto and off"),
+        ({"split_mode": "row"}, "runs on the CPU"),
         ({"n_parallel": 2}, "one stream at a time"),
         ({"n_ctx": 5, "n_keep": 4}, "window tokens"),
         ({"n_ctx": 1 << 28}, "would fit"),

@@ -66,6 +66,7 @@ class Capabilities:
     name: str  # as the subject of a sentence
     max_parallel: int
     cache_types: tuple[str, ...]
+    flash_attn: tuple[str, ...]
     sink_moves: tuple[str, ...]
     modes: tuple[str, ...]  # of measure/modes.py
     offloads: bool  # layers can be held on devices and RPC servers
@@ -74,8 +75,11 @@ class Capabilities:
     def check(self, options: LoadOptions) -> None:
         """Raise EdgeStreamError for an option that the backend does not have."""
         o = options
-        if not self.offloads and (o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"])):
-            raise EdgeStreamError(f"{self.name} runs on the CPU here: leave -ngl, --device and --rpc out")
+        elsewhere = o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"]) or o.split_mode != "layer"
+        if elsewhere and not self.offloads:
+            raise EdgeStreamError(f"{self.name} runs on the CPU here: leave -ngl, --device, -sm and --rpc out")
+        if o.flash_attn not in self.flash_attn:
+            raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: {self.name} has {_listed(self.flash_attn)}")
         if not 1 <= o.n_parallel <= self.max_parallel:
             most = "1" if self.max_parallel == 1 else f"between 1 and {self.max_parallel}"
             why = f"{self.name} holds one stream at a time: " if self.max_parallel == 1 else ""
@@ -87,7 +91,7 @@ class Capabilities:
             raise EdgeStreamError(f"sink_move = {o.sink_move}: {self.name} {why}")
         for cache_type in (o.cache_type_k, o.cache_type_v):
             if cache_type not in self.cache_types:
-                have = " and ".join([", ".join(self.cache_types[:-1]), self.cache_types[-1]])
+                have = _listed(self.cache_types)
                 raise EdgeStreamError(f"cache type {cache_type} is unknown: {self.name} has {have}")
         if o.n_slide < 0 or o.rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
@@ -95,9 +99,12 @@ class Capabilities:
     def check_mode(self, mode: str) -> None:
         """Raise EdgeStreamError for a way of reading (measure/modes.py) that the backend does not have."""
         if mode not in self.modes:
-            raise EdgeStreamError(
-                f"mode {mode} drives llama.cpp's cache: {self.name} has modes {' and '.join(self.modes)}"
-            )
+            have = _listed(self.modes)
+            raise EdgeStreamError(f"mode {mode} drives llama.cpp's cache: {self.name} has modes {have}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
 class Backend(Protocol):

@@ -25,6 +25,7 @@ CAPABILITIES = Capabilities(
     name="llama.cpp",
     max_parallel=64,
     cache_types=tuple(CACHE_TYPES),
+    flash_attn=tuple(FLASH_ATTN),
     sink_moves=tuple(_native.SINK_MOVES),
     modes=("stream", "window", "dense", "recompute", "shift"),
     offloads=True,
@@ -86,8 +87,6 @@ class LlamaBackend:
     def _make_context(self) -> None:
         o = self.options
         loading.check_sizes(o)
-        if o.flash_attn not in FLASH_ATTN:
-            raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: use one of {', '.join(FLASH_ATTN)}")
         has_bank = self._native.es_bank_available()
         if o.sink_move == "bank" and not has_bank:
             raise EdgeStreamError("sink_move = bank needs edge-stream's own libllama; this one is a stock build")

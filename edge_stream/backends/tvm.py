@@ -34,6 +34,7 @@ CAPABILITIES = Capabilities(
     name="the MLC engine",
     max_parallel=1,
     cache_types=("f32", "f16"),
+    flash_attn=("auto", "off"),  # its attention is another
     sink_moves=("auto",),
     modes=("stream", "window"),
     offloads=False,

@@ -74,6 +74,8 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
     from edge_stream.cli.meter import Meter
 
     path = models.resolve(model)
+    if path.is_dir():
+        raise EdgeStreamError(f"{path.name} is a folder for MLC: the app takes GGUF files (edge-stream convert)")
     if models.is_split(path):
         raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     phone = PHONES[device]
