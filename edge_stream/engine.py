@@ -86,7 +86,7 @@ class Engine:
         params.rebase_at = self.backend.options.rebase_at
         params.n_boundary = n_boundary
         params.sink_move = _native.SINK_MOVES.get(self.sink_move, 0)
-        params.model_tag = self.backend.weights_tag
+        params.model_tag = self.backend.facts.weights_tag
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()
         self._streams[seq_id] = Stream(self.backend, params)
@@ -179,7 +179,7 @@ class Engine:
         return self.backend.vocabulary.chat_template
 
     #
-    # facts: see Backend
+    # facts: see ModelFacts and Backend
     #
 
     @property
@@ -209,32 +209,32 @@ class Engine:
     @property
     def desc(self) -> str:
         """One line, e.g. `llama 134M Q4_1`."""
-        return self.backend.desc
+        return self.backend.facts.desc
 
     @property
     def architecture(self) -> str:
         """llama.cpp's or MLC's name."""
-        return self.backend.architecture
+        return self.backend.facts.architecture
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the model's file says of itself; arrays are left out."""
-        return self.backend.metadata
+        return self.backend.facts.metadata
 
     @property
     def n_ctx_train(self) -> int:
         """Tokens that the model was trained on."""
-        return self.backend.n_ctx_train
+        return self.backend.facts.n_ctx_train
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the weights."""
-        return self.backend.n_bytes
+        return self.backend.facts.n_bytes
 
     @property
     def is_recurrent(self) -> bool:
         """True for a model that keeps a state and no keys: sinks and n_ctx mean nothing to it."""
-        return self.backend.is_recurrent
+        return self.backend.facts.is_recurrent
 
     @property
     def state_bytes(self) -> int:

@@ -46,7 +46,7 @@ def prove(stream: Stream) -> Proof:
     native = _native.library()
     backend = stream.backend
     key = _key(backend)
-    path = models.cache_folder() / "proofs" / f"{backend.weights_tag:016x}-{backend.sink_move}.json"
+    path = models.cache_folder() / "proofs" / f"{backend.facts.weights_tag:016x}-{backend.sink_move}.json"
     wanted = native.es_stream_proof_distance(stream.handle)
     kept = _read(path, key)
     if kept is not None and kept.distance >= wanted:

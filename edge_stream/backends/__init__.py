@@ -107,69 +107,49 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model.
+
+    desc: one line, e.g. `llama 134M Q4_1`. architecture: llama.cpp's or MLC's name. metadata: what the file says of
+    itself; arrays are left out. n_ctx_train: tokens that it was trained on. n_params, n_bytes: number and bytes of the
+    weights. n_head: attention heads of a layer. is_recurrent: it keeps a state and no keys; sinks and n_ctx mean
+    nothing to it. weights_tag: 64 bits that tell these weights from others.
+    """
+
+    desc: str
+    architecture: str
+    metadata: dict[str, str]
+    n_ctx_train: int
+    n_params: int
+    n_bytes: int
+    n_layer: int
+    n_head: int
+    is_recurrent: bool
+    weights_tag: int
+
+
 class Backend(Protocol):
-    """A loaded model with a KV cache of fixed size. Facts are of the model unless stated otherwise."""
+    """A loaded model with a KV cache of fixed size.
+
+    sink_move: bank, redecode or none. n_spare: cells that the cache has beyond its streams' (redecode). n_threads:
+    those that decode single tokens. state_bytes: of recurrent layers' states, however long the streams (0: none, or a
+    stock libllama). kv_bytes_per_token: over the layers that have a KV cache. devices: those that hold layers, as they
+    were before the cache; empty if all are with the CPU.
+    """
 
     capabilities: Capabilities
-    options: LoadOptions  # with n_ctx resolved
     path: Path
+    options: LoadOptions  # with n_ctx resolved
+    facts: ModelFacts
     vocabulary: Vocabulary
     callbacks: Callbacks
-    weights_tag: int  # 64 bits that tell these weights from others
-    sink_move: str  # bank, redecode or none
-    n_spare: int  # cells that the cache has beyond its streams' (redecode)
-
-    @property
-    def n_threads(self) -> int:
-        """Threads that decode single tokens."""
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the model's file says of itself; arrays are left out."""
-
-    @property
-    def desc(self) -> str:
-        """One line, e.g. `llama 134M Q4_1`."""
-
-    @property
-    def architecture(self) -> str:
-        """llama.cpp's or MLC's name."""
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Tokens that the model was trained on."""
-
-    @property
-    def n_params(self) -> int:
-        """Number of weights."""
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the weights."""
-
-    @property
-    def n_layer(self) -> int:
-        """Layers."""
-
-    @property
-    def n_head(self) -> int:
-        """Attention heads of a layer."""
-
-    @property
-    def is_recurrent(self) -> bool:
-        """True for a model that keeps a state and no keys: sinks and n_ctx mean nothing to it."""
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the recurrent layers' states, however long the streams (0: none, or a stock libllama)."""
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache per token, over the layers that have one."""
-
-    @property
-    def devices(self) -> list[Device]:
-        """The devices that hold layers, as they were before the cache; empty if all are with the CPU."""
+    sink_move: str
+    n_spare: int
+    n_threads: int
+    state_bytes: int
+    kv_bytes_per_token: int
+    devices: list[Device]
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""

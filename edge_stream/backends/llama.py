@@ -6,13 +6,12 @@ import ctypes as C
 import itertools
 import os
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edge_stream import _native, memory
 from edge_stream import devices as device_list
-from edge_stream.backends import Capabilities, LoadOptions, loading
+from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.backends.llama_cache import LlamaCache
 from edge_stream.cache_types import CACHE_TYPES, ggml_type, row_bytes
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
@@ -49,7 +48,6 @@ class LlamaBackend:
         self._llama = loading.start(options.verbose)
         try:
             self._load_model()
-            self.options = replace(options, n_ctx=options.n_ctx or self.n_ctx_train)
             self._make_context()
         except BaseException:
             self.close()
@@ -82,7 +80,13 @@ class LlamaBackend:
         if missing is not None:
             raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
         self.vocabulary = Vocabulary(self.model)
-        self.weights_tag = loading.weights_tag(self.path)
+        self.facts = self._read_facts()
+        self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train)
+        used = (self._native.es_model_device(self.model, i) for i in itertools.count())
+        self.devices = (
+            [device_list.device(handle) for handle in itertools.takewhile(bool, used)] if self._n_gpu_layers else []
+        )
+        self.kv_bytes_per_token = self._bytes_per_token()
 
     def _make_context(self) -> None:
         o = self.options
@@ -120,6 +124,10 @@ class LlamaBackend:
         self.context = self._llama.llama_init_from_model(self.model, params) or 0
         if not self.context:
             raise EdgeStreamError(self._why_no_context(params.n_ctx))
+        self.n_threads = int(params.n_threads)
+        cache, state = C.c_uint64(), C.c_uint64()
+        self._native.es_context_memory(self.context, C.byref(cache), C.byref(state))
+        self.state_bytes = state.value
 
     def _why_no_context(self, n_cells: int) -> str:
         """A sentence for a context that llama.cpp could not create, or that does not fit: then with one that would."""
@@ -137,11 +145,24 @@ class LlamaBackend:
             f"a cache of n_ctx = {n_ctx} takes {need:,.0f} MiB of devices ({free}); -c {fits} is the largest that fits"
         )
 
-    #
-    # facts
-    #
+    def _read_facts(self) -> ModelFacts:
+        llama, model = self._llama, self.model
+        count = llama.llama_model_meta_count(model)
+        keys = [self._text(llama.llama_model_meta_key_by_index, i) for i in range(count)]
+        return ModelFacts(
+            desc=self._text(llama.llama_model_desc),
+            architecture=self._text(llama.llama_model_meta_val_str, b"general.architecture"),
+            metadata={key: self._text(llama.llama_model_meta_val_str_by_index, i) for i, key in enumerate(keys)},
+            n_ctx_train=int(llama.llama_model_n_ctx_train(model)),
+            n_params=int(llama.llama_model_n_params(model)),
+            n_bytes=int(llama.llama_model_size(model)),
+            n_layer=int(llama.llama_model_n_layer(model)),
+            n_head=int(llama.llama_model_n_head(model)),
+            is_recurrent=bool(llama.llama_model_is_recurrent(model)),
+            weights_tag=loading.weights_tag(self.path),
+        )
 
-    def _meta(self, function: Any, *args: Any) -> str:
+    def _text(self, function: Any, *args: Any) -> str:
         size = function(self.model, *args, None, 0)
         if size < 0:
             return ""
@@ -149,109 +170,31 @@ class LlamaBackend:
         function(self.model, *args, buffer, size + 1)
         return buffer.value.decode(errors="replace")
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """See Backend; as llama.cpp prints it."""
-        llama = self._llama
-        count = llama.llama_model_meta_count(self.model)
-        keys = [self._meta(llama.llama_model_meta_key_by_index, i) for i in range(count)]
-        return {
-            key: self._meta(llama.llama_model_meta_val_str_by_index, i)
-            for i, key in enumerate(keys)
-            if not key.startswith("tokenizer.ggml.") or not key.endswith(("tokens", "merges", "scores", "token_type"))
-        }
-
-    @property
-    def desc(self) -> str:
-        """See Backend."""
-        return self._meta(self._llama.llama_model_desc)
-
-    @property
-    def architecture(self) -> str:
-        """See Backend."""
-        return self._meta(self._llama.llama_model_meta_val_str, b"general.architecture")
-
-    @property
-    def n_ctx_train(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_model_n_ctx_train(self.model))
-
-    @property
-    def n_params(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_model_n_params(self.model))
-
-    @property
-    def n_bytes(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_model_size(self.model))
-
-    @property
-    def n_threads(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_n_threads(self.context))
-
-    @property
-    def is_recurrent(self) -> bool:
-        """See Backend."""
-        return bool(self._llama.llama_model_is_recurrent(self.model))
-
-    @property
-    def state_bytes(self) -> int:
-        """See Backend."""
-        cache, state = C.c_uint64(), C.c_uint64()
-        self._native.es_context_memory(self.context, C.byref(cache), C.byref(state))
-        return state.value
-
-    @property
-    def n_layer(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_model_n_layer(self.model))
-
-    @property
-    def n_head(self) -> int:
-        """See Backend."""
-        return int(self._llama.llama_model_n_head(self.model))
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """See Backend."""
-        types = ggml_type(self.options.cache_type_k), ggml_type(self.options.cache_type_v)
-        known = int(self._native.es_model_bytes_per_token(self.model, *types))
-        return known if known or self.is_recurrent else self._estimated_bytes_per_token()
-
-    def _estimated_bytes_per_token(self) -> int:
-        """With a stock libllama: as if all layers were alike."""
-        arch, meta = self.architecture, self.metadata
-        n_head_kv = int(self._llama.llama_model_n_head_kv(self.model))
-        head = int(self._llama.llama_model_n_embd(self.model)) // max(1, self.n_head)
-        row_k = n_head_kv * int(meta.get(f"{arch}.attention.key_length", head))
-        row_v = n_head_kv * int(meta.get(f"{arch}.attention.value_length", head))
-        return self.n_layer * (
-            row_bytes(self.options.cache_type_k, row_k) + row_bytes(self.options.cache_type_v, row_v)
+    def _bytes_per_token(self) -> int:
+        o, facts = self.options, self.facts
+        known = int(
+            self._native.es_model_bytes_per_token(self.model, ggml_type(o.cache_type_k), ggml_type(o.cache_type_v))
         )
+        if known or facts.is_recurrent:
+            return known
+        # a stock libllama: as if all layers were alike
+        n_head_kv = int(self._llama.llama_model_n_head_kv(self.model))
+        head = int(self._llama.llama_model_n_embd(self.model)) // max(1, facts.n_head)
+        key, value = (
+            facts.metadata.get(f"{facts.architecture}.attention.{what}_length", head) for what in ("key", "value")
+        )
+        row_k, row_v = n_head_kv * int(key), n_head_kv * int(value)
+        return facts.n_layer * (row_bytes(o.cache_type_k, row_k) + row_bytes(o.cache_type_v, row_v))
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """See Backend."""
         total = n_cells * self.kv_bytes_per_token
-        n_layer = self.n_layer
+        n_layer = self.facts.n_layer
         # llama.cpp offloads the last layers; their cache goes with them. The output counts as one layer more
         wanted = n_layer + 1 if self._n_gpu_layers < 0 else self._n_gpu_layers
         n_offloaded = min(n_layer, max(0, wanted - 1)) if self.devices else 0
         on_devices = total * n_offloaded // n_layer
         return total - on_devices, on_devices
-
-    @cached_property
-    def devices(self) -> list[device_list.Device]:
-        """See Backend."""
-        if self._n_gpu_layers == 0:
-            return []
-        handles = (self._native.es_model_device(self.model, i) for i in itertools.count())
-        return [device_list.device(handle) for handle in itertools.takewhile(bool, handles)]
-
-    #
-    # streams
-    #
 
     def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
         """See Backend."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_stream import _native, memory
-from edge_stream.backends import Capabilities, LoadOptions, loading
+from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.cache_types import row_bytes
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.compile import library, require_tvm
@@ -48,7 +48,6 @@ class TvmBackend:
     capabilities = CAPABILITIES
     sink_move = "none"
     n_spare = 0
-    is_recurrent = False
     state_bytes = 0
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
@@ -58,14 +57,18 @@ class TvmBackend:
         self.callbacks = Callbacks()
         self._model = 0
         self._folder = MlcFolder(path)
+        self.facts = self._read_facts()
+        self.options = o = replace(options, n_ctx=options.n_ctx or self.facts.n_ctx_train)
+        loading.check_sizes(o)
+        c = self._folder.decoder_config
+        row = c.n_head_kv * c.head_dim
+        self.kv_bytes_per_token = c.n_layer * (row_bytes(o.cache_type_k, row) + row_bytes(o.cache_type_v, row))
+        self.n_threads = o.n_threads or loading.default_threads()
+        self.devices: list[Device] = []
         self._llama = loading.start(options.verbose)
-        self.weights_tag = self._folder.tag()
         try:
             self.vocabulary = self._load_vocabulary()
-            self.options = replace(options, n_ctx=options.n_ctx or self.n_ctx_train)
-            loading.check_sizes(self.options)
-            self.n_threads = options.n_threads or loading.default_threads()
-            memory.check_fits(self.cache_bytes(self.options.n_ctx)[0], self.options.n_ctx, 1, self.kv_bytes_per_token)
+            memory.check_fits(self.cache_bytes(o.n_ctx)[0], o.n_ctx, 1, self.kv_bytes_per_token)
             self.decoder = self._make_decoder()
         except BaseException:
             self.close()
@@ -98,60 +101,24 @@ class TvmBackend:
         weights = ring.load_weights(self.path, self._folder.expected_tensors(), stored, lanes)
         return ring.RingDecoder(path, weights, config, dtype, lanes, self.options.n_ctx)
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """See Backend: mlc-chat-config.json, its plain values."""
-        return {key: str(value) for key, value in self._folder.config.items() if not isinstance(value, (dict, list))}
-
-    @property
-    def desc(self) -> str:
-        """See Backend, e.g. `llama 135M q4f16_1 (MLC)`."""
-        return f"{self.architecture} {self.n_params / 1e6:,.0f}M {self._folder.config['quantization']} (MLC)"
-
-    @property
-    def architecture(self) -> str:
-        """See Backend."""
-        return str(self._folder.config["model_type"])
-
-    @property
-    def n_layer(self) -> int:
-        """See Backend."""
-        return self._folder.decoder_config.n_layer
-
-    @property
-    def n_head(self) -> int:
-        """See Backend."""
-        return self._folder.decoder_config.n_head
-
-    @property
-    def n_ctx_train(self) -> int:
-        """See Backend."""
-        return self._folder.n_ctx_train
-
-    @property
-    def n_params(self) -> int:
-        """See Backend: as they were before quantisation."""
-        c = self._folder.decoder_config
+    def _read_facts(self) -> ModelFacts:
+        c, config = self._folder.decoder_config, self._folder.config
         n_q, n_kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
         layer = c.n_embd * (2 * n_q + 2 * n_kv + 3 * c.n_ff + 2)
-        return c.n_layer * layer + c.n_vocab * c.n_embd * (1 if c.tied else 2) + c.n_embd
-
-    @property
-    def n_bytes(self) -> int:
-        """See Backend."""
-        return sum(file.stat().st_size for file in self.path.glob("params_shard_*.bin"))
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """See Backend."""
-        c = self._folder.decoder_config
-        types = (self.options.cache_type_k, self.options.cache_type_v)
-        return c.n_layer * sum(row_bytes(name, c.n_head_kv * c.head_dim) for name in types)
-
-    @property
-    def devices(self) -> list[Device]:
-        """See Backend."""
-        return []
+        # as they were before quantisation
+        n_params = c.n_layer * layer + c.n_vocab * c.n_embd * (1 if c.tied else 2) + c.n_embd
+        return ModelFacts(
+            desc=f"{config['model_type']} {n_params / 1e6:,.0f}M {config['quantization']} (MLC)",
+            architecture=str(config["model_type"]),
+            metadata={key: str(value) for key, value in config.items() if not isinstance(value, (dict, list))},
+            n_ctx_train=self._folder.n_ctx_train,
+            n_params=n_params,
+            n_bytes=sum(file.stat().st_size for file in self.path.glob("params_shard_*.bin")),
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            is_recurrent=False,
+            weights_tag=self._folder.tag(),
+        )
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """See Backend."""

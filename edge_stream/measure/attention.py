@@ -80,7 +80,7 @@ def maps(model: str, tokens: Sequence[int], settings: dict[str, Any]) -> NDArray
     watch = _Watch(n)
     settings = settings | {"flash_attn": "off", "n_batch": n, "n_ubatch": n, "n_slide": 0}
     with Engine.load(model, n_ctx=n + 1, n_keep=0, eval_callback=watch.callback, **settings) as engine:
-        n_head, n_layer = engine.backend.n_head, engine.backend.n_layer
+        n_head, n_layer = engine.backend.facts.n_head, engine.backend.facts.n_layer
         watch.n_head = dict.fromkeys(range(n_layer), n_head)
         watch.layers.clear()
         with engine.stream() as stream:

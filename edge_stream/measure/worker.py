@@ -36,7 +36,7 @@ class ReaderHost:
             "model_filename": str(engine.model_path),
             "model_type": engine.desc,
             "model_size": engine.n_bytes,
-            "model_n_params": engine.backend.n_params,
+            "model_n_params": engine.backend.facts.n_params,
             "n_ctx_train": engine.n_ctx_train,
             "n_threads": engine.backend.n_threads,
             "sink_move": engine.sink_move,

@@ -31,7 +31,7 @@ class SessionStore:
         # llama.cpp's state of a sequence fits caches of the same shape only
         backend, o = engine.backend, engine.backend.options
         shape = f"c{o.n_ctx}-np{o.n_parallel}-{o.cache_type_k}-{o.cache_type_v}-fa-{o.flash_attn}"
-        self.folder = folder / f"{backend.weights_tag:016x}-{shape}-{backend.sink_move}"
+        self.folder = folder / f"{backend.facts.weights_tag:016x}-{shape}-{backend.sink_move}"
         self.max_bytes = max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
