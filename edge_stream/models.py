@@ -79,7 +79,7 @@ def _hugging_face(name: str) -> Path:
     if path is None:
         try:
             files = sorted(f for f in HfApi().list_repo_files(repo) if f.lower().endswith(".gguf"))
-            path = [Path(hf_hub_download(repo, file)) for file in choose_quant(files, quant, repo)][0]
+            path, *_ = [Path(hf_hub_download(repo, file)) for file in choose_quant(files, quant, repo)]
         except EdgeStreamError:
             raise
         except Exception as error:  # the hub client raises many kinds; the user needs one sentence

@@ -1,4 +1,4 @@
-"""`hf:user/repo[:quant]` and the hub's cache: what is there is used without a network. The hub's client is a stand-in."""
+"""`hf:user/repo[:quant]`: cached files are used without a network. The hub's client is a stand-in."""
 
 from __future__ import annotations
 
