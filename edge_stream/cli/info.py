@@ -97,7 +97,7 @@ def _string(library: ctypes.CDLL, function: str) -> str | None:
 def _devices() -> list[dict[str, Any]]:
     """Every device, and with which types of K cache it moves and rebases sinks by itself, without the CPU's help."""
     from edge_stream import bank_ops, devices
-    from edge_stream.engine import CACHE_TYPES
+    from edge_stream.cache_types import CACHE_TYPES
 
     def missing(handle: int, cache_type: str) -> dict[str, list[str]]:
         return bank_ops.unsupported(lambda op: devices.ggml().ggml_backend_dev_supports_op(handle, op), cache_type)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CACHE_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 SINKS_DEFAULT = 4
 N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
@@ -108,7 +110,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 "--cache-type-k",
                 "cache_type_k",
                 env="CACHE_TYPE_K",
-                type=click.Choice(CACHE_TYPES),
+                type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
                 show_default=True,
                 help="Type of the cached keys.",
@@ -118,7 +120,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 "--cache-type-v",
                 "cache_type_v",
                 env="CACHE_TYPE_V",
-                type=click.Choice(CACHE_TYPES),
+                type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
                 show_default=True,
                 help="Type of the cached values.",
@@ -241,7 +243,7 @@ def compute_options() -> Callable[[F], F]:
                 type=click.Choice(["on", "off", "auto"]),
                 default="auto",
                 show_default=True,
-                help="Flash attention.",
+                help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
             ),
             option(
                 "--mmap/--no-mmap",
@@ -273,26 +275,52 @@ _ENGINE = (
 )
 
 
-def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:
-    """Load the model that the flags name; `-c 0` is resolved to the model's training length and said.
+def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Engine.load that do not depend on the command. Settles what `-fa auto` means."""
+    settle_flash_attn(flags)
+    settings = {name: flags[name] for name in _ENGINE}
+    for name in ("n_threads", "n_threads_batch"):
+        settings[name] = flags[name] if flags[name] > 0 else None
+    return settings
 
-    The model's own streaming defaults, where the user gave no flag, take the place of ours, and that is said too.
-    pinned: counts the tokens that will be pinned, if that takes the model's tokenizer to know.
+
+def settle_flash_attn(flags: dict[str, Any]) -> None:
+    """Replace `-fa auto` where the cache types, or several streams on the CPU, need one or the other, and say so.
+
+    An MLC folder has no flash attention. Raises EdgeStreamError where the flags contradict each other.
+    """
+    if os.path.isdir(str(flags["model"])):
+        return
+    independent = flags.get("n_parallel", 1) > 1 and flags["flash_attn"] == "auto"
+    if independent:
+        from edge_stream.devices import layer_devices
+
+        # on a GPU a batch computes with other kernels than a lone token anyway
+        independent = not layer_devices(flags["n_gpu_layers"], flags["devices"], flags["rpc"])
+    types = (flags["cache_type_k"], flags["cache_type_v"])
+    flags["flash_attn"], note = choose_flash_attn(flags["flash_attn"], *types, independent=independent)
+    if note:
+        click.echo(note, err=True)
+
+
+def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:
+    """Load the model that the flags name; with `-c 0`, print the training length that is used.
+
+    Streaming defaults of the model take the place of ours where the user gave no flag; that is printed too.
+    pinned: counts the tokens to pin, where that needs the model's tokenizer.
     """
     from edge_stream.engine import Engine
 
     _use_model_defaults(flags)
-    settings = {name: flags[name] for name in _ENGINE}
+    settings = engine_settings(flags)
     if "n_parallel" in flags:
         settings["n_parallel"] = flags["n_parallel"]
-    for name in ("n_threads", "n_threads_batch"):
-        settings[name] = flags[name] if flags[name] > 0 else None
-    # -1 (the whole prompt) is known only once the prompt is: the stream is given its own n_keep then.
+    # the length of a whole prompt (-1) is known only later: its stream is then given an n_keep of its own
     n_keep = SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
     engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_keep, **settings)
     n_pinned = pinned(engine) if pinned else 0
     if engine.sink_move == "redecode" and n_keep < n_pinned < engine.n_ctx:
-        # Redecoding needs room beside the cache for the sinks, which is set aside when the model is loaded.
+        # redecoding needs room for the sinks beside the cache, which is set aside at load
         engine.close()
         engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_pinned, **settings)
     if flags["n_ctx"] == 0:

@@ -91,9 +91,6 @@ def main(**flags: Any) -> None:
     keys = _keys(flags)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if flags["n_parallel"] > 1 and flags["flash_attn"] == "auto":
-        flags["flash_attn"] = "off"
-        click.echo("-fa auto: off, so that what a conversation says does not depend on its neighbours", err=True)
     with options.load_engine(flags) as engine:
         serve(engine, make_settings(engine, flags, keys))
 
