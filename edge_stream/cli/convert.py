@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 
 OUTTYPES = ["f32", "f16", "bf16", "q8_0", "auto"]
@@ -141,13 +142,14 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
 
 
 def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) -> None:
-    written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags)
+    with Meter(in_bytes=True) as meter:
+        written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags, meter)
     for path in written:
         click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
     if flags["verify"] and written:
         from converters import verify
 
-        verify.verify(source, target, written[0], _say)
+        verify.verify(source, target, written[0], meter.note)
 
 
 @contextmanager
@@ -192,11 +194,7 @@ def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None
         raise click.UsageError("--verify has nothing to verify with --dry-run.")
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
+def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
     from converters import gguf_tensors, to_gguf
 
     kind = (flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])).upper()
@@ -215,11 +213,10 @@ def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]
         dry_run=flags["dry_run"],
         verbose=flags["verbose"],
     )
-    return to_gguf.convert(source, out, chosen, _say)
+    return to_gguf.convert(source, out, chosen, meter.note, meter.show)
 
 
-def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
-    """Calls converters.mlc.convert(source, out, MlcOptions(...), say), which returns what it wrote, as to_gguf does."""
+def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
     mlc = importlib.import_module("converters.mlc")
     out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
     chosen = mlc.MlcOptions(
@@ -231,7 +228,7 @@ def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
         dry_run=flags["dry_run"],
         verbose=flags["verbose"],
     )
-    return list(mlc.convert(source, out, chosen, _say))
+    return list(mlc.convert(source, out, chosen, meter.note, meter.show))
 
 
 def _file_name(name: str) -> str:

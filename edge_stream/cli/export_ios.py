@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.convert import Size
 from edge_stream.errors import EdgeStreamError
@@ -44,10 +45,10 @@ from edge_stream.phones import PHONES
     "--keep", "n_keep", type=click.IntRange(min=0), metavar="N", help="Sinks; without it, the model's own or 4."
 )
 @click.option(
-    "-ctk", "--cache-type-k", type=click.Choice(options.CACHE_TYPES), help="Without it, f16 if that fits, else q8_0."
+    "-ctk", "--cache-type-k", type=click.Choice(list(CACHE_TYPES)), help="Without it, f16 if that fits, else q8_0."
 )
 @click.option(
-    "-ctv", "--cache-type-v", type=click.Choice(options.CACHE_TYPES), help="Without it, f16 if that fits, else q8_0."
+    "-ctv", "--cache-type-v", type=click.Choice(list(CACHE_TYPES)), help="Without it, f16 if that fits, else q8_0."
 )
 @click.option(
     "--chat-template", metavar="NAME", help="One of llama.cpp's (chatml, llama3, ...) instead of the model's."
@@ -79,7 +80,7 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
     choice = export_ios.choose(path, export_ios.Wishes(**wishes), allowed)
-    with Meter() as meter:
+    with Meter(in_bytes=True) as meter:
         manifest = export_ios.export(
             path,
             out,
@@ -87,7 +88,7 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
             name=name or path.stem,
             device=phone.title if limit is None else f"{limit / 1e9:g} GB for an app",
             chat_template=wishes["chat_template"],
-            on_progress=lambda done, total: meter.show(f"copying {path.name}, bytes:", done, total),
+            on_progress=lambda done, total: meter.show(f"copying {path.name}", done, total),
         )
     click.echo(
         f"wrote {out}: n_ctx {choice.n_ctx}, n_keep {choice.n_keep}, "
