@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.lists import ChoiceList, IntList
 from edge_stream.errors import EdgeStreamError
@@ -61,12 +62,12 @@ MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.
 @click.option(
     "-ctk",
     "--cache-type-k",
-    type=ChoiceList(options.CACHE_TYPES),
+    type=ChoiceList(list(CACHE_TYPES)),
     default="f16",
     show_default=True,
     help="Type of keys.",
 )
-@click.option("-ctv", "--cache-type-v", type=ChoiceList(options.CACHE_TYPES), help="Type of values. Default: as -ctk.")
+@click.option("-ctv", "--cache-type-v", type=ChoiceList(list(CACHE_TYPES)), help="Type of values. Default: as -ctk.")
 @click.option(
     "-fa",
     "--flash-attn",

@@ -27,7 +27,7 @@ class Item:
     answers: tuple[str, ...]
 
 
-def load(text: str, name: str) -> list[Item]:
+def parse(text: str, name: str) -> list[Item]:
     """Items of JSON lines {"question": ..., "answer": ... or [...]}. Raises EdgeStreamError with the line's number."""
     items = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -49,10 +49,10 @@ def load(text: str, name: str) -> list[Item]:
     return items
 
 
-def small() -> list[Item]:
+def builtin() -> list[Item]:
     """A small set of easy questions of ours: enough to see that nothing breaks, too few to rank models."""
     path = Path(__file__).with_name("questions.jsonl")
-    return load(path.read_text(encoding="utf-8"), path.name)
+    return parse(path.read_text(encoding="utf-8"), path.name)
 
 
 def normal(answer: str) -> str:
