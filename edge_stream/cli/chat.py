@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.cli import options, sampling
-from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, check_writable, read_text
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text
 from edge_stream.cli.lines import Lines
 from edge_stream.cli.meter import Meter
 from edge_stream.conversation import Conversation, count_pinned
 from edge_stream.errors import EdgeStreamError, SessionError
+from edge_stream.files import check_writable
 from edge_stream.metrics import resident_mib
 
 if TYPE_CHECKING:

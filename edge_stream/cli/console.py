@@ -1,18 +1,14 @@
-"""What the subcommands share: text files in, JSON files out, Ctrl-C."""
+"""What the subcommands share: reading text, and Ctrl-C."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
@@ -38,37 +34,6 @@ def read_text(path: Path) -> str:
         return decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror}") from None
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace path atomically. Raises EdgeStreamError; the old file is kept then."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = file.name
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it 0600
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise EdgeStreamError(f"cannot write {path}: {error.strerror}") from None
-
-
-def check_writable(path: Path) -> None:
-    """Raise EdgeStreamError if path cannot be written: better now than after an hour of work."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise EdgeStreamError(f"cannot write {path}: the folder {folder} does not exist")
-    if path.is_dir():
-        raise EdgeStreamError(f"cannot write {path}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise EdgeStreamError(f"cannot write {path}: no permission to write in {folder}")
 
 
 class Stopped(EdgeStreamError):

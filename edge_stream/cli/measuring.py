@@ -104,14 +104,6 @@ def read_tokens(flags: dict[str, Any]) -> list[int]:
 
 def emit(rows: list[dict[str, Any]], columns: list[str], output: str) -> None:
     """Print rows; JSON of a single row is an object, of several a list."""
-    from edge_stream.measure.table import as_csv, as_json, markdown
+    from edge_stream.measure.table import as_json, render
 
-    if output == "md":
-        click.echo(markdown(rows, columns))
-    elif output == "csv":
-        click.echo(as_csv(rows))
-    elif output == "json":
-        click.echo(as_json(rows[0] if len(rows) == 1 else rows))
-    else:
-        for row in rows:
-            click.echo(as_json(row, line=True))
+    click.echo(as_json(rows[0]) if output == "json" and len(rows) == 1 else render(rows, output, columns))

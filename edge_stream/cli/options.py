@@ -276,31 +276,28 @@ _ENGINE = (
 
 
 def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of Engine.load that do not depend on the command. Settles what `-fa auto` means."""
-    settle_flash_attn(flags)
+    """The arguments of Engine.load that do not depend on the command; prints what `-fa auto` became, and why."""
     settings = {name: flags[name] for name in _ENGINE}
+    settings["flash_attn"], note = flash_attn(flags)
+    if note:
+        click.echo(note, err=True)
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
     return settings
 
 
-def settle_flash_attn(flags: dict[str, Any]) -> None:
-    """Replace `-fa auto` where the cache types, or several streams on the CPU, need one or the other, and say so.
-
-    An MLC folder has no flash attention. Raises EdgeStreamError where the flags contradict each other.
-    """
-    if os.path.isdir(str(flags["model"])):
-        return
-    independent = flags.get("n_parallel", 1) > 1 and flags["flash_attn"] == "auto"
+def flash_attn(flags: dict[str, Any]) -> tuple[str, str]:
+    """What -fa means for the flags' model, cache types, devices and streams, and a note: see choose_flash_attn."""
+    wanted: str = flags["flash_attn"]
+    if os.path.isdir(str(flags["model"])):  # MLC has no flash attention
+        return wanted, ""
+    independent = wanted == "auto" and flags.get("n_parallel", 1) > 1
     if independent:
         from edge_stream.devices import layer_devices
 
-        # on a GPU a batch computes with other kernels than a lone token anyway
+        # on a GPU a batch runs other kernels than a lone token in any case
         independent = not layer_devices(flags["n_gpu_layers"], flags["devices"], flags["rpc"])
-    types = (flags["cache_type_k"], flags["cache_type_v"])
-    flags["flash_attn"], note = choose_flash_attn(flags["flash_attn"], *types, independent=independent)
-    if note:
-        click.echo(note, err=True)
+    return choose_flash_attn(wanted, flags["cache_type_k"], flags["cache_type_v"], independent=independent)
 
 
 def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -16,13 +17,12 @@ from edge_stream.cli.console import (
     LONG_PROMPT,
     Interrupt,
     Stopped,
-    check_writable,
     decode_text,
     read_text,
-    write_json,
 )
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
+from edge_stream.files import check_writable, replace_text
 from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def main(**flags: Any) -> None:
                                 break
         finally:
             if flags["stats_file"]:
-                write_json(Path(flags["stats_file"]), stats.report())
+                replace_text(flags["stats_file"], json.dumps(stats.report(), indent=2, allow_nan=False) + "\n")
         if sys.stdout.isatty():
             click.echo()
         if flags["save_file"]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli.console import check_writable
 from edge_stream.cli.measuring import (
     chunk_option,
     emit,
@@ -21,6 +20,7 @@ from edge_stream.cli.measuring import (
 )
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
+from edge_stream.files import check_writable, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +165,5 @@ def _nll_files(name: str | None, modes: Sequence[str]) -> dict[str, Path]:
 
 def _save(path: Path, nll: NDArray[np.float64]) -> None:
     import numpy as np
-
-    from edge_stream.measure.table import replace_file
 
     replace_file(path, lambda name: np.save(name, nll))

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from edge_stream.cli.console import check_writable, read_text
+from edge_stream.cli.console import read_text
 from edge_stream.cli.measuring import MODES, emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
+from edge_stream.files import check_writable, replace_text
 
 
 @click.command("qa-stream")
@@ -28,7 +29,7 @@ from edge_stream.cli.meter import Meter
 def main(**flags: Any) -> None:
     """Join questions into one long stream: exact match. one-shot: ask each question with an empty cache."""
     from edge_stream.measure import qa
-    from edge_stream.measure.table import as_json, replace_file
+    from edge_stream.measure.table import as_json
 
     if flags["details"]:
         check_writable(Path(flags["details"]))
@@ -51,4 +52,4 @@ def main(**flags: Any) -> None:
     emit(rows, list(rows[0]), flags["output"])
     if flags["details"]:
         lines = "".join(as_json(d, line=True) + "\n" for d in details)
-        replace_file(flags["details"], lambda name: Path(name).write_text(lines, encoding="utf-8"))  # type: ignore[arg-type]
+        replace_text(flags["details"], lines)
