@@ -14,17 +14,17 @@ from edge_stream.errors import EdgeStreamError
 
 # Name -> its line in `--help`. A subcommand is the click command `main` of the module of its name.
 COMMANDS = {
-    "run": "Complete a prompt of any length, for as long as you like.",
-    "chat": "Talk with a model; the system prompt stays pinned for ever.",
-    "serve": "Serve endless conversations over the OpenAI API.",
-    "demo": "See a stream outgrow its cache, in under two minutes.",
-    "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
-    "export-ios": "Pack a model for the iOS app, with the cache that fits a phone.",
-    "bench": "Measure speed, latency and memory against other methods.",
-    "eval": "Measure perplexity and recall along a stream, or soak for hours.",
-    "inspect": "Look inside: where the attention goes.",
-    "rpc-server": "Lend this machine's devices to an edge-stream on another.",
-    "info": "Show versions, devices, and whether a model can stream.",
+    "run": "Complete a prompt of any length.",
+    "chat": "Chat with a model; the system prompt stays in the cache.",
+    "serve": "Serve conversations of any length over the OpenAI API.",
+    "demo": "Watch a stream outgrow its cache, in under two minutes.",
+    "convert": "Convert a Hugging Face checkpoint to a GGUF file or an MLC model.",
+    "export-ios": "Package a model for the iOS app, with a cache that fits the phone.",
+    "bench": "Measure speed, latency and memory, beside other methods.",
+    "eval": "Measure perplexity and recall along a stream, or run a soak test.",
+    "inspect": "Show where the attention of a model goes.",
+    "rpc-server": "Let an edge-stream on another machine use this one's devices.",
+    "info": "Show versions and devices, and whether a model can stream.",
 }
 
 
@@ -56,7 +56,7 @@ class Main(Dispatcher):
 
 
 def _silence_stdout() -> None:
-    with suppress(OSError, ValueError):  # a test's buffer has no file to silence
+    with suppress(OSError, ValueError):  # stdout may be a buffer without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -83,12 +83,12 @@ def package_version() -> str:
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Stream a language model for ever at constant memory."""
+    """Run a language model on text of any length, at constant memory."""
 
 
 def main() -> None:
     """Entry point of the `edge-stream` command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a model may write what an old terminal cannot show
+            stream.reconfigure(errors="replace")  # an old terminal may lack what a model writes
     cli(prog_name="edge-stream")

@@ -15,7 +15,7 @@ N_TOKENS = 256
 
 @click.group("inspect")
 def main() -> None:
-    """Look inside: where the attention goes."""
+    """Show what happens inside a model."""
 
 
 @main.command("attention")

@@ -1,4 +1,4 @@
-"""Flags shared by the subcommands: llama.cpp's names, defaults and environment variables."""
+"""Flags that the subcommands share, with llama.cpp's names, defaults and environment variables; loading a model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ DEMO_MODEL = "demo"
 
 
 class GpuLayers(click.ParamType):  # type: ignore[type-arg]
-    """A number of layers, `auto` or `all`."""
+    """A number of layers, `auto` (None) or `all` (-1)."""
 
     name = "N|auto|all"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """None means auto, -1 all."""
         if value is None or value == "auto":
             return None
         if value == "all":
@@ -38,17 +37,16 @@ class GpuLayers(click.ParamType):  # type: ignore[type-arg]
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
-    """Names separated by commas."""
+    """Names, separated by commas."""
 
     name = "NAME,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """A list, empty for an empty text."""
         return value if isinstance(value, list) else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
-    """One decorator out of several, in the order of the help text."""
+    """One decorator that applies several, in the order of the help text."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -59,7 +57,7 @@ def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 
 
 def option(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], F]:
-    """click.option with llama.cpp's environment variable LLAMA_ARG_<env>; an argument beats it."""
+    """click.option with llama.cpp's environment variable LLAMA_ARG_<env>, which an argument overrides."""
     envvar = f"LLAMA_ARG_{env}" if env else None
     return click.option(*names, envvar=envvar, show_envvar=env is not None, **settings)
 
@@ -72,14 +70,14 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
         env="MODEL",
         required=required,
         metavar="MODEL",
-        help="A GGUF file, hf:user/repo[:quant], or demo.",
-        # click takes a default of None for a value, and then requires nothing
+        help="A GGUF file, an MLC folder, hf:user/repo[:quant], or demo.",
+        # with any default, None included, click requires nothing
         **({} if default is None else {"default": default, "show_default": True}),
     )
 
 
 def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
-    """Flags of the cache: its size, its sinks, how they move."""
+    """Flags of the cache and its sinks."""
     return compose(
         [
             option(
@@ -91,8 +89,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 default=n_ctx,
                 show_default=True,
                 metavar="N",
-                help="Cache capacity in tokens: sinks + window. 0: the length the model was trained on. "
-                "The stream itself has no limit.",
+                help="Cache capacity in tokens (sinks and window). 0: the model's training length.",
             ),
             option(
                 "--keep",
@@ -102,8 +99,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 default=SINKS_DEFAULT,
                 show_default=True,
                 metavar="N",
-                help="Sinks: the first N tokens stay in the cache for ever (llama.cpp's default is 0). "
-                "-1: the whole prompt.",
+                help="Sinks: the first N tokens, which stay in the cache (llama.cpp: 0). -1: the whole prompt.",
             ),
             option(
                 "-ctk",
@@ -113,7 +109,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
                 show_default=True,
-                help="Type of the cached keys.",
+                help="Type of cached keys.",
             ),
             option(
                 "-ctv",
@@ -123,14 +119,14 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
                 show_default=True,
-                help="Type of the cached values.",
+                help="Type of cached values.",
             ),
             option(
                 "--sink-move",
                 type=click.Choice(["auto", "bank", "redecode"]),
                 default="auto",
                 show_default=True,
-                help="How sinks follow the window: from pristine copies (bank), or decoded again (redecode).",
+                help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
             ),
             option(
                 "--no-proof",
@@ -138,8 +134,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 is_flag=True,
                 flag_value=False,
                 default=True,
-                help="Stream a model that did not show it streams exactly. By default it is shown once, at load, or "
-                "the model is refused.",
+                help="Do not test at load whether the model streams exactly. By default a model that does not is refused.",
             ),
             option(
                 "--slide",
@@ -147,14 +142,14 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 type=click.IntRange(min=0),
                 default=0,
                 metavar="N",
-                help="Evict at least N tokens per slide. 0: chosen to suit --sink-move.",
+                help="Evict at least N tokens at a time. 0: depends on --sink-move.",
             ),
         ]
     )
 
 
 def compute_options() -> Callable[[F], F]:
-    """Flags of speed: batches, threads, devices."""
+    """Flags of batches, threads and devices."""
     return compose(
         [
             option(
@@ -207,7 +202,7 @@ def compute_options() -> Callable[[F], F]:
                 type=GpuLayers(),
                 default="auto",
                 show_default=True,
-                help="Layers to hold on the GPU.",
+                help="Layers to offload to GPUs.",
             ),
             option(
                 "-dev",
@@ -216,7 +211,7 @@ def compute_options() -> Callable[[F], F]:
                 env="DEVICE",
                 type=Names(),
                 default=None,
-                help="Devices for layers, as `edge-stream info` names them (default: all); none: keep them on the CPU.",
+                help="Devices to offload to, as listed by `edge-stream info` (default: all). none: only the CPU.",
             ),
             option(
                 "-sm",
@@ -226,14 +221,14 @@ def compute_options() -> Callable[[F], F]:
                 type=click.Choice(["none", "layer", "row"]),
                 default="layer",
                 show_default=True,
-                help="How layers are spread over several devices.",
+                help="How to spread layers over several devices.",
             ),
             option(
                 "--rpc",
                 env="RPC",
                 type=Names(),
                 default="",
-                help="Use the devices of machines that run `edge-stream rpc-server`, given as HOST:PORT,...",
+                help="HOST:PORT,... of machines that run `edge-stream rpc-server`, whose devices are used too.",
             ),
             option(
                 "-fa",
@@ -250,9 +245,9 @@ def compute_options() -> Callable[[F], F]:
                 "use_mmap",
                 default=True,
                 show_default=True,
-                help="Map the model file instead of reading it.",
+                help="Map the model file into memory instead of reading it.",
             ),
-            option("-v", "--verbose", is_flag=True, help="Show llama.cpp's own messages."),
+            option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),
         ]
     )
 
@@ -326,9 +321,9 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
 
 
 def _use_model_defaults(flags: dict[str, Any]) -> None:
-    """Put the defaults that are written in the model into `flags` where nobody chose a value.
+    """Put the model's streaming defaults into `flags` where the user gave no value, and print them.
 
-    A command with a cache size of its own (demo) keeps it.
+    A command with a default cache size of its own (demo) keeps that.
     """
     ctx = click.get_current_context(silent=True)
     given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
@@ -348,10 +343,10 @@ def _use_model_defaults(flags: dict[str, Any]) -> None:
     found = {n: v for n, v in read_model_defaults(path).items() if n in free and v != flags[n]}
     if not found:
         return
-    said = ", ".join(f"{n} {v}" for n, v in found.items())
+    values = ", ".join(f"{n} {v}" for n, v in found.items())
     chosen = flags | found
     if 0 < chosen["n_ctx"] <= chosen["n_keep"]:
-        click.echo(f"not using the model's own {said}: the sinks would fill the cache", err=True)
+        click.echo(f"not using the model's {values}: the sinks would fill the cache", err=True)
         return
     flags.update(found)
-    click.echo(f"using the model's own {said}", err=True)
+    click.echo(f"using the model's {values}", err=True)

@@ -125,7 +125,7 @@ def _count(engine: Engine, prompt: str) -> int:
 
 
 def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt) -> None:
-    """Feed the prompt; without one, a loaded stream goes on from where it was."""
+    """Feed the prompt; without one, a loaded stream continues where it was."""
     if not prompt:
         if stream.logits is None:
             raise EdgeStreamError("the saved stream is empty and no prompt was given")

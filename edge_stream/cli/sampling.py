@@ -1,4 +1,4 @@
-"""Flags of the sampler: llama.cpp's names, defaults and environment variables."""
+"""Flags of the sampler, with llama.cpp's names, defaults and environment variables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
-    """A finite float within bounds; click's FloatRange lets nan through."""
+    """A finite float within bounds; click's FloatRange accepts nan."""
 
     name = "number"
 
@@ -25,7 +25,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         self.low, self.high = low, high
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse and check."""
+        """The number; fails unless it is finite and in range."""
         try:
             number = float(value)
         except ValueError:
@@ -36,12 +36,12 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
 
 class LogitBias(click.ParamType):  # type: ignore[type-arg]
-    """TOKEN(+/-)BIAS, as in 15043+1 or 15043-inf."""
+    """TOKEN+BIAS or TOKEN-BIAS, as in 15043+1 or 15043-inf."""
 
     name = "TOKEN(+/-)BIAS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
-        """Parse into (token, bias)."""
+        """(token, bias)."""
         if isinstance(value, tuple):
             return value
         for sign in "+-":
@@ -84,7 +84,7 @@ def sampling_options() -> Callable[[F], F]:
                 default=-1,
                 show_default=True,
                 metavar="N",
-                help="Seed of the sampler. -1: a new one each time.",
+                help="Seed of the sampler. -1: random.",
             ),
             option(
                 "--temp",
@@ -94,7 +94,7 @@ def sampling_options() -> Callable[[F], F]:
                 type=Number(0),
                 default=0.8,
                 show_default=True,
-                help="Temperature. 0: always the likeliest token.",
+                help="Temperature. 0: always the most likely token.",
             ),
             option(
                 "--top-k",
@@ -103,7 +103,7 @@ def sampling_options() -> Callable[[F], F]:
                 default=40,
                 show_default=True,
                 metavar="N",
-                help="Sample from the N likeliest tokens. 0: off.",
+                help="Sample from the N most likely tokens. 0: off.",
             ),
             option(
                 "--top-p",
@@ -111,7 +111,7 @@ def sampling_options() -> Callable[[F], F]:
                 type=Number(0, 1),
                 default=0.95,
                 show_default=True,
-                help="Sample from the likeliest tokens of this total probability. 1: off.",
+                help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
             ),
             option(
                 "--min-p",
@@ -119,7 +119,7 @@ def sampling_options() -> Callable[[F], F]:
                 type=Number(0, 1),
                 default=0.05,
                 show_default=True,
-                help="Drop tokens below this share of the best one's probability. 0: off.",
+                help="Drop tokens below this fraction of the best token's probability. 0: off.",
             ),
             option(
                 "--repeat-penalty",
@@ -135,7 +135,7 @@ def sampling_options() -> Callable[[F], F]:
                 default=64,
                 show_default=True,
                 metavar="N",
-                help="Tokens that penalties look back on. 0: off.",
+                help="Tokens that the penalties look back on. 0: off.",
             ),
             option(
                 "--frequency-penalty",
@@ -143,7 +143,7 @@ def sampling_options() -> Callable[[F], F]:
                 type=Number(),
                 default=0.0,
                 show_default=True,
-                help="Penalty that grows with each use of a token.",
+                help="Penalty per use of a token.",
             ),
             option(
                 "--presence-penalty",
@@ -151,26 +151,26 @@ def sampling_options() -> Callable[[F], F]:
                 type=Number(),
                 default=0.0,
                 show_default=True,
-                help="Penalty for any token used already.",
+                help="Penalty for tokens that were used.",
             ),
             option(
                 "--logit-bias",
                 type=LogitBias(),
                 multiple=True,
-                help="Make a token likelier (15043+1) or rarer (15043-1). May be repeated.",
+                help="Make a token more (15043+1) or less (15043-1) likely. Repeatable.",
             ),
-            option("--grammar", metavar="GBNF", help="Grammar that the text must follow."),
-            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="File with a grammar."),
-            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must follow."),
+            option("--grammar", metavar="GBNF", help="Grammar that the text must match."),
+            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a grammar."),
+            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must match."),
             option(
                 "-r",
                 "--reverse-prompt",
                 "stop",
                 multiple=True,
                 metavar="TEXT",
-                help="Stop when the model writes TEXT. May be repeated.",
+                help="Stop when the model writes TEXT. Repeatable.",
             ),
-            option("--ignore-eos", is_flag=True, help="Go on when the model wants to end its text."),
+            option("--ignore-eos", is_flag=True, help="Continue when the model ends its text."),
         ]
     )
 
@@ -189,7 +189,7 @@ _SAMPLING = (
 
 
 def make_sampling(flags: dict[str, Any]) -> Sampling:
-    """The sampler that the flags describe."""
+    """The sampler that the flags describe. Raises UsageError or EdgeStreamError."""
     from edge_stream.stream import Sampling
 
     grammar, schema = flags["grammar"], flags["json_schema"]
@@ -205,7 +205,7 @@ def make_sampling(flags: dict[str, Any]) -> Sampling:
         except ValueError as error:
             raise click.BadParameter(f"not valid JSON: {error}", param_hint="'--json-schema'") from None
         if not isinstance(schema, dict):
-            raise click.BadParameter("a schema is a JSON object.", param_hint="'--json-schema'")
+            raise click.BadParameter("a schema must be a JSON object.", param_hint="'--json-schema'")
     return Sampling(
         **{name: flags[name] for name in _SAMPLING},
         logit_bias=dict(flags["logit_bias"]),

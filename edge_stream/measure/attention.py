@@ -37,7 +37,7 @@ class _Recorder:
         try:
             name = str(self._ggml.ggml_get_name(tensor).decode())
             if not name.startswith(_NAME):
-                return not ask  # asked: not wanted; else: go on
+                return not ask  # asked: not wanted; else: continue
             if not ask:
                 self._keep(int(name[len(_NAME) :]), tensor)
         except Exception as error:  # an exception must not cross into C

@@ -82,11 +82,11 @@ def run(
         for i, item in enumerate(items):
             if one_shot:
                 process.call("reset")
-            said = process.call(
+            reply = process.call(
                 "reply", (_EXAMPLES if one_shot or i == 0 else "") + f"Question: {item.question}\nAnswer:", MAX_ANSWER
             )
-            good = normalise(said) in {normalise(a) for a in item.answers}
-            details.append({"mode": mode, "question": item.question, "said": said.strip(), "right": good})
+            good = normalise(reply) in {normalise(a) for a in item.answers}
+            details.append({"mode": mode, "question": item.question, "said": reply.strip(), "right": good})
             progress(f"{mode}: questions", i + 1, len(items))
         n_past = process.call("depth")
     half = len(details) // 2

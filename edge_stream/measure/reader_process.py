@@ -114,19 +114,19 @@ class _Service:
         """Read a text and generate a line of at most n_max tokens greedily, which stays in the stream."""
         reader, engine = self.reader, self.reader.engine
         reader.feed(engine.tokenize(text, add_bos=reader.n_past == 0 and engine.add_bos))
-        said = b""
+        reply = b""
         for _ in range(n_max):
             logits = reader.logits
             assert logits is not None
             token = int(logits.argmax())
             piece = engine.token_to_piece(token)
             if engine.is_eog(token) or b"\n" in piece:
-                said += piece.split(b"\n")[0]
+                reply += piece.split(b"\n")[0]
                 break
-            said += piece
+            reply += piece
             reader.feed((token,))
         reader.feed(engine.tokenize("\n\n"))
-        return said.decode(errors="replace")
+        return reply.decode(errors="replace")
 
     def depth(self) -> int:
         """Tokens read so far."""

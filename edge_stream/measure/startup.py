@@ -35,8 +35,8 @@ def startup(model: str, n_ctx: int, repetitions: int) -> list[dict[str, Any]]:
     spans: dict[str, list[float]] = {"help": [], "load": [], "first token": [], "process to first token": []}
     for _ in range(repetitions):
         spans["help"].append(_timed([sys.executable, "-m", "edge_stream.cli", "--help"])[0])
-        whole, said = _timed([sys.executable, "-c", _FIRST_TOKEN, model, str(n_ctx)])
-        _imported, load, first = (float(x) * 1e3 for x in said.split())
+        whole, output = _timed([sys.executable, "-c", _FIRST_TOKEN, model, str(n_ctx)])
+        _imported, load, first = (float(x) * 1e3 for x in output.split())
         spans["load"].append(load)
         spans["first token"].append(first)
         spans["process to first token"].append(whole)

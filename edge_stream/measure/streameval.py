@@ -111,7 +111,7 @@ def plan(
     asked = _schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
     stated = {after - lines for after, lines in asked}
 
-    said: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
+    facts: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
     out: list[Question] = []
     seen = line = 0
     pending = engine.tokenize(_INTRO[kind], add_bos=engine.add_bos)
@@ -122,9 +122,9 @@ def plan(
             else:
                 new = fact(line)
                 pending += engine.tokenize(new[0])
-                said[line] = (new, seen + len(pending))
+                facts[line] = (new, seen + len(pending))
             line += 1
-        (_, question, answer), end = said[after - lines]
+        (_, question, answer), end = facts[after - lines]
         q_tokens, a_tokens = _split(engine, question, answer)
         distance = seen + len(pending) + len(q_tokens) - end
         out.append(Question(pending, q_tokens, a_tokens, lines, distance))

@@ -60,7 +60,7 @@ N_SEGMENTS = 10
     help="Also read the last N tokens in a new stream that begins one cache before them, and compare.",
 )
 @untimed_option
-@click.option("--beyond-training", is_flag=True, help="Let mode dense go on past the training length.")
+@click.option("--beyond-training", is_flag=True, help="Let mode dense continue past the training length.")
 @click.option("--save-nll", metavar="OUT.npy", help="Save NLLs; item i is that of token i + 1.")
 @click.option("--plot", metavar="FILE", help="Plot perplexity and memory along the stream.")
 @output_option("-o", "--output")
