@@ -42,8 +42,10 @@ _list_option = partial(click.option, show_default=True)
 )
 @_list_option("-c", "--ctx-size", "n_ctx", type=IntList(1), default="4096", help="Cache capacity.")
 @_list_option("--keep", "n_keep", type=IntList(), default="4", help="Sinks.")
-@_list_option("-b", "--batch-size", "n_batch", type=IntList(1), default="512", help="Most tokens per decode.")
-@_list_option("-ub", "--ubatch-size", "n_ubatch", type=IntList(1), default="512", help="Most tokens computed at once.")
+@_list_option("-b", "--batch-size", "n_batch", type=IntList(1), default="512", help="Maximum tokens per decode.")
+@_list_option(
+    "-ub", "--ubatch-size", "n_ubatch", type=IntList(1), default="512", help="Maximum tokens computed at once."
+)
 @_list_option("-ctk", "--cache-type-k", type=ChoiceList(list(CACHE_TYPES)), default="f16", help="Type of keys.")
 @click.option("-ctv", "--cache-type-v", type=ChoiceList(list(CACHE_TYPES)), help="Type of values. Default: as -ctk.")
 @_list_option("-fa", "--flash-attn", type=ChoiceList(["auto", "on", "off"]), default="auto", help="Flash attention.")

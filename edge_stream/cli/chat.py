@@ -105,12 +105,7 @@ class Chat:
     """The loop of `edge-stream chat`: lines in, answers out."""
 
     def __init__(
-        self,
-        engine: Engine,
-        conversation: Conversation,
-        flags: dict[str, Any],
-        sampling: Any,
-        session: Path | None,
+        self, engine: Engine, conversation: Conversation, flags: dict[str, Any], sampling: Any, session: Path | None
     ) -> None:
         self._engine = engine
         self._conversation = conversation
@@ -253,8 +248,7 @@ class Chat:
     def _answer(self, text: str) -> None:
         meter = Meter(min_total=LONG_PROMPT)
         self._print(
-            self._conversation.reply(text, on_progress=self._interrupt.reading(meter), **self._options()),
-            meter,
+            self._conversation.reply(text, on_progress=self._interrupt.reading(meter), **self._options()), meter
         )
 
     def _print(self, answer: Generator[Token, None, None], meter: Meter) -> None:

@@ -202,10 +202,7 @@ def _compare(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> 
                 total += float(stream.score(part, chunk=SCORE_CHUNK).sum())
                 done = at + len(part) - engine.n_ctx
                 screen.update(
-                    "with sinks" if keep else "without sinks",
-                    "",
-                    stream,
-                    done / max(time.monotonic() - start, 1e-9),
+                    "with sinks" if keep else "without sinks", "", stream, done / max(time.monotonic() - start, 1e-9)
                 )
             found[name] = round(math.exp(total / n_score), 3)
     return {**found, "ppl_tokens": n_score, "ppl_chunk": SCORE_CHUNK}

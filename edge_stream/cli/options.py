@@ -20,6 +20,12 @@ N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
 
 
+class Count(click.IntRange):
+    """An integer of a range, shown as N in the help."""
+
+    name = "N"
+
+
 class GpuLayers(click.ParamType):  # type: ignore[type-arg]
     """A number of layers, `auto` (None) or `all` (-1)."""
 
@@ -59,7 +65,7 @@ def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 def option(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], F]:
     """click.option with llama.cpp's environment variable LLAMA_ARG_<env>, which an argument overrides."""
     envvar = f"LLAMA_ARG_{env}" if env else None
-    return click.option(*names, envvar=envvar, show_envvar=env is not None, **settings)
+    return click.option(*names, envvar=envvar, show_envvar=env is not None, **{"show_default": True, **settings})
 
 
 def model_option(*, required: bool = True, default: str | None = None) -> Callable[[F], F]:
@@ -72,7 +78,7 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
         metavar="MODEL",
         help="A GGUF file, an MLC folder, hf:user/repo[:quant], or demo.",
         # with any default, None included, click requires nothing
-        **({} if default is None else {"default": default, "show_default": True}),
+        **({} if default is None else {"default": default}),
     )
 
 
@@ -85,20 +91,16 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 "--ctx-size",
                 "n_ctx",
                 env="CTX_SIZE",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=n_ctx,
-                show_default=True,
-                metavar="N",
                 help="Cache capacity in tokens (sinks and window). 0: the model's training length.",
             ),
             option(
                 "--keep",
                 "--attention-sink-size",
                 "n_keep",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=SINKS_DEFAULT,
-                show_default=True,
-                metavar="N",
                 help="Sinks: the first N tokens, which stay in the cache (llama.cpp: 0). -1: the whole prompt.",
             ),
             option(
@@ -108,7 +110,6 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 env="CACHE_TYPE_K",
                 type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
-                show_default=True,
                 help="Type of cached keys.",
             ),
             option(
@@ -118,14 +119,12 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 env="CACHE_TYPE_V",
                 type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
-                show_default=True,
                 help="Type of cached values.",
             ),
             option(
                 "--sink-move",
                 type=click.Choice(["auto", "bank", "redecode"]),
                 default="auto",
-                show_default=True,
                 help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
             ),
             option(
@@ -134,14 +133,14 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 is_flag=True,
                 flag_value=False,
                 default=True,
-                help="Do not test at load whether the model streams exactly. By default a model that does not is refused.",
+                show_default=False,
+                help="Do not require the model to prove, at its first load, that it streams exactly.",
             ),
             option(
                 "--slide",
                 "n_slide",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=0,
-                metavar="N",
                 help="Evict at least N tokens at a time. 0: depends on --sink-move.",
             ),
         ]
@@ -157,40 +156,34 @@ def compute_options() -> Callable[[F], F]:
                 "--batch-size",
                 "n_batch",
                 env="BATCH",
-                type=click.IntRange(min=1),
+                type=Count(min=1),
                 default=512,
-                show_default=True,
-                metavar="N",
-                help="Most tokens per decode.",
+                help="Maximum tokens per decode.",
             ),
             option(
                 "-ub",
                 "--ubatch-size",
                 "n_ubatch",
                 env="UBATCH",
-                type=click.IntRange(min=1),
+                type=Count(min=1),
                 default=512,
-                show_default=True,
-                metavar="N",
-                help="Most tokens computed at once.",
+                help="Maximum tokens computed at once.",
             ),
             option(
                 "-t",
                 "--threads",
                 "n_threads",
                 env="THREADS",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=-1,
-                metavar="N",
                 help="CPU threads for generation. -1: chosen for this machine.",
             ),
             option(
                 "-tb",
                 "--threads-batch",
                 "n_threads_batch",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=-1,
-                metavar="N",
                 help="CPU threads for prompts. -1: as --threads.",
             ),
             option(
@@ -201,7 +194,6 @@ def compute_options() -> Callable[[F], F]:
                 env="N_GPU_LAYERS",
                 type=GpuLayers(),
                 default="auto",
-                show_default=True,
                 help="Layers to offload to GPUs.",
             ),
             option(
@@ -220,7 +212,6 @@ def compute_options() -> Callable[[F], F]:
                 env="SPLIT_MODE",
                 type=click.Choice(["none", "layer", "row"]),
                 default="layer",
-                show_default=True,
                 help="How to spread layers over several devices.",
             ),
             option(
@@ -228,6 +219,7 @@ def compute_options() -> Callable[[F], F]:
                 env="RPC",
                 type=Names(),
                 default="",
+                show_default=False,
                 help="HOST:PORT,... of machines that run `edge-stream rpc-server`, whose devices are used too.",
             ),
             option(
@@ -237,14 +229,12 @@ def compute_options() -> Callable[[F], F]:
                 env="FLASH_ATTN",
                 type=click.Choice(["on", "off", "auto"]),
                 default="auto",
-                show_default=True,
                 help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
             ),
             option(
                 "--mmap/--no-mmap",
                 "use_mmap",
                 default=True,
-                show_default=True,
                 help="Map the model file into memory instead of reading it.",
             ),
             option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),

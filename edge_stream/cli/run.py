@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.cli import options, sampling
-from edge_stream.cli.console import (
-    LONG_PROMPT,
-    Interrupt,
-    Stopped,
-    decode_text,
-    read_text,
-)
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, decode_text, read_text
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.files import check_writable, replace_text
@@ -66,10 +60,7 @@ def main(**flags: Any) -> None:
                 _read(stream, prompt, stats, interrupt)
                 if not interrupt.is_pending():
                     generating = stream.generate(
-                        flags["n_predict"],
-                        sampling=sampler,
-                        stop=flags["stop"],
-                        ignore_eos=flags["ignore_eos"],
+                        flags["n_predict"], sampling=sampler, stop=flags["stop"], ignore_eos=flags["ignore_eos"]
                     )
                     with closing(generating) as tokens:  # type: ignore[type-var]
                         for token in tokens:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli.options import F, compose, option
+from edge_stream.cli.options import Count, F, compose, option
 
 if TYPE_CHECKING:
     from edge_stream.stream import Sampling
@@ -65,10 +65,8 @@ def predict_option(default: int = -1) -> Callable[[F], F]:
         "--max-tokens",
         "n_predict",
         env="N_PREDICT",
-        type=click.IntRange(min=-1),
+        type=Count(min=-1),
         default=default,
-        show_default=True,
-        metavar="N",
         help="Tokens to generate. -1: until the model ends its text.",
     )
 
@@ -78,13 +76,7 @@ def sampling_options() -> Callable[[F], F]:
     return compose(
         [
             option(
-                "-s",
-                "--seed",
-                type=click.IntRange(min=-1, max=2**32 - 1),
-                default=-1,
-                show_default=True,
-                metavar="N",
-                help="Seed of the sampler. -1: random.",
+                "-s", "--seed", type=Count(min=-1, max=2**32 - 1), default=-1, help="Seed of the sampler. -1: random."
             ),
             option(
                 "--temp",
@@ -93,16 +85,13 @@ def sampling_options() -> Callable[[F], F]:
                 env="TEMPERATURE",
                 type=Number(0),
                 default=0.8,
-                show_default=True,
                 help="Temperature. 0: always the most likely token.",
             ),
             option(
                 "--top-k",
                 env="TOP_K",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=40,
-                show_default=True,
-                metavar="N",
                 help="Sample from the N most likely tokens. 0: off.",
             ),
             option(
@@ -110,7 +99,6 @@ def sampling_options() -> Callable[[F], F]:
                 env="TOP_P",
                 type=Number(0, 1),
                 default=0.95,
-                show_default=True,
                 help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
             ),
             option(
@@ -118,7 +106,6 @@ def sampling_options() -> Callable[[F], F]:
                 env="MIN_P",
                 type=Number(0, 1),
                 default=0.05,
-                show_default=True,
                 help="Drop tokens below this fraction of the best token's probability. 0: off.",
             ),
             option(
@@ -126,15 +113,12 @@ def sampling_options() -> Callable[[F], F]:
                 env="REPEAT_PENALTY",
                 type=Number(0),
                 default=1.0,
-                show_default=True,
                 help="Penalise repeated tokens. 1: off.",
             ),
             option(
                 "--repeat-last-n",
-                type=click.IntRange(min=0, max=4096),
+                type=Count(min=0, max=4096),
                 default=64,
-                show_default=True,
-                metavar="N",
                 help="Tokens that the penalties look back on. 0: off.",
             ),
             option(
@@ -142,7 +126,6 @@ def sampling_options() -> Callable[[F], F]:
                 env="FREQUENCY_PENALTY",
                 type=Number(),
                 default=0.0,
-                show_default=True,
                 help="Penalty per use of a token.",
             ),
             option(
@@ -150,7 +133,6 @@ def sampling_options() -> Callable[[F], F]:
                 env="PRESENCE_PENALTY",
                 type=Number(),
                 default=0.0,
-                show_default=True,
                 help="Penalty for tokens that were used.",
             ),
             option(

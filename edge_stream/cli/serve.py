@@ -24,65 +24,49 @@ def _default_sessions() -> Path:
 
 @click.command("serve")
 @options.model_option()
-@options.option("--host", env="HOST", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@options.option("--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
+@options.option("--host", env="HOST", default="127.0.0.1", help="Address to listen on.")
+@options.option("--port", env="PORT", type=options.Count(0, 65535), default=8080, help="Port. 0: any free one.")
 @options.option("--alias", env="ALIAS", metavar="NAME", help="Name of the model in the API. Default: that of its file.")
 @options.option(
     "-np",
     "--parallel",
     "n_parallel",
     env="N_PARALLEL",
-    type=click.IntRange(1, 64),
+    type=options.Count(1, 64),
     default=4,
-    show_default=True,
-    metavar="N",
     help="Conversations in the cache at once, each with --ctx-size tokens of its own, decoded in one batch; others "
     "wait on disk. With N > 1, -fa auto means off on the CPU, so that conversations do not change each other's text.",
 )
 @options.option("--api-key", env="API_KEY", metavar="KEY,...", help="Keys; each request must have one of them.")
-@click.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
-@click.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
-@click.option(
+@options.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
+@options.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
+@options.option(
     "--cors", multiple=True, metavar="ORIGIN", help="Allow pages of this origin to use the server. Repeatable."
 )
-@click.option(
+@options.option(
     "--session-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
     help="Where conversations are saved after every turn. Default: ~/.local/state/edge-stream/sessions.",
 )
-@click.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
-@click.option(
+@options.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
+@options.option(
     "--session-space",
     type=sampling.Number(0.001),
     default=4.0,
-    show_default=True,
     metavar="GIB",
     help="Disk space for sessions; beyond it, the least recently used are deleted.",
 )
-@click.option(
-    "--queue",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Most requests that may wait.",
-)
-@click.option(
+@options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
+@options.option(
     "--timeout",
     type=sampling.Number(1),
     default=3600.0,
-    show_default=True,
     metavar="S",
     help="Seconds per request, after which its answer is cut off.",
 )
-@click.option(
-    "--max-request",
-    type=sampling.Number(0.01),
-    default=16.0,
-    show_default=True,
-    metavar="MIB",
-    help="Size limit of requests.",
+@options.option(
+    "--max-request", type=sampling.Number(0.01), default=16.0, metavar="MIB", help="Size limit of requests."
 )
 @sampling.predict_option()
 @options.context_options()

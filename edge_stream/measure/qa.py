@@ -62,13 +62,7 @@ def normalise(answer: str) -> str:
 
 
 def run(
-    model: str,
-    mode: str,
-    items: Sequence[Item],
-    n_ctx: int,
-    n_keep: int,
-    settings: dict[str, Any],
-    progress: Progress,
+    model: str, mode: str, items: Sequence[Item], n_ctx: int, n_keep: int, settings: dict[str, Any], progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row: exact match over all questions and over each half; and a record per question.
 

@@ -53,10 +53,7 @@ class Plan:
 
 
 def run(
-    plan: Plan,
-    progress: Callable[[str, int, int], None],
-    note: Callable[[str], None],
-    stop: Callable[[], bool],
+    plan: Plan, progress: Callable[[str, int, int], None], note: Callable[[str], None], stop: Callable[[], bool]
 ) -> list[Record]:
     """Stream to the plan's end or until stop() is true; all records, those of earlier processes included.
 

@@ -50,14 +50,7 @@ def main(**flags: Any) -> None:
     with Meter() as meter:
         for mode in flags["modes"]:
             rows += streameval.run(
-                flags["model"],
-                mode,
-                plan,
-                flags["n_ctx"],
-                flags["n_keep"],
-                flags["settings"],
-                meter.show,
-                meter.note,
+                flags["model"], mode, plan, flags["n_ctx"], flags["n_keep"], flags["settings"], meter.show, meter.note
             )
     if not rows:
         raise EdgeStreamError("no question was asked")
