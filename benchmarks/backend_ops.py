@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_stream import _libs, bank_ops, devices
-from edge_stream.engine import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = ROOT / "build" / "llama.cpp" / "llama.cpp"

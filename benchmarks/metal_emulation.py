@@ -34,7 +34,7 @@ import graph_cost
 from backend_ops import LLAMA, METAL, ROOT, loaded
 
 from edge_stream import bank_ops
-from edge_stream.engine import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES
 
 EMULATOR = ROOT / "native" / "tests" / "metal"
 BACKEND = LLAMA / Path(METAL).parent

@@ -11,7 +11,7 @@ import backend_ops
 import pytest
 
 from edge_stream import bank_ops, devices
-from edge_stream.engine import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES
 
 needs_source = pytest.mark.skipif(
     not (backend_ops.LLAMA / backend_ops.CUDA).exists() or not shutil.which("c++"),

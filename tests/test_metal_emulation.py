@@ -14,7 +14,7 @@ import pytest
 from metal_emulation import Result
 
 from edge_stream import Engine, bank_ops
-from edge_stream.engine import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES
 
 pytestmark = pytest.mark.skipif(
     not metal_emulation.BACKEND.exists() or not shutil.which("clang++"),

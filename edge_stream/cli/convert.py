@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import signal
@@ -201,34 +202,18 @@ def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter)
     if out is None or out.is_dir():
         out = (out or Path()) / f"{_file_name(flags['model_name'] or source.name)}-{kind}.gguf"
     out = out.with_name(out.name.replace("{ftype}", kind))
-    chosen = to_gguf.GgufOptions(
-        outtype=flags["outtype"],
-        quantize=flags["quantize"],
-        imatrix=flags["imatrix"],
-        split_max_size=flags["split_max_size"],
-        n_keep=flags["n_keep"],
-        n_ctx=flags["n_ctx"],
-        n_threads=flags["n_threads"] or 0,
-        model_name=flags["model_name"],
-        dry_run=flags["dry_run"],
-        verbose=flags["verbose"],
-    )
-    return to_gguf.convert(source, out, chosen, meter.note, meter.show)
+    return to_gguf.convert(source, out, _chosen(to_gguf.GgufOptions, flags), meter.note, meter.show)
 
 
 def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
     mlc = importlib.import_module("converters.mlc")
     out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
-    chosen = mlc.MlcOptions(
-        quantization=flags["quantization"],
-        conv_template=flags["conv_template"],
-        device=flags["device"],
-        n_keep=flags["n_keep"],
-        n_ctx=flags["n_ctx"],
-        dry_run=flags["dry_run"],
-        verbose=flags["verbose"],
-    )
-    return list(mlc.convert(source, out, chosen, meter.note, meter.show))
+    return list(mlc.convert(source, out, _chosen(mlc.MlcOptions, flags), meter.note, meter.show))
+
+
+def _chosen(kind: Any, flags: dict[str, Any]) -> Any:
+    """An object of a dataclass of options, from the flags of the same names that have a value."""
+    return kind(**{f.name: flags[f.name] for f in dataclasses.fields(kind) if flags[f.name] is not None})
 
 
 def _file_name(name: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,64 +29,39 @@ SCORE_LENGTHS, SCORE_MAX = 2, 1536
 SCORE_CHUNK = 16
 
 
-class Screen(Protocol):
-    """Where the demo shows what it does."""
+class Screen:
+    """Shows what the demo does: in a rich panel if `live` has one, else in a line now and then."""
 
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-
-    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """Show what is happening."""
-
-
-class PlainScreen:
-    """Prints a line now and then; err: to stderr."""
-
-    def __init__(self, err: bool) -> None:
-        self._err = err
+    def __init__(self, live: Any = None, err: bool = False) -> None:
+        self._live, self._err = live, err
+        self._text = ""
         self._next = time.monotonic() + 2
 
     def say(self, text: str) -> None:
-        """Print it."""
-        click.echo(text, err=self._err)
+        """Print a line that stays."""
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=self._err)
 
     def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """Print a line every two seconds."""
-        if time.monotonic() >= self._next:
+        """Show what is happening. text: what was written since the last call."""
+        if self._live:
+            self._text = (self._text + text)[-600:]
+            self._live.update(_panel(doing, self._text, stream, tok_per_s))
+        elif time.monotonic() >= self._next:
             self._next = time.monotonic() + 2
             self.say(f"  {doing}: {_status(stream, tok_per_s)}")
 
 
-class LiveScreen:
-    """A rich panel with the text and the numbers."""
+def _panel(doing: str, text: str, stream: Stream, tok_per_s: float) -> Any:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
 
-    def __init__(self, live: Any) -> None:
-        self._live = live
-        self._text = ""
-
-    def say(self, text: str) -> None:
-        """Print it above the panel."""
-        self._live.console.print(text, highlight=False, markup=False)
-
-    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """Redraw the panel."""
-        from rich.console import Group
-        from rich.panel import Panel
-        from rich.progress_bar import ProgressBar
-        from rich.text import Text
-
-        self._text = (self._text + text)[-600:]
-        stats = stream.stats
-        self._live.update(
-            Panel(
-                Group(
-                    Text(self._text, style="dim"),
-                    ProgressBar(total=stats.n_ctx, completed=stats.n_cached),
-                    Text(_status(stream, tok_per_s)),
-                ),
-                title=doing,
-            )
-        )
+    bar = ProgressBar(total=stream.stats.n_ctx, completed=stream.stats.n_cached)
+    return Panel(Group(Text(text, style="dim"), bar, Text(_status(stream, tok_per_s))), title=doing)
 
 
 def _status(stream: Stream, tok_per_s: float) -> str:
@@ -126,12 +101,12 @@ def main(**flags: Any) -> None:
 @contextmanager
 def _screen(as_json: bool) -> Iterator[Screen]:
     if as_json or not sys.stdout.isatty():
-        yield PlainScreen(err=as_json)
+        yield Screen(err=as_json)
         return
     from rich.live import Live
 
     with Live(refresh_per_second=8, transient=True) as live:
-        yield LiveScreen(live)
+        yield Screen(live)
 
 
 def _text_tokens(engine: Engine, n: int) -> list[int]:
