@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 
+from edge_stream.measure.reader_process import ReaderProcess, close_all, in_turns
 from edge_stream.measure.table import as_json, markdown
-from edge_stream.measure.worker import Worker, close_all, in_turns
 
 
 def main() -> None:
@@ -29,10 +29,10 @@ def main() -> None:
     depths = [int(d) for d in args.depths.split(",")]
     if min(depths) < args.ctx_size:
         parser.error(f"a depth below the cache's size, {args.ctx_size}, would be measured with less in the cache")
-    workers: list[Worker] = []
+    workers: list[ReaderProcess] = []
     try:
         for depth in depths:
-            workers.append(Worker(args.model, "stream", args.ctx_size, args.keep, {}))
+            workers.append(ReaderProcess(args.model, "stream", args.ctx_size, args.keep, {}))
             workers[-1].read(depth, lambda at: print(f"{at:,} tokens read", file=sys.stderr))
             workers[-1].call("generate", 2)  # at a full cache the first slide builds another graph
         memory = [worker.call("rss") for worker in workers]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_stream import Engine
-from edge_stream.measure.worker import Worker, close_all
+from edge_stream.measure.reader_process import ReaderProcess, close_all
 
 N_DECODE, N_PREFILL, ROUNDS = 32, 512, 5
 
@@ -27,13 +27,13 @@ def draw(engine: Engine, n: int, seed: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(100, engine.n_vocab, n)]
 
 
-def decode(worker: Worker) -> float:
+def decode(worker: ReaderProcess) -> float:
     """Tokens per second, one by one."""
     times, _ = worker.call("generate", N_DECODE)
     return N_DECODE * 1e9 / sum(times)
 
 
-def prefill(worker: Worker) -> float:
+def prefill(worker: ReaderProcess) -> float:
     """Tokens per second of a text."""
     return N_PREFILL * 1e9 / worker.call("prompt", N_PREFILL)
 
@@ -72,7 +72,7 @@ def main() -> None:
     flags = parser.parse_args()
     settings = {"n_threads": flags.t}
     models = {"llama.cpp": flags.gguf, "MLC": flags.folder}
-    workers = {name: Worker(model, "stream", flags.c, 4, settings) for name, model in models.items()}
+    workers = {name: ReaderProcess(model, "stream", flags.c, 4, settings) for name, model in models.items()}
     try:
         for name, worker in workers.items():
             worker.call("fill", flags.c + 64)

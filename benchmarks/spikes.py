@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.measure import plots
+from edge_stream.measure.reader_process import ReaderProcess, close_all, in_turns
 from edge_stream.measure.table import as_json, markdown
-from edge_stream.measure.worker import Worker, close_all, in_turns
 
 WARM = 64  # tokens beyond a full cache that are not counted
 
 
-def repetition(workers: list[Worker], n: int) -> list[NDArray[np.float64]]:
+def repetition(workers: list[ReaderProcess], n: int) -> list[NDArray[np.float64]]:
     """Milliseconds of n tokens in each mode, [n]."""
     for worker in workers:
         worker.call("reset")
@@ -33,7 +33,7 @@ def repetition(workers: list[Worker], n: int) -> list[NDArray[np.float64]]:
     return in_turns(workers, n)
 
 
-def row(worker: Worker, ms: NDArray[np.float64]) -> dict[str, Any]:
+def row(worker: ReaderProcess, ms: NDArray[np.float64]) -> dict[str, Any]:
     """A row of the table. ms: [repetitions, n]."""
     p50 = float(np.median(ms))
     within = ms / np.median(ms, axis=1, keepdims=True)  # the machine's speed drifts from one repetition to the next
@@ -64,10 +64,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
     args = parser.parse_args()
     plots.check_plot(args.plot)
-    workers: list[Worker] = []
+    workers: list[ReaderProcess] = []
     try:
         for mode in args.mode.split(","):
-            workers.append(Worker(args.model, mode, args.ctx_size, args.keep, {}))
+            workers.append(ReaderProcess(args.model, mode, args.ctx_size, args.keep, {}))
         runs = []
         for i in range(args.repetitions):
             runs.append(repetition(workers, args.n_gen))

@@ -1,25 +1,23 @@
-"""A progress bar with bytes and time left, on stderr and only if that is a terminal."""
+"""How far a conversion is, told to the caller by a callback."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]  # task, bytes done, bytes in all
 
 
-@contextmanager
-def progress_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Yield advance(n_bytes)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def silent(_task: str, _done: int, _total: int) -> None:
+    """A Progress for callers who do not ask."""
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total_bytes)
-        yield lambda n: bar.advance(task, n)
+
+def counter(progress: Progress, task: str, total: int) -> Callable[[int], None]:
+    """A function that is called with the bytes of each step and reports their sum."""
+    done = 0
+
+    def advance(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        progress(task, done, total)
+
+    return advance

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from converters import gguf_metadata, gguf_tensors, quantize
-from converters.progress import progress_bar
+from converters.progress import Progress, counter, silent
 from converters.staging import check_space, publish, staging_folder
 from edge_stream.errors import EdgeStreamError
 
@@ -75,10 +75,11 @@ def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
     return GgufPlan(outtype, tensors, defaults, size, disk, memory)
 
 
-def convert(source: Source, out: Path, options: GgufOptions, say: Say) -> list[Path]:
+def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress: Progress = silent) -> list[Path]:
     """Write `out` (several files if it is split) and return what was written; nothing with --dry-run.
 
-    say: called with what the user should know, one line at a time. Raises EdgeStreamError; then nothing is left behind.
+    say: called with what the user should know, one line at a time. progress: called with bytes. Raises EdgeStreamError;
+    then nothing is left behind.
     """
     plan = make_plan(source, options)
     vocab = source.vocab()
@@ -96,13 +97,13 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say) -> list[P
     check_space(out, plan.disk)
     with staging_folder(out) as folder:
         if options.quantize is None:
-            files = _write(source, plan, folder / out.name, options)
+            files = _write(source, plan, folder / out.name, options, progress)
         else:
             inner = folder / "intermediate"
             inner.mkdir()
-            unquantised = _write(source, plan, inner / out.name, options)
+            unquantised = _write(source, plan, inner / out.name, options, progress)
             say(f"quantising to {options.quantize} (libllama)")
-            for warning in _quantise(plan, unquantised, folder / out.name, options):
+            for warning in _quantise(plan, unquantised, folder / out.name, options, progress):
                 say(f"note: {warning}")
             files = sorted(p for p in folder.iterdir() if p.is_file())
         return publish(files, out.parent)
@@ -130,7 +131,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
     return lines
 
 
-def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions) -> list[Path]:
+def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, progress: Progress) -> list[Path]:
     """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
     writer = gguf.GGUFWriter(path, source.architecture.gguf_arch, split_max_size=options.split_max_size)
     try:
@@ -141,18 +142,18 @@ def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions) -> 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with progress_bar("converting", sum(t.nbytes for t in plan.tensors)) as advance:
-            for tensor in plan.tensors:
-                data = np.empty(tensor.nbytes, dtype=np.uint8)
-                done = 0
-                for part in gguf_tensors.encode(source, tensor):
-                    flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-                    data[done : done + flat.size] = flat
-                    done += flat.size
-                assert done == tensor.nbytes, tensor.name
-                writer.write_tensor_data(data)
-                del data
-                advance(tensor.nbytes)
+        advance = counter(progress, "converting", sum(t.nbytes for t in plan.tensors))
+        for tensor in plan.tensors:
+            data = np.empty(tensor.nbytes, dtype=np.uint8)
+            done = 0
+            for part in gguf_tensors.encode(source, tensor):
+                flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                data[done : done + flat.size] = flat
+                done += flat.size
+            assert done == tensor.nbytes, tensor.name
+            writer.write_tensor_data(data)
+            del data
+            advance(tensor.nbytes)
     finally:
         writer.close()
     return sorted(path.parent.glob("*.gguf"))
@@ -164,26 +165,26 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
     return np.dtype(np.uint8), (*tensor.shape[:-1], tensor.shape[-1] // block * size)
 
 
-def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions) -> list[str]:
+def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions, progress: Progress) -> list[str]:
     assert options.quantize is not None
     imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
     if len(parts) > 1:  # libllama adds the numbers of the parts itself
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
     sizes = {t.name: t.nbytes for t in plan.tensors}
-    with progress_bar("quantising", sum(sizes.values())) as advance:
-        last: list[str] = []
+    advance = counter(progress, "quantising", sum(sizes.values()))
+    last: list[str] = []
 
-        def started(tensor: str) -> None:  # so the one before it is done
-            advance(sum(sizes.get(name, 0) for name in last))
-            last[:] = [tensor]
+    def started(tensor: str) -> None:  # so the one before it is done
+        advance(sum(sizes.get(name, 0) for name in last))
+        last[:] = [tensor]
 
-        return quantize.quantize(
-            parts[0],
-            target,
-            options.quantize,
-            imatrix=imatrix,
-            keep_split=len(parts) > 1,
-            n_threads=options.n_threads,
-            verbose=options.verbose,
-            started=started,
-        )
+    return quantize.quantize(
+        parts[0],
+        target,
+        options.quantize,
+        imatrix=imatrix,
+        keep_split=len(parts) > 1,
+        n_threads=options.n_threads,
+        verbose=options.verbose,
+        started=started,
+    )

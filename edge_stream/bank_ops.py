@@ -63,7 +63,7 @@ def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, 
     slide are heads of one position.) The tensors have no data and live as long as the context.
     """
     lib = _base()
-    kind = CACHE_TYPES[cache_type][0]
+    kind = CACHE_TYPES[cache_type].ggml_type
     ctx = lib.ggml_init(_InitParams(1 << 20, None, True))
     try:
         width = _HEAD * _N_HEAD
@@ -78,7 +78,7 @@ def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, 
             return int(y)
 
         new_1d, new_2d = lib.ggml_new_tensor_1d, lib.ggml_new_tensor_2d
-        quantised = CACHE_TYPES[cache_type][1] > 1  # llama.cpp rotates a quantised K by a Hadamard matrix
+        quantised = CACHE_TYPES[cache_type].is_quantised  # llama.cpp rotates a quantised K by a Hadamard matrix
         cache = new_2d(ctx, kind, width, _N_CELLS)
         bank = new_2d(ctx, F32, width, _N_ROWS)
 

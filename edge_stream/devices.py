@@ -134,6 +134,17 @@ def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]
     return [there[name] for name in names]
 
 
+def layer_devices(n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]:
+    """The GPUs that a model would be spread over; [] if the CPU would compute all layers. Raises what `choose` does.
+
+    n_gpu_layers: layers to offload, None or negative for all. names, rpc: see `choose`.
+    """
+    if n_gpu_layers == 0:
+        return []
+    chosen = choose(names, rpc)
+    return [d for d in (devices() if chosen is None else chosen) if d.is_gpu]
+
+
 def add_rpc_server(endpoint: str) -> list[str]:
     """Make the devices of an RPC server (`host:port`) known; their names. Raises EdgeStreamError."""
     host, _, port = endpoint.rpartition(":")

@@ -1,4 +1,4 @@
-"""From what the user calls a model to a GGUF file or an MLC folder: a path, `demo`, or `hf:user/repo[:quant]`."""
+"""Model names: a path, `demo` or `hf:user/repo[:quant]` become a GGUF file or an MLC folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edge_stream.errors import EdgeStreamError
 _GGUF_MAGIC = b"GGUF"
 MLC_CONFIG = "mlc-chat-config.json"  # what makes a folder an MLC model
 _DEFAULT_QUANT = "Q4_K_M"
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: compiled libraries, proofs."""
+    """The folder of what can be made again: compiled libraries, proofs."""
     if "EDGE_STREAM_CACHE" in os.environ:
         return Path(os.environ["EDGE_STREAM_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -62,7 +62,10 @@ def _demo() -> Path:
 
 
 def _hugging_face(name: str) -> Path:
-    """Download (or find in the cache) the GGUF file of a Hugging Face repository, all parts of a split one."""
+    """The GGUF file of a Hugging Face repository; of a split model the first part, with all others beside it.
+
+    A cached file of the wanted quantisation is used without asking the hub. Raises EdgeStreamError.
+    """
     try:
         from huggingface_hub import HfApi, hf_hub_download
     except ImportError as error:
@@ -71,17 +74,55 @@ def _hugging_face(name: str) -> Path:
     repo, _, quant = name.partition(":")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise EdgeStreamError(f"hf:{name} is not of the form hf:user/repo[:quant]")
-    try:
-        files = sorted(f for f in HfApi().list_repo_files(repo) if f.lower().endswith(".gguf"))
-        chosen = choose_quant(files, quant, repo)
-        paths = [Path(hf_hub_download(repo, file)) for file in chosen]
-    except EdgeStreamError:
-        raise
-    except Exception as error:  # the hub client raises many kinds; the user needs one sentence
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise EdgeStreamError(f"cannot download hf:{name}: {reason[0]}") from error
-    _check_magic(paths[0])
-    return paths[0]
+    cached = _cached(repo)
+    path = _find(cached, quant or _DEFAULT_QUANT)
+    if path is None:
+        try:
+            files = sorted(f for f in HfApi().list_repo_files(repo) if f.lower().endswith(".gguf"))
+            path, *_ = [Path(hf_hub_download(repo, file)) for file in choose_quant(files, quant, repo)]
+        except EdgeStreamError:
+            raise
+        except Exception as error:  # the hub client raises many kinds; the user needs one sentence
+            path = _find(cached, quant)
+            if path is None:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                have = sorted({file for _, files in cached for file in files})
+                hint = f" (cached: {', '.join(have)})" if have else ""
+                raise EdgeStreamError(f"cannot download hf:{name}: {reason[0]}{hint}") from error
+    _check_magic(path)
+    return path
+
+
+def _cached(repo: str) -> list[tuple[Path, list[str]]]:
+    """The snapshots of a repository in the hub's cache, the current one first, with the GGUF files of each."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    current = folder / "refs" / "main"
+    commit = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
+    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: (path.name != commit, path.name))
+    return [
+        (folder, sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if _is_gguf(p)))
+        for folder in snapshots
+    ]
+
+
+def _is_gguf(path: Path) -> bool:
+    """By name; a link to what was not downloaded completely is none."""
+    return path.suffix.lower() == ".gguf" and path.exists()
+
+
+def _find(snapshots: list[tuple[Path, list[str]]], quant: str) -> Path | None:
+    """The cached file of a quantisation ("": of any, if only one could be meant), complete if it is split."""
+    for folder, files in snapshots:
+        try:
+            parts = choose_quant(files, quant, "")
+        except EdgeStreamError:
+            continue
+        split = _SPLIT.search(parts[0])
+        if split is None or len(parts) == int(split[1]):
+            return folder / parts[0]
+    return None
 
 
 def is_split(path: Path) -> bool:
@@ -90,17 +131,17 @@ def is_split(path: Path) -> bool:
 
 
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
-    """The file (or the parts) of the wanted quantisation; without one Q4_K_M, else the only model there is."""
+    """The file (or the parts) of the wanted quantisation; without one Q4_K_M, else the only model there is.
+
+    files: sorted names. Raises EdgeStreamError, which names the repository's files, if there is none.
+    """
     models = [f for f in files if "mmproj" not in f.lower()]
     wanted = (quant or _DEFAULT_QUANT).lower()
     hits = [f for f in models if re.search(rf"(^|[-._/]){re.escape(wanted)}([-._/]|$)", f.lower())]
-    if not hits and not quant and len(models) == 1:
+    if not hits and not quant and len({_SPLIT.sub("", f) for f in models}) == 1:
         hits = models
     if not hits:
         have = ", ".join(models) or "no GGUF files"
         raise EdgeStreamError(f"hf:{repo} has no {wanted.upper()} file (it has {have})")
-    first = hits[0]
-    if _SPLIT.search(first):
-        stem = _SPLIT.sub("", first)
-        return [f for f in hits if _SPLIT.sub("", f) == stem]
-    return [first]
+    stem = _SPLIT.sub("", hits[0])
+    return [f for f in hits if _SPLIT.sub("", f) == stem]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream import _native
-from edge_stream.cache_types import ggml_type
 from edge_stream.errors import EdgeStreamError
 from edge_stream.generation import Token, Writer
 from edge_stream.sampling import Sampling, make_sampler
@@ -274,8 +273,8 @@ class Stream:
         self.user = user
 
     def _cache_types(self) -> tuple[int, int]:
-        options = self.backend.options
-        return ggml_type(options.cache_type_k), ggml_type(options.cache_type_v)
+        type_k, type_v = self.backend.options.cache_types
+        return type_k.ggml_type, type_v.ggml_type
 
     def close(self) -> None:
         """Free the stream; the engine can make another."""

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
 
 from edge_stream.cli import COMMANDS, cli
+from edge_stream.cli.eval import COMMANDS as EVAL_COMMANDS
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 
 Run = Callable[..., Result]
@@ -91,6 +92,14 @@ def test_every_command_has_help(run: Run, name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("name", list(EVAL_COMMANDS))
+def test_every_subcommand_of_eval_has_help(run: Run, name: str) -> None:
+    result = run("eval", name, "--help")
+    assert result.exit_code == 0
+    assert f"eval {name} [OPTIONS]" in result.output
+    assert run("eval", "nonsense").exit_code == 2
 
 
 def test_version(run: Run) -> None:

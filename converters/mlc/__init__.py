@@ -20,7 +20,7 @@ from converters.mlc import chat_config, conv_templates, tokenizer
 from converters.mlc import params as parameters
 from converters.mlc.quantization import Quantization, find_quantization
 from converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
-from converters.progress import progress_bar
+from converters.progress import Progress, counter, silent
 from converters.staging import abandoned, check_space, staging_folder
 from edge_stream.errors import EdgeStreamError
 
@@ -88,8 +88,8 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     return MlcPlan(q, listed, tensors, streaming, config, files, [*notes, *conv.notes], size, memory)
 
 
-def convert(source: Source, out: Path, options: MlcOptions, say: Say) -> list[Path]:
-    """Write the folder `out` and return [out]; nothing with --dry-run.
+def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: Progress = silent) -> list[Path]:
+    """Write the folder `out` and return [out]; nothing with --dry-run. progress: called with bytes.
 
     The folder appears when it is complete; an MLC model that is there already is replaced then. Raises EdgeStreamError
     in one sentence, and leaves nothing behind, if something is wrong with the source, the disk or the compiler.
@@ -104,7 +104,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say) -> list[Pa
         return []
     check_space(out, plan.size + _OTHER_BYTES)
     with staging_folder(out) as folder:
-        _write_weights(source, plan, folder)
+        _write_weights(source, plan, folder, progress)
         for name, content in plan.tokenizer_files.items():
             (folder / name).write_bytes(content)
         text = json.dumps(plan.config, indent=2, ensure_ascii=False)
@@ -135,13 +135,13 @@ def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[st
             yield f"  {tensor.name} {list(tensor.shape)} {tensor.dtype}"
 
 
-def _write_weights(source: Source, plan: MlcPlan, folder: Path) -> None:
+def _write_weights(source: Source, plan: MlcPlan, folder: Path, progress: Progress) -> None:
     writer = TensorCacheWriter(folder)
-    with progress_bar(f"{plan.quantization.name}", sum(t.nbytes for t in plan.tensors)) as advance:
-        for param in plan.params:
-            for stored, array in parameters.convert_param(source, param, plan.quantization):
-                writer.add(stored.name, array)
-                advance(stored.nbytes)
+    advance = counter(progress, "converting", sum(t.nbytes for t in plan.tensors))
+    for param in plan.params:
+        for stored, array in parameters.convert_param(source, param, plan.quantization):
+            writer.add(stored.name, array)
+            advance(stored.nbytes)
     n_weights = sum(t.n_elements for t in source.tensors.values())
     writer.finish(
         {

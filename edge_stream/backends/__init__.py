@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edge_stream.cache_types import CACHE_TYPES, CacheType
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class LoadOptions:
     verbose: bool = False
     eval_callback: Any = None
 
+    @property
+    def cache_types(self) -> tuple[CacheType, CacheType]:
+        """Of keys and of values."""
+        return CACHE_TYPES[self.cache_type_k], CACHE_TYPES[self.cache_type_v]
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -78,8 +84,6 @@ class Capabilities:
         elsewhere = o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"]) or o.split_mode != "layer"
         if elsewhere and not self.offloads:
             raise EdgeStreamError(f"{self.name} runs on the CPU here: leave -ngl, --device, -sm and --rpc out")
-        if o.flash_attn not in self.flash_attn:
-            raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: {self.name} has {_listed(self.flash_attn)}")
         if not 1 <= o.n_parallel <= self.max_parallel:
             most = "1" if self.max_parallel == 1 else f"between 1 and {self.max_parallel}"
             why = f"{self.name} holds one stream at a time: " if self.max_parallel == 1 else ""
@@ -93,6 +97,8 @@ class Capabilities:
             if cache_type not in self.cache_types:
                 have = _listed(self.cache_types)
                 raise EdgeStreamError(f"cache type {cache_type} is unknown: {self.name} has {have}")
+        if o.flash_attn not in self.flash_attn:
+            raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: {self.name} has {_listed(self.flash_attn)}")
         if o.n_slide < 0 or o.rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
 

@@ -13,7 +13,7 @@ from edge_stream import _native, memory
 from edge_stream import devices as device_list
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.backends.llama_cache import LlamaCache
-from edge_stream.cache_types import CACHE_TYPES, ggml_type, row_bytes
+from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 from edge_stream.native.callbacks import Callbacks
 from edge_stream.vocabulary import Vocabulary
@@ -107,15 +107,14 @@ class LlamaBackend:
         # with cells of its own, a stream's attention does not look at the others'; redecoding shares cells
         params.kv_unified = not (bank and o.n_parallel > 1)
         params.swa_full = True
-        params.type_k = ggml_type(o.cache_type_k)
-        params.type_v = ggml_type(o.cache_type_v)
+        params.type_k, params.type_v = (t.ggml_type for t in o.cache_types)
         params.flash_attn_type = FLASH_ATTN[o.flash_attn]
         params.n_threads = o.n_threads or loading.default_threads()
         params.n_threads_batch = o.n_threads_batch or params.n_threads
         params.no_perf = True
         if o.eval_callback is not None:
             params.cb_eval = o.eval_callback  # llama.cpp keeps the pointer, and self.options the function
-        if o.cache_type_v not in ("f32", "f16", "bf16") and o.flash_attn == "off":
+        if o.cache_types[1].is_quantised and o.flash_attn == "off":
             raise EdgeStreamError(f"a {o.cache_type_v} V cache needs flash attention (llama.cpp)")
         on_host, on_devices = self.cache_bytes(params.n_ctx)
         if on_devices > sum(d.free for d in self.devices) > 0:
@@ -171,10 +170,8 @@ class LlamaBackend:
         return buffer.value.decode(errors="replace")
 
     def _bytes_per_token(self) -> int:
-        o, facts = self.options, self.facts
-        known = int(
-            self._native.es_model_bytes_per_token(self.model, ggml_type(o.cache_type_k), ggml_type(o.cache_type_v))
-        )
+        facts, (type_k, type_v) = self.facts, self.options.cache_types
+        known = int(self._native.es_model_bytes_per_token(self.model, type_k.ggml_type, type_v.ggml_type))
         if known or facts.is_recurrent:
             return known
         # a stock libllama: as if all layers were alike
@@ -183,8 +180,7 @@ class LlamaBackend:
         key, value = (
             facts.metadata.get(f"{facts.architecture}.attention.{what}_length", head) for what in ("key", "value")
         )
-        row_k, row_v = n_head_kv * int(key), n_head_kv * int(value)
-        return facts.n_layer * (row_bytes(o.cache_type_k, row_k) + row_bytes(o.cache_type_v, row_v))
+        return facts.n_layer * (type_k.row_bytes(n_head_kv * int(key)) + type_v.row_bytes(n_head_kv * int(value)))
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """See Backend."""

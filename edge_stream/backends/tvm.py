@@ -18,7 +18,6 @@ import numpy as np
 
 from edge_stream import _native, memory
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
-from edge_stream.cache_types import row_bytes
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.compile import library, require_tvm
 from edge_stream.mlc.folder import MlcFolder
@@ -62,7 +61,7 @@ class TvmBackend:
         loading.check_sizes(o)
         c = self._folder.decoder_config
         row = c.n_head_kv * c.head_dim
-        self.kv_bytes_per_token = c.n_layer * (row_bytes(o.cache_type_k, row) + row_bytes(o.cache_type_v, row))
+        self.kv_bytes_per_token = c.n_layer * sum(t.row_bytes(row) for t in o.cache_types)
         self.n_threads = o.n_threads or loading.default_threads()
         self.devices: list[Device] = []
         self._llama = loading.start(options.verbose)

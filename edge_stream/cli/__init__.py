@@ -1,8 +1,7 @@
-"""The `edge-stream` command: a dispatcher that imports one module per subcommand, and only when it runs."""
+"""The `edge-stream` command. One module per subcommand, imported when it is used."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from contextlib import suppress
@@ -10,19 +9,22 @@ from typing import Any
 
 import click
 
-# Name -> the line `--help` shows. A subcommand lives in the module of its name, as a click command `main`.
+from edge_stream.cli.dispatch import Dispatcher
+from edge_stream.errors import EdgeStreamError
+
+# Name -> its line in `--help`. A subcommand is the click command `main` of the module of its name.
 COMMANDS = {
-    "run": "Complete a prompt of any length, for as long as you like.",
-    "chat": "Talk with a model; the system prompt stays pinned for ever.",
-    "serve": "Serve endless conversations over the OpenAI API.",
-    "demo": "See a stream outgrow its cache, in under two minutes.",
-    "convert": "Make a GGUF file or an MLC model of a Hugging Face checkpoint.",
-    "export-ios": "Pack a model for the iOS app, with the cache that fits a phone.",
-    "bench": "Measure speed, latency and memory against other methods.",
-    "eval": "Measure perplexity and recall along a stream, or soak for hours.",
-    "inspect": "Look inside: where the attention goes.",
-    "rpc-server": "Lend this machine's devices to an edge-stream on another.",
-    "info": "Show versions, devices, and whether a model can stream.",
+    "run": "Complete a prompt of any length.",
+    "chat": "Chat with a model; the system prompt stays in the cache.",
+    "serve": "Serve conversations of any length over the OpenAI API.",
+    "demo": "Watch a stream outgrow its cache, in under two minutes.",
+    "convert": "Convert a Hugging Face checkpoint to a GGUF file or an MLC model.",
+    "export-ios": "Package a model for the iOS app, with a cache that fits the phone.",
+    "bench": "Measure speed, latency and memory, beside other methods.",
+    "eval": "Measure perplexity and recall along a stream, or run a soak test.",
+    "inspect": "Show where the attention of a model goes.",
+    "rpc-server": "Let an edge-stream on another machine use this one's devices.",
+    "info": "Show versions and devices, and whether a model can stream.",
 }
 
 
@@ -36,46 +38,25 @@ class EdgeStreamFailure(click.ClickException):
         click.echo(f"error: {self.format_message()}", file=file, err=file is None)
 
 
-class Dispatcher(click.Group):
-    """A click group whose subcommands are imported on use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of COMMANDS."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module that holds the subcommand."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"edge_stream.cli.{cmd_name.replace('-', '_')}").main
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List subcommands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+class Main(Dispatcher):
+    """Turns what goes wrong in a subcommand into a line on stderr and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a subcommand and turn what goes wrong into a line and an exit status."""
+        """Run a subcommand."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
-            # The reader has gone (`| head`): nobody is left to tell. Python flushes stdout at exit,
-            # which would fail once more.
+            # the reader has gone (`| head`): no error. Python flushes stdout at exit, which would fail once more
             _silence_stdout()
             raise click.exceptions.Exit(0) from None
-        except Exception as error:
-            from edge_stream.errors import EdgeStreamError
-
-            if isinstance(error, EdgeStreamError):
-                raise EdgeStreamFailure(str(error)) from error
-            raise
+        except EdgeStreamError as error:
+            raise EdgeStreamFailure(str(error)) from error
 
 
 def _silence_stdout() -> None:
-    with suppress(OSError, ValueError):  # a test's buffer has no file to silence
+    with suppress(OSError, ValueError):  # stdout may be a buffer without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -92,7 +73,7 @@ def package_version() -> str:
     return __version__
 
 
-@click.command(cls=Dispatcher, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, package=__name__, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
@@ -102,12 +83,12 @@ def package_version() -> str:
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Stream a language model for ever at constant memory."""
+    """Run a language model on text of any length, at constant memory."""
 
 
 def main() -> None:
     """Entry point of the `edge-stream` command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a model may write what an old terminal cannot show
+            stream.reconfigure(errors="replace")  # an old terminal may lack what a model writes
     cli(prog_name="edge-stream")

@@ -1,84 +1,58 @@
-"""`edge-stream bench`: speed, latency and memory, against the methods one would use otherwise."""
+"""`edge-stream bench`: speed, latency and memory of a stream and of other methods."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.lists import ChoiceList, IntList
+from edge_stream.cli.measuring import mode_option, output_option
 from edge_stream.errors import EdgeStreamError
 
-MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.modes, which imports NumPy
+if TYPE_CHECKING:
+    from edge_stream.measure.bench import Setup, Test
+
+_list_option = partial(click.option, show_default=True)
 
 
 @click.command("bench")
 @click.option(
-    "-m",
-    "--model",
-    "models",
-    envvar="LLAMA_ARG_MODEL",
-    required=True,
-    multiple=True,
-    help="A model; several -m are compared.",
+    "-m", "--model", "models", envvar="LLAMA_ARG_MODEL", required=True, multiple=True, help="A model. Repeatable."
 )
-@click.option(
-    "--mode", "modes", type=ChoiceList(MODES), default="stream", show_default=True, help=f"Any of {', '.join(MODES)}."
-)
-@click.option("-p", "--n-prompt", type=IntList(), default="512", show_default=True, help="Tests of reading. 0: none.")
-@click.option("-n", "--n-gen", type=IntList(), default="128", show_default=True, help="Tests of generating. 0: none.")
-@click.option("-pg", "pairs", multiple=True, metavar="P,N", help="A test of both, one after the other.")
-@click.option(
+@mode_option()
+@_list_option("-p", "--n-prompt", type=IntList(), default="512", help="Prompt lengths to test. 0: none.")
+@_list_option("-n", "--n-gen", type=IntList(), default="128", help="Numbers of tokens to generate. 0: none.")
+@click.option("-pg", "pairs", multiple=True, metavar="P,N", help="Test a prompt of P tokens, then N generated ones.")
+@_list_option(
     "-d",
     "--n-depth",
     type=IntList(words=["full"]),
     default="0",
-    show_default=True,
-    help="Tokens read before; may be far beyond -c. full: as many as the cache holds.",
+    help="Tokens read before a test, which may exceed -c. full: as many as the cache holds.",
 )
 @click.option(
     "--place",
     is_flag=True,
-    help="Fill the cache and count that as the depth, in modes stream and window, instead of reading so far.",
+    help="In modes stream and window, fill the cache and count that as the depth, instead of reading up to it.",
 )
-@click.option("-c", "--ctx-size", "n_ctx", type=IntList(1), default="4096", show_default=True, help="Cache capacity.")
-@click.option("--keep", "n_keep", type=IntList(), default="4", show_default=True, help="Sinks.")
-@click.option(
-    "-b", "--batch-size", "n_batch", type=IntList(1), default="512", show_default=True, help="Most tokens per decode."
+@_list_option("-c", "--ctx-size", "n_ctx", type=IntList(1), default="4096", help="Cache capacity.")
+@_list_option("--keep", "n_keep", type=IntList(), default="4", help="Sinks.")
+@_list_option("-b", "--batch-size", "n_batch", type=IntList(1), default="512", help="Maximum tokens per decode.")
+@_list_option(
+    "-ub", "--ubatch-size", "n_ubatch", type=IntList(1), default="512", help="Maximum tokens computed at once."
 )
-@click.option(
-    "-ub",
-    "--ubatch-size",
-    "n_ubatch",
-    type=IntList(1),
-    default="512",
-    show_default=True,
-    help="Most tokens computed at once.",
-)
-@click.option(
-    "-ctk",
-    "--cache-type-k",
-    type=ChoiceList(options.CACHE_TYPES),
-    default="f16",
-    show_default=True,
-    help="Type of keys.",
-)
-@click.option("-ctv", "--cache-type-v", type=ChoiceList(options.CACHE_TYPES), help="Type of values. Default: as -ctk.")
-@click.option(
-    "-fa",
-    "--flash-attn",
-    type=ChoiceList(["auto", "on", "off"]),
-    default="auto",
-    show_default=True,
-    help="Flash attention.",
-)
-@click.option(
+@_list_option("-ctk", "--cache-type-k", type=ChoiceList(list(CACHE_TYPES)), default="f16", help="Type of keys.")
+@click.option("-ctv", "--cache-type-v", type=ChoiceList(list(CACHE_TYPES)), help="Type of values. Default: as -ctk.")
+@_list_option("-fa", "--flash-attn", type=ChoiceList(["auto", "on", "off"]), default="auto", help="Flash attention.")
+@_list_option(
     "-t", "--threads", "n_threads", type=IntList(-1), default="-1", help="CPU threads. -1: chosen for this machine."
 )
-@click.option(
+@_list_option(
     "-ngl",
     "--gpu-layers",
     "--n-gpu-layers",
@@ -87,8 +61,12 @@ MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.
     default="auto",
     help="Layers on the GPU.",
 )
-@click.option("--sink-move", type=click.Choice(["auto", "bank", "redecode"]), default="auto", help="How sinks follow.")
-@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times of each test.")
+@click.option(
+    "--sink-move", type=click.Choice(["auto", "bank", "redecode"]), default="auto", help="How sinks are moved."
+)
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of each test."
+)
 @click.option(
     "--recompute-gen",
     type=click.IntRange(1),
@@ -97,10 +75,8 @@ MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.
     help="Tokens per repetition in mode recompute, where each costs a decode of the whole cache.",
 )
 @click.option("--startup", "with_startup", is_flag=True, help="Measure load time and time to the first token instead.")
-@click.option(
-    "-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True, help="Format."
-)
-@click.option("--plot", metavar="FILE", help="A picture: ms per token by cache size and mode.")
+@output_option("-o", "--output")
+@click.option("--plot", metavar="FILE", help="Plot ms per token by cache size and mode.")
 def main(**flags: Any) -> None:
     """Measure speed, latency and memory of the modes, which take turns within one run.
 
@@ -119,14 +95,15 @@ def main(**flags: Any) -> None:
     _bench(flags, tests)
 
 
-def _bench(flags: dict[str, Any], tests: list[Any]) -> None:
+def _bench(flags: dict[str, Any], tests: list[Test]) -> None:
     from edge_stream.cli.meter import Meter
     from edge_stream.measure import plots
     from edge_stream.measure.bench import Runner
     from edge_stream.measure.stamp import stamp
-    from edge_stream.measure.table import as_json
+    from edge_stream.measure.table import render
 
     rows: list[dict[str, Any]] = []
+    setups = _setups(flags)
     with Meter() as meter:
         runner = Runner(
             modes=flags["modes"],
@@ -138,12 +115,11 @@ def _bench(flags: dict[str, Any], tests: list[Any]) -> None:
             progress=meter.show,
             stamp=stamp(),
         )
-        for setup in _setups(flags):
-            done = runner.group(setup)
+        for setup in setups:
+            done = runner.measure(setup)
             rows += done
-            if flags["output"] == "jsonl":
-                for row in done:
-                    click.echo(as_json(row, line=True))
+            if flags["output"] == "jsonl" and done:
+                click.echo(render(done, "jsonl"))
     if not rows:
         raise EdgeStreamError("nothing could be measured")
     _print(rows, runner.ratios, flags["output"])
@@ -152,7 +128,7 @@ def _bench(flags: dict[str, Any], tests: list[Any]) -> None:
         click.echo(f"plot: {flags['plot']}", err=True)
 
 
-def _tests(flags: dict[str, Any]) -> list[Any]:
+def _tests(flags: dict[str, Any]) -> list[Test]:
     from edge_stream.measure.bench import Test
 
     pairs = []
@@ -165,27 +141,32 @@ def _tests(flags: dict[str, Any]) -> list[Any]:
     return [Test(p, n, None if d == "full" else d) for d in flags["n_depth"] for p, n in sizes]
 
 
-def _setups(flags: dict[str, Any]) -> Iterator[Any]:
+def _setups(flags: dict[str, Any]) -> list[Setup]:
+    """All combinations of the flags that take lists. Prints what `-fa auto` became, and why."""
     from edge_stream.measure.bench import Setup
 
     names = ("n_batch", "n_ubatch", "cache_type_k", "cache_type_v", "flash_attn", "n_threads")
     lists = [flags["models"], flags["n_ctx"], flags["n_keep"], *(flags[n] or [None] for n in names)]
+    setups, notes = [], []
     for model, n_ctx, n_keep, *values in itertools.product(*lists):
         settings = dict(zip(names, values, strict=True))
         settings["cache_type_v"] = settings["cache_type_v"] or settings["cache_type_k"]
         settings["n_threads"] = settings["n_threads"] if settings["n_threads"] > 0 else None
         settings |= {"n_gpu_layers": flags["n_gpu_layers"], "sink_move": flags["sink_move"]}
-        yield Setup(model, n_ctx, n_keep, settings)
+        settings["flash_attn"], note = options.flash_attn({**settings, "model": model})
+        notes.append(note)
+        setups.append(Setup(model, n_ctx, n_keep, settings))
+    for note in filter(None, dict.fromkeys(notes)):
+        click.echo(note, err=True)
+    return setups
 
 
 def _print(rows: list[dict[str, Any]], ratios: list[dict[str, Any]], output: str) -> None:
     from edge_stream.measure.bench import table_rows
-    from edge_stream.measure.table import as_csv, as_json, markdown
+    from edge_stream.measure.table import markdown, render
 
-    if output == "json":
-        click.echo(as_json(rows))
-    elif output == "csv":
-        click.echo(as_csv(rows))
+    if output in ("json", "csv"):
+        click.echo(render(rows, output))
     elif output == "md":
         click.echo(markdown(*table_rows(rows)))
         if ratios:
@@ -199,20 +180,12 @@ def _startup(flags: dict[str, Any]) -> None:
     from edge_stream import models
     from edge_stream.measure.stamp import stamp
     from edge_stream.measure.startup import startup
-    from edge_stream.measure.table import as_csv, as_json, markdown
+    from edge_stream.measure.table import render
 
     rows = []
     for model in flags["models"]:
         path = str(models.resolve(model))
         rows += [{"model": model, **row} for row in startup(path, flags["n_ctx"][0], flags["repetitions"])]
-    if flags["output"] == "md":
-        click.echo(markdown(rows, list(rows[0])))
-        return
-    rows = [{**stamp(), **row} for row in rows]
-    if flags["output"] == "csv":
-        click.echo(as_csv(rows))
-    elif flags["output"] == "json":
-        click.echo(as_json(rows))
-    else:
-        for row in rows:
-            click.echo(as_json(row, line=True))
+    if flags["output"] != "md":
+        rows = [{**stamp(), **row} for row in rows]
+    click.echo(render(rows, flags["output"]))

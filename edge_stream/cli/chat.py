@@ -1,4 +1,4 @@
-"""`edge-stream chat`: a conversation that never has to be cut short."""
+"""`edge-stream chat`: a conversation of any length."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.cli import options, sampling
-from edge_stream.cli.console import Interrupt, Progress, Stopped, check_writable, read_text
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text
 from edge_stream.cli.lines import Lines
+from edge_stream.cli.meter import Meter
 from edge_stream.conversation import Conversation, count_pinned
 from edge_stream.errors import EdgeStreamError, SessionError
+from edge_stream.files import check_writable
 from edge_stream.metrics import resident_mib
 
 if TYPE_CHECKING:
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 
 HELP = """\
 /help           this list
-/set NAME VALUE change a setting: temp, top_k, top_p, min_p, seed, repeat_penalty, predict, ...
-/stats          what the stream has seen and holds
+/set NAME VALUE change temp, top_k, top_p, min_p, seed, repeat_penalty, predict, ...
+/stats          tokens seen, the cache, memory
 /save FILE      save the conversation
-/load FILE      go on with a saved one
+/load FILE      continue a saved one
 /clear          forget everything but the system prompt
-/regen          answer the last message again
+/regen          answer the last message anew
 /read FILE      send the text of a file
 /exit, /bye     quit (so does Ctrl-D)
 \"\"\"             begin and end a message of several lines
@@ -40,14 +42,21 @@ Ctrl-C          stop the answer; twice within a second quits"""
 
 @click.command("chat")
 @options.model_option()
-@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt; it stays in the cache.")
-@click.option("-sysf", "--system-prompt-file", "system_file", metavar="FILE", type=click.Path(), help="A file with it.")
+@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt, pinned in the cache.")
+@click.option(
+    "-sysf",
+    "--system-prompt-file",
+    "system_file",
+    metavar="FILE",
+    type=click.Path(),
+    help="A file with the system prompt.",
+)
 @click.option(
     "--session",
     "session",
     metavar="FILE",
     type=click.Path(),
-    help="Keep the conversation in FILE: resumed at the start, saved after every turn.",
+    help="Resume the conversation in FILE, and save it there after each turn.",
 )
 @click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
 @sampling.predict_option()
@@ -55,7 +64,7 @@ Ctrl-C          stop the answer; twice within a second quits"""
 @sampling.sampling_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
-    """Talk with a model through its own chat template; /help lists what can be typed."""
+    """Chat with a model through its chat template; /help lists the commands."""
     if flags["system"] is not None and flags["system_file"] is not None:
         raise click.UsageError("Give only one of -sys and -sysf.")
     if flags["system_file"] is not None:
@@ -80,15 +89,15 @@ def _open(engine: Engine, flags: dict[str, Any], session: Path | None) -> Conver
         conversation = Conversation.resume(engine, session)
     except EdgeStreamError as error:
         raise SessionError(
-            f"{error} (the file is untouched: move it away or give another --session FILE to start afresh)"
+            f"{error} (the file is untouched: move it away or give another --session FILE to start a new conversation)"
         ) from error
-    _say(f"resumed {session}: {conversation.stream.stats.n_past:,} tokens seen")
+    _print_note(f"resumed {session}: {conversation.stream.stats.n_past:,} tokens seen")
     if flags["system"] is not None and flags["system"] != conversation.system:
-        _say("the session keeps its own system prompt; -sys is ignored")
+        _print_note("the session keeps its own system prompt; -sys is ignored")
     return conversation
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -96,12 +105,7 @@ class Chat:
     """The loop of `edge-stream chat`: lines in, answers out."""
 
     def __init__(
-        self,
-        engine: Engine,
-        conversation: Conversation,
-        flags: dict[str, Any],
-        sampling: Any,
-        session: Path | None,
+        self, engine: Engine, conversation: Conversation, flags: dict[str, Any], sampling: Any, session: Path | None
     ) -> None:
         self._engine = engine
         self._conversation = conversation
@@ -113,18 +117,18 @@ class Chat:
         self._lines = Lines()
 
     def loop(self) -> None:
-        """Until Ctrl-D or /exit."""
+        """Read and answer messages until Ctrl-D or /exit."""
         if self._conversation.note:
-            _say(f"note: {self._conversation.note}")
+            _print_note(f"note: {self._conversation.note}")
         if self._lines.interactive:
-            _say("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D quits.")
+            _print_note("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D quits.")
         try:
             while True:
                 try:
                     text = self._lines.read_message()
                 except KeyboardInterrupt:
                     self._interrupt.press()
-                    _say("(Ctrl-C again to quit, or Ctrl-D)")
+                    _print_note("(Ctrl-C again or Ctrl-D to quit)")
                     continue
                 if not text.strip():
                     continue
@@ -134,16 +138,16 @@ class Chat:
                 except EdgeStreamError as error:
                     if not self._lines.interactive:
                         raise
-                    _say(f"error: {error}")
+                    _print_note(f"error: {error}")
         except EOFError:
             if self._lines.interactive:
-                _say("")
+                _print_note("")
         finally:
             self._conversation.close()
 
     def _handle(self, text: str) -> bool:
-        """Do what a line asks; False to quit."""
-        # A message may begin with a slash when it comes in quotes or from a file.
+        """Answer a message or run a command; False to quit."""
+        # a message of several lines may begin with a slash
         if not text.startswith("/") or "\n" in text:
             self._answer(text)
             return True
@@ -160,7 +164,7 @@ class Chat:
         return True
 
     def _do_help(self, _argument: str) -> None:
-        _say(HELP)
+        _print_note(HELP)
 
     def _do_set(self, argument: str) -> None:
         name, _, value = argument.replace("=", " ", 1).partition(" ")
@@ -169,11 +173,11 @@ class Chat:
         numbers = {n: v for n, v in fields.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         numbers["predict"] = self._n_predict
         if not name:
-            _say("  ".join(f"{n}={v}" for n, v in numbers.items()))
+            _print_note("  ".join(f"{n}={v}" for n, v in numbers.items()))
             return
         if name not in numbers:
-            raise EdgeStreamError(f"there is no setting {name!r}; there are: {', '.join(numbers)}")
-        # The flag of the same name knows what is allowed.
+            raise EdgeStreamError(f"there is no setting {name!r}, only {', '.join(numbers)}")
+        # the flag of the same name checks the value
         wanted = "n_predict" if name == "predict" else name
         flag = next(p for p in main.params if p.name == wanted)
         try:
@@ -188,7 +192,7 @@ class Chat:
     def _do_stats(self, _argument: str) -> None:
         stats = self._conversation.stream.stats
         memory = resident_mib()
-        _say(
+        _print_note(
             f"{stats.n_past:,} tokens seen, {stats.n_cached:,} of {stats.n_ctx:,} in the cache: "
             f"{stats.n_sinks} sinks ({stats.sink_move}) and a window of {stats.n_window:,}\n"
             f"{stats.n_slides:,} slides, {stats.n_rebases:,} rebases"
@@ -198,11 +202,11 @@ class Chat:
     def _do_save(self, argument: str) -> None:
         path = _file(argument, "/save")
         self._conversation.save(path)
-        _say(f"saved to {path}")
+        _print_note(f"saved to {path}")
 
     def _do_load(self, argument: str) -> None:
         path = _file(argument, "/load")
-        # An engine holds one stream: this one waits in a file, in case the other cannot be loaded.
+        # the engine holds one stream: this one is kept in a file in case the other cannot be loaded
         with tempfile.TemporaryDirectory() as folder:
             here = Path(folder) / "here"
             self._conversation.save(here)
@@ -213,15 +217,15 @@ class Chat:
                 self._conversation = Conversation.resume(self._engine, here)
                 raise
         self._keep_session()
-        _say(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
+        _print_note(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
 
     def _do_clear(self, _argument: str) -> None:
         self._conversation.clear()
         self._keep_session()
-        _say("cleared")
+        _print_note("cleared")
 
     def _do_regen(self, _argument: str) -> None:
-        self._print(self._conversation.regenerate(**self._options()))
+        self._print(self._conversation.regenerate(**self._options()), Meter())
 
     def _do_read(self, argument: str) -> None:
         text = read_text(_file(argument, "/read"))
@@ -242,21 +246,19 @@ class Chat:
         }
 
     def _answer(self, text: str) -> None:
-        progress = Progress()
+        meter = Meter(min_total=LONG_PROMPT)
         self._print(
-            self._conversation.reply(text, on_progress=self._interrupt.progress(progress.show), **self._options()),
-            progress,
+            self._conversation.reply(text, on_progress=self._interrupt.reading(meter), **self._options()), meter
         )
 
-    def _print(self, answer: Generator[Token, None, None], progress: Progress | None = None) -> None:
+    def _print(self, answer: Generator[Token, None, None], meter: Meter) -> None:
         start, read_s, n_written = time.perf_counter(), 0.0, 0
         with self._interrupt.watch():
             try:
-                with closing(answer) as tokens:
+                with meter, closing(answer) as tokens:
                     for token in tokens:
                         if not n_written:
-                            if progress:
-                                progress.clear()
+                            meter.close()
                             read_s = time.perf_counter() - start
                         n_written += 1
                         click.echo(token.text, nl=False)
@@ -270,7 +272,7 @@ class Chat:
             self._keep_session()
         written_s = time.perf_counter() - start - read_s
         if self._flags["show_timings"] and n_written > 1:
-            _say(
+            _print_note(
                 f"[ Prompt: {self._conversation.n_read / max(read_s, 1e-9):.1f} t/s | "
                 f"Generation: {(n_written - 1) / max(written_s, 1e-9):.1f} t/s ]"
             )

@@ -1,26 +1,23 @@
-"""Helpers of the subcommands at the edge to files, terminal and signals."""
+"""What the subcommands share: reading text, and Ctrl-C."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import click
-
+from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
+
+LONG_PROMPT = 2048  # tokens from which on reading is shown
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Strict UTF-8 (a byte order mark is dropped); the error names the first bad byte."""
+    """Decode strict UTF-8, without a byte order mark. Raises EdgeStreamError that names the first bad byte."""
     try:
         return data.decode("utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
@@ -30,7 +27,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; `-` is stdin."""
+    """The text of a file; `-` is stdin. Raises EdgeStreamError."""
     if str(path) == "-":
         return decode_text(sys.stdin.buffer.read(), "stdin")
     try:
@@ -39,70 +36,12 @@ def read_text(path: Path) -> str:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror}") from None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace path atomically: it holds the old object or the new one, never a part."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = file.name
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would surprise whoever collects the file
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise EdgeStreamError(f"cannot write {path}: {error.strerror}") from None
-
-
-def check_writable(path: Path) -> None:
-    """Fail now rather than after an hour of work."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise EdgeStreamError(f"cannot write {path}: the folder {folder} does not exist")
-    if path.is_dir():
-        raise EdgeStreamError(f"cannot write {path}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise EdgeStreamError(f"cannot write {path}: no permission to write in {folder}")
-
-
-class Progress:
-    """A line on stderr while a long prompt is read; silent for a short one and when stderr is no terminal."""
-
-    LONG = 2048
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._start = self._next = time.monotonic()
-        self._dirty = False
-
-    def show(self, done: int, total: int) -> None:
-        """Tokens read so far, and in all."""
-        now = time.monotonic()
-        if self._tty and total > self.LONG and now >= self._next:
-            rate = done / max(now - self._start, 1e-9)
-            click.echo(f"\rreading: {done:,} of {total:,} tokens, {rate:,.0f} t/s ", nl=False, err=True)
-            self._next, self._dirty = now + 0.2, True
-
-    def clear(self) -> None:
-        """Wipe the line."""
-        if self._dirty:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            self._dirty = False
-
-
 class Stopped(EdgeStreamError):
     """Ctrl-C while a text was read."""
 
 
 class Interrupt:
-    """Ctrl-C as a flag, so that a stream is never torn in the middle of a step. A second one within a
-    second is a KeyboardInterrupt.
-    """
+    """Ctrl-C as a flag to look at between two steps. A second one within a second is a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self._pending = False
@@ -130,7 +69,7 @@ class Interrupt:
 
         try:
             before = signal.signal(signal.SIGINT, handle)
-        except ValueError:  # not the main thread: Ctrl-C does not arrive here anyway
+        except ValueError:  # not the main thread, which is the one that gets Ctrl-C
             yield
             return
         try:
@@ -138,11 +77,11 @@ class Interrupt:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def progress(self, show: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """A callback for Stream.feed that shows progress, and raises Stopped after a Ctrl-C."""
+    def reading(self, meter: Meter) -> Callable[[int, int], None]:
+        """A callback for Stream.feed that moves the meter, and raises Stopped after a Ctrl-C."""
 
         def on_progress(done: int, total: int) -> None:
-            show(done, total)
+            meter.show("reading", done, total)
             if self._pending:
                 raise Stopped("stopped by Ctrl-C")
 

@@ -1,7 +1,8 @@
-"""`edge-stream convert`: a Hugging Face checkpoint or a GGUF file becomes a GGUF file or an MLC model."""
+"""`edge-stream convert`: from a Hugging Face checkpoint or a GGUF file to a GGUF file or an MLC model."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 
 OUTTYPES = ["f32", "f16", "bf16", "q8_0", "auto"]
@@ -22,12 +24,12 @@ DEVICES = ["none", "cpu", "macos", "iphone", "metal", "cuda", "android"]
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
-    """Bytes: a number with M or G, as llama.cpp's tools take it (powers of 1000)."""
+    """Bytes, as in llama.cpp's tools: a number with K, M or G (powers of 1000)."""
 
     name = "N(M|G)"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes as an int."""
+        """Bytes."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d+)([KMG])", str(value), re.IGNORECASE)
@@ -46,8 +48,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "out",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="A GGUF file ({ftype} in it stands for the type), or the folder of an MLC model. Without it, a name made of "
-    "SRC's in this folder.",
+    help="A GGUF file, where {ftype} stands for the type, or the folder of an MLC model. Default: a name after SRC in "
+    "this folder.",
 )
 @click.option(
     "--outtype",
@@ -56,7 +58,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="GGUF: type of the weights. auto: f16 if SRC is f16, else bf16.",
 )
-@click.option("--quantize", metavar="TYPE", help="GGUF: then quantise with libllama, e.g. Q4_K_M, Q4_0, Q5_K_M, Q6_K.")
+@click.option("--quantize", metavar="TYPE", help="GGUF: quantise with libllama, e.g. to Q4_K_M, Q4_0, Q5_K_M or Q6_K.")
 @click.option(
     "--imatrix",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -71,7 +73,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     help="MLC: quantisation of the weights.",
 )
 @click.option(
-    "--conv-template", metavar="NAME", help="MLC: conversation template; without it, found by the model's own."
+    "--conv-template", metavar="NAME", help="MLC: conversation template. Default: the one that matches the model's."
 )
 @click.option(
     "--device",
@@ -86,7 +88,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "n_ctx",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Cache capacity (sinks + window) written into the model as its default. Without it, one that suits the model.",
+    help="Cache capacity (sinks and window) to store as the model's default. Without it, one that suits the model.",
 )
 @click.option(
     "--keep",
@@ -94,17 +96,17 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "n_keep",
     type=click.IntRange(min=0),
     metavar="N",
-    help=f"Sinks written into the model as its default; {options.SINKS_DEFAULT} without it.",
+    help=f"Sinks to store as the model's default; {options.SINKS_DEFAULT} without it.",
 )
-@click.option("--model-name", metavar="NAME", help="GGUF: name written into the model; without it, SRC's.")
+@click.option("--model-name", metavar="NAME", help="GGUF: name to store in the model. Default: SRC's.")
 @click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the quantiser."
 )
 @click.option(
     "--verify", is_flag=True, help="Load the result and compare its logits with the checkpoint's, in float64."
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
-@click.option("-v", "--verbose", is_flag=True, help="List every tensor, and show libllama's messages.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory, and write nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="List all tensors, and show libllama's messages.")
 @click.option(
     "--print-supported-models",
     is_flag=True,
@@ -115,9 +117,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 )
 @click.pass_context
 def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags: Any) -> None:
-    """Convert SRC, a Hugging Face folder, hf:user/repo, a GGUF file or demo, without torch and in little memory.
+    """Convert SRC (a Hugging Face folder, hf:user/repo, a GGUF file or demo) without torch and in little memory.
 
-    A tensor is read, converted and written at a time. The output appears under its name only when it is complete.
+    Tensors are converted one by one. The output appears under its name only when it is complete.
 
     \b
     edge-stream convert ./Mistral-7B-v0.1 --to gguf --quantize Q4_K_M -o mistral.gguf
@@ -141,24 +143,25 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
 
 
 def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) -> None:
-    written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags)
+    with Meter(in_bytes=True) as meter:
+        written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags, meter)
     for path in written:
         click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
     if flags["verify"] and written:
         from converters import verify
 
-        verify.verify(source, target, written[0], _say)
+        verify.verify(source, target, written[0], meter.note)
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what is unfinished is removed."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that unfinished files are removed."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    changed = {number: old for number, old in before.items() if old == signal.SIG_DFL}  # nohup's choice stays
+    changed = {number: old for number, old in before.items() if old == signal.SIG_DFL}  # leaves nohup's
     for number in changed:
         signal.signal(number, end)
     try:
@@ -179,7 +182,7 @@ def _print_supported(ctx: click.Context, value: bool) -> None:
 
 
 def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None:
-    """A flag of the other target would be ignored: refuse it."""
+    """Refuse flags of the other target, which would have no effect."""
     others = {
         "gguf": ("quantization", "conv_template", "device"),
         "mlc": ("outtype", "quantize", "imatrix", "split_max_size", "n_threads", "model_name"),
@@ -189,49 +192,28 @@ def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None
             flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} is not for --to {target}.")
     if flags["verify"] and flags["dry_run"]:
-        raise click.UsageError("--verify has nothing to verify with --dry-run.")
+        raise click.UsageError("--verify and --dry-run exclude each other.")
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
+def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
     from converters import gguf_tensors, to_gguf
 
     kind = (flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])).upper()
     if out is None or out.is_dir():
         out = (out or Path()) / f"{_file_name(flags['model_name'] or source.name)}-{kind}.gguf"
     out = out.with_name(out.name.replace("{ftype}", kind))
-    chosen = to_gguf.GgufOptions(
-        outtype=flags["outtype"],
-        quantize=flags["quantize"],
-        imatrix=flags["imatrix"],
-        split_max_size=flags["split_max_size"],
-        n_keep=flags["n_keep"],
-        n_ctx=flags["n_ctx"],
-        n_threads=flags["n_threads"] or 0,
-        model_name=flags["model_name"],
-        dry_run=flags["dry_run"],
-        verbose=flags["verbose"],
-    )
-    return to_gguf.convert(source, out, chosen, _say)
+    return to_gguf.convert(source, out, _chosen(to_gguf.GgufOptions, flags), meter.note, meter.show)
 
 
-def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
-    """Calls converters.mlc.convert(source, out, MlcOptions(...), say), which returns what it wrote, as to_gguf does."""
+def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
     mlc = importlib.import_module("converters.mlc")
     out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
-    chosen = mlc.MlcOptions(
-        quantization=flags["quantization"],
-        conv_template=flags["conv_template"],
-        device=flags["device"],
-        n_keep=flags["n_keep"],
-        n_ctx=flags["n_ctx"],
-        dry_run=flags["dry_run"],
-        verbose=flags["verbose"],
-    )
-    return list(mlc.convert(source, out, chosen, _say))
+    return list(mlc.convert(source, out, _chosen(mlc.MlcOptions, flags), meter.note, meter.show))
+
+
+def _chosen(kind: Any, flags: dict[str, Any]) -> Any:
+    """An object of a dataclass of options, from the flags of the same names that have a value."""
+    return kind(**{f.name: flags[f.name] for f in dataclasses.fields(kind) if flags[f.name] is not None})
 
 
 def _file_name(name: str) -> str:
@@ -246,6 +228,6 @@ def _size(path: Path) -> int:
 
 def _not_installed(error: ImportError) -> EdgeStreamError:
     if (error.name or "").startswith("converters"):
-        return EdgeStreamError(f"this installation cannot convert to that target: it has no {error.name}")
+        return EdgeStreamError(f"this installation cannot convert to that target: {error.name} is missing")
     extra = "mlc" if (error.name or "").startswith(("tvm", "tvm_ffi")) else "convert"
     return EdgeStreamError(f"convert needs {error.name}: pip install 'edge-stream[{extra}]'")

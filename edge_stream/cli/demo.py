@@ -1,4 +1,4 @@
-"""`edge-stream demo`: a stream outgrows its cache several times over, before your eyes."""
+"""`edge-stream demo`: a stream several times longer than its cache."""
 
 from __future__ import annotations
 
@@ -8,84 +8,60 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_stream.cli import options
 from edge_stream.errors import EdgeStreamError
+from edge_stream.measure.corpus import help_topics
 from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
     from edge_stream.stream import Stream
 
-# In cache lengths, with upper limits in tokens that keep the demo under two minutes on two slow cores.
-READ_LENGTHS, READ_MOST = 4, 6144
-WRITE_LENGTHS, WRITE_MOST = 3, 2048
-SCORE_LENGTHS, SCORE_MOST = 2, 1536
-# Perplexity is measured in decodes of this many tokens: the cache slides at every one of them.
+# in cache lengths, and at most so many tokens, so that the demo takes less than two minutes on two slow cores
+READ_LENGTHS, READ_MAX = 4, 6144
+WRITE_LENGTHS, WRITE_MAX = 3, 2048
+SCORE_LENGTHS, SCORE_MAX = 2, 1536
+# tokens per decode while perplexity is measured: the cache slides each time
 SCORE_CHUNK = 16
 
 
-class Screen(Protocol):
-    """Where the demo shows itself."""
+class Screen:
+    """Shows what the demo does: in a rich panel if `live` has one, else in a line now and then."""
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """What happens now."""
-
-
-class PlainScreen:
-    """Lines, a few of them; to stderr when stdout is for JSON."""
-
-    def __init__(self, err: bool) -> None:
-        self._err = err
+    def __init__(self, live: Any = None, err: bool = False) -> None:
+        self._live, self._err = live, err
+        self._text = ""
         self._next = time.monotonic() + 2
 
     def say(self, text: str) -> None:
-        """Print it."""
-        click.echo(text, err=self._err)
+        """Print a line that stays."""
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=self._err)
 
     def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """Print a line every two seconds."""
-        if time.monotonic() >= self._next:
+        """Show what is happening. text: what was written since the last call."""
+        if self._live:
+            self._text = (self._text + text)[-600:]
+            self._live.update(_panel(doing, self._text, stream, tok_per_s))
+        elif time.monotonic() >= self._next:
             self._next = time.monotonic() + 2
             self.say(f"  {doing}: {_status(stream, tok_per_s)}")
 
 
-class LiveScreen:
-    """A rich panel that shows text and numbers as they change."""
+def _panel(doing: str, text: str, stream: Stream, tok_per_s: float) -> Any:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
 
-    def __init__(self, live: Any) -> None:
-        self._live = live
-        self._text = ""
-
-    def say(self, text: str) -> None:
-        """Print it above the panel."""
-        self._live.console.print(text, highlight=False, markup=False)
-
-    def update(self, doing: str, text: str, stream: Stream, tok_per_s: float) -> None:
-        """Redraw."""
-        from rich.console import Group
-        from rich.panel import Panel
-        from rich.progress_bar import ProgressBar
-        from rich.text import Text
-
-        self._text = (self._text + text)[-600:]
-        stats = stream.stats
-        self._live.update(
-            Panel(
-                Group(
-                    Text(self._text, style="dim"),
-                    ProgressBar(total=stats.n_ctx, completed=stats.n_cached),
-                    Text(_status(stream, tok_per_s)),
-                ),
-                title=doing,
-            )
-        )
+    bar = ProgressBar(total=stream.stats.n_ctx, completed=stream.stats.n_cached)
+    return Panel(Group(Text(text, style="dim"), bar, Text(_status(stream, tok_per_s))), title=doing)
 
 
 def _status(stream: Stream, tok_per_s: float) -> str:
@@ -101,22 +77,22 @@ def _status(stream: Stream, tok_per_s: float) -> str:
 
 
 @click.command("demo")
-@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 @options.model_option(required=False, default=options.DEMO_MODEL)
 @options.context_options(512)
 @options.compute_options()
 def main(**flags: Any) -> None:
     """Read and write several cache lengths of text at constant memory, then compare with and without sinks.
 
-    In the JSON object, rss_start_mib is taken when the cache is full for the first time, and the perplexities
-    are those of the same text, past the cache, in decodes of 16 tokens.
+    In the JSON object, rss_start_mib is the memory when the cache was first full; the perplexities are those of one
+    text, past the cache, in decodes of 16 tokens.
     """
     n_keep = options.SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
     with options.load_engine(flags) as engine, _screen(flags["as_json"]) as screen:
         screen.say(
             f"model: {engine.desc}, cache: {engine.n_ctx} tokens of which {n_keep} are sinks ({engine.sink_move})"
         )
-        tokens = _text_tokens(engine, min(READ_LENGTHS * engine.n_ctx, max(READ_MOST, 2 * engine.n_ctx)))
+        tokens = _text_tokens(engine, min(READ_LENGTHS * engine.n_ctx, max(READ_MAX, 2 * engine.n_ctx)))
         result = _stream_on(engine, n_keep, tokens, screen)
         result |= _compare(engine, n_keep, tokens, screen)
     click.echo(json.dumps(result) if flags["as_json"] else "\n" + _summary(result))
@@ -125,28 +101,26 @@ def main(**flags: Any) -> None:
 @contextmanager
 def _screen(as_json: bool) -> Iterator[Screen]:
     if as_json or not sys.stdout.isatty():
-        yield PlainScreen(err=as_json)
+        yield Screen(err=as_json)
         return
     from rich.live import Live
 
     with Live(refresh_per_second=8, transient=True) as live:
-        yield LiveScreen(live)
+        yield Screen(live)
 
 
 def _text_tokens(engine: Engine, n: int) -> list[int]:
-    """N tokens of English that every Python has with it: the topics of its `help()`."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(str(topics[name]) for name in sorted(topics))
-    # As few characters as surely suffice: the whole text takes seconds to tokenize on a slow device.
+    """N tokens of the topics of Python's `help()`."""
+    text = help_topics()
+    # enough characters for n tokens: the whole text would take seconds to tokenize on a slow device
     tokens = engine.tokenize(text[: n * 12], add_bos=engine.add_bos)
     if len(tokens) < n:
-        raise EdgeStreamError(f"the demo has {len(tokens):,} tokens of text, too few for this --ctx-size")
+        raise EdgeStreamError(f"the demo's text has {len(tokens):,} tokens, too few for this --ctx-size")
     return tokens[:n]
 
 
 def _stream_on(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> dict[str, Any]:
-    """Read, then write, far past the cache."""
+    """Read and write far past the cache: the numbers of the JSON object."""
     from edge_stream.sampling import Sampling
 
     memory, latencies = MemoryWatch(), Latencies()
@@ -160,10 +134,10 @@ def _stream_on(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -
 
         stream.feed(tokens, on_progress=on_progress)
         read_s = time.monotonic() - start
-        n_write = min(WRITE_LENGTHS * engine.n_ctx, WRITE_MOST)
+        n_write = min(WRITE_LENGTHS * engine.n_ctx, WRITE_MAX)
         screen.say(f"2. writing {n_write:,} tokens, {n_write / engine.n_ctx:.1f} times the cache")
         last = time.perf_counter()
-        # A small model repeats itself without a penalty. A fixed seed: everyone sees the same text.
+        # without a penalty a small model repeats itself; the fixed seed gives everyone the same text
         sampling = Sampling(seed=1, repeat_penalty=1.1)
         for token in stream.generate(n_write, sampling=sampling, ignore_eos=True):
             now = time.perf_counter()
@@ -189,13 +163,13 @@ def _stream_on(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -
 
 
 def _compare(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> dict[str, Any]:
-    """Perplexity of the same tokens past the cache, with sinks and without."""
-    n_score = min(SCORE_LENGTHS * engine.n_ctx, SCORE_MOST, len(tokens) - engine.n_ctx)
-    screen.say(f"3. predicting the {n_score:,} tokens that follow a full cache, with sinks and without")
+    """Perplexity of the same tokens past the cache, with and without sinks."""
+    n_score = min(SCORE_LENGTHS * engine.n_ctx, SCORE_MAX, len(tokens) - engine.n_ctx)
+    screen.say(f"3. predicting the {n_score:,} tokens after a full cache, with and without sinks")
     found = {}
     for name, keep in (("ppl_sinks", n_keep), ("ppl_no_sinks", 0)):
         with closing(engine.stream(n_keep=keep)) as stream:
-            # Filling the cache evicts nothing; from there on every decode does.
+            # a full cache: from here on every decode evicts tokens
             stream.feed(tokens[: engine.n_ctx])
             start, total = time.monotonic(), 0.0
             for at in range(engine.n_ctx, engine.n_ctx + n_score, SCORE_CHUNK * 8):
@@ -203,10 +177,7 @@ def _compare(engine: Engine, n_keep: int, tokens: list[int], screen: Screen) -> 
                 total += float(stream.score(part, chunk=SCORE_CHUNK).sum())
                 done = at + len(part) - engine.n_ctx
                 screen.update(
-                    "with sinks" if keep else "without sinks",
-                    "",
-                    stream,
-                    done / max(time.monotonic() - start, 1e-9),
+                    "with sinks" if keep else "without sinks", "", stream, done / max(time.monotonic() - start, 1e-9)
                 )
             found[name] = round(math.exp(total / n_score), 3)
     return {**found, "ppl_tokens": n_score, "ppl_chunk": SCORE_CHUNK}
@@ -224,12 +195,12 @@ def _summary(result: dict[str, Any]) -> str:
         )
     return f"""\
 The model saw {result["tokens_seen"]:,} tokens through a cache of {result["n_ctx"]}.
-{result["slides"]:,} times the oldest tokens made room for new ones.
+The oldest tokens made room for new ones {result["slides"]:,} times.
 {memory} It wrote {result["tok_per_s"]:.0f} tokens per second.
-Perplexity (how many tokens the model hesitates between; lower is better) on {result["ppl_tokens"]:,} tokens
+Perplexity (how many tokens the model hesitates between; lower is better) of {result["ppl_tokens"]:,} tokens
 past the cache:
   with the first {result["n_keep"]} tokens kept as sinks   {result["ppl_sinks"]:10.1f}
   without them, window only          {result["ppl_no_sinks"]:10.1f}
-Models rest their attention on the first tokens. A plain window loses them; a stream keeps them and can go
-on for ever.
+Models rest their attention on the first tokens. A plain window loses them; a stream keeps them and works at
+any length.
 Next: edge-stream chat -m {options.DEMO_MODEL}"""

@@ -1,4 +1,4 @@
-"""`edge-stream export-ios`: a folder with a model and a manifest, for the app in ios_demo."""
+"""`edge-stream export-ios`: a folder with a model and its manifest, for the app in ios_demo."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.convert import Size
 from edge_stream.errors import EdgeStreamError
@@ -23,14 +24,14 @@ from edge_stream.phones import PHONES
     type=click.Choice(list(PHONES)),
     default="iphone-15",
     show_default=True,
-    help="The smallest phone that it is for.",
+    help="The smallest phone to support.",
 )
 @click.option(
     "--memory",
     "limit",
     type=Size(),
     metavar="N(M|G)",
-    help="What an app may take there, instead of the table's figure.",
+    help="Memory that an app may use there, instead of the table's figure.",
 )
 @click.option(
     "-c",
@@ -38,34 +39,32 @@ from edge_stream.phones import PHONES
     "n_ctx",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Cache capacity. Without it, the model's own or its trained length up to 8192, halved until it fits.",
+    help="Cache capacity. Default: the model's, or its training length up to 8192, halved until it fits.",
+)
+@click.option("--keep", "n_keep", type=click.IntRange(min=0), metavar="N", help="Sinks. Default: the model's, or 4.")
+@click.option(
+    "-ctk", "--cache-type-k", type=click.Choice(list(CACHE_TYPES)), help="Default: f16 if that fits, else q8_0."
 )
 @click.option(
-    "--keep", "n_keep", type=click.IntRange(min=0), metavar="N", help="Sinks; without it, the model's own or 4."
-)
-@click.option(
-    "-ctk", "--cache-type-k", type=click.Choice(options.CACHE_TYPES), help="Without it, f16 if that fits, else q8_0."
-)
-@click.option(
-    "-ctv", "--cache-type-v", type=click.Choice(options.CACHE_TYPES), help="Without it, f16 if that fits, else q8_0."
+    "-ctv", "--cache-type-v", type=click.Choice(list(CACHE_TYPES)), help="Default: f16 if that fits, else q8_0."
 )
 @click.option(
     "--chat-template", metavar="NAME", help="One of llama.cpp's (chatml, llama3, ...) instead of the model's."
 )
-@click.option("--name", help="What the app shows; without it, the file's name.")
+@click.option("--name", help="Name to show in the app. Default: that of the file.")
 @click.option(
     "--list-devices",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=lambda ctx, _param, value: _list_devices(ctx, value),
-    help="Print the table of phones with the source of each figure, and exit.",
+    help="List the phones with the source of each figure, and exit.",
 )
-def main(model: str, out: Path, device: str, limit: int | None, name: str | None, **wishes: Any) -> None:
-    """Pack a model for the iOS app: chooses cache size and type for a phone's memory, and writes FOLDER.
+def main(model: str, out: Path, device: str, limit: int | None, name: str | None, **flags: Any) -> None:
+    """Package a model for the iOS app: choose a cache that fits the phone's memory, and write FOLDER.
 
     Copy FOLDER to the phone (Files, AirDrop, Finder) and import it in the app, which verifies its checksum. Memory is
-    computed for this machine's backend; the app computes it again on the phone before it loads anything.
+    computed for this machine's backend; the app computes it again before it loads the model.
 
     \b
     edge-stream export-ios -m model.gguf -o for-my-phone --device iphone-15-pro
@@ -80,21 +79,21 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
         raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
-    choice = export_ios.choose(path, export_ios.Wishes(**wishes), allowed)
-    with Meter() as meter:
+    choice = export_ios.choose(path, export_ios.Wishes(**flags), allowed)
+    with Meter(in_bytes=True) as meter:
         manifest = export_ios.export(
             path,
             out,
             choice,
             name=name or path.stem,
             device=phone.title if limit is None else f"{limit / 1e9:g} GB for an app",
-            chat_template=wishes["chat_template"],
-            on_progress=lambda done, total: meter.show(f"copying {path.name}, bytes:", done, total),
+            chat_template=flags["chat_template"],
+            on_progress=lambda done, total: meter.show(f"copying {path.name}", done, total),
         )
     click.echo(
         f"wrote {out}: n_ctx {choice.n_ctx}, n_keep {choice.n_keep}, "
         f"cache {choice.cache_type_k}/{choice.cache_type_v}\n"
-        f"{choice.peak / 2**20:,.0f} MiB at most (weights {choice.memory['weights'] / 2**20:,.0f}, cache "
+        f"at most {choice.peak / 2**20:,.0f} MiB (weights {choice.memory['weights'] / 2**20:,.0f}, cache "
         f"{choice.memory['cache'] / 2**20:,.0f}, the same again while it is saved, scratch "
         f"{choice.memory['compute'] / 2**20:,.0f}, {export_ios.RESERVE / 2**20:,.0f} for the app) of "
         f"{allowed / 2**20:,.0f} MiB on {manifest['device']}"
@@ -105,7 +104,7 @@ def _list_devices(ctx: click.Context, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
     for phone in PHONES.values():
-        click.echo(f"{phone.name:14} {phone.title}: {phone.ram} GB, an app may take {phone.limit.n_bytes / 1e9:g} GB")
+        click.echo(f"{phone.name:14} {phone.title}: {phone.ram} GB, an app may use {phone.limit.n_bytes / 1e9:g} GB")
         click.echo(f"{'':14} RAM: {phone.source}")
         click.echo(f"{'':14} limit: {phone.limit.source}")
     ctx.exit()

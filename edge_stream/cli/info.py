@@ -1,4 +1,4 @@
-"""`edge-stream info`: what is installed, and whether and at what cost a model can stream."""
+"""`edge-stream info`: what is installed, whether a model can stream, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edge_stream.cli import options, package_version
 @options.context_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
-    """Show versions and devices; with -m also whether the model can stream, and the memory it takes at -c."""
+    """Show versions and devices; with -m also whether the model can stream, and its memory at -c."""
     if flags["rpc"]:
         from edge_stream import devices
 
@@ -33,7 +33,7 @@ def main(**flags: Any) -> None:
 
 
 def system_facts() -> dict[str, Any]:
-    """Versions, devices and the way sinks will move."""
+    """Versions, devices and the way sinks are moved."""
     from edge_stream import _libs, _native
 
     llama = _libs.llama()
@@ -53,12 +53,12 @@ def system_facts() -> dict[str, Any]:
 
 
 def model_facts(engine: Any) -> dict[str, Any]:
-    """What matters for streaming about a model that can."""
+    """What matters for streaming. The model can stream: Engine.load refuses others."""
     return {
         "path": str(engine.model_path),
         "description": engine.desc,
         "architecture": engine.architecture,
-        "can_stream": True,  # Engine.load refuses the others, and says why
+        "can_stream": True,
         "sink_move": engine.sink_move,
         "chat_template": engine.chat_template is not None,
         "n_ctx_train": engine.n_ctx_train,
@@ -84,7 +84,7 @@ def _installed(name: str) -> str:
 
 
 def _string(library: ctypes.CDLL, function: str) -> str | None:
-    """Call a `const char * f(void)` of ggml, which libllama brings along; None if this build has none."""
+    """The result of a `const char * f(void)` of ggml; None if this build has no such function."""
     try:
         call = getattr(library, function)
     except AttributeError:
@@ -95,7 +95,7 @@ def _string(library: ctypes.CDLL, function: str) -> str | None:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """Every device, and with which types of K cache it moves and rebases sinks by itself, without the CPU's help."""
+    """All devices, and the types of K with which each moves sinks, and rebases, without the CPU."""
     from edge_stream import bank_ops, devices
     from edge_stream.cache_types import CACHE_TYPES
 
@@ -122,7 +122,7 @@ def _devices() -> list[dict[str, Any]]:
 
 def _how(model: dict[str, Any]) -> str:
     if model["recurrent"]:
-        return "as it is: a recurrent model has no cache to outgrow, so --keep and -c mean nothing to it"
+        return "as it is: a recurrent model has no cache, so --keep and -c have no effect"
     return "on TVM: no sink has to move" if model["sink_move"] == "none" else f"moving sinks by {model['sink_move']}"
 
 
@@ -154,7 +154,7 @@ def _text(facts: dict[str, Any]) -> str:
         for d in facts["devices"]
     ]
     for d in facts["devices"]:
-        # an accelerator takes matrix products only; an RPC device does not tell
+        # an accelerator only multiplies matrices; an RPC device cannot be asked
         if d["kind"] != "accelerator" and d["backend"] != "RPC":
             rest = [name for name in d["moves_sinks"] if name not in d["rebases"]]
             note = f" (rebased with the CPU's help: {' '.join(rest)})" if rest else ""

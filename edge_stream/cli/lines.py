@@ -1,4 +1,4 @@
-"""Where the lines of a chat come from: prompt_toolkit on a terminal, plain stdin otherwise."""
+"""The lines of a chat: from prompt_toolkit on a terminal, else from stdin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _QUOTES = '"""'
 
 
 class Lines:
-    """Reads messages; EOFError when there are no more."""
+    """Reads messages. Raises EOFError when there are no more."""
 
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -23,7 +23,7 @@ class Lines:
             self._prompt = PromptSession(history=InMemoryHistory())
 
     def read_message(self) -> str:
-        """One message: a line, or several between lines that begin and end with three quotes."""
+        """A message: a line, or several lines between triple quotes."""
         line = self._read_line("> ")
         if not line.lstrip().startswith(_QUOTES):
             return line
@@ -32,7 +32,7 @@ class Lines:
             try:
                 text += "\n" + self._read_line(". ")
             except EOFError:
-                break  # the input ends inside the quotes: take what is there
+                break  # the input ended inside the quotes
         return text.partition(_QUOTES)[0].strip("\n")
 
     def _read_line(self, prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""Values of flags that take several, as llama-bench does: comma lists, ranges, and both."""
+"""Flags that take several values, as in llama-bench: comma lists and ranges."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 _RANGE = re.compile(r"(\d+)-(\d+)(?:([+*])(\d+))?")
-_MOST = 10_000
+_MAX_VALUES = 10_000
 
 
 class IntList(click.ParamType):  # type: ignore[type-arg]
-    """`512`, `128,256`, `64-512+64` (steps) and `64-512*2` (factors); words that are allowed stay words."""
+    """`512`, `128,256`, `64-512+64` (steps) or `64-512*2` (factors). words: allowed beside numbers."""
 
     name = "N,..."
 
@@ -21,7 +21,7 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
         self.least, self.words = least, tuple(words)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        """A list of numbers (and words), in the order given."""
+        """The numbers and words, in the order given."""
         if isinstance(value, list):
             return value
         out: list[Any] = []
@@ -44,19 +44,19 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
         first, last = int(match[1]), int(match[2])
         kind, step = match[3] or "+", int(match[4] or 1)
         if last < first or (kind == "+" and step < 1) or (kind == "*" and (step < 2 or first < 1)):
-            self.fail(f"{match[0]!r} is no range: it has no end.", param, ctx)
+            self.fail(f"{match[0]!r} is not a range: it never ends.", param, ctx)
         out = []
         at = first
         while at <= last:
             out.append(at)
             at = at + step if kind == "+" else at * step
-            if len(out) > _MOST:
-                self.fail(f"{match[0]!r} has more than {_MOST} values.", param, ctx)
+            if len(out) > _MAX_VALUES:
+                self.fail(f"{match[0]!r} has more than {_MAX_VALUES} values.", param, ctx)
         return out
 
 
 class ChoiceList(click.ParamType):  # type: ignore[type-arg]
-    """Comma list of words out of a set."""
+    """A comma list of words of a set."""
 
     name = "A,..."
 
@@ -64,7 +64,7 @@ class ChoiceList(click.ParamType):  # type: ignore[type-arg]
         self.choices = tuple(choices)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """The words, in the order given, none twice."""
+        """The words, in the order given, without duplicates."""
         if isinstance(value, list):
             return value
         words = [part.strip() for part in str(value).split(",")]

@@ -1,4 +1,4 @@
-"""Progress of long measurements on stderr: bars on a terminal, elsewhere notes and a line a minute."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 
@@ -8,55 +8,75 @@ from typing import Any
 
 import click
 
-_QUIET_S = 60  # between two lines where there is no terminal
+_LINE_SECONDS = 60
 
 
 class Meter:
-    """A bar per task, gone when the block ends. Notes stay."""
+    """One bar at a time, which is gone when the block ends; notes stay.
 
-    def __init__(self) -> None:
+    min_total: smaller tasks are not shown. in_bytes: amounts are bytes.
+    """
+
+    def __init__(self, *, min_total: int = 0, in_bytes: bool = False) -> None:
+        self._min_total, self._in_bytes = min_total, in_bytes
         self._progress: Any = None
         self._task: Any = None
         self._name = ""
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Meter:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wipe the bar."""
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+            self._progress, self._task, self._name = None, None, ""
 
-    def show(self, what: str, done: int, total: int) -> None:
+    def show(self, task: str, done: int, total: int) -> None:
         """How far a task is. A new name begins a new bar."""
-        if self._progress is None:
-            if time.monotonic() - self._said >= _QUIET_S:
-                self._said = time.monotonic()
-                click.echo(f"{what} {done:,} of {total:,}", err=True)
+        if total < self._min_total:
             return
-        if what != self._name:
+        if not sys.stderr.isatty():
+            if time.monotonic() - self._last_line >= _LINE_SECONDS:
+                self._last_line = time.monotonic()
+                click.echo(f"{task} {self._amount(done)} of {self._amount(total)}", err=True)
+            return
+        if self._progress is None:
+            self._progress = self._start()
+        if task != self._name:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task, self._name = self._progress.add_task(what, total=total), what
+            self._task, self._name = self._progress.add_task(task, total=total), task
         self._progress.update(self._task, completed=done, total=total)
 
     def note(self, text: str) -> None:
-        """A sentence that stays."""
+        """Print a sentence that stays."""
         if self._progress is None:
             click.echo(text, err=True)
         else:
             self._progress.console.print(text, highlight=False, markup=False)
+
+    def _amount(self, n: int) -> str:
+        return f"{n / 2**20:,.0f} MiB" if self._in_bytes else f"{n:,}"
+
+    def _start(self) -> Any:
+        from rich import progress
+        from rich.console import Console
+
+        amounts: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
+        if self._in_bytes:
+            amounts = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+        bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            *amounts,
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        bar.start()
+        return bar

@@ -1,30 +1,37 @@
-"""Flags shared by the subcommands: llama.cpp's names, defaults and environment variables."""
+"""Flags that the subcommands share, with llama.cpp's names, defaults and environment variables; loading a model."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CACHE_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 SINKS_DEFAULT = 4
 N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
 
 
+class Count(click.IntRange):
+    """An integer of a range, shown as N in the help."""
+
+    name = "N"
+
+
 class GpuLayers(click.ParamType):  # type: ignore[type-arg]
-    """A number of layers, `auto` or `all`."""
+    """A number of layers, `auto` (None) or `all` (-1)."""
 
     name = "N|auto|all"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """None means auto, -1 all."""
         if value is None or value == "auto":
             return None
         if value == "all":
@@ -36,17 +43,16 @@ class GpuLayers(click.ParamType):  # type: ignore[type-arg]
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
-    """Names separated by commas."""
+    """Names, separated by commas."""
 
     name = "NAME,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """A list, empty for an empty text."""
         return value if isinstance(value, list) else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
-    """One decorator out of several, in the order of the help text."""
+    """One decorator that applies several, in the order of the help text."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -57,9 +63,9 @@ def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 
 
 def option(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], F]:
-    """click.option with llama.cpp's environment variable LLAMA_ARG_<env>; an argument beats it."""
+    """click.option with llama.cpp's environment variable LLAMA_ARG_<env>, which an argument overrides."""
     envvar = f"LLAMA_ARG_{env}" if env else None
-    return click.option(*names, envvar=envvar, show_envvar=env is not None, **settings)
+    return click.option(*names, envvar=envvar, show_envvar=env is not None, **{"show_default": True, **settings})
 
 
 def model_option(*, required: bool = True, default: str | None = None) -> Callable[[F], F]:
@@ -70,14 +76,14 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
         env="MODEL",
         required=required,
         metavar="MODEL",
-        help="A GGUF file, hf:user/repo[:quant], or demo.",
-        # click takes a default of None for a value, and then requires nothing
-        **({} if default is None else {"default": default, "show_default": True}),
+        help="A GGUF file, an MLC folder, hf:user/repo[:quant], or demo.",
+        # with any default, None included, click requires nothing
+        **({} if default is None else {"default": default}),
     )
 
 
 def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
-    """Flags of the cache: its size, its sinks, how they move."""
+    """Flags of the cache and its sinks."""
     return compose(
         [
             option(
@@ -85,50 +91,41 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 "--ctx-size",
                 "n_ctx",
                 env="CTX_SIZE",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=n_ctx,
-                show_default=True,
-                metavar="N",
-                help="Cache capacity in tokens: sinks + window. 0: the length the model was trained on. "
-                "The stream itself has no limit.",
+                help="Cache capacity in tokens (sinks and window). 0: the model's training length.",
             ),
             option(
                 "--keep",
                 "--attention-sink-size",
                 "n_keep",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=SINKS_DEFAULT,
-                show_default=True,
-                metavar="N",
-                help="Sinks: the first N tokens stay in the cache for ever (llama.cpp's default is 0). "
-                "-1: the whole prompt.",
+                help="Sinks: the first N tokens, which stay in the cache (llama.cpp: 0). -1: the whole prompt.",
             ),
             option(
                 "-ctk",
                 "--cache-type-k",
                 "cache_type_k",
                 env="CACHE_TYPE_K",
-                type=click.Choice(CACHE_TYPES),
+                type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
-                show_default=True,
-                help="Type of the cached keys.",
+                help="Type of cached keys.",
             ),
             option(
                 "-ctv",
                 "--cache-type-v",
                 "cache_type_v",
                 env="CACHE_TYPE_V",
-                type=click.Choice(CACHE_TYPES),
+                type=click.Choice(list(CACHE_TYPES)),
                 default="f16",
-                show_default=True,
-                help="Type of the cached values.",
+                help="Type of cached values.",
             ),
             option(
                 "--sink-move",
                 type=click.Choice(["auto", "bank", "redecode"]),
                 default="auto",
-                show_default=True,
-                help="How sinks follow the window: from pristine copies (bank), or decoded again (redecode).",
+                help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
             ),
             option(
                 "--no-proof",
@@ -136,23 +133,22 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
                 is_flag=True,
                 flag_value=False,
                 default=True,
-                help="Stream a model that did not show it streams exactly. By default it is shown once, at load, or "
-                "the model is refused.",
+                show_default=False,
+                help="Do not require the model to prove, at its first load, that it streams exactly.",
             ),
             option(
                 "--slide",
                 "n_slide",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=0,
-                metavar="N",
-                help="Evict at least N tokens per slide. 0: chosen to suit --sink-move.",
+                help="Evict at least N tokens at a time. 0: depends on --sink-move.",
             ),
         ]
     )
 
 
 def compute_options() -> Callable[[F], F]:
-    """Flags of speed: batches, threads, devices."""
+    """Flags of batches, threads and devices."""
     return compose(
         [
             option(
@@ -160,40 +156,34 @@ def compute_options() -> Callable[[F], F]:
                 "--batch-size",
                 "n_batch",
                 env="BATCH",
-                type=click.IntRange(min=1),
+                type=Count(min=1),
                 default=512,
-                show_default=True,
-                metavar="N",
-                help="Most tokens per decode.",
+                help="Maximum tokens per decode.",
             ),
             option(
                 "-ub",
                 "--ubatch-size",
                 "n_ubatch",
                 env="UBATCH",
-                type=click.IntRange(min=1),
+                type=Count(min=1),
                 default=512,
-                show_default=True,
-                metavar="N",
-                help="Most tokens computed at once.",
+                help="Maximum tokens computed at once.",
             ),
             option(
                 "-t",
                 "--threads",
                 "n_threads",
                 env="THREADS",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=-1,
-                metavar="N",
                 help="CPU threads for generation. -1: chosen for this machine.",
             ),
             option(
                 "-tb",
                 "--threads-batch",
                 "n_threads_batch",
-                type=click.IntRange(min=-1),
+                type=Count(min=-1),
                 default=-1,
-                metavar="N",
                 help="CPU threads for prompts. -1: as --threads.",
             ),
             option(
@@ -204,8 +194,7 @@ def compute_options() -> Callable[[F], F]:
                 env="N_GPU_LAYERS",
                 type=GpuLayers(),
                 default="auto",
-                show_default=True,
-                help="Layers to hold on the GPU.",
+                help="Layers to offload to GPUs.",
             ),
             option(
                 "-dev",
@@ -214,7 +203,7 @@ def compute_options() -> Callable[[F], F]:
                 env="DEVICE",
                 type=Names(),
                 default=None,
-                help="Devices for layers, as `edge-stream info` names them (default: all); none: keep them on the CPU.",
+                help="Devices to offload to, as listed by `edge-stream info` (default: all). none: only the CPU.",
             ),
             option(
                 "-sm",
@@ -223,15 +212,15 @@ def compute_options() -> Callable[[F], F]:
                 env="SPLIT_MODE",
                 type=click.Choice(["none", "layer", "row"]),
                 default="layer",
-                show_default=True,
-                help="How layers are spread over several devices.",
+                help="How to spread layers over several devices.",
             ),
             option(
                 "--rpc",
                 env="RPC",
                 type=Names(),
                 default="",
-                help="Use the devices of machines that run `edge-stream rpc-server`, given as HOST:PORT,...",
+                show_default=False,
+                help="HOST:PORT,... of machines that run `edge-stream rpc-server`, whose devices are used too.",
             ),
             option(
                 "-fa",
@@ -240,17 +229,15 @@ def compute_options() -> Callable[[F], F]:
                 env="FLASH_ATTN",
                 type=click.Choice(["on", "off", "auto"]),
                 default="auto",
-                show_default=True,
-                help="Flash attention.",
+                help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
             ),
             option(
                 "--mmap/--no-mmap",
                 "use_mmap",
                 default=True,
-                show_default=True,
-                help="Map the model file instead of reading it.",
+                help="Map the model file into memory instead of reading it.",
             ),
-            option("-v", "--verbose", is_flag=True, help="Show llama.cpp's own messages."),
+            option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),
         ]
     )
 
@@ -273,27 +260,50 @@ _ENGINE = (
 )
 
 
-def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:
-    """Load the model that the flags name; `-c 0` is resolved to the model's training length and said.
+def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Engine.load that do not depend on the command; prints what `-fa auto` became, and why."""
+    settings = {name: flags[name] for name in _ENGINE}
+    settings["flash_attn"], note = flash_attn(flags)
+    if note:
+        click.echo(note, err=True)
+    for name in ("n_threads", "n_threads_batch"):
+        settings[name] = flags[name] if flags[name] > 0 else None
+    return settings
 
-    The model's own streaming defaults, where the user gave no flag, take the place of ours, and that is said too.
-    pinned: counts the tokens that will be pinned, if that takes the model's tokenizer to know.
+
+def flash_attn(flags: dict[str, Any]) -> tuple[str, str]:
+    """What -fa means for the flags' model, cache types, devices and streams, and a note: see choose_flash_attn."""
+    wanted: str = flags["flash_attn"]
+    if os.path.isdir(str(flags["model"])):  # MLC has no flash attention
+        return wanted, ""
+    independent = wanted == "auto" and flags.get("n_parallel", 1) > 1
+    if independent:
+        from edge_stream.devices import layer_devices
+
+        # on a GPU a batch runs other kernels than a lone token in any case
+        independent = not layer_devices(flags["n_gpu_layers"], flags["devices"], flags["rpc"])
+    return choose_flash_attn(wanted, flags["cache_type_k"], flags["cache_type_v"], independent=independent)
+
+
+def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = None) -> Engine:
+    """Load the model that the flags name; with `-c 0`, print the training length that is used.
+
+    Streaming defaults of the model take the place of ours where the user gave no flag; that is printed too.
+    pinned: counts the tokens to pin, where that needs the model's tokenizer.
     """
     from edge_stream.engine import Engine
 
     _use_model_defaults(flags)
-    settings = {name: flags[name] for name in _ENGINE}
+    settings = engine_settings(flags)
     if "n_parallel" in flags:
         _use_possible_parallel(flags)
         settings["n_parallel"] = flags["n_parallel"]
-    for name in ("n_threads", "n_threads_batch"):
-        settings[name] = flags[name] if flags[name] > 0 else None
-    # -1 (the whole prompt) is known only once the prompt is: the stream is given its own n_keep then.
+    # the length of a whole prompt (-1) is known only later: its stream is then given an n_keep of its own
     n_keep = SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
     engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_keep, **settings)
     n_pinned = pinned(engine) if pinned else 0
     if engine.sink_move == "redecode" and n_keep < n_pinned < engine.n_ctx:
-        # Redecoding needs room beside the cache for the sinks, which is set aside when the model is loaded.
+        # redecoding needs room for the sinks beside the cache, which is set aside at load
         engine.close()
         engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_pinned, **settings)
     if flags["n_ctx"] == 0:
@@ -321,9 +331,9 @@ def _is_given(name: str) -> bool:
 
 
 def _use_model_defaults(flags: dict[str, Any]) -> None:
-    """Put the defaults that are written in the model into `flags` where nobody chose a value.
+    """Put the model's streaming defaults into `flags` where the user gave no value, and print them.
 
-    A command with a cache size of its own (demo) keeps it.
+    A command with a default cache size of its own (demo) keeps that.
     """
     ours = {"n_ctx": N_CTX_DEFAULT, "n_keep": SINKS_DEFAULT}
     free = [n for n in ours if not _is_given(n) and flags[n] == ours[n]]
@@ -341,10 +351,10 @@ def _use_model_defaults(flags: dict[str, Any]) -> None:
     found = {n: v for n, v in read_model_defaults(path).items() if n in free and v != flags[n]}
     if not found:
         return
-    said = ", ".join(f"{n} {v}" for n, v in found.items())
+    values = ", ".join(f"{n} {v}" for n, v in found.items())
     chosen = flags | found
     if 0 < chosen["n_ctx"] <= chosen["n_keep"]:
-        click.echo(f"not using the model's own {said}: the sinks would fill the cache", err=True)
+        click.echo(f"not using the model's {values}: the sinks would fill the cache", err=True)
         return
     flags.update(found)
-    click.echo(f"using the model's own {said}", err=True)
+    click.echo(f"using the model's {values}", err=True)

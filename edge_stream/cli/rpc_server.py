@@ -1,4 +1,4 @@
-"""`edge-stream rpc-server`: lend this machine's devices to an edge-stream, or a llama.cpp of its version, elsewhere."""
+"""`edge-stream rpc-server`: let another machine's edge-stream, or llama.cpp of this version, use the devices."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from edge_stream.cli import options
 
 
 @click.command("rpc-server")
-@click.option("-H", "--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("-p", "--port", type=click.IntRange(1, 65535), default=50052, show_default=True, help="Its port.")
+@click.option("-H", "--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=50052, show_default=True, help="Port.")
 @click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="CPU threads. Default: all cores."
 )
-@click.option("-d", "--device", "names", type=options.Names(), help="Devices to lend. Default: GPUs, else the CPU.")
+@click.option("-d", "--device", "names", type=options.Names(), help="Devices to offer. Default: GPUs, else the CPU.")
 def main(host: str, port: int, n_threads: int | None, names: list[str] | None) -> None:
-    """Wait for an `edge-stream ... --rpc HOST:PORT` and compute its layers, one client at a time, until interrupted."""
+    """Compute layers for `edge-stream ... --rpc HOST:PORT`, one client at a time, until interrupted."""
     from edge_stream import devices
     from edge_stream.backends.loading import default_threads
 
     if host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(
-            f"warning: whoever can reach {host}:{port} can use this process; the protocol has no authentication. "
-            "Keep it to a network that you trust.",
+            f"warning: anyone who can reach {host}:{port} can use this process; the protocol has no authentication. "
+            "Use it only in a network that you trust.",
             err=True,
         )
     devices.serve_rpc(host, port, n_threads or default_threads(), names)

@@ -1,7 +1,8 @@
-"""`edge-stream run`: complete a prompt, or read it for ever."""
+"""`edge-stream run`: complete a prompt of any length."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -12,16 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.cli import options, sampling
-from edge_stream.cli.console import (
-    Interrupt,
-    Progress,
-    Stopped,
-    check_writable,
-    decode_text,
-    read_text,
-    write_json,
-)
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, decode_text, read_text
+from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
+from edge_stream.files import check_writable, replace_text
 from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
 
 if TYPE_CHECKING:
@@ -32,20 +27,22 @@ if TYPE_CHECKING:
 @click.command("run")
 @options.model_option()
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
-@click.option("-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with it.")
+@click.option(
+    "-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with the prompt."
+)
 @click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
 @sampling.predict_option()
-@click.option("--echo", is_flag=True, help="Print the prompt too.")
+@click.option("--echo", is_flag=True, help="Print the prompt first.")
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
-@click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Go on with a saved stream.")
+@click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
 @options.context_options()
 @sampling.sampling_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
-    """Complete a prompt of any length (-p TEXT, -f FILE, or - for stdin) and print the text as it comes.
+    """Complete a prompt of any length (-p TEXT, -f FILE, or - for stdin).
 
-    With -n -1 it goes on until the model ends its text; with --ignore-eos, until Ctrl-C.
+    Stops after -n tokens or when the model ends its text; with --ignore-eos and -n -1 only Ctrl-C stops it.
     """
     prompt = _prompt(flags)
     for name in ("stats_file", "save_file"):
@@ -55,29 +52,26 @@ def main(**flags: Any) -> None:
     interrupt = Interrupt()
     pinned = (lambda engine: _count(engine, prompt)) if flags["n_keep"] < 0 else None
     with options.load_engine(flags, pinned) as engine, closing(_open_stream(engine, flags, prompt)) as stream:
-        meter = _Meter(stream)
+        stats = _Stats(stream)
         if flags["echo"]:
             click.echo(prompt, nl=False)
         try:
             with interrupt.watch():
-                _read(engine, stream, prompt, meter, interrupt)
+                _read(stream, prompt, stats, interrupt)
                 if not interrupt.is_pending():
                     generating = stream.generate(
-                        flags["n_predict"],
-                        sampling=sampler,
-                        stop=flags["stop"],
-                        ignore_eos=flags["ignore_eos"],
+                        flags["n_predict"], sampling=sampler, stop=flags["stop"], ignore_eos=flags["ignore_eos"]
                     )
                     with closing(generating) as tokens:  # type: ignore[type-var]
                         for token in tokens:
-                            meter.token()
+                            stats.token()
                             click.echo(token.text, nl=False)
                             sys.stdout.flush()
                             if interrupt.is_pending():
                                 break
         finally:
             if flags["stats_file"]:
-                write_json(Path(flags["stats_file"]), meter.report())
+                replace_text(flags["stats_file"], json.dumps(stats.report(), indent=2, allow_nan=False) + "\n")
         if sys.stdout.isatty():
             click.echo()
         if flags["save_file"]:
@@ -87,19 +81,19 @@ def main(**flags: Any) -> None:
 
 
 def _prompt(flags: dict[str, Any]) -> str:
-    """The one prompt that was given."""
+    """The prompt; "" with --load alone. Raises UsageError unless one source was given."""
     sources = [flags["prompt"] is not None, flags["prompt_file"] is not None, flags["dash"] is not None]
     if sum(sources) > 1:
         raise click.UsageError("Give only one of -p TEXT, -f FILE and -.")
     if not any(sources) and not flags["load_file"]:
         raise click.UsageError("No prompt: give -p TEXT, -f FILE, or - to read it from stdin.")
     if flags["prompt"] is not None:
-        # The shell hands over bytes; Python smuggles what is not UTF-8 through as surrogates.
+        # Python turns an argument's bytes that are not UTF-8 into surrogates
         prompt = decode_text(flags["prompt"].encode("utf-8", "surrogateescape"), "the prompt")
     else:
         prompt = read_text(Path(flags["prompt_file"] or "-")) if any(sources) else ""
     if not prompt and not flags["load_file"]:
-        raise EdgeStreamError("the prompt is empty: a model needs at least one character to go on from")
+        raise EdgeStreamError("the prompt is empty: give at least one character")
     return prompt
 
 
@@ -121,31 +115,29 @@ def _count(engine: Engine, prompt: str) -> int:
     return len(engine.tokenize(prompt, add_bos=engine.add_bos))
 
 
-def _read(engine: Engine, stream: Stream, prompt: str, meter: _Meter, interrupt: Interrupt) -> None:
-    """Feed the prompt; without one, a loaded stream goes on from where it was."""
+def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt) -> None:
+    """Feed the prompt; without one, a loaded stream continues where it was."""
     if not prompt:
         if stream.logits is None:
             raise EdgeStreamError("the saved stream is empty and no prompt was given")
         return
-    progress = Progress()
     start, before = time.monotonic(), stream.stats.n_past
-    on_progress = interrupt.progress(progress.show)
+    with Meter(min_total=LONG_PROMPT) as meter:
+        on_progress = interrupt.reading(meter)
 
-    def watched(done: int, total: int) -> None:
-        meter.memory.sample(is_full(stream))
-        on_progress(done, total)
+        def watched(done: int, total: int) -> None:
+            stats.memory.sample(is_full(stream))
+            on_progress(done, total)
 
-    try:
-        stream.feed(prompt, on_progress=watched)
-    except Stopped:
-        pass  # the caller sees that interrupt is pending
-    finally:
-        progress.clear()
-    meter.read(stream.stats.n_past - before, time.monotonic() - start)
+        try:
+            stream.feed(prompt, on_progress=watched)
+        except Stopped:
+            pass  # the caller sees that interrupt is pending
+    stats.read(stream.stats.n_past - before, time.monotonic() - start)
 
 
-class _Meter:
-    """Measures a run for --stats."""
+class _Stats:
+    """The measurements that --stats writes."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -155,12 +147,12 @@ class _Meter:
         self.memory = MemoryWatch()
 
     def read(self, n_tokens: int, seconds: float) -> None:
-        """The prompt was read."""
+        """Note that the prompt was read."""
         self._prompt_tokens, self._prompt_s = n_tokens, seconds
         self._last = time.perf_counter()
 
     def token(self) -> None:
-        """A token was generated."""
+        """Note a generated token."""
         now = time.perf_counter()
         self._latencies.add(1000 * (now - self._last))
         self._last = now
@@ -192,5 +184,5 @@ class _Meter:
 
 
 def _rounded(value: float | None) -> float | None:
-    """JSON knows no nan: what was not measured is null."""
+    """For JSON, which has no nan: what was not measured is null."""
     return None if value is None or math.isnan(value) else round(value, 3)

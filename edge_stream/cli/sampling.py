@@ -1,4 +1,4 @@
-"""Flags of the sampler: llama.cpp's names, defaults and environment variables."""
+"""Flags of the sampler, with llama.cpp's names, defaults and environment variables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli.options import F, compose, option
+from edge_stream.cli.options import Count, F, compose, option
 
 if TYPE_CHECKING:
     from edge_stream.sampling import Sampling
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
-    """A finite float within bounds; click's FloatRange lets nan through."""
+    """A finite float within bounds; click's FloatRange accepts nan."""
 
     name = "number"
 
@@ -25,7 +25,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         self.low, self.high = low, high
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse and check."""
+        """The number; fails unless it is finite and in range."""
         try:
             number = float(value)
         except ValueError:
@@ -36,12 +36,12 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
 
 class LogitBias(click.ParamType):  # type: ignore[type-arg]
-    """TOKEN(+/-)BIAS, as in 15043+1 or 15043-inf."""
+    """TOKEN+BIAS or TOKEN-BIAS, as in 15043+1 or 15043-inf."""
 
     name = "TOKEN(+/-)BIAS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
-        """Parse into (token, bias)."""
+        """(token, bias)."""
         if isinstance(value, tuple):
             return value
         for sign in "+-":
@@ -65,10 +65,8 @@ def predict_option(default: int = -1) -> Callable[[F], F]:
         "--max-tokens",
         "n_predict",
         env="N_PREDICT",
-        type=click.IntRange(min=-1),
+        type=Count(min=-1),
         default=default,
-        show_default=True,
-        metavar="N",
         help="Tokens to generate. -1: until the model ends its text.",
     )
 
@@ -78,13 +76,7 @@ def sampling_options() -> Callable[[F], F]:
     return compose(
         [
             option(
-                "-s",
-                "--seed",
-                type=click.IntRange(min=-1, max=2**32 - 1),
-                default=-1,
-                show_default=True,
-                metavar="N",
-                help="Seed of the sampler. -1: a new one each time.",
+                "-s", "--seed", type=Count(min=-1, max=2**32 - 1), default=-1, help="Seed of the sampler. -1: random."
             ),
             option(
                 "--temp",
@@ -93,84 +85,74 @@ def sampling_options() -> Callable[[F], F]:
                 env="TEMPERATURE",
                 type=Number(0),
                 default=0.8,
-                show_default=True,
-                help="Temperature. 0: always the likeliest token.",
+                help="Temperature. 0: always the most likely token.",
             ),
             option(
                 "--top-k",
                 env="TOP_K",
-                type=click.IntRange(min=0),
+                type=Count(min=0),
                 default=40,
-                show_default=True,
-                metavar="N",
-                help="Sample from the N likeliest tokens. 0: off.",
+                help="Sample from the N most likely tokens. 0: off.",
             ),
             option(
                 "--top-p",
                 env="TOP_P",
                 type=Number(0, 1),
                 default=0.95,
-                show_default=True,
-                help="Sample from the likeliest tokens of this total probability. 1: off.",
+                help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
             ),
             option(
                 "--min-p",
                 env="MIN_P",
                 type=Number(0, 1),
                 default=0.05,
-                show_default=True,
-                help="Drop tokens below this share of the best one's probability. 0: off.",
+                help="Drop tokens below this fraction of the best token's probability. 0: off.",
             ),
             option(
                 "--repeat-penalty",
                 env="REPEAT_PENALTY",
                 type=Number(0),
                 default=1.0,
-                show_default=True,
                 help="Penalise repeated tokens. 1: off.",
             ),
             option(
                 "--repeat-last-n",
-                type=click.IntRange(min=0, max=4096),
+                type=Count(min=0, max=4096),
                 default=64,
-                show_default=True,
-                metavar="N",
-                help="Tokens that penalties look back on. 0: off.",
+                help="Tokens that the penalties look back on. 0: off.",
             ),
             option(
                 "--frequency-penalty",
                 env="FREQUENCY_PENALTY",
                 type=Number(),
                 default=0.0,
-                show_default=True,
-                help="Penalty that grows with each use of a token.",
+                help="Penalty per use of a token.",
             ),
             option(
                 "--presence-penalty",
                 env="PRESENCE_PENALTY",
                 type=Number(),
                 default=0.0,
-                show_default=True,
-                help="Penalty for any token used already.",
+                help="Penalty for tokens that were used.",
             ),
             option(
                 "--logit-bias",
                 type=LogitBias(),
                 multiple=True,
-                help="Make a token likelier (15043+1) or rarer (15043-1). May be repeated.",
+                help="Make a token more (15043+1) or less (15043-1) likely. Repeatable.",
             ),
-            option("--grammar", metavar="GBNF", help="Grammar that the text must follow."),
-            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="File with a grammar."),
-            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must follow."),
+            option("--grammar", metavar="GBNF", help="Grammar that the text must match."),
+            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a grammar."),
+            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must match."),
             option(
                 "-r",
                 "--reverse-prompt",
                 "stop",
                 multiple=True,
                 metavar="TEXT",
-                help="Stop when the model writes TEXT. May be repeated.",
+                help="Stop when the model writes TEXT. Repeatable.",
             ),
-            option("--ignore-eos", is_flag=True, help="Go on when the model wants to end its text."),
+            option("--ignore-eos", is_flag=True, help="Continue when the model ends its text."),
         ]
     )
 
@@ -189,7 +171,7 @@ _SAMPLING = (
 
 
 def make_sampling(flags: dict[str, Any]) -> Sampling:
-    """The sampler that the flags describe."""
+    """The sampler that the flags describe. Raises UsageError or EdgeStreamError."""
     from edge_stream.sampling import Sampling
 
     grammar, schema = flags["grammar"], flags["json_schema"]
@@ -205,7 +187,7 @@ def make_sampling(flags: dict[str, Any]) -> Sampling:
         except ValueError as error:
             raise click.BadParameter(f"not valid JSON: {error}", param_hint="'--json-schema'") from None
         if not isinstance(schema, dict):
-            raise click.BadParameter("a schema is a JSON object.", param_hint="'--json-schema'")
+            raise click.BadParameter("a schema must be a JSON object.", param_hint="'--json-schema'")
     return Sampling(
         **{name: flags[name] for name in _SAMPLING},
         logit_bias=dict(flags["logit_bias"]),

@@ -1,4 +1,4 @@
-"""`edge-stream serve`: conversations without end over the OpenAI API, and a page to talk to."""
+"""`edge-stream serve`: conversations of any length over the OpenAI API, and a chat page."""
 
 from __future__ import annotations
 
@@ -24,61 +24,56 @@ def _default_sessions() -> Path:
 
 @click.command("serve")
 @options.model_option()
-@options.option("--host", env="HOST", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@options.option("--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any.")
-@options.option("--alias", env="ALIAS", metavar="NAME", help="The model's name in the API. Default: its file's name.")
+@options.option("--host", env="HOST", default="127.0.0.1", help="Address to listen on.")
+@options.option("--port", env="PORT", type=options.Count(0, 65535), default=8080, help="Port. 0: any free one.")
+@options.option("--alias", env="ALIAS", metavar="NAME", help="Name of the model in the API. Default: that of its file.")
 @options.option(
     "-np",
     "--parallel",
     "n_parallel",
     env="N_PARALLEL",
-    type=click.IntRange(1, 64),
+    type=options.Count(1, 64),
     default=4,
-    show_default=True,
-    metavar="N",
-    help="Conversations in the cache at once, each with --ctx-size tokens of its own. They decode together, in one "
-    "batch per step; more of them wait on disk. With N > 1, -fa auto means off on the CPU: otherwise what a "
-    "conversation says could depend on its neighbours.",
+    help="Conversations in the cache at once, each with --ctx-size tokens of its own, decoded in one batch; others "
+    "wait on disk. With N > 1, -fa auto means off on the CPU, so that conversations do not change each other's text.",
 )
-@options.option("--api-key", env="API_KEY", metavar="KEY,...", help="Keys, one of which every request must carry.")
-@click.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with a key per line.")
-@click.option("--no-api-key", is_flag=True, help="Listen on other addresses than loopback without any key.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin use the server. Repeatable.")
-@click.option(
+@options.option("--api-key", env="API_KEY", metavar="KEY,...", help="Keys; each request must have one of them.")
+@options.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
+@options.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
+@options.option(
+    "--cors", multiple=True, metavar="ORIGIN", help="Allow pages of this origin to use the server. Repeatable."
+)
+@options.option(
     "--session-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Where conversations are kept after every turn. Default: ~/.local/state/edge-stream/sessions.",
+    help="Where conversations are saved after every turn. Default: ~/.local/state/edge-stream/sessions.",
 )
-@click.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
-@click.option(
+@options.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
+@options.option(
     "--session-space",
     type=sampling.Number(0.001),
     default=4.0,
-    show_default=True,
     metavar="GIB",
-    help="Disk space for sessions; beyond it, those used longest ago are deleted.",
+    help="Disk space for sessions; beyond it, the least recently used are deleted.",
 )
-@click.option(
-    "--queue", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Most requests that wait."
-)
-@click.option(
+@options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
+@options.option(
     "--timeout",
     type=sampling.Number(1),
     default=3600.0,
-    show_default=True,
     metavar="S",
-    help="Seconds that one request may take; its answer ends there.",
+    help="Seconds per request, after which its answer is cut off.",
 )
-@click.option(
-    "--max-request", type=sampling.Number(0.01), default=16.0, show_default=True, metavar="MIB", help="Largest request."
+@options.option(
+    "--max-request", type=sampling.Number(0.01), default=16.0, metavar="MIB", help="Size limit of requests."
 )
 @sampling.predict_option()
 @options.context_options()
 @sampling.sampling_options()
 @options.compute_options()
 def main(**flags: Any) -> None:
-    """Serve endless conversations over the OpenAI API. Flags of the sampler are defaults that requests may change."""
+    """Serve conversations of any length over the OpenAI API. Sampler flags are defaults that requests may override."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -91,15 +86,12 @@ def main(**flags: Any) -> None:
     keys = _keys(flags)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if flags["n_parallel"] > 1 and flags["flash_attn"] == "auto":
-        flags["flash_attn"] = "off"
-        click.echo("-fa auto: off, so that what a conversation says does not depend on its neighbours", err=True)
     with options.load_engine(flags) as engine:
         serve(engine, make_settings(engine, flags, keys))
 
 
 def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
-    """The API keys. Raises UsageError where one is needed and missing."""
+    """The API keys. Raises UsageError if there must be one and there is none."""
     from edge_stream.cli.console import read_text
     from edge_stream.server.settings import LOOPBACK
 
@@ -111,14 +103,14 @@ def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
         raise click.UsageError("--api-key is empty.")
     if flags["host"] not in LOOPBACK and not keys and not flags["no_api_key"]:
         raise click.UsageError(
-            f"--host {flags['host']} can be reached from other machines: give an --api-key (or --no-api-key, if "
-            "everybody there may use it)."
+            f"--host {flags['host']} can be reached from other machines: give an --api-key (or --no-api-key, if anyone "
+            "there may use it)."
         )
     return tuple(keys)
 
 
 def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) -> Settings:
-    """What the flags mean."""
+    """The server's settings."""
     from edge_stream.server.settings import Limits, Settings
 
     folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()

@@ -1,1 +1,1 @@
-"""What a stream costs and what it is worth, against the methods that one would use otherwise."""
+"""Measurements of streams and of other methods: speed, memory, perplexity, recall."""

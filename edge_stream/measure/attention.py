@@ -1,4 +1,4 @@
-"""Where the attention goes: the weights of every layer, seen through llama.cpp's eval callback."""
+"""The attention weights of every layer, read through llama.cpp's eval callback."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FIRST = (1, 2, 4, 8)
 _NAME = "kq_soft_max-"  # llama.cpp, src/llama-graph.cpp: build_attn_mha, without flash attention
 
 
-class _Watch:
-    """The callback's state: mean over heads of each layer's attention weights, [n_tokens, n_tokens]."""
+class _Recorder:
+    """llama.cpp's eval callback, and what it found: each layer's weights, mean over heads, [n_tokens, n_tokens]."""
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
@@ -37,7 +37,7 @@ class _Watch:
         try:
             name = str(self._ggml.ggml_get_name(tensor).decode())
             if not name.startswith(_NAME):
-                return not ask  # not wanted; and go on
+                return not ask  # asked: not wanted; else: continue
             if not ask:
                 self._keep(int(name[len(_NAME) :]), tensor)
         except Exception as error:  # an exception must not cross into C
@@ -45,7 +45,7 @@ class _Watch:
         return True
 
     def _keep(self, layer: int, tensor: int) -> None:
-        """ne = [n_kv, n_tokens, n_head, 1] float32; cells are in the order of the tokens, then unused ones."""
+        """ne = [n_kv, n_tokens, n_head, 1], float32; cells are the tokens in order, then unused ones."""
         nbytes = self._ggml.ggml_nbytes(tensor)
         if self._ggml.ggml_nelements(tensor) * 4 != nbytes:
             raise EdgeStreamError(f"attention weights of layer {layer} are not float32")
@@ -59,7 +59,7 @@ class _Watch:
 
 
 def _ggml() -> Any:
-    """ggml's functions with their types; libllama has loaded the library already."""
+    """libggml-base, which libllama has loaded, with the signatures that are used here."""
     library = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
     library.ggml_get_name.argtypes, library.ggml_get_name.restype = [C.c_void_p], C.c_char_p
     library.ggml_nbytes.argtypes, library.ggml_nbytes.restype = [C.c_void_p], C.c_size_t
@@ -70,31 +70,31 @@ def _ggml() -> Any:
 
 
 def maps(model: str, tokens: Sequence[int], settings: dict[str, Any]) -> NDArray[np.float32]:
-    """Attention weights of a text, mean over heads: [n_layer, n_tokens, n_tokens], rows are queries and sum to 1.
+    """Attention weights of a text, mean over heads: [n_layer, n_tokens, n_tokens]; rows are queries and sum to 1.
 
-    settings: further arguments of Engine.load; flash attention, which never has these weights in memory, is off. Models
-    with learned sinks beside the softmax have rows that sum to less. Raises EdgeStreamError if a layer shows none.
+    settings: other arguments of Engine.load; flash attention, which never stores these weights, is off. With learned
+    sinks rows sum to less. Raises EdgeStreamError if a layer's weights are not seen.
     """
     n = len(tokens)
     _libs.llama()
-    watch = _Watch(n)
+    recorder = _Recorder(n)
     settings = settings | {"flash_attn": "off", "n_batch": n, "n_ubatch": n, "n_slide": 0}
-    with Engine.load(model, n_ctx=n + 1, n_keep=0, eval_callback=watch.callback, **settings) as engine:
+    with Engine.load(model, n_ctx=n + 1, n_keep=0, eval_callback=recorder.callback, **settings) as engine:
         n_head, n_layer = engine.backend.facts.n_head, engine.backend.facts.n_layer
-        watch.n_head = dict.fromkeys(range(n_layer), n_head)
-        watch.layers.clear()
+        recorder.n_head = dict.fromkeys(range(n_layer), n_head)
+        recorder.layers.clear()
         with engine.stream() as stream:
             stream.feed(list(tokens))
-    missing = [layer for layer in range(n_layer) if layer not in watch.layers]
-    if watch.failure or missing:
-        raise EdgeStreamError(watch.failure or f"llama.cpp showed no attention weights of layers {missing}")
-    return np.stack([watch.layers[layer] for layer in range(n_layer)])
+    missing = [layer for layer in range(n_layer) if layer not in recorder.layers]
+    if recorder.failure or missing:
+        raise EdgeStreamError(recorder.failure or f"llama.cpp showed no attention weights of layers {missing}")
+    return np.stack([recorder.layers[layer] for layer in range(n_layer)])
 
 
 def mass(found: NDArray[np.float32], first: Sequence[int] = FIRST) -> list[dict[str, Any]]:
-    """Rows by layer: the share of attention that goes to the first 1, 2, 4 and 8 tokens, and what uniform would give.
+    """A row per layer: the share of attention on the first 1, 2, 4 and 8 tokens. Then their mean, and uniform ones.
 
-    The mean over the queries of the text's second half. found: [n_layer, n_tokens, n_tokens].
+    Means over the queries of the text's second half. found: [n_layer, n_tokens, n_tokens].
     """
     n = found.shape[1]
     late = found[:, n // 2 :].astype(np.float64)

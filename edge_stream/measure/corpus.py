@@ -1,4 +1,4 @@
-"""Texts to read: the user's file or tokens, or English that every Python carries."""
+"""Texts to read: the user's text or tokens, or the English of Python's help."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def help_topics() -> str:
-    """The topics of Python's `help()`, in alphabetical order: some 700,000 characters of English and code."""
+    """The topics of Python's `help()` in alphabetical order: some 700,000 characters of English and code."""
     from pydoc_data.topics import topics
 
     return "\n".join(str(topics[name]) for name in sorted(topics))
 
 
-def read_tokens(engine: Engine, text: str | None, ids: str | None, most: int) -> list[int]:
-    """Tokens of a text (BOS first where the model wants it) or of a .npy file of ids; the first `most`, if > 0.
+def read_tokens(engine: Engine, text: str | None, ids: str | None, n_max: int) -> list[int]:
+    """Tokens of a text, with BOS where the model wants it, or of a .npy file of ids; the first n_max if > 0.
 
     Raises EdgeStreamError if there are fewer than two, or if an id is not in the vocabulary.
     """
@@ -29,18 +29,18 @@ def read_tokens(engine: Engine, text: str | None, ids: str | None, most: int) ->
         if bad is not None:
             raise EdgeStreamError(f"{ids}: token {bad} is not in the vocabulary of {engine.n_vocab}")
     else:
-        # a character is at most a few tokens: what is certainly not needed is not tokenized
+        # a token has at most some 64 characters: the rest of a long text need not be tokenized
         text = text or ""
-        tokens = engine.tokenize(text[: most * 64] if most > 0 else text, add_bos=engine.add_bos)
-    if most > 0:
-        tokens = tokens[:most]
+        tokens = engine.tokenize(text[: n_max * 64] if n_max > 0 else text, add_bos=engine.add_bos)
+    if n_max > 0:
+        tokens = tokens[:n_max]
     if len(tokens) < 2:
-        raise EdgeStreamError(f"{len(tokens)} token is too few to predict anything: give a longer text")
+        raise EdgeStreamError(f"too few tokens ({len(tokens)}) to predict anything: give a longer text")
     return tokens
 
 
 def load_ids(path: Path) -> list[int]:
-    """A .npy file with a vector of integers. Raises EdgeStreamError for anything else."""
+    """The integers of a .npy file. Raises EdgeStreamError unless it holds one vector of them."""
     import numpy as np
 
     try:
@@ -55,5 +55,5 @@ def load_ids(path: Path) -> list[int]:
 
 
 def repeat_to(tokens: list[int], n: int) -> list[int]:
-    """The tokens again and again until there are n."""
+    """The tokens, repeated or cut to n."""
     return (tokens * -(-n // len(tokens)))[:n]

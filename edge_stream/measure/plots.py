@@ -1,4 +1,4 @@
-"""Pictures of measurements (matplotlib, the extra `plot`). Every function writes one file."""
+"""Plots of measurements (matplotlib, the extra `plot`). Each function writes a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.measure.table import replace_file
+from edge_stream.files import check_writable, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
     from edge_stream.measure.ppl import Reading
 
-_CELLS = 64  # of an attention map, a side
-_SAMPLES = 30  # least number of scored tokens that make a point, where only samples were scored
+_CELLS = 64  # per side of an attention map
+_SAMPLES = 30  # least number of scored tokens per point, where only samples were scored
 _COLOURS = {"stream": "C0", "window": "C1", "dense": "C2", "recompute": "C3", "shift": "C4"}
 
 
 def check_plot(path: str | None) -> None:
-    """Fail now rather than after the measurement. Raises EdgeStreamError."""
+    """Raise EdgeStreamError if the plot could not be written: better now than after the measurement."""
     if path is None:
         return
     import importlib.util
-
-    from edge_stream.cli.console import check_writable
 
     if importlib.util.find_spec("matplotlib") is None:
         raise EdgeStreamError("plots need matplotlib: pip install 'edge-stream[plot]'")
@@ -42,10 +40,10 @@ def _figure(width: float = 7, height: float = 4.2) -> Any:
 
 
 def latency(rows: Sequence[dict[str, Any]], path: str) -> None:
-    """Median ms per generated token by cache size (by depth if there is one cache size), one line per mode."""
+    """Median ms per generated token by cache size, or by depth if there is one cache size; a line per mode."""
     rows = [row for row in rows if row["p50_ms"] is not None]
     if not rows:
-        raise EdgeStreamError("there is nothing to plot: no token was generated (-n)")
+        raise EdgeStreamError("nothing to plot: no token was generated (-n)")
     sizes = {row["n_ctx"] for row in rows if row["mode"] == "stream"} or {row["n_ctx"] for row in rows}
     x, label = ("n_ctx", "cache size (tokens)") if len(sizes) > 1 else ("n_depth", "tokens before (depth)")
     figure = _figure()
@@ -82,7 +80,7 @@ def latency(rows: Sequence[dict[str, Any]], path: str) -> None:
 
 
 def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
-    """Perplexity along the stream in blocks of tokens, one line per mode, and below it the memory of each."""
+    """Perplexity along the stream in blocks of tokens, a line per mode, and their memory below."""
     import numpy as np
 
     figure = _figure(8, 5.6)
@@ -90,14 +88,14 @@ def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
     size = block or max(1, max(len(reading.nll) for reading in readings) // 60)
     for reading in readings:
         nll, colour = reading.nll, _COLOURS[reading.mode]
-        # a point of few samples would show their noise
+        # a point of few samples would be noise
         mine = max(size, _SAMPLES * reading.every) if reading.mode == "recompute" else size
         starts = range(0, len(nll), mine)
         parts = [nll[s : s + mine] for s in starts]
         seen = [(s + len(p) / 2, float(np.exp(np.nanmean(p)))) for s, p in zip(starts, parts, strict=True) if _any(p)]
         label = reading.mode if mine == size else f"{reading.mode} (blocks of {mine:,}, 1 token in {reading.every})"
         axes.plot(*zip(*seen, strict=True), "-" if mine == size else "o--", color=colour, label=label, linewidth=1.3)
-        if reading.stopped:  # where and why a line ends
+        if reading.stopped:
             axes.plot(*seen[-1], "x", color=colour)
         if reading.memory:
             memory.plot(*zip(*reading.memory, strict=True), color=colour, linewidth=1.3)
@@ -108,7 +106,7 @@ def perplexity(readings: Sequence[Reading], path: str, block: int = 0) -> None:
     axes.set_yscale("log")
     axes.set_ylabel(f"perplexity (blocks of {size})")
     axes.legend()
-    memory.set_ylim(bottom=0, top=1.15 * memory.get_ylim()[1])  # a flat line must not lie on the frame
+    memory.set_ylim(bottom=0, top=1.15 * memory.get_ylim()[1])  # keeps a flat line off the frame
     memory.set_ylabel("memory (MiB)")
     memory.set_xlabel("tokens of the stream")
     memory.xaxis.set_major_formatter(lambda value, _position: f"{value:,.0f}")
@@ -122,11 +120,7 @@ def _any(values: Any) -> bool:
 
 
 def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None:
-    """One heat map per layer. maps: [n_layer, n_tokens, n_tokens], rows are queries.
-
-    A long text is pooled, so that no token is lost between pixels: a cell is the share that a block of keys draws, mean
-    over a block of queries.
-    """
+    """A heat map per layer. maps: [n_layer, n_tokens, n_tokens], rows are queries. A long text is pooled."""
     maps, block = pooled(maps, _CELLS)
     n_layer = len(maps)
     columns = min(6, n_layer)
@@ -143,25 +137,26 @@ def attention(maps: NDArray[np.float32], path: str, gamma: float = 0.35) -> None
             continue
         shown = panel.imshow(maps[i], norm=PowerNorm(gamma, 0, 1), cmap="viridis", interpolation="nearest")
         panel.set_title(f"layer {i}", fontsize=8)
-        panel.spines[:].set_visible(False)  # it would hide the first token
+        panel.spines[:].set_visible(False)  # the frame would hide the first token
     tokens = "a token" if block == 1 else f"{block} tokens"
-    figure.colorbar(shown, ax=panels, shrink=0.6, label=f"attention that {tokens} draw, mean over heads")
+    figure.colorbar(shown, ax=panels, shrink=0.6, label=f"attention on {tokens}, mean over heads")
     _save(figure, path)
 
 
-def pooled(maps: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], int]:
-    """Maps of at most `most` cells a side, [n_layer, n, n], and the tokens per cell.
+def pooled(maps: NDArray[np.float32], n_max: int) -> tuple[NDArray[np.float32], int]:
+    """Maps of n <= n_max cells per side, [n_layer, n, n], and the tokens per cell.
 
-    A cell is a sum over keys and a mean over queries. The newest tokens that fill no block are left out.
+    A cell is a sum over keys and a mean over queries, so that no token is lost between pixels. The newest tokens, if
+    they do not fill a cell, are left out.
     """
-    block = -(-maps.shape[1] // most)
+    block = -(-maps.shape[1] // n_max)
     n = maps.shape[1] // block
     cut = maps[:, : n * block, : n * block].reshape(len(maps), n, block, n, block)
     return cut.sum(axis=4).mean(axis=2), block
 
 
 def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
-    """StreamEval: accuracy against distance in tokens, one line per mode."""
+    """StreamEval: accuracy against distance in tokens, a line per mode."""
     figure = _figure()
     axes = figure.subplots()
     for mode in dict.fromkeys(row["mode"] for row in rows):
@@ -177,7 +172,7 @@ def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
 
 
 def token_latency(best: dict[str, NDArray[np.float64]], repetitions: int, path: str) -> None:
-    """Milliseconds of each token, the best of its repetitions. best: mode -> [n_tokens]."""
+    """Milliseconds of each token. best: mode -> the minimum over repetitions, [n_tokens]."""
     figure = _figure(8, 3.6)
     axes = figure.subplots()
     for mode, ms in best.items():

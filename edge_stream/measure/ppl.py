@@ -12,28 +12,29 @@ import numpy as np
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.modes import keep_of
+from edge_stream.measure.reader_process import ReaderProcess
 from edge_stream.measure.table import rounded
-from edge_stream.measure.worker import Worker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_STEP = 256  # tokens between two signs of life
-_N_MEMORY = 200  # times that memory is looked at
+_BLOCK = 256  # tokens that are scored at a time
+_N_MEMORY = 200  # samples of memory along the text
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Reading:
-    """A text read in one mode. nll: [n_tokens - 1] float64 nats, item i is that of token i + 1; NaN: not scored.
+    """A text read in one mode. nll: [n_tokens - 1] float64 nats; item i is that of token i + 1, NaN: not scored.
 
-    memory: (tokens read, resident MiB), some 200 times along the text.
+    n_fill: the cache size that was asked for (dense has a larger one). stopped: why reading ended early. every: one
+    token or block in so many was scored. bos: that the model's texts begin with, -1: none. memory: (tokens read, MiB).
     """
 
     mode: str
     n_ctx: int
-    n_fill: int  # the cache size that was asked for: dense has a larger one
+    n_fill: int
     n_keep: int
     n_tokens: int
     nll: NDArray[np.float64]
@@ -42,13 +43,13 @@ class Reading:
     rss_end_mib: float | None
     stopped: str | None
     every: int = 1
-    bos: int = -1  # that texts of this model begin with; -1: none
+    bos: int = -1
     memory: list[tuple[int, float]] = field(default_factory=list)
 
     def report(self, segment: int = 0) -> dict[str, Any]:
-        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of what was read).
+        """The row of `eval ppl`. segment: tokens per segment (0: a tenth of the text).
 
-        ppl_after_fill: of the tokens predicted after the first eviction (dense: of the same tokens).
+        ppl_after_fill: of the tokens past the cache (dense: of the same tokens).
         """
         size = segment or max(1, math.ceil(len(self.nll) / 10))
         segments = [
@@ -71,21 +72,21 @@ class Reading:
             "segments": segments,
             "rss_start_mib": rounded(self.rss_start_mib, 2),
             "rss_end_mib": rounded(self.rss_end_mib, 2),
-            # modes that skip work have no speed to compare
+            # a mode that skips tokens has no comparable speed
             "tok_per_s": rounded(self.n_tokens / self.seconds, 2) if self.every == 1 else None,
             "stopped": self.stopped,
         }
 
     def _memory_at(self, n: int) -> float | None:
-        """The last look at memory before n tokens were exceeded."""
+        """The last sample of memory within n tokens."""
         seen = [mib for at, mib in self.memory if at <= n]
         return rounded(seen[-1], 2) if seen else None
 
 
 def at_samples(readings: Sequence[Reading]) -> dict[str, float | None]:
-    """Perplexity by mode at the tokens beyond the cache that every mode scored; modes that ended early are left out.
+    """Perplexity by mode at the tokens past the cache that all modes scored; modes that ended early are left out.
 
-    What a mode of which only samples were scored has to be compared with.
+    For a comparison with modes that scored samples only.
     """
     whole = [reading for reading in readings if not reading.stopped]
     common = np.all([np.isfinite(reading.nll) for reading in whole], axis=0)
@@ -94,7 +95,7 @@ def at_samples(readings: Sequence[Reading]) -> dict[str, float | None]:
 
 
 def perplexity(nll: NDArray[np.float64]) -> float | None:
-    """exp of the mean of what was scored; None if nothing was, or if it is too large for a float."""
+    """exp of the mean of the scored tokens; None if there are none, or if it is too large for a float."""
     known = nll[np.isfinite(nll)]
     if not len(known):
         return None
@@ -117,54 +118,52 @@ def read(
     tail: int = 0,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Reading:
-    """Read tokens in a process of the mode's own and score each of them but the first.
+    """Read tokens in a process of its own and score all but the first.
 
-    chunk: tokens per decode. dense stops at the training length unless beyond_training; its cache has the size of the
-    text. every: in mode recompute, beyond the cache, only each every-th token is scored (the others' NLL is NaN).
-    block_every: in the other modes, beyond the cache, only each block_every-th block of some 256 tokens is scored, and
-    the last tail tokens. rss_start_mib: memory when the cache is full for the first time, or at the end if that never
-    happens.
+    chunk: tokens per decode. Mode dense stops at the training length unless beyond_training; its cache is as large as
+    the text. Past the cache, mode recompute scores every every-th token, and the other modes every block_every-th block
+    of some 256 tokens and the last tail tokens. rss_start_mib: memory when the cache was first full, else at the end.
     """
     size = max(n_ctx, len(tokens)) if mode == "dense" else n_ctx
     stopped = None
     if mode == "dense" and not beyond_training:
-        with Worker(model, mode, min(n_ctx, 64), n_keep, settings) as probe:
+        with ReaderProcess(model, mode, min(n_ctx, 64), n_keep, settings) as probe:
             trained = int(probe.facts["n_ctx_train"])
         if len(tokens) > trained:
             stopped = f"the training length, {trained} tokens"
             tokens, size = tokens[:trained], max(1, trained)
-    with Worker(model, mode, size, n_keep, settings) as worker:
+    with ReaderProcess(model, mode, size, n_keep, settings) as process:
         started = time.perf_counter()
         out = np.full(len(tokens), np.nan)
         rss_start = None
-        unread: list[int] = []  # a token that was predicted is read with the next ones: one re-computation for all
-        at, looked, n_blocks = 0, 0, 0
+        unread: list[int] = []  # a scored token is read with the next ones: one recomputation for all
+        at, sampled, n_blocks = 0, 0, 0
         memory: list[tuple[int, float]] = []
         while at < len(tokens):
-            end = _stop(at, len(tokens), n_ctx, chunk)
+            end = _block_end(at, len(tokens), n_ctx, chunk)
             if mode == "recompute" and at >= n_ctx and every > 1:
                 end = min(at + every, len(tokens))
                 unread += tokens[at : end - 1]
                 if unread:
-                    worker.call("feed", unread)
-                out[end - 1] = worker.call("score_next", tokens[end - 1])
+                    process.call("feed", unread)
+                out[end - 1] = process.call("score_next", tokens[end - 1])
                 unread = [tokens[end - 1]]
             elif at >= n_ctx and end <= len(tokens) - tail and n_blocks % block_every:
                 for start in range(at, end, chunk):
-                    worker.call("feed", list(tokens[start : min(start + chunk, end)]))
+                    process.call("feed", list(tokens[start : min(start + chunk, end)]))
             else:
-                out[at:end] = worker.call("score", list(tokens[at:end]), chunk)
+                out[at:end] = process.call("score", list(tokens[at:end]), chunk)
             at = end
             n_blocks += 1
             if at >= n_ctx and rss_start is None:
-                rss_start = worker.call("rss")
-            if at - looked >= len(tokens) / _N_MEMORY or at == len(tokens):
-                memory.append((at, worker.call("rss")))
-                looked = at
+                rss_start = process.call("rss")
+            if at - sampled >= len(tokens) / _N_MEMORY or at == len(tokens):
+                memory.append((at, process.call("rss")))
+                sampled = at
             progress(f"{mode}: tokens", at, len(tokens))
         seconds = time.perf_counter() - started
-        rss_end = worker.call("rss")
-        bos = int(worker.facts["bos"])
+        rss_end = process.call("rss")
+        bos = int(process.facts["bos"])
     return Reading(
         mode=mode,
         n_ctx=size,
@@ -192,16 +191,16 @@ def fresh_tail(
     settings: dict[str, Any],
     progress: Progress = lambda _what, _done, _total: None,
 ) -> dict[str, Any]:
-    """The last n tokens as a stream of any length scored them (whole), and as one that began just before them does.
+    """The last n tokens as a long stream (whole) and as a fresh one scores them.
 
-    The new stream begins n_ctx tokens before them, so that its cache is full too. ratio: whole's perplexity / its own.
-    Raises EdgeStreamError if the text is too short for that, or was not read to its end.
+    The fresh stream begins n_ctx tokens before them, so that its cache is full too. ratio: whole's perplexity over the
+    fresh one's. Raises EdgeStreamError if the text is too short, or was not read to its end.
     """
     if whole.n_tokens < len(tokens):
         raise EdgeStreamError(f"mode {whole.mode} did not read the last {n} tokens: it ended at {whole.stopped}")
     begin = len(tokens) - n - whole.n_fill
     if begin <= 0:
-        raise EdgeStreamError(f"{len(tokens)} tokens hold no last {n} with {whole.n_fill} before them")
+        raise EdgeStreamError(f"{len(tokens)} tokens are too few for the last {n} and {whole.n_fill} before them")
     text = [*tokens[:1], *tokens[begin:]] if tokens[0] == whole.bos else tokens[begin:]
 
     def show(_what: str, done: int, total: int) -> None:
@@ -229,7 +228,7 @@ def fresh_tail(
     }
 
 
-def _stop(at: int, n: int, n_ctx: int, chunk: int) -> int:
-    """Where to pause after `at`: whole chunks, and at the moment when the cache is full."""
-    end = min(at + max(chunk, _STEP - _STEP % chunk if chunk < _STEP else chunk), n)
+def _block_end(at: int, n: int, n_ctx: int, chunk: int) -> int:
+    """The end of the block that begins at `at`: whole chunks, with a block that ends when the cache is full."""
+    end = min(at + max(chunk, _BLOCK - _BLOCK % chunk if chunk < _BLOCK else chunk), n)
     return n_ctx if at < n_ctx < end and n_ctx % chunk == 0 else end

@@ -1,4 +1,4 @@
-"""Streaming question answering (Xiao et al. 2023, section 4.3): questions joined into one endless stream."""
+"""Streaming question answering (Xiao et al. 2023, section 4.3): questions joined into one long stream."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.modes import keep_of
 from edge_stream.measure.ppl import Progress
+from edge_stream.measure.reader_process import ReaderProcess
 from edge_stream.measure.table import rounded
-from edge_stream.measure.worker import Worker
 
-MOST = 16  # tokens of an answer
-_SHOTS = "Question: What colour is snow?\nAnswer: white\n\nQuestion: How many legs has a dog?\nAnswer: four\n\n"
+MAX_ANSWER = 16  # tokens
+_EXAMPLES = "Question: What colour is snow?\nAnswer: white\n\nQuestion: How many legs has a dog?\nAnswer: four\n\n"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question and the answers that are right."""
+    """A question and its right answers."""
 
     question: str
     answers: tuple[str, ...]
 
 
-def load(text: str, name: str) -> list[Item]:
-    """Items of JSON lines {"question": ..., "answer": ... or [...]}. Raises EdgeStreamError with the line's number."""
+def parse(text: str, name: str) -> list[Item]:
+    """Items of JSON lines {"question": ..., "answer": ... or [...]}. Raises EdgeStreamError that names the line."""
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -45,50 +45,44 @@ def load(text: str, name: str) -> list[Item]:
             ) from None
         items.append(Item(value["question"], tuple(answers)))
     if not items:
-        raise EdgeStreamError(f"{name} holds no question")
+        raise EdgeStreamError(f"{name} has no questions")
     return items
 
 
-def small() -> list[Item]:
-    """A small set of easy questions of ours: enough to see that nothing breaks, too few to rank models."""
+def builtin() -> list[Item]:
+    """A small set of easy questions: enough to see that nothing breaks, too few to rank models."""
     path = Path(__file__).with_name("questions.jsonl")
-    return load(path.read_text(encoding="utf-8"), path.name)
+    return parse(path.read_text(encoding="utf-8"), path.name)
 
 
-def normal(answer: str) -> str:
-    """What exact match compares: lower case, no article, punctuation or extra space."""
+def normalise(answer: str) -> str:
+    """An answer for exact match: lower case, without articles, punctuation and extra spaces."""
     words = answer.lower().translate(str.maketrans("", "", string.punctuation)).split()
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def run(
-    model: str,
-    mode: str,
-    items: Sequence[Item],
-    n_ctx: int,
-    n_keep: int,
-    settings: dict[str, Any],
-    progress: Progress,
+    model: str, mode: str, items: Sequence[Item], n_ctx: int, n_keep: int, settings: dict[str, Any], progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Accuracy over all questions and over the first and second half, and one record per question.
+    """The row: exact match over all questions and over each half; and a record per question.
 
-    The model's own answers stay in the stream, as in a conversation. one-shot: each question to an empty cache, after
-    the same two examples.
+    The model's answers stay in the stream, as in a conversation. one-shot: each question, after the same two examples,
+    with an empty cache.
     """
     details: list[dict[str, Any]] = []
-    single = mode == "one-shot"
+    one_shot = mode == "one-shot"
     cells = max(n_ctx, 256 * len(items)) if mode == "dense" else n_ctx
-    with Worker(model, "stream" if single else mode, cells, n_keep, settings) as worker:
+    with ReaderProcess(model, "stream" if one_shot else mode, cells, n_keep, settings) as process:
         for i, item in enumerate(items):
-            if single:
-                worker.call("reset")
-            said = worker.call(
-                "reply", (_SHOTS if single or i == 0 else "") + f"Question: {item.question}\nAnswer:", MOST
+            if one_shot:
+                process.call("reset")
+            reply = process.call(
+                "reply", (_EXAMPLES if one_shot or i == 0 else "") + f"Question: {item.question}\nAnswer:", MAX_ANSWER
             )
-            good = normal(said) in {normal(a) for a in item.answers}
-            details.append({"mode": mode, "question": item.question, "said": said.strip(), "right": good})
+            good = normalise(reply) in {normalise(a) for a in item.answers}
+            details.append({"mode": mode, "question": item.question, "said": reply.strip(), "right": good})
             progress(f"{mode}: questions", i + 1, len(items))
-        n_past = worker.call("depth")
+        n_past = process.call("depth")
     half = len(details) // 2
 
     def share(part: Sequence[dict[str, Any]]) -> float | None:
@@ -99,7 +93,7 @@ def run(
         "n_ctx": cells,
         "n_keep": keep_of(mode, n_keep),
         "questions": len(details),
-        "n_past": None if single else n_past,
+        "n_past": None if one_shot else n_past,
         "exact_match": share(details),
         "first_half": share(details[:half]),
         "second_half": share(details[half:]),

@@ -1,4 +1,4 @@
-"""How many sinks a model needs: the table of Xiao et al. 2023 (their table 2) for any model."""
+"""How many sinks a model needs: table 2 of Xiao et al. 2023 for any model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.ppl import Progress, read
 
-WITHIN = 1.01
+TOLERANCE = 1.01  # times the best perplexity
 
 
 def table(
@@ -20,9 +20,9 @@ def table(
     settings: dict[str, Any],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """One row of `eval ppl` per number of sinks, at the same cache size.
+    """A row of `eval ppl` per number of sinks, at the same cache size.
 
-    Raises EdgeStreamError if the text does not outgrow the cache, where sinks cannot matter.
+    Raises EdgeStreamError if the text fits the cache, where sinks make no difference.
     """
     if len(tokens) <= n_ctx + 1:
         raise EdgeStreamError(
@@ -41,9 +41,9 @@ def table(
 
 
 def recommend(rows: Sequence[dict[str, Any]]) -> int:
-    """The smallest n_keep whose perplexity after the cache filled is within 1% of the best."""
+    """The smallest n_keep within TOLERANCE of the best perplexity after the cache filled. Raises EdgeStreamError."""
     known = [row for row in rows if row["ppl_after_fill"] is not None]
     if not known:
         raise EdgeStreamError("no perplexity could be measured")
     best = min(row["ppl_after_fill"] for row in known)
-    return min(int(row["n_keep"]) for row in known if row["ppl_after_fill"] <= best * WITHIN)
+    return min(int(row["n_keep"]) for row in known if row["ppl_after_fill"] <= best * TOLERANCE)

@@ -1,8 +1,7 @@
-"""Hours of streaming under watch: one record per interval, and a test for trends.
+"""Streaming for hours: a record per interval, and a test for trends.
 
-Every interval reads the same tokens, so that perplexity, speed and memory of two intervals can be compared. After each
-the session is saved with the record inside, then the record is appended to the log: a soak that was killed resumes at
-the last complete interval.
+Every interval reads the same tokens, so that intervals can be compared. After each, the session is saved with its
+record, which is then appended to the log: a soak that was killed resumes after the last complete interval.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
     from edge_stream.stream import Stream
 
 P_VALUE = 0.01
-# what must not rise, and by how much over the run it may: a share of its median, and an amount of its unit
+# what must not rise; it may over the run by a share of its median, and by an amount of its unit
 WATCHED = {"nll": (0.01, 0.0), "p50_ms": (0.05, 0.0), "rss_mib": (0.01, 1.0)}
-_SAME = ("n_ctx", "n_keep", "interval_tokens", "chunk")  # a log is continued with these only
+_SAME = ("n_ctx", "n_keep", "interval_tokens", "chunk")  # must not change when a soak is resumed
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to stream. interval, chunk: tokens. n_intervals: in all; hours: of this process; 0: no limit."""
+    """What to stream. interval, chunk: tokens. n_intervals: in all, hours: of this process, 0: no limit."""
 
     model: str
     tokens: Sequence[int]
@@ -54,15 +53,12 @@ class Plan:
 
 
 def run(
-    plan: Plan,
-    progress: Callable[[str, int, int], None],
-    note: Callable[[str], None],
-    stop: Callable[[], bool],
+    plan: Plan, progress: Callable[[str, int, int], None], note: Callable[[str], None], stop: Callable[[], bool]
 ) -> list[Record]:
-    """Stream until the plan's end or until stop() is true; return all records, those of earlier processes included.
+    """Stream to the plan's end or until stop() is true; all records, those of earlier processes included.
 
-    What was read of an interval that stop() ended is not recorded; the session stays at the last complete one.
-    Raises EdgeStreamError if the log, the session and the plan do not fit each other, or if a disk is full.
+    An interval that stop() ends is not recorded. Raises EdgeStreamError if the log, the session and the plan do not
+    belong together, or if the disk is full.
     """
     began = time.monotonic()
     records = read_log(plan.log)
@@ -106,7 +102,7 @@ def _interval(
     stop: Callable[[], bool],
     number: int,
 ) -> dict[str, float] | None:
-    """Read the text once: mean NLL in nats and milliseconds per token. None if stop() became true."""
+    """Read the text once: mean NLL in nats, and milliseconds per token. None if stop() became true."""
     nll, times = [], []
     for start in range(0, len(text), chunk):
         if stop():
@@ -125,22 +121,17 @@ def _interval(
 
 
 def _open(engine: Engine, plan: Plan, records: list[Record], note: Callable[[str], None]) -> Stream:
-    """The stream where the log ends. A record that is only in the session (killed in between) is added to the log."""
+    """The stream at the log's end. A record that only the session has (killed in between) is appended to the log."""
     if not plan.session.exists():
         if records:
-            raise EdgeStreamError(f"{plan.log} goes on from {plan.session}, which is not there: use another --log")
+            raise EdgeStreamError(f"{plan.log} continues from {plan.session}, which is not there: use another --log")
         return engine.stream()
     stream = engine.restore(plan.session)
     try:
         last = _record(stream.user)
     except (ValueError, UnicodeDecodeError):
         raise EdgeStreamError(f"{plan.session} is not the session of a soak: use another --session") from None
-    for name, value in (
-        ("n_ctx", plan.n_ctx),
-        ("n_keep", plan.n_keep),
-        ("interval_tokens", plan.interval),
-        ("chunk", plan.chunk),
-    ):
+    for name, value in zip(_SAME, (plan.n_ctx, plan.n_keep, plan.interval, plan.chunk), strict=True):
         if last[name] != value:
             raise EdgeStreamError(f"{plan.session} was made with {name} {last[name]}, not {value}: use another --log")
     if last["interval"] == len(records):
@@ -153,7 +144,7 @@ def _open(engine: Engine, plan: Plan, records: list[Record], note: Callable[[str
 
 
 def read_log(path: Path) -> list[Record]:
-    """The records of a log; [] if there is none. A last line without its end (killed while it was written) is removed.
+    """The records of a log; [] if there is none. An incomplete last line is removed.
 
     Raises EdgeStreamError if it is not the log of a soak.
     """
@@ -176,7 +167,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def _record(line: bytes) -> Record:
-    """Raises ValueError unless it is a record."""
+    """Parse a record. Raises ValueError if it is none."""
     record = json.loads(line)
     needed = ("interval", "process", "n_past", *_SAME, *WATCHED)
     if not isinstance(record, dict) or not all(isinstance(record.get(n), int | float) for n in needed):
@@ -195,10 +186,10 @@ def _append(path: Path, line: str) -> None:
 
 
 def verdict(records: Sequence[Record]) -> dict[str, Any]:
-    """Whether anything rises. Left out: intervals before the cache was full, and the first of each process (warm-up).
+    """Whether anything rises. Intervals before the cache was full, and the first of each process, do not count.
 
-    trends: for each of WATCHED its median, its Theil-Sen slope times the number of intervals (`rise`), the one-sided
-    p-value, and `rises`: p < P_VALUE and a rise beyond what WATCHED allows. Too few intervals show no trend: p is 1.
+    trends: for each of WATCHED the median, `rise` (Theil-Sen slope times number of intervals), the one-sided p-value,
+    and `rises`: p < P_VALUE and a rise beyond what WATCHED allows. With too few intervals p is 1.
     """
     counted = [
         (record, i)
@@ -232,9 +223,9 @@ def verdict(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def kendall(groups: Sequence[NDArray[np.float64]]) -> float:
-    """One-sided p-value for a rise within the groups: the seasonal Kendall test (Hirsch, Slack, Smith 1982).
+    """One-sided p-value of a rise within the groups: seasonal Kendall test (Hirsch, Slack, Smith 1982).
 
-    Normal approximation with the correction for ties and for continuity.
+    Normal approximation, corrected for ties and continuity.
     """
     score, variance = 0.0, 0.0
     for values in groups:

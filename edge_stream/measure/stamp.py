@@ -1,4 +1,4 @@
-"""When, where and with what something was measured."""
+"""When, where and with which software something was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def stamp() -> dict[str, Any]:
-    """Names of llama-bench where it has them: build_commit (of llama.cpp), cpu_info, gpu_info, backends, test_time."""
+    """llama-bench's build_commit (of llama.cpp), cpu_info, gpu_info, backends and test_time, and more of ours."""
     from edge_stream.backends.loading import default_threads
     from edge_stream.cli.info import system_facts
 
@@ -34,7 +34,7 @@ def stamp() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor as the system calls it."""
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -49,7 +49,7 @@ def cpu_name() -> str:
 
 
 def source_commit() -> str:
-    """The git commit of the source tree this runs from, `+` appended if files differ; "" outside of one."""
+    """The git commit of this source tree, with `+` if files differ; "" outside of one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""

@@ -1,4 +1,4 @@
-"""What the user waits for before the first token."""
+"""The time until the first token."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ print(imported - start, loaded - imported, first - loaded)
 def startup(model: str, n_ctx: int, repetitions: int) -> list[dict[str, Any]]:
     """Medians over fresh processes, in ms.
 
-    help: `edge-stream --help`, whole process. load: Engine.load. first token: from the loaded engine to the first
-    token after a prompt of a few words. process to first token: all of it, the interpreter included.
+    help: the process of `edge-stream --help`. load: Engine.load. first token: from there to the first token after a
+    prompt of a few words. process to first token: all of it, with the interpreter's start.
     """
     spans: dict[str, list[float]] = {"help": [], "load": [], "first token": [], "process to first token": []}
     for _ in range(repetitions):
         spans["help"].append(_timed([sys.executable, "-m", "edge_stream.cli", "--help"])[0])
-        whole, said = _timed([sys.executable, "-c", _FIRST_TOKEN, model, str(n_ctx)])
-        _imported, load, first = (float(x) * 1e3 for x in said.split())
+        whole, output = _timed([sys.executable, "-c", _FIRST_TOKEN, model, str(n_ctx)])
+        _imported, load, first = (float(x) * 1e3 for x in output.split())
         spans["load"].append(load)
         spans["first token"].append(first)
         spans["process to first token"].append(whole)
@@ -57,5 +57,5 @@ def _timed(command: list[str]) -> tuple[float, str]:
     done = subprocess.run(command, capture_output=True, text=True)
     elapsed = (time.perf_counter() - start) * 1e3
     if done.returncode != 0:
-        raise EdgeStreamError(f"a process that was timed failed: {done.stderr.strip().splitlines()[-1:] or ['?']}")
+        raise EdgeStreamError(f"a timed process failed: {done.stderr.strip().splitlines()[-1:] or ['?']}")
     return elapsed, done.stdout

@@ -1,14 +1,13 @@
-"""StreamEval (Xiao et al. 2023, section 4.3), whose data its authors describe but did not release.
+"""StreamEval (Xiao et al. 2023, section 4.3), whose data was described but not released.
 
-Lines stream by; every few lines a fact is asked for that was stated some lines back. The answer counts as right if
-greedy decoding would give exactly it. The right answer then stays in the stream, so that one mistake does not make
-the next one, and no fact is asked for twice.
+Every few lines of a stream, a question asks for a fact that was stated some lines before. The answer is right if greedy
+decoding would give exactly it. The right answer then stays in the stream, so that mistakes do not add up; no fact is
+asked for twice.
 
-words  `The secret word of Anna Bell is mango.` among lines of prose. Names are pairs that do not come again, answers
-       single words; the question is the sentence's beginning. Only what will be asked for is stated, so that small
+words  Facts like `The secret word of Anna Bell is mango.` among lines of prose. Names do not repeat, answers are single
+       words, the question is the beginning of the sentence. Only facts that will be asked for are stated, so that small
        models can answer and distance is what is measured. Guessing gives 1 in 24.
-paper  every line a fact, `line 17: REGISTER_CONTENT is <4321>`, and a question about the line's number, as LongEval
-       has it.
+paper  Every line is a fact, `line 17: REGISTER_CONTENT is <4321>`; questions are about line numbers, as in LongEval.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.modes import keep_of
 from edge_stream.measure.ppl import Progress
+from edge_stream.measure.reader_process import ReaderProcess
 from edge_stream.measure.table import rounded
-from edge_stream.measure.worker import Worker
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -42,7 +41,7 @@ _THINGS = """
     apples bread cheese coffee fish honey lemons milk music nuts pears pizza plums rice salad soup sugar tea water
     wine books cats dogs horses
 """.split()  # noqa: SIM905
-# different beginnings: a small model takes facts that begin alike for one another
+# different beginnings, because small models confuse facts that begin alike
 _FRAMES = (
     "The secret word of {} is",
     "For breakfast {} always wants",
@@ -85,7 +84,7 @@ _Fact = tuple[str, str, str]  # its line, the question, the answer
 
 @dataclass(frozen=True)
 class Question:
-    """Tokens of the lines since the last question, of the question and of its answer."""
+    """Tokens of the lines since the last question (text), of the question and of the answer."""
 
     text: list[int]
     question: list[int]
@@ -97,9 +96,10 @@ class Question:
 def plan(
     engine: Engine, kind: str, distances: Sequence[int], per_distance: int, interval: int, n_ctx: int, seed: int
 ) -> list[Question]:
-    """Everything that is going to stream by, the same for every mode.
+    """The whole text and its questions, the same for all modes. kind: words or paper.
 
-    distances: lines between fact and question; empty: from a twentieth of the cache to twice the cache.
+    distances: lines between fact and question; empty: from a twentieth of the cache to twice the cache. Raises
+    EdgeStreamError for a distance that is far longer than the cache.
     """
     draw = random.Random(seed)
     fact, filler = (_words(draw), _prose(draw)) if kind == "words" else (_numbers(draw), None)
@@ -111,7 +111,7 @@ def plan(
     asked = _schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
     stated = {after - lines for after, lines in asked}
 
-    said: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
+    facts: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
     out: list[Question] = []
     seen = line = 0
     pending = engine.tokenize(_INTRO[kind], add_bos=engine.add_bos)
@@ -122,9 +122,9 @@ def plan(
             else:
                 new = fact(line)
                 pending += engine.tokenize(new[0])
-                said[line] = (new, seen + len(pending))
+                facts[line] = (new, seen + len(pending))
             line += 1
-        (_, question, answer), end = said[after - lines]
+        (_, question, answer), end = facts[after - lines]
         q_tokens, a_tokens = _split(engine, question, answer)
         distance = seen + len(pending) + len(q_tokens) - end
         out.append(Question(pending, q_tokens, a_tokens, lines, distance))
@@ -134,12 +134,12 @@ def plan(
 
 
 def _schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
-    """Pairs (number of lines before a question, distance in lines), in order, every fact asked for once."""
+    """Pairs (lines before a question, distance in lines), in order; each fact is asked for once."""
     wanted, taken, out, after = list(wanted), set[int](), [], 0
     while wanted:
         after += interval
         lines = next((d for d in wanted if d <= after and after - d not in taken), None)
-        if lines is not None:  # else it is too early for any of them
+        if lines is not None:  # else it is too early for all of them
             wanted.remove(lines)
             taken.add(after - lines)
             out.append((after, lines))
@@ -152,7 +152,7 @@ def _default_distances(n_ctx: int, per_line: float) -> list[int]:
 
 
 def _split(engine: Engine, question: str, answer: str) -> tuple[list[int], list[int]]:
-    """Tokens of a question and of the answer that goes on from it, as the tokenizer joins them."""
+    """Tokens of a question and of its answer, as the tokenizer splits the two together."""
     both, alone = engine.tokenize(question + answer), engine.tokenize(question)
     n = len(alone)
     if both[:n] != alone:
@@ -167,7 +167,7 @@ def _words(draw: random.Random) -> Callable[[int], _Fact]:
     count = itertools.count()
 
     def fact(_line: int) -> _Fact:
-        # names come again only after all of them, more than a thousand facts later
+        # a name repeats after more than a thousand facts
         i = next(count)
         question, thing = _FRAMES[i % len(_FRAMES)].format(names[i % len(names)]), draw.choice(_THINGS)
         return f"{question} {thing}.\n", question, f" {thing}"
@@ -198,26 +198,25 @@ def run(
     progress: Progress,
     note: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row per distance: accuracy, and whether the fact was in the cache when it was asked for.
+    """A row per distance: accuracy, and whether the fact was still in the cache.
 
-    dense gets a cache for everything; where that exceeds the training length it is asked what comes before, and that
-    is said.
+    Mode dense gets a cache for the whole text, or of the training length if that is less, and stops there with a note.
     """
     total = sum(len(q.text) + len(q.question) + len(q.answer) for q in questions)
     size = max(n_ctx, total + 1) if mode == "dense" else n_ctx
     if mode == "dense":
-        with Worker(model, mode, 64, 0, settings) as probe:
+        with ReaderProcess(model, mode, 64, 0, settings) as probe:
             size = min(size, int(probe.facts["n_ctx_train"]))
     right: dict[int, list[bool]] = {}
     distance: dict[int, list[int]] = {}
     seen = 0
-    with Worker(model, mode, size, n_keep, settings) as worker:
+    with ReaderProcess(model, mode, size, n_keep, settings) as process:
         for i, q in enumerate(questions):
             seen += len(q.text) + len(q.question) + len(q.answer)
             if mode == "dense" and seen >= size:
                 note(f"mode dense ended at {size} tokens, the training length: {i} of {len(questions)} questions")
                 break
-            good = worker.call("answer", q.text + q.question, q.answer)
+            good = process.call("answer", q.text + q.question, q.answer)
             right.setdefault(q.lines, []).append(good)
             distance.setdefault(q.lines, []).append(q.distance)
             progress(f"{mode}: questions", i + 1, len(questions))

@@ -1,4 +1,4 @@
-"""Rows of measurements as Markdown, CSV, JSON or JSON lines; files are replaced as a whole."""
+"""Measurements as Markdown, CSV, JSON or JSON lines."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_stream.errors import EdgeStreamError
-
 Row = Mapping[str, Any]
+
+
 FORMATS = ("md", "csv", "json", "jsonl")
 
 
+def render(rows: Sequence[Row], output: str, columns: Sequence[str] = ()) -> str:
+    """Rows in one of FORMATS. columns: those of the Markdown table (default: all)."""
+    if output == "md":
+        return markdown(rows, columns or list(rows[0]))
+    if output == "csv":
+        return as_csv(rows)
+    return as_json(rows) if output == "json" else "\n".join(as_json(row, line=True) for row in rows)
+
+
 def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A Markdown table, its columns padded. Floats get two digits after the point, ratios three."""
+    """A Markdown table with padded columns; floats have two decimals, ratios three."""
     cells = [[_cell(row.get(name), 3 if "/" in name else 2) for name in columns] for row in rows]
     widths = [max(len(name), 3, *(len(line[i]) for line in cells), 0) for i, name in enumerate(columns)]
     numbers = [all(isinstance(row.get(name), int | float | None) for row in rows) or name == "t/s" for name in columns]
@@ -39,7 +45,7 @@ def _cell(value: Any, digits: int) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """CSV with a header, every field quoted as llama-bench does; lists are left out."""
+    """CSV with a header and all fields quoted, like llama-bench's, without lists."""
     names = [name for name, value in rows[0].items() if not isinstance(value, list | dict)] if rows else []
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -49,7 +55,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_json(value: Any, *, line: bool = False) -> str:
-    """JSON; numbers that JSON does not know (nan) become null."""
+    """JSON, on one line or indented; nan and infinities become null."""
     return json.dumps(_clean(value), indent=None if line else 2, allow_nan=False)
 
 
@@ -64,23 +70,5 @@ def _clean(value: Any) -> Any:
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
-    """A float for a row; None stays None."""
+    """A rounded float; None stays None."""
     return None if value is None else round(float(value), digits)
-
-
-def replace_file(path: str | Path, write: Callable[[str], None]) -> None:
-    """Call write(temporary name) beside path and rename: path holds the old file or the new one, never a part."""
-    target = Path(path)
-    temporary = None
-    try:
-        # the suffix tells a writer of pictures which kind is wanted
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=target.suffix)
-        os.close(handle)
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise EdgeStreamError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One reader per process, so that memory is that of one mode alone, and modes can take turns."""
+"""Readers in processes of their own: memory is that of one mode alone, and modes can take turns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from edge_stream.errors import EdgeStreamError
 from edge_stream.metrics import resident_mib
 
-BLOCK = 16  # tokens that a worker decodes before the next one has its turn
-FILL = 2048  # tokens between two signs of life while a depth is reached
+BLOCK = 16  # tokens that a process decodes before it is the next one's turn
+FILL = 2048  # tokens between two calls of progress
 
 
-class ReaderHost:
-    """What the process can be asked to do. Tokens are random, drawn from a fixed seed, as llama-bench's are."""
+class _Service:
+    """The methods that the process offers. Tokens are random, of a fixed seed, where none are given."""
 
     def __init__(self, model: str, mode: str, n_ctx: int, n_keep: int, settings: dict[str, Any]) -> None:
         from edge_stream.measure.modes import open_reader
@@ -29,7 +29,7 @@ class ReaderHost:
         self._random = np.random.default_rng(0)
 
     def facts(self) -> dict[str, Any]:
-        """About the model, and how long it took to load."""
+        """Facts of the model, and the time its load took."""
         engine = self.reader.engine
         return {
             "load_ms": self._load_ms,
@@ -49,26 +49,26 @@ class ReaderHost:
         self.reader.reset()
 
     def fill(self, n: int) -> int:
-        """Read n tokens, timed by nobody. Returns the depth."""
+        """Read n tokens; the tokens read so far."""
         self.reader.feed(self._draw(n))
         return self.reader.n_past
 
     def place(self, depth: int) -> None:
-        """Count as if depth tokens had been read (Reader.place)."""
+        """See Reader.place."""
         self.reader.place(depth)
 
     def prompt(self, n: int) -> int:
-        """Read n tokens; nanoseconds."""
+        """Read n tokens; the nanoseconds it took."""
         tokens = self._draw(n)
         start = time.perf_counter_ns()
         self.reader.feed(tokens)
         self.reader.synchronize()
         return time.perf_counter_ns() - start
 
-    def generate(self, n: int, hold: bool = False) -> tuple[list[int], float]:
+    def generate(self, n: int, repeat: bool = False) -> tuple[list[int], float]:
         """Decode n tokens one by one: nanoseconds of each, and the mean number of tokens in the cache.
 
-        hold: each token is taken back after it was timed, so that the cache is as full for the last as for the first.
+        repeat: take each token back, so that the cache is equally full for all.
         """
         times: list[int] = []
         fill = 0
@@ -79,7 +79,7 @@ class ReaderHost:
             reader.synchronize()
             times.append(time.perf_counter_ns() - start)
             fill += reader.n_cached
-            if hold:
+            if repeat:
                 reader.forget(1)
         return times, fill / n
 
@@ -88,19 +88,19 @@ class ReaderHost:
         self.reader.forget(n)
 
     def score(self, tokens: list[int], chunk: int) -> Any:
-        """NLL of tokens, [n] float64."""
+        """Read tokens; their NLL in nats, [n] float64."""
         return self.reader.score(tokens, chunk)
 
     def feed(self, tokens: list[int]) -> None:
-        """Read given tokens."""
+        """Read tokens."""
         self.reader.feed(tokens)
 
     def score_next(self, token: int) -> float:
-        """NLL of a token that is not read, after feed."""
+        """NLL of the token that would come next; it is not read."""
         return self.reader.score_next(token)
 
     def answer(self, tokens: list[int], answer: list[int]) -> bool:
-        """Read tokens, then the answer: whether greedy decoding would have given exactly it."""
+        """Read tokens and the answer; whether greedy decoding would have given that answer."""
         self.reader.feed(tokens)
         right = True
         for token in answer:
@@ -110,30 +110,30 @@ class ReaderHost:
             self.reader.feed((token,))
         return right
 
-    def reply(self, text: str, most: int) -> str:
-        """Read a text and answer greedily with one line of at most `most` tokens, which stays in the stream."""
+    def reply(self, text: str, n_max: int) -> str:
+        """Read a text and generate a line of at most n_max tokens greedily, which stays in the stream."""
         reader, engine = self.reader, self.reader.engine
         reader.feed(engine.tokenize(text, add_bos=reader.n_past == 0 and engine.add_bos))
-        said = b""
-        for _ in range(most):
+        reply = b""
+        for _ in range(n_max):
             logits = reader.logits
             assert logits is not None
             token = int(logits.argmax())
             piece = engine.token_to_piece(token)
             if engine.is_eog(token) or b"\n" in piece:
-                said += piece.split(b"\n")[0]
+                reply += piece.split(b"\n")[0]
                 break
-            said += piece
+            reply += piece
             reader.feed((token,))
         reader.feed(engine.tokenize("\n\n"))
-        return said.decode(errors="replace")
+        return reply.decode(errors="replace")
 
     def depth(self) -> int:
-        """Tokens read since the text began."""
+        """Tokens read so far."""
         return self.reader.n_past
 
     def rss(self) -> float | None:
-        """Resident memory of this process in MiB."""
+        """Resident memory in MiB."""
         return resident_mib()
 
     def counters(self) -> dict[str, int]:
@@ -145,13 +145,13 @@ class ReaderHost:
 
 
 def _serve(connection: Any, args: tuple[Any, ...]) -> None:
-    """The process: answers (True, result) or (False, sentence)."""
+    """The process's loop: answers (method, arguments) with (True, result) or (False, sentence)."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
-        host = ReaderHost(*args)
-        connection.send((True, host.facts()))
+        service = _Service(*args)
+        connection.send((True, service.facts()))
     except Exception as error:
         connection.send((False, _sentence(error)))
         return
@@ -161,18 +161,18 @@ def _serve(connection: Any, args: tuple[Any, ...]) -> None:
         except EOFError:
             break
         try:
-            connection.send((True, getattr(host, method)(*values)))
+            connection.send((True, getattr(service, method)(*values)))
         except Exception as error:
             connection.send((False, _sentence(error)))
-    host.reader.close()
+    service.reader.close()
 
 
 def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, EdgeStreamError) else f"{type(error).__name__}: {error}"
 
 
-class Worker:
-    """A ReaderHost in a process of its own. Raises EdgeStreamError for what went wrong there."""
+class ReaderProcess:
+    """A reader in a process of its own. facts: see _Service.facts. Raises EdgeStreamError for what fails there."""
 
     def __init__(self, model: str, mode: str, n_ctx: int, n_keep: int, settings: dict[str, Any]) -> None:
         self.mode, self.n_ctx = mode, n_ctx
@@ -189,12 +189,12 @@ class Worker:
             raise
 
     def call(self, method: str, *values: Any) -> Any:
-        """Ask, and wait for the answer."""
+        """Call a method of _Service in the process."""
         self._connection.send((method, values))
         return self._receive()
 
     def read(self, depth: int, progress: Callable[[int], None] = lambda _at: None) -> None:
-        """Read random tokens up to a depth of a text that was just begun."""
+        """Read random tokens up to a depth, from an empty cache."""
         at = 0
         while at < depth:
             at = self.call("fill", min(FILL, depth - at))
@@ -206,8 +206,7 @@ class Worker:
         except EOFError:
             self._process.join(5)
             raise EdgeStreamError(
-                f"the process that measured mode {self.mode} ended (status {self._process.exitcode}): "
-                "perhaps memory ran out"
+                f"the process that measured mode {self.mode} ended (status {self._process.exitcode}): out of memory?"
             ) from None
         if not good:
             raise EdgeStreamError(str(answer))
@@ -220,23 +219,23 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> ReaderProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def close_all(workers: Iterable[Worker]) -> None:
+def close_all(processes: Iterable[ReaderProcess]) -> None:
     """End all of them."""
-    for worker in workers:
-        worker.close()
+    for process in processes:
+        process.close()
 
 
-def in_turns(workers: Sequence[Worker], n: int) -> list[NDArray[np.float64]]:
-    """Milliseconds of n tokens decoded one by one by each worker, [n], in turns of BLOCK tokens."""
-    times: list[list[int]] = [[] for _ in workers]
+def in_turns(processes: Sequence[ReaderProcess], n: int) -> list[NDArray[np.float64]]:
+    """Milliseconds of n tokens that each process decodes one by one, [n], in turns of BLOCK tokens."""
+    times: list[list[int]] = [[] for _ in processes]
     for left in range(n, 0, -BLOCK):
-        for worker, own in zip(workers, times, strict=True):
-            own += worker.call("generate", min(BLOCK, left))[0]
+        for process, own in zip(processes, times, strict=True):
+            own += process.call("generate", min(BLOCK, left))[0]
     return [np.array(own) / 1e6 for own in times]

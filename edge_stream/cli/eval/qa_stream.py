@@ -1,0 +1,55 @@
+"""`edge-stream eval qa-stream`: question answering in one long stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_stream.cli.console import read_text
+from edge_stream.cli.measuring import MODES, emit, engine_options, mode_option, output_option, prepare
+from edge_stream.cli.meter import Meter
+from edge_stream.files import check_writable, replace_text
+
+
+@click.command("qa-stream")
+@mode_option("stream", (*MODES, "one-shot"))
+@click.option(
+    "-f",
+    "--file",
+    "qa_file",
+    metavar="FILE.jsonl",
+    help='Lines of {"question", "answer"}, where answer may be a list. Default: a small built-in set.',
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Ask every question N times.")
+@click.option("--details", metavar="OUT.jsonl", help="Write each question with the model's answer.")
+@output_option("-o", "--output")
+@engine_options
+def main(**flags: Any) -> None:
+    """Join questions into one long stream: exact match. one-shot: ask each question with an empty cache."""
+    from edge_stream.measure import qa
+    from edge_stream.measure.table import as_json
+
+    if flags["details"]:
+        check_writable(Path(flags["details"]))
+    items = qa.parse(read_text(Path(flags["qa_file"])), flags["qa_file"]) if flags["qa_file"] else qa.builtin()
+    prepare(flags)
+    rows, details = [], []
+    with Meter() as meter:
+        for mode in flags["modes"]:
+            row, answers = qa.run(
+                flags["model"],
+                mode,
+                items * flags["rounds"],
+                flags["n_ctx"],
+                flags["n_keep"],
+                flags["settings"],
+                meter.show,
+            )
+            rows.append(row)
+            details += answers
+    emit(rows, list(rows[0]), flags["output"])
+    if flags["details"]:
+        lines = "".join(as_json(d, line=True) + "\n" for d in details)
+        replace_text(flags["details"], lines)
