@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_stream import devices, engine
+from edge_stream import devices
+from edge_stream.backends import llama, tvm
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.cli.serve import main as serve
 from edge_stream.errors import EdgeStreamError
@@ -46,7 +47,8 @@ def test_a_contradiction_says_how_to_resolve_it() -> None:
 
 
 def test_there_is_one_list_of_cache_types() -> None:
-    assert {name: tuple(row) for name, row in engine.CACHE_TYPES.items()} == CACHE_TYPES
+    assert list(llama.CAPABILITIES.cache_types) == list(CACHE_TYPES)
+    assert set(tvm.CAPABILITIES.cache_types) <= set(CACHE_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,9 @@ def test_serve(
     served: list[str] = []
     monkeypatch.setattr(devices, "devices", lambda: there)
     monkeypatch.setattr(devices, "_registered", {})
-    monkeypatch.setattr("edge_stream.server.serve.serve", lambda made, _settings: served.append(made.flash_attn))
+    monkeypatch.setattr(
+        "edge_stream.server.serve.serve", lambda made, _settings: served.append(made.backend.options.flash_attn)
+    )
     done = CliRunner().invoke(serve, ["-m", str(tiny("head64")), "-c", "64", "-t", "1", "--no-sessions", *flags])
     assert done.exit_code == 0, done.output
     assert served == [chosen]
