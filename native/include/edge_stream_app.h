@@ -198,7 +198,7 @@ ES_API int32_t es_app_read(es_app_session * session, const char * text, bool spe
                            void * user);
 
 // Plain streams: open writing after what was read. The same sampling parameters go on with the random sequence.
-ES_API int32_t es_app_go_on(es_app_session * session, es_app_answer_params params);
+ES_API int32_t es_app_begin(es_app_session * session, es_app_answer_params params);
 
 // One more token. When out->finish is not ES_APP_GOES_ON the answer has been ended, as by es_app_end.
 ES_API int32_t es_app_next(es_app_session * session, es_app_token * out);
@@ -210,7 +210,7 @@ ES_API int32_t es_app_end(es_app_session * session);
 ES_API int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user);
 
 // From any thread: stop reading (between decodes; on the CPU, within one) or writing (between tokens). It acts on
-// what goes on now; the next es_app_say, es_app_regenerate, es_app_read or es_app_go_on clears it.
+// what goes on now; the next es_app_say, es_app_regenerate, es_app_read or es_app_begin clears it.
 ES_API void es_app_stop(es_app_session * session);
 
 #ifdef __cplusplus

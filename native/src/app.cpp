@@ -289,7 +289,7 @@ int32_t es_app_read(es_app_session * session, const char * text, bool special, e
     });
 }
 
-int32_t es_app_go_on(es_app_session * session, es_app_answer_params params) {
+int32_t es_app_begin(es_app_session * session, es_app_answer_params params) {
     return act(session, false, [&] { return session->stream.begin(params); });
 }
 

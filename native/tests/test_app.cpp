@@ -168,7 +168,7 @@ void stops() {
 
 void plain_stream(const std::string & path) {
     const auto write = [](session & s, int64_t n) {
-        ok(es_app_go_on(s.s, seeded(n)));
+        ok(es_app_begin(s.s, seeded(n)));
         return s.write();
     };
     es_app_session_params p = small(false);

@@ -190,7 +190,7 @@ public actor Session {
     ) -> AsyncThrowingStream<Token, any Error> {
         tokens { session throws(EdgeStreamError) in
             let pointer = try session.pointer()
-            try EdgeStreamError.check(try options.withC { es_app_go_on(pointer, $0) })
+            try EdgeStreamError.check(try options.withC { es_app_begin(pointer, $0) })
         }
     }
 
