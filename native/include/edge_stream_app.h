@@ -163,10 +163,10 @@ typedef struct es_app_answer_params {
 } es_app_answer_params;
 
 typedef enum es_app_finish {
-    ES_APP_GOES_ON = 0,
-    ES_APP_EOS     = 1, // the model ended its answer; the token has no bytes
-    ES_APP_LENGTH  = 2, // max_tokens
-    ES_APP_STOPPED = 3  // es_app_stop; there is no token
+    ES_APP_UNFINISHED = 0,
+    ES_APP_EOS        = 1, // the model ended its answer; the token has no bytes
+    ES_APP_LENGTH     = 2, // max_tokens
+    ES_APP_STOPPED    = 3  // es_app_stop; there is no token
 } es_app_finish;
 
 typedef struct es_app_token {
@@ -200,7 +200,7 @@ ES_API int32_t es_app_read(es_app_session * session, const char * text, bool spe
 // Plain streams: open writing after what was read. The same sampling parameters go on with the random sequence.
 ES_API int32_t es_app_begin(es_app_session * session, es_app_answer_params params);
 
-// One more token. When out->finish is not ES_APP_GOES_ON the answer has been ended, as by es_app_end.
+// One more token. When out->finish is not ES_APP_UNFINISHED the answer has been ended, as by es_app_end.
 ES_API int32_t es_app_next(es_app_session * session, es_app_token * out);
 
 // End the open answer, if there is one: what was written until then stays, as a closed turn.

@@ -304,7 +304,7 @@ int32_t es_app_next(es_app_session * session, es_app_token * out) {
             return session->chat->next(*out);
         }
         const int32_t rc = session->stream.next(*out);
-        if (rc == ES_OK && out->finish != ES_APP_GOES_ON) {
+        if (rc == ES_OK && out->finish != ES_APP_UNFINISHED) {
             session->stream.end();
         }
         return rc;
@@ -332,7 +332,7 @@ int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * 
         if (on_token && !on_token(user, &token)) {
             return es_app_end(session);
         }
-    } while (token.finish == ES_APP_GOES_ON);
+    } while (token.finish == ES_APP_UNFINISHED);
     return ES_OK;
 }
 

@@ -259,7 +259,7 @@ int32_t es_app_stream::next(es_app_token & out) {
         return tell(ES_APP_EOS);
     }
     piece_ = model_->piece(out.token);
-    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_GOES_ON);
+    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
 }
 
 //

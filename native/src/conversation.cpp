@@ -151,7 +151,7 @@ int32_t es_conversation::next(es_app_token & out) {
     answer_.append(out.bytes, out.n_bytes);
     closed_   = out.finish == ES_APP_EOS;
     complete_ = out.finish == ES_APP_EOS || out.finish == ES_APP_LENGTH;
-    return out.finish == ES_APP_GOES_ON ? (int32_t) ES_OK : end();
+    return out.finish == ES_APP_UNFINISHED ? (int32_t) ES_OK : end();
 }
 
 // End the answer as the template would: with its end-of-turn token, unless the model wrote it.

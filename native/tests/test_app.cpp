@@ -145,7 +145,7 @@ void stops() {
     es_app_token token;
     for (int i = 0; i < 300; ++i) { // beyond the cache
         ok(es_app_next(b.s, &token));
-        assert(token.finish == ES_APP_GOES_ON && token.token >= 0);
+        assert(token.finish == ES_APP_UNFINISHED && token.token >= 0);
     }
     assert(es_app_session_save(b.s, "/dev/null") == ES_ERR_INVALID && says("open"));
     const int64_t at = b.stats().n_past;

@@ -271,7 +271,7 @@ public actor Session {
         }
         var c = es_app_token()
         let status = es_app_next(try pointer(), &c)
-        if status != ES_OK.rawValue || c.finish != Int32(ES_APP_GOES_ON.rawValue) {
+        if status != ES_OK.rawValue || c.finish != Int32(ES_APP_UNFINISHED.rawValue) {
             handle.current = nil
             writing.isDone = true
         }
