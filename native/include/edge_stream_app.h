@@ -4,7 +4,7 @@
 //     es_app_model * model;   es_app_model_load("model.gguf", es_app_model_default_params(), &model);
 //     es_app_session * chat;  es_app_session_open(model, es_app_session_default_params(), &chat);
 //     es_app_say(chat, "Hello", es_app_answer_default_params(), NULL, NULL);
-//     es_app_write(chat, on_token, NULL);            // or es_app_next, token by token, at your own pace
+//     es_app_generate(chat, on_token, NULL);            // or es_app_next, token by token, at your own pace
 //     es_app_session_save(chat, "today.session");    // es_app_session_restore goes on with the identical tokens
 //
 // Rules: plain C; opaque handles; no exception crosses it; every function that can fail returns an es_status and
@@ -207,7 +207,7 @@ ES_API int32_t es_app_next(es_app_session * session, es_app_token * out);
 ES_API int32_t es_app_end(es_app_session * session);
 
 // es_app_next until the end, then es_app_end. on_token sees every token, and the last record with its finish.
-ES_API int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user);
+ES_API int32_t es_app_generate(es_app_session * session, es_app_on_token on_token, void * user);
 
 // From any thread: stop reading (between decodes; on the CPU, within one) or writing (between tokens). It acts on
 // what goes on now; the next es_app_say, es_app_regenerate, es_app_read or es_app_begin clears it.

@@ -322,7 +322,7 @@ int32_t es_app_end(es_app_session * session) {
     });
 }
 
-int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user) {
+int32_t es_app_generate(es_app_session * session, es_app_on_token on_token, void * user) {
     es_app_token token = {};
     do {
         const int32_t rc = es_app_next(session, &token);

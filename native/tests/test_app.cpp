@@ -54,7 +54,7 @@ struct session {
 
     std::string write() {
         std::string text;
-        ok(es_app_write(
+        ok(es_app_generate(
             s,
             [](void * user, const es_app_token * t) {
                 ((std::string *) user)->append(t->bytes, t->n_bytes);
@@ -160,7 +160,7 @@ void stops() {
     b.say("Two", 3);
     assert(b.transcript().size() == 10);
     ok(es_app_say(b.s, "Three", seeded(-1), nullptr, nullptr));
-    ok(es_app_write(b.s, [](void *, const es_app_token *) { return false; }, nullptr));
+    ok(es_app_generate(b.s, [](void *, const es_app_token *) { return false; }, nullptr));
     assert(b.transcript().size() == 12);
     b.say("Nothing", 0);
     assert(b.transcript().back() == "assistant: ");
