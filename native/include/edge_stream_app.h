@@ -194,7 +194,7 @@ ES_API int32_t es_app_regenerate(es_app_session * session, es_app_answer_params 
 
 // Plain streams: read any amount of text (a text at the start gets BOS where the model wants it). If stopped, what was
 // read stays.
-ES_API int32_t es_app_read(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
+ES_API int32_t es_app_feed(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
                            void * user);
 
 // Plain streams: open writing after what was read. The same sampling parameters go on with the random sequence.
@@ -210,7 +210,7 @@ ES_API int32_t es_app_end(es_app_session * session);
 ES_API int32_t es_app_generate(es_app_session * session, es_app_on_token on_token, void * user);
 
 // From any thread: stop reading (between decodes; on the CPU, within one) or writing (between tokens). It acts on
-// what goes on now; the next es_app_say, es_app_regenerate, es_app_read or es_app_begin clears it.
+// what goes on now; the next es_app_say, es_app_regenerate, es_app_feed or es_app_begin clears it.
 ES_API void es_app_stop(es_app_session * session);
 
 #ifdef __cplusplus

@@ -276,7 +276,7 @@ int32_t es_app_regenerate(es_app_session * session, es_app_answer_params params)
     return act(session, true, [&] { return session->chat->regenerate(params); });
 }
 
-int32_t es_app_read(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
+int32_t es_app_feed(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
                     void * user) {
     ES_REQUIRE(text);
     return act(session, false, [&]() -> int32_t {

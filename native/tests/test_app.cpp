@@ -174,7 +174,7 @@ void plain_stream(const std::string & path) {
     es_app_session_params p = small(false);
     session               a(p);
     assert(es_app_say(a.s, "Hello", seeded(1), nullptr, nullptr) == ES_ERR_INVALID && says("plain"));
-    ok(es_app_read(a.s, std::string(3000, 'y').c_str(), false, nullptr, nullptr));
+    ok(es_app_feed(a.s, std::string(3000, 'y').c_str(), false, nullptr, nullptr));
     assert(a.stats().n_past == 3001 && a.stats().n_keep == 4); // BOS
     write(a, 500);
     ok(es_app_session_save(a.s, path.c_str()));

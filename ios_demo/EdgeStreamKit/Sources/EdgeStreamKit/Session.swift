@@ -179,7 +179,7 @@ public actor Session {
         try settle()
         let pointer = try pointer()
         let status = withProgress(onReading, isCancelled: { Task.isCancelled }) { callback, user in
-            es_app_read(pointer, text, special, callback, user)
+            es_app_feed(pointer, text, special, callback, user)
         }
         try EdgeStreamError.check(status)
     }
