@@ -285,7 +285,7 @@ class Stream:
 
         Raises EdgeStreamError unless the cache is full and n_past is not less than now.
         """
-        _native.check(self._native.es_stream_place(self._handle, n_past))
+        _native.check(self._native.es_stream_set_n_past(self._handle, n_past))
 
     def reset(self) -> None:
         """Forget everything."""

@@ -164,7 +164,7 @@ ES_API int32_t es_stream_rebase(es_stream * stream);
 // For benchmarks at depths that would take days to read: the stream counts as if n_past tokens had been fed, those
 // before the window unseen. The cache, its positions (which stay below rebase_at at any depth) and the logits remain
 // as they are. ES_ERR_INVALID unless the cache is full and n_past is not less than now.
-ES_API int32_t es_stream_place(es_stream * stream, int64_t n_past);
+ES_API int32_t es_stream_set_n_past(es_stream * stream, int64_t n_past);
 
 // Forget everything: an empty stream with the same parameters.
 ES_API int32_t es_stream_reset(es_stream * stream);

@@ -122,7 +122,7 @@ int32_t es_stream_rebase(es_stream * stream) {
     });
 }
 
-int32_t es_stream_place(es_stream * stream, int64_t n_past) {
+int32_t es_stream_set_n_past(es_stream * stream, int64_t n_past) {
     ES_REQUIRE(stream);
     return es_guard([&]() -> int32_t {
         es_window & w = stream->window;

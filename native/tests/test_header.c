@@ -36,7 +36,7 @@ int main(void) {
     EXPECT(es_stream_mark(NULL) == ES_ERR_INVALID);
     EXPECT(es_stream_rewind(NULL, 1) == ES_ERR_INVALID);
     EXPECT(es_stream_rebase(NULL) == ES_ERR_INVALID);
-    EXPECT(es_stream_place(NULL, 1) == ES_ERR_INVALID);
+    EXPECT(es_stream_set_n_past(NULL, 1) == ES_ERR_INVALID);
     EXPECT(es_stream_reset(NULL) == ES_ERR_INVALID);
     EXPECT(es_sampler_init(NULL, sampler, &s) == ES_ERR_INVALID && s == NULL);
     EXPECT(es_sampler_sample(NULL, NULL, &token, NULL) == ES_ERR_INVALID);
