@@ -194,7 +194,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [C.c_void_p, C.c_void_p, C.c_int32, C.c_int32, C.c_char_p, C.c_char_p, C.c_size_t],
     ),
     "es_session_peek": (C.c_int32, [C.c_char_p, C.POINTER(SessionInfo), C.c_void_p, C.c_size_t]),
-    "es_sampler_adopt": (C.c_bool, [C.c_void_p, C.c_void_p]),
+    "es_sampler_restore": (C.c_bool, [C.c_void_p, C.c_void_p]),
     "es_session_load": (C.c_int32, [C.c_void_p, C.c_int32, C.c_int32, C.c_char_p]),
 }
 

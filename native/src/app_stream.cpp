@@ -199,7 +199,7 @@ int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
     es_sampler_free(sampler_);
     sampler_  = made;
     sampling_ = params;
-    if (!es_sampler_adopt(sampler_, stream_)) {
+    if (!es_sampler_restore(sampler_, stream_)) {
         es_tokens    cached(es_stream_tokens(stream_, nullptr, 0));
         const size_t n_cached = es_stream_tokens(stream_, cached.data(), cached.size());
         const size_t n_last   = std::min<size_t>(n_cached, (size_t) std::max(0, wanted.repeat_last_n));

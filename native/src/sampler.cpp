@@ -187,7 +187,7 @@ uint32_t es_sampler_seed(const es_sampler * sampler) {
     return sampler ? sampler->rng.seed : 0;
 }
 
-bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
+bool es_sampler_restore(es_sampler * sampler, es_stream * stream) {
     if (!sampler || !stream || !stream->saved_sampler) {
         return false;
     }
