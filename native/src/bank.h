@@ -10,7 +10,7 @@
 #pragma weak llama_es_bank_capture_begin
 #pragma weak llama_es_bank_capture_end
 #pragma weak llama_es_bank_move
-#pragma weak llama_es_bank_settle
+#pragma weak llama_es_bank_move_end
 #pragma weak llama_es_bank_shift_window
 #pragma weak llama_es_bank_state_get
 #pragma weak llama_es_bank_state_set

@@ -43,16 +43,16 @@ public:
         return from_bank(llama_es_bank_capture_end(ctx, seq, n > 0), "pinning the sinks");
     }
     int32_t commit(llama_pos, llama_pos to) override {
-        armed   = true;
+        moving  = true;
         written = false;
         return from_bank(llama_es_bank_move(ctx, seq, to), "moving the sinks");
     }
     void decoded() override { written = true; }
     bool can_rebase_idle() const override { return true; }
-    void settle() override {
-        if (armed && written) {
-            armed = false;
-            (void) llama_es_bank_settle(ctx, seq);
+    void end_move() override {
+        if (moving && written) {
+            moving = false;
+            (void) llama_es_bank_move_end(ctx, seq);
         }
     }
     int32_t rebase(llama_pos from, llama_pos delta) override {
@@ -63,7 +63,7 @@ public:
         if (allocated) {
             llama_es_bank_free(ctx, seq);
         }
-        allocated = armed = false;
+        allocated = moving = false;
         return ES_OK;
     }
     int32_t get_state(std::vector<uint8_t> & out) override {
@@ -81,8 +81,8 @@ public:
         if (state.empty()) {
             return ES_OK;
         }
-        allocated = armed = true;
-        written           = false;
+        allocated = moving = true;
+        written            = false;
         return from_bank(llama_es_bank_state_set(ctx, seq, state.data(), state.size()), "restoring the sinks");
     }
 
@@ -91,7 +91,7 @@ private:
     llama_seq_id    seq;
     uint32_t        n_keep;
     bool            allocated = false;
-    bool            armed     = false; // decodes write the sinks' keys
+    bool            moving    = false; // decodes write the sinks' keys
     bool            written   = true;  // and one did so since the last move
 };
 

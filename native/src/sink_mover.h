@@ -31,7 +31,7 @@ public:
     virtual bool can_rebase_idle() const { return false; }
 
     // The last decode needed no move: stop writing the sinks' keys.
-    virtual void settle() {}
+    virtual void end_move() {}
 
     // Let every position of the sequence fall by delta, the sinks (at from) included.
     virtual int32_t rebase(llama_pos /*from*/, llama_pos /*delta*/) { return ES_OK; }

@@ -176,7 +176,7 @@ int32_t es_stream::make_room(uint32_t m) {
     if (n_evict > 0) {
         rc = slide(n_evict);
     } else {
-        mover->settle();
+        mover->end_move();
     }
     if (rc == ES_OK && window.must_rebase(m)) {
         rc = rebase();

@@ -180,19 +180,19 @@ int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos)
             return ES_BANK_INVALID;
         }
         const int32_t rc = bank.move(*ctx, seq, pos);
-        if (rc == ES_BANK_OK && !b.armed) {
-            b.armed = true;
+        if (rc == ES_BANK_OK && !b.moving) {
+            b.moving = true;
             ctx->es_graph_changed();
         }
         return rc;
     });
 }
 
-int32_t llama_es_bank_settle(llama_context * ctx, llama_seq_id seq) {
+int32_t llama_es_bank_move_end(llama_context * ctx, llama_seq_id seq) {
     return es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
         auto & b = bank.blocks.at(seq);
-        if (b.armed) {
-            b.armed = false;
+        if (b.moving) {
+            b.moving = false;
             ctx->es_graph_changed();
         }
         return ES_BANK_OK;

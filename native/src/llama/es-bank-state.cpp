@@ -86,7 +86,7 @@ int32_t llama_es_bank_state_set(llama_context * ctx, llama_seq_id seq, const uin
             off += ggml_nbytes(t);
         }
         bank.write_delta(*ctx, b);
-        b.armed = true; // the saved cells may be older than the last move
+        b.moving = true; // the saved cells may be older than the last move
         return bank.find_cells(seq);
     });
     return rc == ES_BANK_OK && off != size ? (int32_t) ES_BANK_FORMAT : rc;

@@ -41,7 +41,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
     for (const auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
         // a key that is not rotated is the same at every position
-        if (!(b.armed || reserving) || it == b.k.end() || !rotations.at(il).rotated) {
+        if (!(b.moving || reserving) || it == b.k.end() || !rotations.at(il).rotated) {
             continue;
         }
         const auto &  in       = b.in.at(il);

@@ -17,7 +17,7 @@ struct es_bank_block {
     uint32_t  n_filled = 0;     // rows captured so far
     llama_pos pos0     = 0;     // position of row 0 when captured
     llama_pos pos      = 0;     // position of row 0 now
-    bool      armed    = false; // decode graphs write the rows to the cache
+    bool      moving   = false; // decode graphs write the rows to the cache
 
     std::vector<int32_t>  delta; // [n_rows*pos_per_row]: pos - pos0, kept here while a backend may still be reading it
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
@@ -61,7 +61,7 @@ public:
     const es_kv_cache                            kv;
     std::map<llama_seq_id, es_bank_block>        blocks;
     std::unordered_map<int32_t, es_key_rotation> rotations; // model layer -> what its graph says
-    bool     reserving  = false; // graphs are built to measure buffers: every block counts as armed
+    bool     reserving  = false; // graphs are built to measure buffers: every block counts as moving
     uint32_t n_reserved = 0;     // rows that they were measured with
 
 private:
