@@ -1,4 +1,4 @@
-// The sessions of edge_stream_app.h: a stream, and a conversation on it unless it is a plain one.
+// Sessions of edge_stream_app.h: a conversation, or a plain stream.
 #include "conversation.h"
 #include "error.h"
 #include "llama-cpp.h"
@@ -17,9 +17,9 @@ struct es_app_session {
 
 namespace {
 
-// What follows from parameters and model before there is a cache.
+// What parameters and model determine, before a cache is allocated.
 struct plan {
-    es_transcript     transcript; // its system prompt, and what a saved session holds
+    es_transcript     transcript; // system prompt, and the messages of a saved session
     es_turns          turns;
     es_context_params sizes;
     uint32_t          n_boundary = 0;
@@ -78,7 +78,7 @@ int32_t peek(const char * path, es_session_info & info, std::string & user) {
     return rc;
 }
 
-// Runs f on a session of that kind; a stop of what was before is forgotten.
+// Runs f on a session of the right kind, after clearing an earlier stop.
 template <typename F>
 int32_t act(es_app_session * session, bool chat, F && f) {
     ES_REQUIRE(session);
@@ -177,7 +177,7 @@ int32_t es_app_session_restore(es_app_model * model, es_app_session_params param
         int32_t         rc = peek(path, info, user);
         if (rc == ES_OK &&
             (info.fingerprint != es_model_fingerprint(model->loaded->model) || info.model_tag != model->loaded->tag)) {
-            return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path); // before a cache is made
+            return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path); // before allocating a cache
         }
         if (rc == ES_OK && params.chat) {
             rc = p.transcript.from_json(user, path);

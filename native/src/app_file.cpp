@@ -1,4 +1,4 @@
-// What tells one model file from another: hashes of all of it, and of parts.
+// Hashes of files: of a whole file, and of samples of it.
 #include "app_model.h"
 #include "error.h"
 #include "file.h"

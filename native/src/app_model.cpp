@@ -12,7 +12,7 @@
 namespace {
 
 //
-// llama.cpp's log: silent, but its last error belongs in our sentences
+// llama.cpp's log: silent, but its last error is appended to our error messages
 //
 
 std::mutex  log_mutex;

@@ -12,7 +12,7 @@ int32_t es_check_devices(llama_context * ctx) {
     const char * lost = ctx && llama_es_lost_device ? llama_es_lost_device(ctx) : nullptr;
     return lost ? es_fail(
                       ES_ERR_DECODE,
-                      "the RPC server at %s stopped answering: its part of the stream is lost, a saved session is not",
+                      "the RPC server at %s stopped answering: its part of the stream is lost (saved sessions are not)",
                       lost)
                 : (int32_t) ES_OK;
 }
@@ -26,7 +26,7 @@ void es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta) {
     if (llama_es_state_add) {
         llama_es_state_add(ctx, seq, delta);
     } else {
-        llama_memory_seq_add(llama_get_memory(ctx), seq, -1, -1, delta); // it has nothing but states
+        llama_memory_seq_add(llama_get_memory(ctx), seq, -1, -1, delta); // its memory holds only states
     }
 }
 

@@ -1,5 +1,4 @@
-// The part of libllama that edge-stream adds, as this library sees it: a stock libllama has none of it, so that every
-// reference is weak and null there.
+// What edge-stream adds to libllama. A stock libllama has none of it, so every reference is weak: null there.
 #pragma once
 
 #include "llama-es-bank.h"
@@ -20,15 +19,15 @@
 #pragma weak llama_es_state_add
 #pragma weak llama_es_memory_use
 
-// ES_ERR_DECODE (and es_last_error) if a remote device of ctx (NULL: none) stopped answering. Call it when the backends
-// are done.
+// ES_ERR_DECODE (and es_last_error) if a remote device of ctx (may be null) stopped answering. Call it when the
+// backends are done.
 int32_t es_check_devices(llama_context * ctx);
 
-// The bank (libllama carries the patch) and its support by ctx. Sets es_last_error if not.
+// Whether libllama has the bank and ctx supports it. Sets es_last_error if not.
 int32_t es_bank_supported(llama_context * ctx);
 
-// The position that no token of the model may reach, and why (null: there is no such bound).
+// The position that no token of the model may reach, and why (null: there is no such limit).
 int32_t es_position_limit(const llama_model * model, const char ** why);
 
-// Give a restored recurrent state of seq its position.
+// Adds delta to the position of the recurrent state of seq.
 void es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta);

@@ -31,7 +31,7 @@ public:
     }
     llama_seq_id seq(int32_t i) const { return batch.seq_id[i][0]; }
     bool         has_logits(int32_t i) const { return batch.logits[i]; }
-    int32_t      decode(llama_context * ctx) const { return llama_decode(ctx, batch); } // what llama_decode returns
+    int32_t      decode(llama_context * ctx) const { return llama_decode(ctx, batch); }
 
 private:
     llama_batch batch = {};

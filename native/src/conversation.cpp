@@ -6,7 +6,7 @@
 #include <algorithm>
 
 //
-// the template's tokens
+// tokens of turns
 //
 
 int32_t es_conversation::make_turns(const es_loaded_model & model, const char * chat_template,
@@ -42,14 +42,14 @@ int32_t es_conversation::turn(const std::string & text, bool first, tokens_of_tu
     }
     out.answer = stream_.model().tokenize(t.answer, false, true);
     if (out.answer.empty() && !out.message.empty()) {
-        // to answer again, something must be read again: without a start of its own, the last token
+        // regenerating must feed something: without an opening of the answer, the last token of the message
         out.answer.push_back(out.message.back());
         out.message.pop_back();
     }
     return ES_OK;
 }
 
-// What follows the end-of-turn token that tokens begin with, if they do.
+// Drops tokens up to an end-of-turn token, if one is among the first four.
 es_tokens es_conversation::after_end(const es_tokens & tokens) const {
     for (size_t i = 0; i < std::min<size_t>(4, tokens.size()); ++i) {
         if (llama_vocab_is_eog(stream_.model().vocab, tokens[i])) {
@@ -63,19 +63,19 @@ es_tokens es_conversation::after_end(const es_tokens & tokens) const {
 // turns
 //
 
-int32_t es_conversation::feed_message(es_tokens tokens, bool heed_stop, es_app_progress on_progress, void * user) {
+int32_t es_conversation::feed_message(es_tokens tokens, bool stoppable, es_app_progress on_progress, void * user) {
     const bool starts = tokens.size() >= head_.size() && std::equal(head_.begin(), head_.end(), tokens.begin());
     int32_t    rc     = ES_OK;
     if (stream_.n_past() > 0) {
         rc = es_stream_mark(stream_.handle());
     } else if (starts && !head_.empty()) {
-        rc = stream_.feed(head_, heed_stop);
+        rc = stream_.feed(head_, stoppable);
         if (rc == ES_OK) {
             rc = es_stream_mark(stream_.handle());
         }
         tokens.erase(tokens.begin(), tokens.begin() + (ptrdiff_t) head_.size());
     }
-    return rc == ES_OK ? stream_.feed_in_steps(tokens, heed_stop, on_progress, user) : rc;
+    return rc == ES_OK ? stream_.feed_in_steps(tokens, stoppable, on_progress, user) : rc;
 }
 
 int32_t es_conversation::say(const std::string & text, const es_app_answer_params & params, es_app_progress on_progress,
@@ -106,11 +106,11 @@ int32_t es_conversation::open_answer(const es_app_answer_params & params) {
     answer_.clear();
     closed_ = complete_ = false;
     int32_t rc          = ES_OK;
-    if (transcript_.answer_start.size() > 1) { // one token may be the end of the user's message
+    if (transcript_.answer_start.size() > 1) { // a single token may end the user's message
         rc = es_stream_mark(stream_.handle());
     }
     if (rc == ES_OK) {
-        rc = stream_.feed(transcript_.answer_start, false); // a few tokens; the turn is open now
+        rc = stream_.feed(transcript_.answer_start, false); // not stoppable: the turn is open now
     }
     if (rc == ES_OK) {
         rc = stream_.begin(params);
@@ -154,7 +154,7 @@ int32_t es_conversation::next(es_app_token & out) {
     return out.finish == ES_APP_UNFINISHED ? (int32_t) ES_OK : end();
 }
 
-// End the answer as the template would: with its end-of-turn token, unless the model wrote it.
+// Ends the answer with the template's end-of-turn tokens, as far as the model has not generated them.
 int32_t es_conversation::end() {
     if (!stream_.writing()) {
         return ES_OK;
@@ -164,10 +164,10 @@ int32_t es_conversation::end() {
     transcript_.ended    = closed_ && rest.size() == close_.size();
     int32_t rc           = stream_.feed(rest, false);
     if (rc == ES_OK) {
-        rc = es_stream_rebase(stream_.handle()); // while the user thinks, rather than within an answer
+        rc = es_stream_rebase(stream_.handle()); // now, while idle, rather than during an answer
     }
     transcript_.n_answer = stream_.n_past() - answer_at_;
-    if (!complete_) { // a character that was cut off is left out
+    if (!complete_) { // without an incomplete character
         answer_.resize(es_utf8_complete(answer_));
     }
     transcript_.add("assistant", answer_);
@@ -180,16 +180,16 @@ int32_t es_conversation::clear() {
     return stream_.reset();
 }
 
-// Undo the newest n tokens.
+// Removes the newest n tokens.
 int32_t es_conversation::take_back(int64_t n) {
     if (n == 0) {
         return ES_OK;
     }
-    // where the stream slid past their start, it is read again as far as the cache can hold it
+    // if the stream has slid past their start, rebuild it
     return es_stream_rewind(stream_.handle(), (size_t) n) == ES_OK ? (int32_t) ES_OK : refeed();
 }
 
-// Start the stream again with the newest turns, as many as the cache holds without a slide. The last one may lack its
+// Resets the stream and feeds the newest turns, as many as the cache holds without a slide. The last one may lack its
 // answer.
 int32_t es_conversation::refeed() {
     const auto &        messages = transcript_.messages();
@@ -231,7 +231,7 @@ int32_t es_conversation::refeed() {
             transcript_.answer_start = start;
         }
     }
-    if (!turns.empty()) { // the oldest one kept is the first now, and templates write that one differently
+    if (!turns.empty()) { // templates write the first turn differently
         const int32_t rc = whole(users[k], true, turns.front(), start);
         if (rc != ES_OK) {
             transcript_.answer_start = start_before;

@@ -1,5 +1,4 @@
-// A conversation on a stream: each turn adds its own tokens, nothing before it is read again. The system prompt is
-// pinned.
+// A conversation on a stream: each turn only feeds its own tokens. The system prompt is pinned.
 #pragma once
 
 #include "app_stream.h"
@@ -29,7 +28,7 @@ private:
         es_tokens message, answer;
     };
     int32_t   turn(const std::string & text, bool first, tokens_of_turn & out) const;
-    int32_t   feed_message(es_tokens tokens, bool heed_stop, es_app_progress on_progress, void * user);
+    int32_t   feed_message(es_tokens tokens, bool stoppable, es_app_progress on_progress, void * user);
     int32_t   open_answer(const es_app_answer_params & params);
     int32_t   take_back(int64_t n);
     int32_t   refeed();

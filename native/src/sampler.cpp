@@ -53,7 +53,7 @@ double uniform(uint32_t seed, uint64_t n) {
     return (double) (z >> 11) * 0x1.0p-53;
 }
 
-// Chooses among candidates whose logits went through the chain. u in [0, 1).
+// Samples from candidates that went through the chain. u is uniform in [0, 1).
 llama_token choose(const llama_token_data_array & c, bool greedy, double u) {
     const auto less = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
     const auto best = std::max_element(c.data, c.data + c.size, less);
@@ -162,7 +162,7 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
                 return es_fail(ES_ERR_INVALID, "the grammar cannot be parsed");
             }
         }
-        // the caller's memory may go
+        // pointers to the caller's memory
         s->params.logit_bias   = nullptr;
         s->params.grammar      = nullptr;
         s->params.grammar_root = nullptr;
@@ -219,7 +219,7 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
         llama_sampler_apply(s->chain.get(), &candidates);
         llama_token token = choose(candidates, greedy, u);
 
-        // a grammar over the whole vocabulary is slow, so it is asked about the choice first
+        // applying a grammar to the whole vocabulary is slow, so it checks the sampled token first
         if (s->grammar && !grammar_allows(s->grammar.get(), token)) {
             candidates = fill(s->candidates, logits, n_vocab);
             llama_sampler_apply(s->grammar.get(), &candidates);

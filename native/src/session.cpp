@@ -1,4 +1,4 @@
-// A stream's content as a session, and back.
+// Saves and restores a stream's content.
 #include "bank.h"
 #include "error.h"
 #include "sampler.h"
@@ -25,7 +25,7 @@ int32_t check_model(const es_stream & stream, const es_session_head & h, int32_t
                        type_name(h.type_k), type_name(h.type_v), type_name(type_k), type_name(type_v));
     }
     if (h.n_keep > 0 && h.sink_move != stream.params.sink_move) {
-        return es_fail(ES_ERR_MODEL, "session %s was made with the other way of moving sinks (--sink-move)", path);
+        return es_fail(ES_ERR_MODEL, "session %s was made with another --sink-move", path);
     }
     return ES_OK;
 }
@@ -44,7 +44,7 @@ bool get_keys(const es_stream & stream, es_bytes & out) {
     return llama_state_seq_get_data(stream.ctx, out.data(), out.size(), stream.params.seq_id) == out.size();
 }
 
-// Everything is verified: replace the stream's content.
+// Replaces the stream's content, once everything is verified.
 int32_t restore(es_stream & stream, const es_session_head & h, const es_window::state & toks, const es_bytes & bank,
                 const es_bytes & keys) {
     es_stream_params wanted = stream.params;
@@ -73,7 +73,7 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
     }
     const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
     const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
-    // a state has one position, its last
+    // a recurrent state only has its last position
     if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
         return fail("its cache holds other positions");
     }
@@ -126,10 +126,10 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
             return es_fail(ES_ERR_INTERNAL, "the cache could not be written");
         }
         if (es_check_devices(stream->ctx) != ES_OK) {
-            return ES_ERR_DECODE; // what was read is not the cache: the file stays as it is
+            return ES_ERR_DECODE; // what was read is invalid
         }
         const es_bytes toks = es_pack(w.get_state());
-        // a state that waits for its sampler since an earlier load is kept
+        // the state of an earlier load is kept until a sampler restores it
         const es_bytes             smpl = sampler                 ? es_pack(sampler->get_state())
                                           : stream->saved_sampler ? es_pack(*stream->saved_sampler)
                                                                   : es_bytes();

@@ -15,8 +15,8 @@ namespace {
 
 constexpr char magic[8] = { 'E', 'D', 'G', 'E', 'S', 'E', 'S', 'S' };
 
-// CRC-32 (ISO-HDLC polynomial), as in zip and PNG; eight bytes per step, with a table for each ("slicing by 8",
-// Kounavis and Berry 2005), since a cache of many MiB goes through it after every turn of a served conversation.
+// CRC-32 (ISO-HDLC), as in zip and PNG, by eight bytes per step ("slicing by 8", Kounavis and Berry 2005), since a
+// server checksums a cache of many MiB after every turn.
 uint32_t crc32(uint32_t crc, const void * data, size_t n) {
     using tables          = std::array<std::array<uint32_t, 256>, 8>;
     static const tables t = [] {
@@ -73,7 +73,7 @@ bool put_section(FILE * f, const es_section & s) {
            put(f, s.data, s.size);
 }
 
-// The rename is on disk only when the folder is.
+// A rename is durable only once the folder is synced.
 void sync_folder(const std::string & path) {
     const size_t      slash  = path.rfind('/');
     const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);

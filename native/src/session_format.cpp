@@ -12,7 +12,7 @@ void append(es_bytes & out, const T * data, size_t n) {
     out.insert(out.end(), p, p + n * sizeof(T));
 }
 
-// Takes values off the front of a byte array; ok turns false at the first that is not there.
+// Reads values from the front of a byte array; ok becomes false at the first one missing.
 struct reader {
     const es_bytes & data;
     size_t           off = 0;

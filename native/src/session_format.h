@@ -9,7 +9,7 @@ constexpr uint32_t es_fourcc(const char (&s)[5]) {
     return (uint32_t) s[0] | (uint32_t) s[1] << 8 | (uint32_t) s[2] << 16 | (uint32_t) s[3] << 24;
 }
 
-// In the order of the file: the first two come first, so that a peek reads little.
+// In file order: HEAD and USER come first, so that es_session_peek reads little.
 enum es_session_tag : uint32_t {
     ES_TAG_HEAD = es_fourcc("HEAD"), // es_session_head
     ES_TAG_USER = es_fourcc("USER"), // the caller's bytes

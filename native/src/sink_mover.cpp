@@ -15,7 +15,7 @@ int32_t from_bank(int32_t rc, const char * what) {
     case ES_BANK_UNSUPPORTED: return es_fail(ES_ERR_UNSUPPORTED, "%s: this memory has no sink bank", what);
     case ES_BANK_NO_MEMORY: return es_fail(ES_ERR_MEMORY, "%s: out of memory", what);
     case ES_BANK_PENDING_SHIFT:
-        return es_fail(ES_ERR_INVALID, "%s: the context has a pending K-shift of somebody else's", what);
+        return es_fail(ES_ERR_INVALID, "%s: the context has a pending K-shift that is not edge-stream's", what);
     case ES_BANK_COMPUTE: return es_fail(ES_ERR_DECODE, "%s: the backend failed", what);
     case ES_BANK_FORMAT: return es_fail(ES_ERR_FORMAT, "%s: the saved sinks do not fit this model", what);
     default: return es_fail(ES_ERR_INTERNAL, "%s: the cache does not hold the sinks", what);
@@ -92,7 +92,7 @@ private:
     uint32_t        n_keep;
     bool            allocated = false;
     bool            moving    = false; // decodes write the sinks' keys
-    bool            written   = true;  // and one did so since the last move
+    bool            written   = true;  // a decode has written them since the last move
 };
 
 class redecode_mover : public es_sink_mover {
@@ -158,7 +158,7 @@ private:
     llama_seq_id             seq;
     llama_seq_id             scratch;
     std::vector<llama_token> sinks;
-    bool                     has_scratch;     // no sinks, no scratch sequence
+    bool                     has_scratch;     // false without sinks
     bool                     pending = false; // a K-shift that llama.cpp applies at its next decode
 
     void clear_scratch() {
@@ -168,7 +168,7 @@ private:
     }
 };
 
-// A model of recurrent layers only: there are no sinks in it, and its positions are mere numbers.
+// For models of recurrent layers only, which have no sinks: positions are just counted.
 class state_mover : public es_sink_mover {
 public:
     state_mover(llama_context * ctx, const es_stream_params & p) : ctx(ctx), seq(p.seq_id) {}
@@ -201,7 +201,7 @@ int32_t redecode_supported(llama_context * ctx, const es_stream_params & p) {
     if (llama_model_n_swa(llama_get_model(ctx)) > 0) {
         return es_fail(
             ES_ERR_UNSUPPORTED,
-            "a model with sliding-window layers needs the sink bank: llama.cpp reuses cells outside of them");
+            "a model with sliding-window layers needs the sink bank: llama.cpp reuses cells outside the window");
     }
     if (is_yarn(llama_get_model(ctx))) {
         return es_fail(ES_ERR_UNSUPPORTED,

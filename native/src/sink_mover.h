@@ -7,39 +7,39 @@
 #include <memory>
 #include <vector>
 
-// As it is, for a decoder, whose sinks stay where they are.
+// This base class moves nothing; it is used with an es_decoder, whose sinks need no move.
 class es_sink_mover {
 public:
     virtual ~es_sink_mover() = default;
 
-    // Around the decode of the sinks themselves: n of them at position pos.
+    // Called around the decode of n of the sinks at position pos.
     virtual int32_t before_sinks(uint32_t /*n*/, llama_pos /*pos*/) { return ES_OK; }
     virtual int32_t after_sinks(const llama_token * /*tokens*/, uint32_t /*n*/) { return ES_OK; }
 
-    // A move from position from to position to: prepare may decode, and may fail with nothing changed; then the
-    // caller frees the target positions; commit completes.
+    // Moving the sinks from position `from` to `to`: prepare may decode, and changes nothing if it fails; then the
+    // caller frees the target positions; commit completes the move.
     virtual int32_t prepare(llama_pos /*to*/) { return ES_OK; }
     virtual int32_t commit(llama_pos /*from*/, llama_pos /*to*/) { return ES_OK; }
 
-    // A decode of the stream succeeded: moved keys are in the cache now.
+    // A decode of the stream succeeded: moved keys are in the cache.
     virtual void decoded() {}
 
-    // False while the cache holds positions whose keys only the next decode brings: it cannot be saved then.
+    // False while the cache cannot be saved, because keys are only updated by the next decode.
     virtual bool can_save() const { return true; }
 
-    // True if rebase() is worth calling without a decode that follows at once.
+    // True if rebase() does its work at once rather than in the next decode.
     virtual bool can_rebase_idle() const { return false; }
 
-    // The last decode needed no move: stop writing the sinks' keys.
+    // The next decode needs no move: stop writing the sinks' keys.
     virtual void end_move() {}
 
-    // Let every position of the sequence fall by delta, the sinks (at from) included.
+    // Lowers every position of the sequence by delta, including those of the sinks (at from).
     virtual int32_t rebase(llama_pos /*from*/, llama_pos /*delta*/) { return ES_OK; }
 
-    // Forget the sinks.
+    // Forgets the sinks.
     virtual int32_t reset() { return ES_OK; }
 
-    // For sessions: bytes beyond the cache's own state (empty for redecode).
+    // For sessions: bytes to save besides the cache (none for redecode).
     virtual int32_t get_state(std::vector<uint8_t> & out) {
         out.clear();
         return ES_OK;

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-// Frees cells. A decoder is told what is cached at its next step.
+// Frees cells. An es_decoder learns what is cached at its next step.
 void es_stream::remove(llama_pos from, llama_pos to) const {
     if (mem) {
         llama_memory_seq_rm(mem, params.seq_id, from, to);
@@ -66,7 +66,7 @@ int32_t es_stream::reset() {
     return mover->reset();
 }
 
-// Evict the oldest window tokens and let the sinks follow. On failure of prepare nothing has changed.
+// Evicts the oldest window tokens and moves the sinks up. If prepare fails, nothing has changed.
 int32_t es_stream::slide(uint32_t n_evict) {
     const int64_t   t0   = llama_time_us();
     const llama_pos from = window.pos_sinks();
@@ -105,7 +105,7 @@ int32_t es_stream::rebase() {
         }
     }
     if (rc != ES_OK) {
-        broken = true; // keys may be rotated in part
+        broken = true; // some keys may be rotated already
         return rc;
     }
     window.rebase();
@@ -145,7 +145,7 @@ int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logit
     const int32_t rc = batch->decode(ctx);
     t_decode_us += llama_time_us() - t0;
     if (rc != 0) {
-        // llama.cpp removes the failed part of a batch; the stream keeps whole chunks only
+        // llama.cpp removes the failed part of a batch; the stream only keeps whole chunks
         remove(window.pos_next(), -1);
         state_lost = stateful;
         return decode_error(ctx, rc, m);
@@ -169,7 +169,7 @@ int32_t es_stream::check_tokens(const llama_token * tokens, size_t n_tokens) con
     return ES_OK;
 }
 
-// Whatever must happen before a decode of m tokens.
+// Evicts and rebases as a decode of m tokens requires.
 int32_t es_stream::make_room(uint32_t m) {
     const uint32_t n_evict = window.to_evict(m);
     int32_t        rc      = ES_OK;
@@ -202,7 +202,7 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         const bool sinks = window.n_sinks() < window.params().n_keep;
         last_logits.clear();
         if (stateful && on_logits && m > 1 && window.n_past() > 0 && (rc = keep_state()) != ES_OK) {
-            return rc; // what the callback may stop at
+            return rc; // in case the callback stops within the chunk
         }
         if (sinks) {
             rc = mover->before_sinks(m, window.pos_next());
@@ -286,7 +286,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
         }
     }
 
-    es_batch & batch = *streams[0]->batch; // every stream's batch has room for the context's n_ubatch
+    es_batch & batch = *streams[0]->batch; // every stream's batch holds up to n_ubatch tokens
     batch.clear();
     const int64_t t0 = llama_time_us();
     for (size_t i = 0; i < n; ++i) {
@@ -294,8 +294,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
         streams[i]->add_to_batch(batch, tokens + i, 1, false);
     }
     const int32_t rc = batch.decode(ctx);
-    // every stream waited that long
-    const int64_t t = llama_time_us() - t0;
+    const int64_t t  = llama_time_us() - t0;
     for (size_t i = 0; i < n; ++i) {
         es_stream & s = *streams[i];
         s.t_decode_us += t;

@@ -127,11 +127,10 @@ int32_t es_stream_set_n_past(es_stream * stream, int64_t n_past) {
     return es_guard([&]() -> int32_t {
         es_window & w = stream->window;
         if (w.n_cached() < w.params().n_ctx || n_past < w.n_past()) {
-            return es_fail(
-                ES_ERR_INVALID,
-                "a stream can be placed at a depth once its cache is full, and not before where it is: %lld of "
-                "%u cells, %lld tokens",
-                (long long) w.n_cached(), w.params().n_ctx, (long long) w.n_past());
+            return es_fail(ES_ERR_INVALID,
+                           "n_past can be set once its cache is full, and not before where it is: %lld of "
+                           "%u cells, %lld tokens",
+                           (long long) w.n_cached(), w.params().n_ctx, (long long) w.n_past());
         }
         w.age(n_past - w.n_past());
         stream->forget_states();

@@ -1,4 +1,4 @@
-// A stream's beginning: its parameters, checked against the context.
+// Creates a stream: checks its parameters against model and context.
 #include "bank.h"
 #include "error.h"
 #include "stream.h"
@@ -8,8 +8,8 @@
 
 static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of the window
 
-// float32 RoPE angles lose precision in proportion to the position: docs/architecture.md holds the measurement. At
-// 4 n_ctx a rebase comes every 3 n_ctx tokens or more, so that a key is re-rotated at most once in its life.
+// float32 RoPE angles lose precision in proportion to the position (measured in docs/architecture.md). With 4 n_ctx, at
+// least 3 n_ctx tokens lie between two rebases, so that a key is re-rotated at most once in its life.
 static constexpr int32_t rebase_at_min = 4096;
 
 // a decoder's angles may be exact at any position; this bound only keeps positions within 32 bits
@@ -31,7 +31,7 @@ es_stream::~es_stream() {
 int32_t es_stream::check(es_window_params & out) const {
     const uint32_t n_cells  = ctx ? llama_n_ctx_seq(ctx) : decoder.n_cells;
     const bool     redecode = params.sink_move == ES_SINK_MOVE_REDECODE;
-    const uint32_t n_extra  = redecode ? params.n_keep : 0; // the sinks exist twice for a moment
+    const uint32_t n_extra  = redecode ? params.n_keep : 0; // the sinks are held twice during a move
     const uint32_t n_batch  = ctx ? std::min(llama_n_batch(ctx), llama_n_ubatch(ctx)) : decoder.n_batch;
 
     if (redecode && params.n_keep > 0 &&
@@ -72,7 +72,7 @@ int32_t es_stream::check(es_window_params & out) const {
     const char *  why   = nullptr;
     const int32_t limit = ctx ? es_position_limit(model, &why) : std::numeric_limits<int32_t>::max();
     if (out.rebase_at > limit) {
-        // a third of the limit stays between two rebases, so that a key is rotated twice in its life at most
+        // at least a third of the limit lies between two rebases, so that a key is re-rotated at most twice in its life
         const uint32_t largest = (uint32_t) limit / 3 * 2;
         if (n_ctx > largest) {
             return es_fail(
@@ -157,7 +157,7 @@ int32_t es_stream::resize(const es_stream_params & wanted, const es_window::stat
     }
     rc = reset();
     if (ctx) {
-        mover.reset(); // the old bank goes first
+        mover.reset(); // frees the old bank first
         mover = es_sink_mover_init(ctx, params, &rc);
     }
     window = std::move(next);

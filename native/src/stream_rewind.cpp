@@ -1,9 +1,9 @@
-// A stream's way back: positions in the cache are freed, the state of recurrent layers is restored.
+// Rewinding: frees cells, and restores the state of recurrent layers.
 #include "bank.h"
 #include "error.h"
 #include "stream.h"
 
-// states kept to come back to; one may take many MiB
+// recurrent states kept; each may take many MiB
 static constexpr size_t n_checkpoints = 4;
 
 int32_t es_stream::rewind(size_t n) {
@@ -43,7 +43,7 @@ int32_t es_stream::keep_state() {
         return es_fail(ES_ERR_INTERNAL, "the recurrent state could not be kept");
     }
     checkpoints.push_back(std::move(c));
-    // what has left the window cannot be read again from there
+    // a state is useless once a token after it was evicted
     while (checkpoints.size() > n_checkpoints ||
            checkpoints.front().n_past < window.n_past() - (int64_t) window.n_window()) {
         checkpoints.pop_front();
@@ -53,16 +53,17 @@ int32_t es_stream::keep_state() {
 
 int32_t es_stream::to_state_of(int64_t n_past) {
     const int64_t in_window = window.n_past() - (int64_t) window.n_window(); // index of the window's first token
-    size_t        n_known   = checkpoints.size();                            // those that are not too late
+    size_t        n_known   = checkpoints.size();                            // those before n_past
     while (n_known > 0 && checkpoints[n_known - 1].n_past > n_past) {
         --n_known;
     }
     const bool known = n_known > 0 && checkpoints[n_known - 1].n_past >= in_window;
     if (!known && window.n_evicted() > 0) {
-        return es_fail(ES_ERR_INVALID,
-                       "cannot go back to token %lld: the recurrent state there is not kept; reset the stream and read "
-                       "what it should hold",
-                       (long long) n_past);
+        return es_fail(
+            ES_ERR_INVALID,
+            "cannot go back to token %lld: the recurrent state there was not kept; reset the stream and feed "
+            "it again",
+            (long long) n_past);
     }
     std::vector<llama_token> again;
     if (known) {
@@ -90,7 +91,7 @@ int32_t es_stream::to_state_of(int64_t n_past) {
     if (!again.empty()) {
         const int32_t rc = feed(again.data(), again.size(), nullptr, nullptr);
         if (rc != ES_OK) {
-            broken = true; // it holds less than the caller knows of
+            broken = true; // tokens are missing
             return rc;
         }
     }

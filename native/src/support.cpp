@@ -1,4 +1,4 @@
-// Which models can stream, and what tells one model from another.
+// Which models can stream, and the fingerprint of a model.
 #include "support.h"
 
 #include "edge_stream.h"
@@ -17,7 +17,7 @@ std::string es_model_meta(const llama_model * model, const std::string & key) {
 
 namespace {
 
-// nullptr if the model can stream
+// null if the model can stream
 const char * missing_property(const llama_model * model) {
     const std::string arch = es_model_meta(model, "general.architecture");
     const auto        has  = [&](const char * key) { return !es_model_meta(model, arch + key).empty(); };
@@ -34,7 +34,7 @@ const char * missing_property(const llama_model * model) {
     return es_bank_available() ? nullptr : es_model_needs_bank(model);
 }
 
-// Metadata of a GGUF file that llama.cpp would divide by, or assert on, before it says a word.
+// Metadata of a GGUF file on which llama.cpp would abort (division by zero, failed assertion) without a message.
 class gguf_facts {
 public:
     explicit gguf_facts(const char * path) {
@@ -152,7 +152,7 @@ const char * es_model_needs_bank(const llama_model * model) {
     return nullptr;
 }
 
-// true if why is empty; else writes it to reason.
+// True if why is empty; otherwise writes it to reason.
 static bool answer(const std::string & why, char * reason, size_t n_reason) {
     if (reason && n_reason > 0) {
         snprintf(reason, n_reason, "%s", why.c_str());
@@ -160,7 +160,7 @@ static bool answer(const std::string & why, char * reason, size_t n_reason) {
     return why.empty();
 }
 
-// find says what keeps the model from something, or null.
+// find returns the obstacle, or null.
 static bool ask(const llama_model * model, const char * (*find)(const llama_model *), char * reason, size_t n_reason) {
     const char * why = nullptr;
     try {
@@ -184,7 +184,7 @@ bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     try {
         why = path ? contradiction(gguf_facts(path)) : "";
     } catch (...) {
-        why = ""; // llama.cpp will say what is wrong
+        why = ""; // llama.cpp will report it
     }
     return answer(why, reason, n_reason);
 }

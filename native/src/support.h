@@ -1,4 +1,4 @@
-// What a model's metadata say about streaming it.
+// A model's metadata, and what they say about streaming.
 #pragma once
 
 #include "llama.h"

@@ -11,7 +11,7 @@ namespace {
 using json = nlohmann::json;
 
 constexpr int format = 1;
-// The transcript is for the reader; the model's memory is the cache. It is bounded, as everything about a stream is.
+// The transcript is for display; the model only sees the cache. It is bounded, as everything about a stream is.
 constexpr size_t n_transcript_bytes = 1000000;
 
 int32_t not_a_conversation(const char * path) {

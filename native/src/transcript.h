@@ -1,4 +1,4 @@
-// What a session keeps of a conversation beside the cache: JSON, the same as the Python package's.
+// What a session stores of a conversation besides the cache, as JSON that the Python package shares.
 #pragma once
 
 #include "app_model.h"
@@ -14,15 +14,15 @@ public:
     };
 
     std::string system;       // empty: none (null in the JSON)
-    int64_t     n_answer = 0; // tokens of the last answer with the template's frame around it
+    int64_t     n_answer = 0; // tokens of the last answer including those of the template
     es_tokens   answer_start;
-    bool        ended = false; // the model wrote an end-of-turn token that the template has yet to write
+    bool        ended = false; // the model's end-of-turn token is in the stream, the rest of the template's end is not
 
     const std::deque<message> & messages() const { return messages_; } // oldest first
     size_t                      n_dropped() const { return n_dropped_; }
     bool has_answer() const { return !messages_.empty() && messages_.back().role == "assistant"; }
 
-    void    add(const char * role, const std::string & text); // what is no UTF-8 becomes U+FFFD
+    void    add(const char * role, const std::string & text); // invalid UTF-8 becomes U+FFFD
     void    trim();                                           // drops the oldest messages beyond a million bytes
     message take_last();
     void    clear(); // all but the system prompt

@@ -1,10 +1,10 @@
-// The C interface of the bank (llama-es-bank.h): every call is carried out on each cache of the context.
+// The C interface of the bank (llama-es-bank.h): each call acts on every cache of the context.
 #include "es-bank.h"
 
 #include <algorithm>
 #include <cstdio>
 
-// What keeps a cache from having a bank, whatever its graph is; n_cells: those of the context's first cache.
+// Why a cache cannot have a bank, whatever its graph, or null. n_cells: of the context's first cache.
 static const char * unsuitable(const es_kv_cache & kv, uint32_t n_cells) {
     if (kv.has_learned_positions()) {
         return "it has no rotary positions but learned absolute ones";
@@ -22,7 +22,7 @@ static bool has_learned(const es_kv_cache & kv) {
     return kv.layers().empty() || !kv.bank().rotations.empty();
 }
 
-// What keeps the graph's keys from being moved, or null.
+// Why the keys that the graph stores cannot be moved, or null.
 static const char * unknown_rotation(const es_kv_cache & kv) {
     static thread_local char text[160];
     for (const auto & [il, r] : kv.bank().rotations) {
@@ -37,7 +37,7 @@ static const char * unknown_rotation(const es_kv_cache & kv) {
     return nullptr;
 }
 
-// Builds worst-case graphs: banks learn from them, and compute buffers get room for what they hold.
+// Builds worst-case graphs, from which banks learn the rotations, and reserves compute buffers for them.
 static bool build_graphs(llama_context * ctx) {
     try {
         ctx->es_reserve();
@@ -59,7 +59,7 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     bool learned = true;
     for (size_t i = 0; i < caches.size() && !why; ++i) {
         why = unsuitable(caches[i], caches[0].n_cells());
-        (void) caches[i].bank(); // from now on no cell is given up for being outside of the SWA
+        (void) caches[i].bank(); // from now on no cell is freed for being outside the SWA
         learned = learned && has_learned(caches[i]);
     }
     if (!why && !learned && !build_graphs(ctx)) {
@@ -74,7 +74,7 @@ int32_t llama_es_bank_check(llama_context * ctx, const char ** why_not) {
     return why ? ES_BANK_UNSUPPORTED : ES_BANK_OK;
 }
 
-// Makes room in the compute buffers for graphs that slide, so that none of them has to grow in the middle of a stream.
+// Reserves compute buffers for graphs that move sinks, so that none has to grow in the middle of a stream.
 static int32_t reserve(llama_context * ctx) {
     const auto caches = es_caches_of(*ctx);
     // the same sequences have blocks in every cache
@@ -204,7 +204,7 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
         return ES_BANK_PENDING_SHIFT;
     }
     llama_synchronize(ctx);
-    ctx->es_graph_changed(); // the scheduler is about to be used for other graphs
+    ctx->es_graph_changed(); // the scheduler will compute other graphs
     const int32_t rc = es_for_each_bank(*ctx, seq, false,
                                         [&](es_bank & bank) -> int32_t { return bank.shift_window(*ctx, seq, delta); });
     if (rc == ES_BANK_OK) {

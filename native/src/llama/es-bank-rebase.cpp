@@ -1,10 +1,10 @@
-// Bringing positions back: the one time that a window's keys are rotated again.
+// Rebasing: the only time that keys of the window are rotated again.
 #include "es-bank.h"
 
 #include <algorithm>
 
-// The type conversions go through float32 slices of this many cells, so that a rebase needs little memory; with
-// very large caches slices grow, so that the graph stays small.
+// Keys are converted to float32 in slices of this many cells, to save memory; slices of very large caches are larger,
+// to keep the graph small.
 static int64_t slice_size(int64_t n_cells) {
     return std::max<int64_t>(256, (n_cells + 63) / 64);
 }
@@ -94,7 +94,7 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
         if (std::find(pinned.begin(), pinned.end(), idx) != pinned.end()) {
             continue;
         }
-        // a cell that other sequences share has one key for all of them
+        // a cell shared with other sequences has only one key
         if (pos + delta < 0 || cells.seq_count(idx) != 1) {
             return ES_BANK_INVALID;
         }

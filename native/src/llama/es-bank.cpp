@@ -17,7 +17,7 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
     rotations[il] = es_key_rotation::of(k_cur, pos_per_row(), kv.n_embd_head_k(il));
     for (auto & [seq, b] : blocks) {
         const auto it = b.k.find(il);
-        // reserve passes build graphs of other sizes: only the announced decode is the capture
+        // reserve passes build graphs of other sizes: only the announced decode is captured
         if (b.n_capture == 0 || k_cur->ne[1] != b.n_capture || it == b.k.end()) {
             continue;
         }
@@ -27,7 +27,7 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
         // the Hadamard matrix is its own inverse
         ggml_tensor * plain = rot ? llama_mul_mat_hadamard(ctx, k_cur, rot) : k_cur;
 
-        // the cache gets its rows from the copy, so that the copy is part of the graph
+        // the cache is filled from the copy, so that the copy is part of the graph
         k_cur = ggml_cpy(ctx, plain, rows);
         if (rot) {
             k_cur = llama_mul_mat_hadamard(ctx, k_cur, rot);
@@ -48,12 +48,12 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
         const int64_t n_head   = kv.n_head_kv(il);
         const int64_t n_embd_h = kv.n_embd_head_k(il);
 
-        // On a device every row is a position: ROPE, VIEW, SET_ROWS with these shapes are what the CUDA and Vulkan
-        // backends run as one. On the CPU all rows are heads of one position, which needs one row of angles.
+        // On devices each row is a position: the CUDA and Vulkan backends fuse ROPE, VIEW, SET_ROWS of these shapes. On
+        // the CPU all rows are heads of one position, which takes a single row of angles.
         const int64_t n_pos = in.delta->ne[0] / pos_per_row();
         ggml_tensor * cur   = ggml_reshape_3d(ctx, it->second, n_embd_h, n_head * b.n_rows / n_pos, n_pos);
-        // no more than an order: the new keys are stored first, so that their rotation and store stay neighbours.
-        // Through the destination it would keep Vulkan from fusing: it must not be what another node writes.
+        // only for the order: the new keys are stored first, so that their rotation and store stay adjacent. Ordering
+        // through the destination would keep Vulkan from fusing: no other node may write it.
         cur->src[1] = stored;
         cur         = rotations.at(il).rotate(ctx, cur, in.delta, n_pos);
         if (in.rot) {
@@ -149,7 +149,7 @@ int32_t es_bank::find_cells(llama_seq_id seq) {
     return ES_BANK_OK;
 }
 
-// The backend that computes in buffers of this type, if it is the type's own (not the CPU with pinned memory of a GPU).
+// The backend whose default buffer type this is, or null (such as for the CPU with pinned memory of a GPU).
 static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer_type_t buft) {
     for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
         const ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
@@ -160,7 +160,7 @@ static ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer
     return nullptr;
 }
 
-// Positions of a text as M-RoPE takes them: all of the first section, of the second, of the third; the fourth stays 0
+// Positions of text in the layout of M-RoPE: section by section, where the fourth is 0
 // (llm_graph_input_pos::set_input).
 void es_bank::spread(int32_t * out, const int32_t * pos, int64_t n) const {
     for (int64_t section = 0; section < pos_per_row(); ++section) {
@@ -171,8 +171,7 @@ void es_bank::spread(int32_t * out, const int32_t * pos, int64_t n) const {
 }
 
 void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
-    // one for a host's buffer, n_rows for a device's: both may read from the same array, which must stay as it is
-    // while a device does
+    // one for host buffers, n_rows for devices, which may read b.delta asynchronously: it must stay unchanged meanwhile
     const std::vector<int32_t> deltas(b.n_rows, b.pos - b.pos0);
     int32_t                    host[GGML_MROPE_SECTIONS] = {};
     spread(host, deltas.data(), 1);
@@ -186,13 +185,13 @@ void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
         const auto buft  = ggml_backend_buffer_get_type(in.delta->buffer);
         const auto owner = backend_of(ctx.get_sched(), buft);
         if (owner && !ggml_backend_buft_is_host(buft)) {
-            // in the order of the backend's own work: nobody waits, a decode in flight still reads the old value
+            // queued on the backend: nothing waits, and a decode in flight still reads the old value
             ggml_backend_tensor_set_async(owner, in.delta, b.delta.data(), 0, ggml_nbytes(in.delta));
             continue;
         }
         if (!owner) {
             ctx.synchronize();
-        } // else it is the CPU, which is done when llama_decode returns
+        } // else: the CPU, which is done when llama_decode returns
         const bool one = in.delta->ne[0] == pos_per_row();
         ggml_backend_tensor_set(in.delta, one ? host : b.delta.data(), 0, ggml_nbytes(in.delta));
     }
@@ -211,7 +210,7 @@ int32_t es_bank::move(llama_context & ctx, llama_seq_id seq, llama_pos pos) {
     for (const uint32_t idx : b.cells) {
         cells.pos_add(idx, pos - b.pos);
     }
-    // the keys come from the bank: llama.cpp must not shift them as well
+    // the keys come from the bank: llama.cpp must not shift them
     cells.reset_shift();
     b.pos = pos;
     write_delta(ctx, b);

@@ -1,7 +1,7 @@
-// All that edge-stream uses of llama.cpp's internals, and the only file of ours that includes its private headers.
+// Everything that edge-stream uses of llama.cpp's internals. No other file of ours includes its private headers.
 //
-// With a newer llama.cpp, build this first: an assertion below names what changed. What to check by reading, since no
-// type shows it, is in the comments. The private members of llama_kv_cache are reached by es_kv_cache alone, which
+// If a newer llama.cpp changes one of these, an assertion below names it. The comments say what the types cannot show
+// and must be checked by reading. Private members of llama_kv_cache are used by es_kv_cache alone, which
 // native/patches/0001-sink-bank.patch makes its friend.
 #pragma once
 
@@ -21,7 +21,7 @@
 
 class es_bank;
 
-// The type of a data member, or of a pointer to a member function, is still the one that this code was written for.
+// The type of a data member, or of a pointer to a member function, is what this code expects.
 #define ES_EXPECT(what, ...)                                                                                           \
     static_assert(std::is_same_v<decltype(what), __VA_ARGS__>,                                                         \
                   "llama.cpp changed " #what ": adapt native/src/llama/es-llama-access.h")
@@ -50,7 +50,7 @@ public:
 
     explicit es_kv_cache(llama_kv_cache & kv) : kv(&kv) {}
 
-    // the cache's bank, made when first asked for; the patch calls it while graphs are built
+    // the cache's bank, created on first use; the patch calls it while graphs are built
     es_bank & bank() const;
 
     uint32_t n_cells() const { return kv->get_size(); } // of one stream
@@ -104,8 +104,8 @@ private:
     ES_EXPECT(&llama_kv_cache::set_input_k_rot, void (llama_kv_cache::*)(ggml_tensor *) const);
 };
 
-// Memories are told apart by their exact class: one derived from these keeps more (indexes, compressed keys), which
-// nobody would move.
+// Matches the exact class of a memory: a class derived from it holds more (indexes, compressed keys), which would not
+// be moved.
 template <typename T>
 T * es_memory_as(llama_context & ctx) {
     llama_memory_t mem = ctx.get_memory();
@@ -156,8 +156,8 @@ ES_EXPECT(llama_memory_recurrent::s_l, std::vector<ggml_tensor *>);
 ES_EXPECT(&llama_memory_recurrent::seq_add,
           void (llama_memory_recurrent::*)(llama_seq_id, llama_pos, llama_pos, llama_pos));
 
-// Context. The last two are the patch's: the next decode builds its graph anew; worst-case graphs are built and
-// measured again. graph_compute and the graph of get_gf_res_reserve serve llama.cpp for its own K-shift.
+// Context. The last two llama_context members are the patch's: the next decode builds its graph anew; worst-case graphs
+// are built and measured again. graph_compute and the graph of get_gf_res_reserve serve llama.cpp for its own K-shift.
 ES_EXPECT(&llama_context::get_sched, ggml_backend_sched_t (llama_context::*)() const);
 ES_EXPECT(&llama_context::get_cparams, const llama_cparams & (llama_context::*) () const);
 ES_EXPECT(&llama_context::synchronize, void (llama_context::*)());

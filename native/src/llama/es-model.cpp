@@ -1,4 +1,4 @@
-// What llama.cpp's public API does not tell of a model and a context.
+// Facts about models and contexts that llama.cpp's public API does not offer.
 #include "es-llama-access.h"
 #include "llama-es-bank.h"
 

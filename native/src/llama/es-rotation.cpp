@@ -8,18 +8,18 @@
 
 namespace {
 
-// What the walk from a stored key back to its projection met.
+// What was found on the way from a stored key back to its projection.
 struct walked {
     const ggml_tensor * rope       = nullptr;
     int64_t             offset     = 0;       // elements of the key before the rotated ones
     int64_t             n_hadamard = 0;       // size of the Hadamard matrix applied last, 0: none
-    const char *        unknown    = nullptr; // what it cannot follow
+    const char *        unknown    = nullptr; // an operation that is not understood
 };
 
-// Between the rotation and the store only what commutes with a rotation may happen: layout, one factor for the whole
-// key, a norm without weights. Without a rotation anything linear in the hidden state ends the walk.
+// Between rotation and store only operations that commute with a rotation are allowed: layout, scaling of the whole
+// key, a norm without weights. Without a rotation the walk ends at the projection.
 walked walk_back(const ggml_tensor * t) {
-    const char * after      = nullptr; // something that does not commute
+    const char * after      = nullptr; // an operation that does not commute
     int64_t      n_hadamard = 0;
     const auto   ended      = [&](const ggml_tensor * rope, const char * unknown) {
         walked w;
@@ -58,7 +58,7 @@ walked walk_back(const ggml_tensor * t) {
         case GGML_OP_NONE: return ended(nullptr, nullptr);
         case GGML_OP_ROPE: return ended(t, after);
         case GGML_OP_CONCAT: {
-            // MLA: a part that is not rotated beside one that is
+            // MLA: a rotated part beside one that is not
             const walked first  = walk_back(t->src[0]);
             const walked second = walk_back(t->src[1]);
             walked       w      = second.rope ? second : first;
@@ -84,7 +84,7 @@ float get_f32(const int32_t * params, int i) {
     return f;
 }
 
-// for tests: what the proof must notice
+// for tests: errors that the proof must detect
 int32_t fault = ES_BANK_FAULT_NONE;
 
 void distort(es_key_rotation & r, uint32_t n_embd_head) {
