@@ -204,7 +204,7 @@ class Stream:
         self._free_sampler()
         self.sampler = make_sampler(self.backend.vocabulary, sampling, ignore_eos)
         self._sampling = wanted
-        if not self._native.es_sampler_adopt(self.sampler, self.handle):
+        if not self._native.es_sampler_restore(self.sampler, self.handle):
             for token in self.tokens()[-sampling.repeat_last_n :] if sampling.repeat_last_n > 0 else ():
                 _native.check(self._native.es_sampler_accept(self.sampler, token))
 
@@ -251,7 +251,7 @@ class Stream:
 
         Raises EdgeStreamError unless the cache is full and n_past is not less than now.
         """
-        self.call(self._native.es_stream_place, self.handle, n_past)
+        self.call(self._native.es_stream_set_n_past, self.handle, n_past)
 
     def reset(self) -> None:
         """Forget everything."""

@@ -36,6 +36,6 @@ def test_waiting_does_not_change_what_is_computed(tiny: Callable[[str], Path]) -
     model = tiny("gqa")
     stock = written(model, "stock")
     assert len(stock) == 60
-    assert written(model, "considerate") == stock
+    assert written(model, "adaptive") == stock
     assert written(model, "sleep") == stock
-    assert written(model, "considerate", "one core") == stock
+    assert written(model, "adaptive", "one core") == stock

@@ -1,5 +1,5 @@
-// edge_stream_types.h: what edge_stream.h (a stream over a llama_context of yours) and edge_stream_app.h (everything an
-// app needs) have in common. Include one of those instead.
+// edge_stream_types.h: shared by edge_stream.h (a stream over your llama_context) and edge_stream_app.h (everything an
+// app needs). Include one of those instead.
 #pragma once
 
 #include <stdbool.h>
@@ -28,15 +28,15 @@ typedef enum es_status {
     ES_ERR_FORMAT      = -8,  // not a session file, truncated or damaged; the stream is unchanged
     ES_ERR_VERSION     = -9,  // the session file is of a newer version; the stream is unchanged
     ES_ERR_MODEL       = -10, // the session file belongs to another model or cache type; the stream is unchanged
-    ES_ERR_INTERNAL    = -11  // a bug of ours, reported rather than hidden
+    ES_ERR_INTERNAL    = -11  // a bug in edge-stream
 } es_status;
 
 // How the sinks' keys follow the window.
 typedef enum es_sink_move {
-    ES_SINK_MOVE_AUTO     = 0, // the bank where libllama carries it, else redecode
+    ES_SINK_MOVE_AUTO     = 0, // the bank if libllama has it, else redecode
     ES_SINK_MOVE_BANK     = 1, // re-derived from pristine float32 copies (patched libllama)
     ES_SINK_MOVE_REDECODE = 2, // decoded again at the new positions (public llama.cpp API only)
-    ES_SINK_MOVE_NONE     = 3  // not at all: a decoder (es_decoder) turns the query instead, or the model has no keys
+    ES_SINK_MOVE_NONE     = 3  // not moved: an es_decoder handles positions itself, or the model has no keys
 } es_sink_move;
 
 ES_API const char * es_version(void);
@@ -68,13 +68,13 @@ typedef struct es_logit_bias {
 } es_logit_bias;
 
 typedef struct es_sampler_params {
-    uint32_t              seed;           // 0xffffffff draws one (the default)
+    uint32_t              seed;           // 0xffffffff: random (default)
     float                 temp;           // <= 0: greedy (default 0.8)
     int32_t               top_k;          // <= 0: off (default 40)
     float                 top_p;          // 1: off (default 0.95)
     float                 min_p;          // 0: off (default 0.05)
     float                 repeat_penalty; // 1: off (default 1)
-    int32_t               repeat_last_n;  // tokens that penalties look back on; 0: off, at most 4096 (default 64)
+    int32_t               repeat_last_n;  // tokens that penalties consider; 0: off, at most 4096 (default 64)
     float                 frequency_penalty;
     float                 presence_penalty;
     const es_logit_bias * logit_bias;

@@ -1,4 +1,4 @@
-// What the app facade shares between its files: a loaded model, its text in and out, its contexts.
+// A loaded model of the app facade: metadata, tokenizer, chat template.
 #pragma once
 
 #include "edge_stream_app.h"
@@ -21,12 +21,15 @@ struct es_loaded_model {
     es_loaded_model & operator=(const es_loaded_model &) = delete;
     ~es_loaded_model();
 
-    // Text that spells control tokens becomes them if special.
+    // special: text that spells a control token becomes that token
     es_tokens                    tokenize(const std::string & text, bool add_bos, bool special) const;
     std::string                  piece(llama_token token) const; // its bytes; empty for control tokens
-    std::string                  meta(const std::string & key) const;
-    mutable std::atomic<int32_t> proven{ 0 }; // positions up to which it has shown that it streams exactly
+    uint32_t                     recommended(const char * key, uint32_t otherwise) const; // number in the file
+    mutable std::atomic<int32_t> proven{ 0 }; // es_stream_prove succeeded for positions up to this
 };
+
+// 64 bits of the SHA-256 of the file's size and 64 evenly spaced blocks, as in the Python package.
+int32_t es_weights_tag(const char * path, uint64_t & out);
 
 struct es_app_model {
     std::shared_ptr<const es_loaded_model> loaded; // sessions hold it too
@@ -36,7 +39,7 @@ struct es_app_model {
 int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
                       std::shared_ptr<const es_loaded_model> & out);
 
-// The template to use for chat: the model's own if llama.cpp knows it, or the one of that name. Sets es_last_error.
+// The chat template: the model's own if llama.cpp supports it, or the one called name. Sets es_last_error.
 int32_t es_find_template(const es_loaded_model & model, const char * name, std::string & out);
 
 // The last error that llama.cpp logged, as the end of a sentence (": ..."); empty if none.

@@ -117,7 +117,7 @@ int32_t es_app_stream::init(const es_app_session_params & params, const es_conte
     p.n_boundary       = n_boundary;
     p.model_tag        = model_->tag;
     int32_t rc         = es_stream_init(ctx_, p, &stream_);
-    // once per loaded model, unless positions get further than before
+    // once per loaded model, unless positions now get further
     const int32_t distance = rc == ES_OK ? es_stream_proof_distance(stream_) : 0;
     if (distance > model_->proven) {
         es_proof proof;
@@ -135,28 +135,28 @@ es_stream_stats es_app_stream::stats() const {
 }
 
 //
-// reading
+// feeding
 //
 
-int32_t es_app_stream::feed(const es_tokens & tokens, bool heed_stop) {
+int32_t es_app_stream::feed(const es_tokens & tokens, bool stoppable) {
     if (tokens.empty()) {
         return ES_OK;
     }
-    if (heed_stop && stop_) {
+    if (stoppable && stop_) {
         return es_fail(ES_ERR_STOPPED, "reading was stopped");
     }
-    may_abort_       = heed_stop;
+    may_abort_       = stoppable;
     const int32_t rc = es_stream_feed(stream_, tokens.data(), tokens.size(), nullptr, nullptr);
     may_abort_       = false;
     return rc;
 }
 
-int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool heed_stop, es_app_progress on_progress,
+int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress,
                                      void * user) {
     const size_t step = std::max<size_t>(least_step, stats().n_chunk);
     for (size_t i = 0; i < tokens.size(); i += step) {
         const size_t  end = std::min(tokens.size(), i + step);
-        const int32_t rc  = feed({ tokens.begin() + (ptrdiff_t) i, tokens.begin() + (ptrdiff_t) end }, heed_stop);
+        const int32_t rc  = feed({ tokens.begin() + (ptrdiff_t) i, tokens.begin() + (ptrdiff_t) end }, stoppable);
         if (rc != ES_OK) {
             return rc;
         }
@@ -168,10 +168,10 @@ int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool heed_stop, e
 }
 
 //
-// writing
+// generating
 //
 
-// Makes the sampler, unless the last answer's goes on. A grammar always starts anew.
+// Makes a sampler, unless the last answer's can be continued. A grammar always starts anew.
 int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
     const es_sampler_params & wanted = params.sampling;
     if (wanted.n_logit_bias > 0 && !wanted.logit_bias) {
@@ -199,7 +199,7 @@ int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
     es_sampler_free(sampler_);
     sampler_  = made;
     sampling_ = params;
-    if (!es_sampler_adopt(sampler_, stream_)) {
+    if (!es_sampler_restore(sampler_, stream_)) {
         es_tokens    cached(es_stream_tokens(stream_, nullptr, 0));
         const size_t n_cached = es_stream_tokens(stream_, cached.data(), cached.size());
         const size_t n_last   = std::min<size_t>(n_cached, (size_t) std::max(0, wanted.repeat_last_n));
@@ -244,7 +244,7 @@ int32_t es_app_stream::next(es_app_token & out) {
     if (stop_) {
         return tell(ES_APP_STOPPED);
     }
-    if (max_tokens_ >= 0 && n_written_ >= max_tokens_) { // only max_tokens = 0 comes here
+    if (max_tokens_ >= 0 && n_written_ >= max_tokens_) { // max_tokens = 0
         return tell(ES_APP_LENGTH);
     }
     int32_t rc = es_sampler_sample(sampler_, stream_, &out.token, nullptr);
@@ -259,11 +259,11 @@ int32_t es_app_stream::next(es_app_token & out) {
         return tell(ES_APP_EOS);
     }
     piece_ = model_->piece(out.token);
-    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_GOES_ON);
+    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
 }
 
 //
-// all of it
+// the whole stream
 //
 
 int32_t es_app_stream::reset() {

@@ -1,4 +1,4 @@
-// A stream with everything around it that an app would otherwise keep: its context, its sampler, the writing of tokens.
+// A stream with its context and sampler, which generates tokens.
 #pragma once
 
 #include "app_model.h"
@@ -11,7 +11,7 @@
 struct es_context_params {
     uint32_t  n_ctx  = 0; // of the stream
     uint32_t  n_keep = 0;
-    uint32_t  n_spare() const; // cells beside it: redecoding holds the sinks twice for a moment
+    uint32_t  n_spare() const; // extra cells: redecoding holds the sinks twice during a move
     ggml_type type_k = GGML_TYPE_F16, type_v = GGML_TYPE_F16;
 
     int32_t init(const es_app_session_params & params, uint32_t n_ctx, uint32_t n_keep); // sets es_last_error
@@ -36,12 +36,12 @@ public:
     es_stream_stats         stats() const;
     int64_t                 n_past() const { return stats().n_past; }
 
-    // Feed tokens, in steps a few at a time. If heed_stop, stop() is heeded between steps, and within a decode where
-    // llama.cpp can (CPU).
-    int32_t feed(const es_tokens & tokens, bool heed_stop);
-    int32_t feed_in_steps(const es_tokens & tokens, bool heed_stop, es_app_progress on_progress, void * user);
+    // Feeds tokens, feed_in_steps a few at a time. stoppable: stop() takes effect between steps, and on the CPU within
+    // a decode.
+    int32_t feed(const es_tokens & tokens, bool stoppable);
+    int32_t feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress, void * user);
 
-    // Writing: begin, then next until finish, then end (which only forgets that one is open).
+    // Generating: begin, then next until it reports a finish, then end.
     int32_t begin(const es_app_answer_params & params);
     int32_t next(es_app_token & out);
     void    end() { writing_ = false; }
@@ -66,7 +66,7 @@ private:
     std::atomic<bool> may_abort_{ false };
 
     es_sampler *               sampler_  = nullptr;
-    es_app_answer_params       sampling_ = {}; // what it was made from, logit_bias in bias_
+    es_app_answer_params       sampling_ = {}; // parameters of sampler_; logit_bias is in bias_
     std::vector<es_logit_bias> bias_;
 
     bool                                  writing_    = false;

@@ -1,4 +1,4 @@
-// Error reporting of the C API: a status code, and a sentence per thread.
+// Error reporting of the C API: a status code, and a message per thread.
 #pragma once
 
 #include "edge_stream.h"
@@ -6,14 +6,19 @@
 #include <exception>
 #include <new>
 
-// Remember the sentence for es_last_error() and return status, so that `return es_fail(...)` reads well.
+// Sets es_last_error() and returns status: `return es_fail(...)`.
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
 int32_t
 es_fail(int32_t status, const char * format, ...);
 
-// Runs f() and turns any exception into a status: nothing may cross the C boundary.
+#define ES_REQUIRE(pointer)                                                                                            \
+    if (!(pointer)) {                                                                                                  \
+        return es_fail(ES_ERR_INVALID, "%s must not be null", #pointer);                                               \
+    }
+
+// Runs f() and turns any exception into a status: none may cross the C boundary.
 template <typename F>
 int32_t es_guard(F && f) noexcept {
     try {

@@ -1,29 +1,25 @@
-// Does moving sinks give what decoding them there gives? Shown by the model itself, on a handful of tokens:
+// Checks with a few tokens of the model itself that moving sinks gives what decoding them at their new positions gives:
 // docs/models.md.
+#include "bank.h"
+#include "batch.h"
 #include "error.h"
-#include "llama-es-bank.h"
+#include "llama-cpp.h"
 #include "stream.h"
 
 #include <algorithm>
 #include <cmath>
 
-#pragma weak llama_es_bank_alloc
-#pragma weak llama_es_bank_capture_begin
-#pragma weak llama_es_bank_capture_end
-#pragma weak llama_es_bank_move
-#pragma weak llama_es_bank_shift_window
-
 namespace {
 
 constexpr int n_sinks = 4, n_probes = 4, n_tokens = n_sinks + n_probes;
 
-// What counts as exact, see docs/architecture.md for what was measured.
+// What counts as exact; docs/architecture.md has the measurements.
 constexpr double bound_min = 1e-3, noise_factor = 5, spread_most = 0.2;
 
 // the sequences of the proof's context
 enum { AT_ZERO, AT_D, MOVED, TWICE, N_SEQ };
 
-// Everything that is compared: every key and value in float32, so that only the model's own arithmetic is noise.
+// The decodes that are compared. Keys and values are float32, so that the only noise is that of the model's arithmetic.
 class prover {
 public:
     prover(llama_context * like, llama_pos d, bool bank)
@@ -39,28 +35,22 @@ public:
         p.n_threads = p.n_threads_batch = llama_n_threads(like);
         p.no_perf                       = true;
         ctx.reset(llama_init_from_model(const_cast<llama_model *>(model), p));
-        batch = llama_batch_init(64, 0, 1);
-    }
-    ~prover() {
-        if (batch.token) {
-            llama_batch_free(batch);
-        }
     }
 
     int32_t run(es_proof & out) {
-        if (!ctx || !batch.token) {
-            return es_fail(ES_ERR_MEMORY, "there is no memory for proving that the model streams exactly");
+        if (!ctx || !batch.allocated()) {
+            return es_fail(ES_ERR_MEMORY, "out of memory while verifying that the model streams exactly");
         }
         if (bank) {
-            // from now on no cell is given up, and the keys' rotation is known
+            // from now on no cell is freed for being outside the SWA, and the rotation of keys is known
             const int32_t rc = es_bank_supported(ctx.get());
             if (rc != ES_OK) {
                 return rc;
             }
         }
-        // All sequences in one batch, since that reads the weights once. Some of llama.cpp's graphs mix sequences up,
-        // though: then they go one by one, and the model is for one stream at a time. Where weights are quantised, one
-        // sample of noise says little, and what fails is tried with other tokens: a wrong rotation fails with any.
+        // All sequences in one batch, which reads the weights once. Some of llama.cpp's graphs mix up sequences: then
+        // they are decoded one by one, and the model can only serve one stream at a time. With quantised weights one
+        // sample of noise says little, so a failure is repeated with other tokens: a wrong rotation fails with all.
         for (const bool together : { true, false }) {
             const int n_tries = together && rounding() > 0 ? 3 : 1;
             for (int i = 0; i < n_tries; ++i) {
@@ -78,19 +68,16 @@ public:
     }
 
 private:
-    struct freer {
-        void operator()(llama_context * c) const { llama_free(c); }
-    };
-    const llama_model *                   model;
-    int32_t                               n_vocab;
-    llama_pos                             d;
-    bool                                  bank;
-    std::unique_ptr<llama_context, freer> ctx;
-    llama_batch                           batch = {};
-    llama_token                           tokens[n_tokens + 1];
-    bool                                  no_logits = false;
+    const llama_model * model;
+    int32_t             n_vocab;
+    llama_pos           d;
+    bool                bank;
+    llama_context_ptr   ctx;
+    es_batch            batch{ 64 };
+    llama_token         tokens[n_tokens + 1];
+    bool                no_logits = false;
 
-    // The tokens first..last of a sequence, at pos.., and where the logits of those after the sinks go.
+    // Tokens first..last of a sequence, from position pos on; out gets the logits of those after the sinks.
     struct part {
         llama_seq_id         seq;
         int                  first, last;
@@ -112,7 +99,7 @@ private:
                     together)) {
             return false;
         }
-        // and the window's way back
+        // rebase the window
         if (bank) {
             if (!shift(AT_D, -d)) {
                 return false;
@@ -138,10 +125,10 @@ private:
 
     int32_t failed() const {
         return no_logits ? es_fail(ES_ERR_UNSUPPORTED, "it predicts no tokens (an embedding model)")
-                         : es_fail(ES_ERR_DECODE, "proving that the model streams exactly failed");
+                         : es_fail(ES_ERR_DECODE, "verifying that the model streams exactly failed");
     }
 
-    // BOS where texts begin with it, and ordinary tokens from all over the vocabulary; the same for the same i
+    // BOS if the model expects one, then tokens from all over the vocabulary; reproducible for the same i
     void choose_tokens(uint32_t i) {
         const llama_vocab * vocab = llama_model_get_vocab(model);
         uint32_t            x     = 2463534242u + i * 0x9e3779b9u; // xorshift32, Marsaglia 2003
@@ -161,19 +148,12 @@ private:
         }
     }
 
-    void add(llama_seq_id seq, int token, llama_pos pos, bool logits) {
-        const int32_t k    = batch.n_tokens++;
-        batch.token[k]     = tokens[token];
-        batch.pos[k]       = pos;
-        batch.n_seq_id[k]  = 1;
-        batch.seq_id[k][0] = seq;
-        batch.logits[k]    = logits;
-    }
+    void add(llama_seq_id seq, int token, llama_pos pos, bool logits) { batch.add(tokens[token], pos, seq, logits); }
 
     bool decode(const std::vector<part> & parts, bool together) {
         for (size_t i = 0; i < parts.size(); ++i) {
             if (i == 0 || !together) {
-                batch.n_tokens = 0;
+                batch.clear();
             }
             const part & p = parts[i];
             for (int t = p.first; t <= p.last; ++t) {
@@ -187,15 +167,15 @@ private:
     }
 
     bool decode_batch(const std::vector<part> & parts) {
-        if (llama_decode(ctx.get(), batch) != 0) {
+        if (batch.decode(ctx.get()) != 0) {
             return false;
         }
         llama_synchronize(ctx.get());
-        for (int32_t k = 0; k < batch.n_tokens; ++k) {
-            if (batch.logits[k]) {
+        for (int32_t k = 0; k < batch.size(); ++k) {
+            if (batch.has_logits(k)) {
                 const float * row = llama_get_logits_ith(ctx.get(), k);
-                const auto    p   = std::find_if(parts.begin(), parts.end(),
-                                                 [&](const part & q) { return q.seq == batch.seq_id[k][0]; });
+                const auto    p =
+                    std::find_if(parts.begin(), parts.end(), [&](const part & q) { return q.seq == batch.seq(k); });
                 if (!row) {
                     no_logits = true;
                     return false;
@@ -212,22 +192,22 @@ private:
                         llama_es_bank_capture_begin(ctx.get(), seq, n_sinks, pos) != ES_BANK_OK)) {
             return false;
         }
-        batch.n_tokens = 0;
+        batch.clear();
         for (int i = 0; i < n_sinks; ++i) {
             add(seq, i, pos + i, i + 1 == n_sinks); // some graphs (Chameleon) need an output
         }
-        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        const bool ok = batch.decode(ctx.get()) == 0;
         return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ok) == ES_BANK_OK) && ok;
     }
 
     bool move() {
-        // there is no window yet: that moves the recurrent state's position, if there is one
+        // without a window this moves only the position of a recurrent state
         return llama_es_bank_shift_window(ctx.get(), MOVED, d) == ES_BANK_OK &&
                llama_es_bank_move(ctx.get(), MOVED, d) == ES_BANK_OK;
     }
 
-    // Keys rotated to D in two steps and back in one: the same keys, but for what float32 angles lose at such
-    // positions, and a measure of what the model makes of it (quantised weights round what they multiply: a lot).
+    // Keys rotated to D in two steps and back in one: the same keys up to the precision of float32 angles there. The
+    // effect on the logits is the noise; quantised weights, which round their inputs, amplify it.
     bool there_and_back() {
         const llama_pos half = (llama_pos) (0.618 * d);
         return shift(TWICE, half) && shift(TWICE, d - half) && shift(TWICE, -d);
@@ -240,14 +220,14 @@ private:
         // llama.cpp's own way, done at the next decode
         llama_memory_t mem = llama_get_memory(ctx.get());
         llama_memory_seq_add(mem, seq, -1, -1, delta);
-        batch.n_tokens = 0;
+        batch.clear();
         add(AT_ZERO, 0, 0, true);
-        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        const bool ok = batch.decode(ctx.get()) == 0;
         llama_memory_seq_rm(mem, AT_ZERO, -1, -1);
         return ok;
     }
 
-    // root mean square: the largest of 10^5 differences says more about chance than about the model
+    // root mean square: the maximum of 10^5 differences is mostly chance
     static double difference(const std::vector<float> & a, const std::vector<float> & b) {
         double sum = a.size() == b.size() && !a.empty() ? 0.0 : INFINITY;
         for (size_t i = 0; i < a.size() && i < b.size(); ++i) {
@@ -257,8 +237,8 @@ private:
         return std::isfinite(sum) ? std::sqrt(sum / a.size()) : INFINITY;
     }
 
-    // What weights of few bits cost, in parts of the spread: the runtime rounds what it multiplies them with, so that
-    // the smallest difference makes a larger one, or none; one sample of noise may miss it.
+    // Noise to expect of quantised weights, as a share of the spread: activations are rounded before each product, so
+    // that a tiny difference becomes a larger one or none, and one sample of noise may miss it.
     double rounding() const {
         const double bits = 8.0 * (double) llama_model_size(model) / (double) llama_model_n_params(model);
         return bits > 31 ? 0.0 : bits > 15 ? 0.01 : 0.1;
@@ -276,7 +256,7 @@ private:
 };
 
 int32_t verdict(const es_proof * p, bool bank) {
-    // written so that a NaN is a failure
+    // written so that NaN fails
     if (!(p->positions <= p->bound)) {
         return es_fail(ES_ERR_UNSUPPORTED,
                        "this model's attention depends on absolute positions: off by %.2g at %d, where %.2g is noise",
@@ -303,16 +283,14 @@ int32_t verdict(const es_proof * p, bool bank) {
 } // namespace
 
 int32_t es_stream_proof_distance(const es_stream * stream) {
-    // as far as any position of the stream gets
     return stream && stream->ctx && !llama_model_is_recurrent(stream->model)
                ? stream->window.params().rebase_at - n_tokens
                : 0;
 }
 
 int32_t es_stream_prove(const es_stream * stream, es_proof * out) {
-    if (!stream || !out) {
-        return es_fail(ES_ERR_INVALID, "stream and out must not be null");
-    }
+    ES_REQUIRE(stream);
+    ES_REQUIRE(out);
     *out            = {};
     const int32_t d = es_stream_proof_distance(stream);
     if (d <= 0) {

@@ -53,7 +53,7 @@ double uniform(uint32_t seed, uint64_t n) {
     return (double) (z >> 11) * 0x1.0p-53;
 }
 
-// Chooses among candidates whose logits went through the chain. u in [0, 1).
+// Samples from candidates that went through the chain. u is uniform in [0, 1).
 llama_token choose(const llama_token_data_array & c, bool greedy, double u) {
     const auto less = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
     const auto best = std::max_element(c.data, c.data + c.size, less);
@@ -117,9 +117,8 @@ int32_t check(const es_sampler_params & p, int32_t n_vocab) {
 } // namespace
 
 int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampler ** out) {
-    if (!model || !out) {
-        return es_fail(ES_ERR_INVALID, "model and out must not be null");
-    }
+    ES_REQUIRE(model);
+    ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
         const llama_vocab * vocab   = llama_model_get_vocab(model);
@@ -164,7 +163,7 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
                 return es_fail(ES_ERR_INVALID, "the grammar cannot be parsed");
             }
         }
-        // the caller's memory may go
+        // pointers to the caller's memory
         s->params.logit_bias   = nullptr;
         s->params.grammar      = nullptr;
         s->params.grammar_root = nullptr;
@@ -178,9 +177,7 @@ void es_sampler_free(es_sampler * sampler) {
 }
 
 int32_t es_sampler_accept(es_sampler * sampler, llama_token token) {
-    if (!sampler) {
-        return es_fail(ES_ERR_INVALID, "the sampler must not be null");
-    }
+    ES_REQUIRE(sampler);
     return es_guard([&]() -> int32_t {
         sampler->accept(token);
         return ES_OK;
@@ -191,7 +188,7 @@ uint32_t es_sampler_seed(const es_sampler * sampler) {
     return sampler ? sampler->rng.seed : 0;
 }
 
-bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
+bool es_sampler_restore(es_sampler * sampler, es_stream * stream) {
     if (!sampler || !stream || !stream->saved_sampler) {
         return false;
     }
@@ -205,11 +202,12 @@ bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
            }) == ES_OK;
 }
 
-int32_t es_sampler_sample(es_sampler * s, es_stream * stream, llama_token * out, float * logprob) {
-    if (!s || !stream || !out) {
-        return es_fail(ES_ERR_INVALID, "sampler, stream and out must not be null");
-    }
-    const float * logits = es_stream_logits(stream);
+int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token * out, float * logprob) {
+    ES_REQUIRE(sampler);
+    ES_REQUIRE(stream);
+    ES_REQUIRE(out);
+    es_sampler * const s      = sampler;
+    const float *      logits = es_stream_logits(stream);
     if (!logits) {
         return es_fail(ES_ERR_INVALID, "there are no logits to sample from: feed tokens first");
     }
@@ -222,7 +220,7 @@ int32_t es_sampler_sample(es_sampler * s, es_stream * stream, llama_token * out,
         llama_sampler_apply(s->chain.get(), &candidates);
         llama_token token = choose(candidates, greedy, u);
 
-        // a grammar over the whole vocabulary is slow, so it is asked about the choice first
+        // applying a grammar to the whole vocabulary is slow, so it checks the sampled token first
         if (s->grammar && !grammar_allows(s->grammar.get(), token)) {
             candidates = fill(s->candidates, logits, n_vocab);
             llama_sampler_apply(s->grammar.get(), &candidates);

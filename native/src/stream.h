@@ -1,6 +1,7 @@
-// The stream behind the C API: a window, a way to move its sinks, and a sequence of a llama_context.
+// The stream behind the C API: a window, a sink mover, and a sequence of a llama_context or an es_decoder.
 #pragma once
 
+#include "batch.h"
 #include "sampler_state.h"
 #include "sink_mover.h"
 #include "window.h"
@@ -17,7 +18,7 @@ struct es_stream {
     int32_t init();
     int32_t feed(const llama_token * tokens, size_t n_tokens, es_logits_callback on_logits, void * user);
 
-    // One token each to several streams of one context, in one decode.
+    // Feeds one token to each of several streams of one context, in one decode.
     static int32_t feed_each(es_stream * const * streams, const llama_token * tokens, size_t n);
 
     int32_t rewind(size_t n);
@@ -25,9 +26,9 @@ struct es_stream {
     int32_t rebase();
     int32_t reset();
 
-    // Become a stream of other parameters and with another window, as a session file demands; its keys must be
-    // restored by the caller. Everything is checked first: on failure nothing changed.
-    int32_t resize(const es_window_params & wanted, const es_window::state & state);
+    // Changes to the parameters and window of a session file; the caller restores the keys. Everything is checked
+    // first: on failure nothing has changed.
+    int32_t resize(const es_stream_params & wanted, const es_window::state & state);
 
     const llama_model *            model;
     llama_context *                ctx     = nullptr; // null: the decoder computes
@@ -36,14 +37,14 @@ struct es_stream {
     es_stream_params               params; // as given; effective values are in window.params()
     es_window                      window;
     std::unique_ptr<es_sink_mover> mover;
-    llama_batch                    batch  = {};
+    std::unique_ptr<es_batch>      batch;          // null: the decoder has its own
     bool                           broken = false; // the cache is undefined: only reset helps
     bool                           stateful;       // it has recurrent layers, whose state cannot be evicted or undone
 
-    // [n_vocab], or empty: a copy, since the context's own are those of whichever stream was decoded last
+    // [n_vocab] or empty; a copy, since other streams' decodes overwrite the context's
     std::vector<float> last_logits;
 
-    // from a session: the sampler's state until it is adopted
+    // a session's sampler state, until es_sampler_restore takes it
     std::unique_ptr<es_sampler_state> saved_sampler;
 
     const float *   logits() const; // null if there are none
@@ -53,14 +54,14 @@ struct es_stream {
     int64_t n_slides = 0, n_rebases = 0;
     int64_t t_slide_us = 0, t_rebase_us = 0, t_decode_us = 0;
 
-    // Recurrent layers: remember their state as of now, to come back to.
+    // Keeps the current state of recurrent layers, for rewinds.
     int32_t keep_state();
     void    forget_states() { checkpoints.clear(); }
 
-    bool state_lost = false; // a decode failed half-way: the recurrent state is neither old nor new
+    bool state_lost = false; // a decode failed half-way: the recurrent state is undefined
 
 private:
-    // A recurrent state at some point of the stream.
+    // The recurrent state after n_past tokens.
     struct checkpoint {
         int64_t              n_past;
         llama_pos            pos; // of its last token, when it was taken
@@ -68,18 +69,18 @@ private:
     };
     std::deque<checkpoint> checkpoints; // ascending
 
-    int32_t to_state_of(int64_t n_past); // back to the stream as it was when it had n_past tokens
+    int32_t to_state_of(int64_t n_past); // back to the first n_past tokens
 
     int32_t check(es_window_params & out) const;
     int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
     int32_t make_room(uint32_t m);
     int32_t slide(uint32_t n_evict);
-    void    add_to_batch(llama_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
+    void    add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
     int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
     int32_t keep_logits(int32_t i);
     void    remove(llama_pos from, llama_pos to) const;
 
-    const float * row(int32_t i) const; // of the last decode's logits, -1: the last
+    const float * row(int32_t i) const; // of the last decode's logits; -1: the last row
 
     const float * rows   = nullptr; // the decoder's
     uint32_t      n_rows = 0;

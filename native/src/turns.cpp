@@ -7,9 +7,9 @@
 
 namespace {
 
-const std::string stand_in = "Answer-7f3a91.";
+const std::string placeholder = "Answer-7f3a91.";
 
-// What both begin with, without a control token such as <|end|> that only begins in it.
+// The common prefix, without a control token such as <|end|> that is only partly in it.
 std::string common_prefix(const std::string & one, const std::string & two) {
     size_t n = 0;
     while (n < std::min(one.size(), two.size()) && one[n] == two[n]) {
@@ -37,15 +37,15 @@ bool starts_with(const std::string & s, const std::string & prefix) {
     return s.compare(0, prefix.size(), prefix) == 0;
 }
 
-// A message without and with the start of its answer.
+// alone: a message; both: the message and the start of its answer.
 void split(const std::string & alone, const std::string & both, es_turns::turn & out) {
     out.message = common_prefix(alone, both);
     out.answer  = both.substr(out.message.size());
 }
 
-std::string after_stand_in(const std::string & whole) {
-    const size_t at = whole.rfind(stand_in);
-    return at == std::string::npos ? whole : whole.substr(at + stand_in.size());
+std::string after_placeholder(const std::string & whole) {
+    const size_t at = whole.rfind(placeholder);
+    return at == std::string::npos ? whole : whole.substr(at + placeholder.size());
 }
 
 } // namespace
@@ -87,21 +87,21 @@ std::string es_turns::find_head() const {
         }
     }
     std::string head = common_prefix(one, two);
-    while (!head.empty() && head.back() == ' ') { // a space belongs to the token of the word after it
+    while (!head.empty() && head.back() == ' ') { // a space is part of the next word's token
         head.pop_back();
     }
     return head;
 }
 
 int32_t es_turns::find_closing(std::string & out) const {
-    const messages    past   = { { "user", "Hello" }, { "assistant", stand_in } };
+    const messages    past   = { { "user", "Hello" }, { "assistant", placeholder } };
     const messages    more   = { past[0], past[1], { "user", "Good" } };
     const std::string before = render(past, false), after = render(more, true);
-    if (before.find(stand_in) == std::string::npos || after.find(stand_in) == std::string::npos) {
+    if (before.find(placeholder) == std::string::npos || after.find(placeholder) == std::string::npos) {
         return es_fail(ES_ERR_UNSUPPORTED, "the chat template cannot be used on a stream: it does not keep the "
                                            "assistant's answers as they were written");
     }
-    out = common_prefix(after_stand_in(before), after_stand_in(after));
+    out = common_prefix(after_placeholder(before), after_placeholder(after));
     return ES_OK;
 }
 
@@ -117,9 +117,9 @@ int32_t es_turns::first(const std::string & text, turn & out) const {
 }
 
 int32_t es_turns::next(const std::string & text, turn & out) const {
-    const messages    past = { { "user", "Hello" }, { "assistant", stand_in }, { "user", text } };
-    const std::string both = after_stand_in(render(past, true)), alone = after_stand_in(render(past, false));
-    if (text.find(stand_in) != std::string::npos || !starts_with(both, closing_) || !starts_with(alone, closing_)) {
+    const messages    past = { { "user", "Hello" }, { "assistant", placeholder }, { "user", text } };
+    const std::string both = after_placeholder(render(past, true)), alone = after_placeholder(render(past, false));
+    if (text.find(placeholder) != std::string::npos || !starts_with(both, closing_) || !starts_with(alone, closing_)) {
         return es_fail(ES_ERR_UNSUPPORTED, "the chat template cannot be used on a stream: what it writes between two "
                                            "turns depends on the text of the turns");
     }

@@ -1,7 +1,7 @@
 // What a chat turn adds to a stream, as text, for llama.cpp's built-in templates.
 //
-// A template renders whole conversations; a stream wants only what is new. So it is rendered with a stand-in for the
-// last answer, and what follows the stand-in is what the turn adds (the Python package does the same with Jinja).
+// A template renders whole conversations; a stream only needs what is new. So it is rendered with a placeholder for the
+// last answer, and the text after the placeholder is what the turn adds (the Python package does the same with Jinja).
 #pragma once
 
 #include "edge_stream_app.h"
@@ -13,8 +13,8 @@
 class es_turns {
 public:
     struct turn {
-        std::string message; // the user's message with its frame
-        std::string answer;  // what begins the answer
+        std::string message; // the user's message as the template writes it
+        std::string answer;  // the start of the answer
     };
 
     // tmpl: a name or a Jinja source that llama.cpp recognises. Sets es_last_error.

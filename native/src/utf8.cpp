@@ -4,12 +4,12 @@
 
 namespace {
 
-// How many bytes a character that begins with this one has; 0: none begins so.
+// Length of a character by its first byte; 0: invalid.
 size_t length(unsigned char lead) {
     return lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 0;
 }
 
-// Bytes at i that are, or begin, a character: as many as length says if it is a whole one. At least 1.
+// Number of bytes at i that are a character or the beginning of one; at least 1.
 size_t well_formed(const std::string & s, size_t i) {
     const auto   at     = [&](size_t k) { return (unsigned char) s[k]; };
     const size_t wanted = length(at(i));
@@ -32,7 +32,7 @@ size_t es_utf8_complete(const std::string & text) {
     const size_t from = text.size() - std::min<size_t>(3, text.size());
     for (size_t i = text.size(); i > from; --i) {
         const size_t wanted = length((unsigned char) text[i - 1]);
-        if (wanted > 1) { // the last character's beginning
+        if (wanted > 1) { // the last character's first byte
             const bool cut = wanted > text.size() - (i - 1) && well_formed(text, i - 1) == text.size() - (i - 1);
             return cut ? i - 1 : text.size();
         }

@@ -14,7 +14,7 @@ uint32_t es_window::next_chunk(size_t n_left) const {
     const auto at_most = [&](uint32_t n) { return (uint32_t) std::min<size_t>(n_left, std::max(n, 1u)); };
 
     if (n_sinks() < params_.n_keep) {
-        // the sinks are decoded on their own: they are copied to the bank
+        // the sinks are decoded on their own, to be captured by the bank
         return at_most(std::min(params_.n_keep - n_sinks(), params_.n_batch));
     }
     const uint32_t n_free = params_.n_ctx - n_cached();
@@ -33,7 +33,7 @@ uint32_t es_window::to_evict(uint32_t m) const {
     uint32_t e = std::min(std::max(m - n_free, params_.n_slide), n_window());
 
     if (params_.n_boundary > 0) {
-        // the first token to stay would be at this index; a mark a little later is a better place
+        // index of the first token to stay; a mark shortly after it is a better place
         const int64_t first = n_past_ - n_window() + e;
         const auto    it    = std::lower_bound(marks_.begin(), marks_.end(), first);
         if (it != marks_.end() && *it - first <= (int64_t) params_.n_boundary && *it < n_past_) {
@@ -115,7 +115,7 @@ es_window::state es_window::get_state() const {
 bool es_window::set_state(const state & s) {
     const size_t n_cached = s.tokens.size();
     const size_t n_sinks  = std::min<size_t>(n_cached, params_.n_keep);
-    // a stream that evicted something has all its sinks and moved them up
+    // after an eviction all sinks must be present
     const bool ok = n_cached <= params_.n_ctx && s.n_past >= (int64_t) n_cached && s.base >= 0 &&
                     (int64_t) s.base + (int64_t) n_cached <= params_.rebase_at &&
                     (s.n_past == (int64_t) n_cached || n_sinks == params_.n_keep) &&

@@ -1,7 +1,7 @@
 // Which tokens are in the cache and at which positions: pure bookkeeping, no tensors, no llama.cpp.
 //
-// The one place that decides what is evicted and when. Absolute positions are what the RoPE of the cache
-// sees: the sinks at base.., the window right behind them. An eviction of e tokens moves base up by e; a
+// The only place that decides what is evicted and when. Absolute positions are those that RoPE sees: the sinks from
+// base on, then the window. An eviction of e tokens moves base up by e; a
 // rebase moves it back to 0. In-cache positions are absolute positions minus base.
 #pragma once
 
@@ -25,10 +25,10 @@ public:
     es_window() = default;
     explicit es_window(const es_window_params & params);
 
-    // Tokens of the next decode, given that n_left > 0 are waiting.
+    // Number of tokens to decode next, of n_left > 0.
     uint32_t next_chunk(size_t n_left) const;
 
-    // Tokens to evict before m tokens are decoded (0: none). Precondition: m is what next_chunk said or less.
+    // Number of tokens to evict before m tokens are decoded. Precondition: m is at most what next_chunk returned.
     uint32_t to_evict(uint32_t m) const;
 
     // True if m tokens would reach rebase_at.
@@ -43,18 +43,18 @@ public:
     // Drop the newest n tokens. Precondition: n <= n_window().
     void rewind(uint32_t n);
 
-    // Positions back to 0..; returns by how much they fell.
+    // Sets base to 0; returns by how much positions fell.
     int32_t rebase();
 
-    // Count as if n more tokens had streamed by before those in the cache. Precondition: all sinks are there.
+    // Adds n to the number of tokens seen, as if they had been evicted. Precondition: all sinks are present.
     void age(int64_t n);
 
-    // Remember that a boundary lies before the next token.
+    // Marks a boundary before the next token.
     void mark();
 
     void clear();
 
-    // For sessions: everything that is not in the parameters.
+    // For sessions: everything but the parameters.
     struct state {
         int64_t              n_past;
         int32_t              base;
@@ -83,5 +83,5 @@ private:
     int32_t              base_   = 0;
     std::vector<int32_t> sinks_;
     std::deque<int32_t>  window_;
-    std::deque<int64_t>  marks_; // ascending stream indices, each inside the window or at its end
+    std::deque<int64_t>  marks_; // ascending stream indices, within the window or at its end
 };

@@ -1,12 +1,13 @@
-// How llama.cpp's CPU threads wait for each other after every graph node. Included by ggml-cpu.c only (native/patches).
+// How llama.cpp's CPU threads wait for each other after every graph node. Included by ggml-cpu.c alone
+// (native/patches/0002-barrier.patch). A side project that streaming does not depend on: docs/architecture.md, "How CPU
+// threads wait". It changes when threads run, never what they compute.
 //
-// Spinning is fastest while the thread that is waited for runs on another core. If other programs want the cores too,
-// that thread may have lost its own for milliseconds; and it may be queueing for the very core on which the spinner
-// burns its time, in which case every meeting costs a time slice. So a thread spins for a tenth of a millisecond, then
-// sleeps; and it does not spin at all while another thread of the meeting was last seen on its own core.
-// benchmarks/considerate.py measures it.
+// Spinning is fastest while the other threads run on other cores. When other programs want the cores too, a thread may
+// have lost its core for milliseconds, or may be queued for the very core on which the spinner burns its time; then
+// every meeting costs a time slice. So a thread spins for a tenth of a millisecond and then sleeps, and it does not
+// spin at all while another thread of the meeting was last seen on its own core. benchmarks/considerate.py measures it.
 //
-// EDGE_STREAM_WAIT=considerate (default) | sleep (never spins) | stock (llama.cpp's own barrier)
+// EDGE_STREAM_WAIT=adaptive (default) | sleep (never spins) | stock (llama.cpp's own barrier)
 #pragma once
 
 #include <stdatomic.h>
@@ -25,7 +26,7 @@
 #include <sched.h>
 #endif
 
-enum es_wait { ES_WAIT_UNKNOWN, ES_WAIT_STOCK, ES_WAIT_SLEEP, ES_WAIT_CONSIDERATE };
+enum es_wait { ES_WAIT_UNKNOWN, ES_WAIT_STOCK, ES_WAIT_SLEEP, ES_WAIT_ADAPTIVE };
 
 static int es_wait_policy(void) {
     static atomic_int policy;
@@ -34,7 +35,7 @@ static int es_wait_policy(void) {
         const char * name = getenv("EDGE_STREAM_WAIT");
         value             = name && strcmp(name, "stock") == 0   ? ES_WAIT_STOCK
                             : name && strcmp(name, "sleep") == 0 ? ES_WAIT_SLEEP
-                                                                 : ES_WAIT_CONSIDERATE;
+                                                                 : ES_WAIT_ADAPTIVE;
         atomic_store_explicit(&policy, value, memory_order_relaxed);
     }
     return value;

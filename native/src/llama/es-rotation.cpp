@@ -1,5 +1,6 @@
 #include "es-rotation.h"
 
+#include "es-llama-access.h"
 #include "llama-es-bank.h"
 
 #include <cmath>
@@ -7,18 +8,18 @@
 
 namespace {
 
-// What the walk from a stored key back to its projection met.
+// What was found on the way from a stored key back to its projection.
 struct walked {
     const ggml_tensor * rope       = nullptr;
     int64_t             offset     = 0;       // elements of the key before the rotated ones
     int64_t             n_hadamard = 0;       // size of the Hadamard matrix applied last, 0: none
-    const char *        unknown    = nullptr; // what it cannot follow
+    const char *        unknown    = nullptr; // an operation that is not understood
 };
 
-// Between the rotation and the store only what commutes with a rotation may happen: layout, one factor for the whole
-// key, a norm without weights. Without a rotation anything linear in the hidden state ends the walk.
+// Between rotation and store only operations that commute with a rotation are allowed: layout, scaling of the whole
+// key, a norm without weights. Without a rotation the walk ends at the projection.
 walked walk_back(const ggml_tensor * t) {
-    const char * after      = nullptr; // something that does not commute
+    const char * after      = nullptr; // an operation that does not commute
     int64_t      n_hadamard = 0;
     const auto   ended      = [&](const ggml_tensor * rope, const char * unknown) {
         walked w;
@@ -57,7 +58,7 @@ walked walk_back(const ggml_tensor * t) {
         case GGML_OP_NONE: return ended(nullptr, nullptr);
         case GGML_OP_ROPE: return ended(t, after);
         case GGML_OP_CONCAT: {
-            // MLA: a part that is not rotated beside one that is
+            // MLA: a rotated part beside one that is not
             const walked first  = walk_back(t->src[0]);
             const walked second = walk_back(t->src[1]);
             walked       w      = second.rope ? second : first;
@@ -77,38 +78,27 @@ walked walk_back(const ggml_tensor * t) {
     return {};
 }
 
-// op_params of GGML_OP_ROPE, see ggml_rope_impl
-enum rope_param {
-    ROPE_N_DIMS      = 1,
-    ROPE_MODE        = 2,
-    ROPE_FREQ_BASE   = 5,
-    ROPE_FREQ_SCALE  = 6,
-    ROPE_EXT_FACTOR  = 7,
-    ROPE_ATTN_FACTOR = 8,
-    ROPE_OFFSET      = 15
-};
-
 float get_f32(const int32_t * params, int i) {
     float f;
     memcpy(&f, params + i, sizeof(f));
     return f;
 }
 
-// for tests: what the proof must notice
+// for tests: errors that the proof must detect
 int32_t fault = ES_BANK_FAULT_NONE;
 
 void distort(es_key_rotation & r, uint32_t n_embd_head) {
     const auto set = [&](int i, float f) { memcpy(r.params + i, &f, sizeof(f)); };
     if (fault == ES_BANK_FAULT_SIGN) {
-        set(ROPE_FREQ_SCALE, -get_f32(r.params, ROPE_FREQ_SCALE));
+        set(ES_ROPE_FREQ_SCALE, -get_f32(r.params, ES_ROPE_FREQ_SCALE));
     } else if (fault == ES_BANK_FAULT_BASE) {
-        set(ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ROPE_FREQ_BASE));
+        set(ES_ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ES_ROPE_FREQ_BASE));
     } else if (fault == ES_BANK_FAULT_NOPE && !r.rotated) {
-        r.rotated             = true;
-        r.params[ROPE_N_DIMS] = (int32_t) n_embd_head;
-        set(ROPE_FREQ_BASE, 10000.0f);
-        set(ROPE_FREQ_SCALE, 1.0f);
-        set(ROPE_ATTN_FACTOR, 1.0f);
+        r.rotated                = true;
+        r.params[ES_ROPE_N_DIMS] = (int32_t) n_embd_head;
+        set(ES_ROPE_FREQ_BASE, 10000.0f);
+        set(ES_ROPE_FREQ_SCALE, 1.0f);
+        set(ES_ROPE_ATTN_FACTOR, 1.0f);
     }
 }
 
@@ -126,21 +116,21 @@ es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_r
     if (w.rope) {
         r.rotated = true;
         memcpy(r.params, w.rope->op_params, sizeof(r.params));
-        r.params[ROPE_OFFSET] += (int32_t) w.offset;
+        r.params[ES_ROPE_OFFSET] += (int32_t) w.offset;
         r.factors = w.rope->src[2];
         if (r.factors && r.factors->op != GGML_OP_NONE) {
             r.unknown = "rotation factors that the graph computes";
         }
-        if (r.params[ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row != GGML_MROPE_SECTIONS) {
+        if (r.params[ES_ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row != GGML_MROPE_SECTIONS) {
             r.unknown = "multi-dimensional positions in a model that has one";
         }
         // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp); it
         // is in the key already, so it is cancelled
-        const float magnitude   = get_f32(r.params, ROPE_EXT_FACTOR) != 0.0f
-                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ROPE_FREQ_SCALE))
+        const float magnitude   = get_f32(r.params, ES_ROPE_EXT_FACTOR) != 0.0f
+                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ES_ROPE_FREQ_SCALE))
                                       : 1.0f;
         const float attn_factor = 1.0f / magnitude;
-        memcpy(r.params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+        memcpy(r.params + ES_ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
     }
     if (fault != ES_BANK_FAULT_NONE) {
         distort(r, n_embd_head);
@@ -149,8 +139,8 @@ es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_r
 }
 
 ggml_tensor * es_key_rotation::rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos) const {
-    const int     mode    = params[ROPE_MODE];
-    const int     n_dims  = params[ROPE_N_DIMS];
+    const int     mode    = params[ES_ROPE_MODE];
+    const int     n_dims  = params[ES_ROPE_N_DIMS];
     int           none[4] = {};
     ggml_tensor * out;
     if (mode & GGML_ROPE_TYPE_MROPE) {

@@ -1,4 +1,4 @@
-// Kernels of the Metal backend as functions that run one thread each: what benchmarks/metal_emulation.py writes around
+// Kernels of the Metal backend as functions that run one thread each: what metal_emulation.py writes around
 // every kernel source, and what emulator.cpp runs.
 #pragma once
 

@@ -1,17 +1,7 @@
-"""Run Metal's part of the sinks' moves without a Mac: llama.cpp's own encoders and kernel sources, on the CPU.
+"""Run the Metal backend's part of a slide on the CPU, without a Mac: see README.md beside this file.
 
-The Metal backend's op encoders (ggml-metal-ops.cpp and what it needs) are compiled as they are, over an emulated device
-(native/tests/metal). They choose kernels, arguments and group sizes; the kernels are the backend's own .metal sources,
-which clang compiles as C++ after `[[attributes]]` have been turned into a table. Each op of edge_stream/bank_ops.py is
-computed by these and by the CPU backend from the same data, with Mistral-7B's K shape.
-
-Whole decodes of a model are recorded as well, not run (record()): the order that Metal's graph optimiser gives their
-nodes, the kernels and memory barriers that its encoders ask for, with and without a slide.
-
-What it cannot show: what Apple's compiler makes of the sources, fast mathematics, speed.
-
-    python benchmarks/metal_emulation.py                       # needs clang++ and llama.cpp's source (make build)
-    python benchmarks/metal_emulation.py demo mistral-shape    # kernels and barriers per token
+python native/tests/metal/metal_emulation.py                       # every op of the sinks' moves
+python native/tests/metal/metal_emulation.py demo mistral-shape    # kernels and barriers per token
 """
 
 from __future__ import annotations
@@ -30,13 +20,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
 import graph_cost
-from backend_ops import LLAMA, METAL, ROOT, loaded
+from backend_ops import LLAMA, METAL, loaded
 
 from edge_stream import bank_ops
 from edge_stream.cache_types import CACHE_TYPES
 
-EMULATOR = ROOT / "native" / "tests" / "metal"
+EMULATOR = Path(__file__).resolve().parent
 BACKEND = LLAMA / Path(METAL).parent
 HOST = ("ops", "device", "common", "fusion", "tuning")  # ggml-metal-*.cpp, which know nothing of Apple
 KERNELS = ("rope", "quantize", "misc")  # where ROPE, SET_ROWS and CPY, and the Hadamard product are

@@ -1,4 +1,4 @@
-"""The sinks' ops by llama.cpp's own Metal encoders and kernel sources, run on the CPU: no Apple hardware needed."""
+"""The sinks' ops by llama.cpp's own Metal encoders and kernel sources, run on the CPU: see README.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import graph_cost
 import metal_emulation
 import pytest
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.skipif(
     not metal_emulation.BACKEND.exists() or not shutil.which("clang++"),
     reason="needs llama.cpp's source (make build) and clang++",
 )
+
+tiny = conftest.tiny  # the fixture of tests/conftest.py, which pytest does not offer in this folder
 
 # one step of the type at its largest value, in shares of that: the angles' last bits may tip a value over
 STEP = {
