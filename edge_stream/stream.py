@@ -303,6 +303,16 @@ class Stream:
             self._native.es_session_save(self._handle, self._sampler, *types, os.fsencode(path), user, len(user))
         )
 
+    def snapshot(self, user: bytes = b"") -> Snapshot:
+        """A copy of the session in memory, so that the stream can go on while another thread writes it."""
+        handle = C.c_void_p()
+        self.engine._check(
+            self._native.es_snapshot_init(
+                self._handle, self._sampler, *self._cache_types(), user, len(user), C.byref(handle)
+            )
+        )
+        return Snapshot(handle)
+
     def _restore(self, path: bytes, user: bytes) -> None:
         self.engine._check(self._native.es_session_load(self._handle, *self._cache_types(), path))
         self.user = user
@@ -318,6 +328,33 @@ class Stream:
         self._handle = C.c_void_p()
 
     def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Snapshot:
+    """A session in memory. For one thread at a time, any; free it with `close` or a `with` block."""
+
+    def __init__(self, handle: C.c_void_p) -> None:
+        self._native, self._handle = _native.library(), handle
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+        return int(self._native.es_snapshot_size(self._handle))
+
+    def write(self, path: str | Path) -> None:
+        """Write the session file: all or nothing. Raises SessionError."""
+        _native.check(self._native.es_snapshot_write(self._handle, os.fsencode(path)))
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._native.es_snapshot_free(self._handle)
+        self._handle = C.c_void_p()
+
+    def __enter__(self) -> Snapshot:
         return self
 
     def __exit__(self, *_: object) -> None:

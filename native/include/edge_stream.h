@@ -210,6 +210,15 @@ typedef struct es_session_info {
 ES_API int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
                                const char * path, const void * user, size_t n_user);
 
+// The same in two steps: a copy in memory, which leaves the stream free to go on, and its file. Any one thread may write
+// and free it. out: to be freed by the caller; untouched on failure. size: bytes of the file.
+typedef struct es_snapshot es_snapshot;
+ES_API int32_t  es_snapshot_init(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                                 const void * user, size_t n_user, es_snapshot ** out);
+ES_API uint64_t es_snapshot_size(const es_snapshot * snapshot);
+ES_API int32_t  es_snapshot_write(const es_snapshot * snapshot, const char * path);
+ES_API void     es_snapshot_free(es_snapshot * snapshot);
+
 // Reads header and user bytes. Verifies the checksum of what it reads. user may be NULL; at most n_user
 // bytes are written to it.
 ES_API int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user);

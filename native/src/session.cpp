@@ -216,13 +216,21 @@ int32_t read_sections(const char * path, bool only_head, std::map<uint32_t, byte
         left -= n;
         return true;
     };
+    // a file that cannot be read now is not a damaged one
+    const auto cut_short = [&](const char * what) {
+        return ferror(f.get()) ? io_error("cannot read session", path)
+                               : es_fail(ES_ERR_FORMAT, "session %s is damaged: %s cut short", path, what);
+    };
     char     m[sizeof(magic)];
     uint32_t v = 0, n_sections = 0;
-    if (!get(m, sizeof(m)) || memcmp(m, magic, sizeof(m)) != 0) {
+    if (!get(m, sizeof(m)) && ferror(f.get())) {
+        return io_error("cannot read session", path);
+    }
+    if (left + sizeof(m) != (uint64_t) st.st_size || memcmp(m, magic, sizeof(m)) != 0) {
         return es_fail(ES_ERR_FORMAT, "%s is not an edge-stream session", path);
     }
     if (!get(&v, sizeof(v)) || !get(&n_sections, sizeof(n_sections)) || v == 0) {
-        return es_fail(ES_ERR_FORMAT, "session %s is damaged: its header is cut short", path);
+        return cut_short("its header is");
     }
     if (v > version) {
         return es_fail(ES_ERR_VERSION, "session %s is of version %u; this edge-stream reads up to version %u", path, v,
@@ -232,11 +240,11 @@ int32_t read_sections(const char * path, bool only_head, std::map<uint32_t, byte
         uint32_t t, crc;
         uint64_t size;
         if (!get(&t, sizeof(t)) || !get(&crc, sizeof(crc)) || !get(&size, sizeof(size)) || size > left) {
-            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+            return cut_short("it is");
         }
         bytes data(size);
         if (!get(data.data(), size)) {
-            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+            return cut_short("it is");
         }
         if (section_crc(t, size, data.data()) != crc) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: a checksum does not match", path);
@@ -282,7 +290,7 @@ int32_t check_model(const es_stream & stream, const head & h, int32_t type_k, in
 
 using section_list = std::vector<std::pair<uint32_t, const bytes *>>;
 
-int32_t write_file(const char * path, const head & h, const void * user, const section_list & rest) {
+int32_t write_file(const char * path, const head & h, const bytes & user, const section_list & rest) {
     const std::string tmp = std::string(path) + ".tmp-" + std::to_string(getpid());
     file              f{ fopen(tmp.c_str(), "wb") };
     if (!f) {
@@ -291,7 +299,7 @@ int32_t write_file(const char * path, const head & h, const void * user, const s
     const uint32_t n_sections = 2 + (uint32_t) rest.size();
     bool           ok         = put(f.get(), magic, sizeof(magic)) && put(f.get(), &version, sizeof(version)) &&
               put(f.get(), &n_sections, sizeof(n_sections)) && put_section(f.get(), HEAD, &h, sizeof(h)) &&
-              put_section(f.get(), USER, user, h.n_user);
+              put_section(f.get(), USER, user.data(), user.size());
     for (const auto & [t, data] : rest) {
         ok = ok && put_section(f.get(), t, data->data(), data->size());
     }
@@ -360,63 +368,116 @@ int32_t restore(es_stream & stream, const head & h, const es_window::state & tok
 
 } // namespace
 
-int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
-                        const char * path, const void * user, size_t n_user) {
-    if (!stream || !path || (n_user > 0 && !user)) {
-        return es_fail(ES_ERR_INVALID, "stream, path and user must not be null");
+// Everything that a session file holds.
+struct es_snapshot {
+    head  h;
+    bytes user, toks, smpl, lgts, bank, keys;
+
+    section_list rest() const {
+        return { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } };
+    }
+};
+
+namespace {
+
+int32_t take_snapshot(const es_stream & stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                      const void * user, size_t n_user, es_snapshot & out) {
+    const es_window & w = stream.window;
+    if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
+        return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving", w.n_sinks(),
+                       w.params().n_keep);
+    }
+    out.h = {
+        w.params().n_ctx,
+        w.params().n_keep,
+        type_k,
+        type_v,
+        w.n_past(),
+        es_model_fingerprint(stream.model),
+        stream.params.model_tag,
+        n_user,
+        w.params().rebase_at,
+        stream.params.sink_move,
+        w.params().n_slide,
+        w.params().n_chunk,
+        w.params().n_boundary,
+        0,
+    };
+    if (!stream.mover->can_save() || stream.state_lost) {
+        return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
+    }
+    const int32_t rc = stream.mover->get_state(out.bank);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    if (!get_keys(stream, out.keys)) {
+        return es_fail(ES_ERR_INTERNAL, "the cache could not be copied");
+    }
+    if (es_check_devices(stream.ctx) != ES_OK) {
+        return ES_ERR_DECODE; // what was read is not the cache
+    }
+    append(out.user, (const uint8_t *) user, n_user);
+    out.toks = pack_window(w.get_state());
+    // a state that waits for its sampler since an earlier load is kept
+    out.smpl = sampler                ? pack_sampler(sampler->get_state())
+               : stream.saved_sampler ? pack_sampler(*stream.saved_sampler)
+                                      : bytes();
+    if (const float * logits = stream.logits()) {
+        append(out.lgts, logits, (size_t) stream.n_vocab());
+    }
+    return ES_OK;
+}
+
+} // namespace
+
+int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                         const void * user, size_t n_user, es_snapshot ** out) {
+    if (!stream || !out || (n_user > 0 && !user)) {
+        return es_fail(ES_ERR_INVALID, "stream, user and out must not be null");
     }
     if (stream->broken) {
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
     return es_guard([&]() -> int32_t {
-        const es_window & w = stream->window;
-        if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
-            return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving",
-                           w.n_sinks(), w.params().n_keep);
+        auto          snapshot = std::make_unique<es_snapshot>();
+        const int32_t rc       = take_snapshot(*stream, sampler, type_k, type_v, user, n_user, *snapshot);
+        if (rc == ES_OK) {
+            *out = snapshot.release();
         }
-        const head h = {
-            w.params().n_ctx,
-            w.params().n_keep,
-            type_k,
-            type_v,
-            w.n_past(),
-            es_model_fingerprint(stream->model),
-            stream->params.model_tag,
-            n_user,
-            w.params().rebase_at,
-            stream->params.sink_move,
-            w.params().n_slide,
-            w.params().n_chunk,
-            w.params().n_boundary,
-            0,
-        };
-        if (!stream->mover->can_save() || stream->state_lost) {
-            return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
-        }
-        bytes         bank;
-        const int32_t rc = stream->mover->get_state(bank);
-        if (rc != ES_OK) {
-            return rc;
-        }
-        bytes keys;
-        if (!get_keys(*stream, keys)) {
-            return es_fail(ES_ERR_INTERNAL, "the cache could not be written");
-        }
-        if (es_check_devices(stream->ctx) != ES_OK) {
-            return ES_ERR_DECODE; // what was read is not the cache: the file stays as it is
-        }
-        const bytes toks = pack_window(w.get_state());
-        // a state that waits for its sampler since an earlier load is kept
-        const bytes smpl = sampler                 ? pack_sampler(sampler->get_state())
-                           : stream->saved_sampler ? pack_sampler(*stream->saved_sampler)
-                                                   : bytes();
-        bytes       lgts;
-        if (const float * logits = stream->logits()) {
-            append(lgts, logits, (size_t) stream->n_vocab());
-        }
-        return write_file(path, h, user,
-                          { { TOKS, &toks }, { SMPL, &smpl }, { LGTS, &lgts }, { BANK, &bank }, { KEYS, &keys } });
+        return rc;
     });
+}
+
+uint64_t es_snapshot_size(const es_snapshot * snapshot) {
+    constexpr uint64_t section = sizeof(uint32_t) + sizeof(uint32_t) + sizeof(uint64_t); // tag, crc, size
+    uint64_t           n       = sizeof(magic) + 2 * sizeof(uint32_t) + 2 * section + sizeof(head);
+    n += snapshot->user.size();
+    for (const auto & [t, data] : snapshot->rest()) {
+        n += section + data->size();
+    }
+    return n;
+}
+
+int32_t es_snapshot_write(const es_snapshot * snapshot, const char * path) {
+    if (!snapshot || !path) {
+        return es_fail(ES_ERR_INVALID, "snapshot and path must not be null");
+    }
+    return es_guard([&] { return write_file(path, snapshot->h, snapshot->user, snapshot->rest()); });
+}
+
+void es_snapshot_free(es_snapshot * snapshot) {
+    delete snapshot;
+}
+
+int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                        const char * path, const void * user, size_t n_user) {
+    es_snapshot * snapshot = nullptr;
+    int32_t       rc       = es_snapshot_init(stream, sampler, type_k, type_v, user, n_user, &snapshot);
+    if (rc == ES_OK) {
+        rc = es_snapshot_write(snapshot, path);
+        es_snapshot_free(snapshot);
+    }
+    return rc;
 }
 
 int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user) {
