@@ -57,7 +57,8 @@ def _default_sessions() -> Path:
     default=4.0,
     show_default=True,
     metavar="GIB",
-    help="Disk space for sessions; beyond it, those used longest ago are deleted.",
+    help="Disk space for everything in --session-dir, other models' sessions and saved slots included. Beyond it, "
+    "damaged sessions and then conversations used longest ago are deleted; saved slots never are.",
 )
 @click.option(
     "--queue", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Most requests that wait."

@@ -210,8 +210,8 @@ typedef struct es_session_info {
 ES_API int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
                                const char * path, const void * user, size_t n_user);
 
-// The same in two steps: a copy in memory, which leaves the stream free to go on, and its file. Any one thread may write
-// and free it. out: to be freed by the caller; untouched on failure. size: bytes of the file.
+// The same in two steps: a copy in memory, which leaves the stream free to go on, and its file. Any one thread may
+// write and free it. out: to be freed by the caller; untouched on failure. size: bytes of the file.
 typedef struct es_snapshot es_snapshot;
 ES_API int32_t  es_snapshot_init(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
                                  const void * user, size_t n_user, es_snapshot ** out);
