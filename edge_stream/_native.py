@@ -210,6 +210,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         C.c_int32,
         [C.c_void_p, C.c_void_p, C.c_int32, C.c_int32, C.c_char_p, C.c_char_p, C.c_size_t],
     ),
+    "es_snapshot_init": (
+        C.c_int32,
+        [C.c_void_p, C.c_void_p, C.c_int32, C.c_int32, C.c_char_p, C.c_size_t, C.POINTER(C.c_void_p)],
+    ),
+    "es_snapshot_size": (C.c_uint64, [C.c_void_p]),
+    "es_snapshot_write": (C.c_int32, [C.c_void_p, C.c_char_p]),
+    "es_snapshot_free": (None, [C.c_void_p]),
     "es_session_peek": (C.c_int32, [C.c_char_p, C.POINTER(SessionInfo), C.c_void_p, C.c_size_t]),
     "es_sampler_restore": (C.c_bool, [C.c_void_p, C.c_void_p]),
     "es_session_load": (C.c_int32, [C.c_void_p, C.c_int32, C.c_int32, C.c_char_p]),

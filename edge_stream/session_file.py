@@ -1,4 +1,4 @@
-"""What a session file says of itself, without the cache that is in it."""
+"""Session files: what one says of itself, and one that is still in memory."""
 
 from __future__ import annotations
 
@@ -19,3 +19,30 @@ def peek_session(path: str | Path) -> tuple[_native.SessionInfo, bytes]:
     user = C.create_string_buffer(max(1, info.n_user))
     _native.check(native.es_session_peek(name, C.byref(info), user, info.n_user))
     return info, user.raw[: info.n_user]
+
+
+class Snapshot:
+    """A session in memory. For one thread at a time, any; free it with `close` or a `with` block."""
+
+    def __init__(self, handle: C.c_void_p) -> None:
+        self._native, self._handle = _native.library(), handle
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+        return int(self._native.es_snapshot_size(self._handle))
+
+    def write(self, path: str | Path) -> None:
+        """Write the session file: all or nothing. Raises SessionError."""
+        _native.check(self._native.es_snapshot_write(self._handle, os.fsencode(path)))
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._native.es_snapshot_free(self._handle)
+        self._handle = C.c_void_p()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

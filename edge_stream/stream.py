@@ -14,6 +14,7 @@ from edge_stream import _native
 from edge_stream.errors import EdgeStreamError
 from edge_stream.generation import Token, Writer
 from edge_stream.sampling import Sampling, make_sampler
+from edge_stream.session_file import Snapshot
 from edge_stream.text import StopMatcher
 
 if TYPE_CHECKING:
@@ -266,6 +267,12 @@ class Stream:
         """Write the session file: all or nothing. user: bytes of the caller's, given back as `.user`."""
         types, name = self._cache_types(), os.fsencode(path)
         self.call(self._native.es_session_save, self.handle, self.sampler, *types, name, user, len(user))
+
+    def snapshot(self, user: bytes = b"") -> Snapshot:
+        """A copy of the session in memory, so that the stream can go on while another thread writes it."""
+        handle, types = C.c_void_p(), self._cache_types()
+        self.call(self._native.es_snapshot_init, self.handle, self.sampler, *types, user, len(user), C.byref(handle))
+        return Snapshot(handle)
 
     def load(self, path: str | Path, user: bytes) -> None:
         """Become the stream of a session file, whose bytes of the caller's are `user`. Raises SessionError."""

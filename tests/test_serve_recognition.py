@@ -175,12 +175,12 @@ def test_sessions_beyond_the_space_for_them_are_deleted(load: Load, tmp_path: Pa
 
 def test_a_full_disk_costs_the_session_only(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_stream.errors import SessionError
-    from edge_stream.stream import Stream
+    from edge_stream.session_file import Snapshot
 
-    def full(self: Stream, path: Any, user: bytes = b"") -> None:
+    def full(self: Snapshot, path: Any) -> None:
         raise SessionError("the disk is full")
 
-    monkeypatch.setattr(Stream, "save", full)
+    monkeypatch.setattr(Snapshot, "write", full)
     with serve(load("chat", n_parallel=1, n_ctx=160), tmp_path) as served:
         messages: list[dict[str, Any]] = []
         served.client.turn(messages, "One.", seed=1)

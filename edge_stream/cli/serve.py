@@ -55,7 +55,8 @@ def _default_sessions() -> Path:
     type=sampling.Number(0.001),
     default=4.0,
     metavar="GIB",
-    help="Disk space for sessions; beyond it, the least recently used are deleted.",
+    help="Disk space for everything in --session-dir, other models' sessions and saved slots included. Beyond it, "
+    "damaged sessions and then the least recently used conversations are deleted; saved slots never are.",
 )
 @options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
 @options.option(

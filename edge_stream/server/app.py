@@ -273,7 +273,7 @@ class Api:
     ) -> dict[str, Any]:
         """Save a slot's conversation under a name, restore one, or erase it."""
         filename = body.filename if body else None
-        return await self._call(lambda: self.slot_actions.act(slot, action, filename))
+        return await asyncio.wrap_future(await self._call(lambda: self.slot_actions.act(slot, action, filename)))
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.scheduler.call(work))

@@ -84,7 +84,8 @@ class Stage(Enum):
     RENDERING = 1
     READING = 2
     WRITING = 3
-    ENDED = 4
+    SAVING = 4
+    ENDED = 5
 
 
 @dataclass
@@ -121,6 +122,8 @@ class Job:
     answer_start: list[int] = field(default_factory=list)
     answer_prefix: str = ""  # what the client wrote of the answer already
     writer: Writer | None = None
+    saving: Future[None] | None = None
+    done: Done | None = None  # to be sent when it is saved
     parser: ToolParser | None = None
     choice: int = 0
     text: list[str] = field(default_factory=list)  # of this choice, as it was sent

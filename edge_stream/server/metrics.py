@@ -21,7 +21,10 @@ class Metrics:
         self.restored = counter("sessions_restored", "Conversations brought back from disk")
         self.refused = counter("requests_refused", "Requests refused because too many were waiting")
         self.disagreements = counter("log_disagreements", "Conversations whose log and stream disagreed")
-        self.save_seconds = Histogram("edge_stream_save_seconds", "Time to save a session", registry=self.registry)
+        self.save_failures = counter("save_failures", "Turns after which the session could not be saved")
+        self.save_seconds = Histogram(
+            "edge_stream_save_seconds", "Time from the end of a turn until it is on disk", registry=self.registry
+        )
 
         self._gauges = {
             name: Gauge(f"edge_stream_{name}", text, registry=self.registry)

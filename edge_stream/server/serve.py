@@ -49,7 +49,7 @@ def memory(engine: Engine) -> dict[str, float]:
         "weights": engine.n_bytes / MIB,
         "cache": engine.n_parallel * cache / MIB,
         "pinned prompts, at most": engine.n_parallel * pinned / MIB,
-        "a session while it is saved": cache / MIB,
+        "sessions while they are saved, at most": 2 * cache / MIB,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edge_stream.server.store import pack
 if TYPE_CHECKING:
     from edge_stream.server.scheduler import Scheduler
     from edge_stream.server.slots import Conversation
+    from edge_stream.server.store import SessionStore
 
 _MAX_SAVED = 64  # files that clients may name
 
@@ -22,44 +24,69 @@ class SlotActions:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
 
-    def act(self, slot: int, action: str, filename: str | None) -> dict[str, Any]:
-        """Do it. Raises ApiError."""
+    def act(self, slot: int, action: str, filename: str | None) -> Future[dict[str, Any]]:
+        """Do it. A state is written by another thread: the answer is there when it is. Raises ApiError."""
+        answer: Future[dict[str, Any]] = Future()
+        answer.set_running_or_notify_cancel()  # the client may go: it is written all the same
+        if action == "save":
+            self._save(slot, filename, answer)
+        elif action == "restore":
+            answer.set_result(self._restore(slot, filename))
+        else:
+            answer.set_result(self._erase(slot))
+        return answer
+
+    def _conversation(self, slot: int) -> Conversation | None:
+        """What is in an idle slot."""
         conversations = self.scheduler.conversations
         if not 0 <= slot < len(conversations.slots):
             raise ApiError(404, f"there is no slot {slot}", NOT_FOUND)
         conversation = conversations.slots[slot]
         if conversation and conversation.busy:
             raise ApiError(400, f"slot {slot} is being used: try again when it is idle")
-        if action == "erase":
-            n = conversation.n_past if conversation else 0
-            if conversation:
-                conversations.erase(conversation)
-            return {"id_slot": slot, "n_erased": n}
+        return conversation
+
+    def _file(self, action: str, filename: str | None) -> tuple[SessionStore, Path, str]:
+        """The store, the file of a state, and its name as it may be shown."""
         store = self.scheduler.store
         if store is None:
             raise invalid("this server keeps no sessions (--no-sessions)")
         if filename is None:
             raise invalid(f"{action} needs a filename")
-        path, filename = store.named_path(filename), sendable(filename)
-        if action == "restore":
-            return self._restore(slot, path, filename)
+        return store, store.named_path(filename), sendable(filename)
+
+    def _erase(self, slot: int) -> dict[str, Any]:
+        conversation = self._conversation(slot)
+        n = conversation.n_past if conversation else 0
+        if conversation:
+            self.scheduler.conversations.erase(conversation)
+        return {"id_slot": slot, "n_erased": n}
+
+    def _save(self, slot: int, filename: str | None, answer: Future[dict[str, Any]]) -> None:
+        conversation = self._conversation(slot)
+        store, path, filename = self._file("save", filename)
         if conversation is None or conversation.stream is None:
             raise invalid(f"slot {slot} holds no conversation")
-        if not path.exists() and len(list(store.folder.glob("*.saved"))) >= _MAX_SAVED:
+        if not path.exists() and store.n_saved() >= _MAX_SAVED:
             raise invalid(f"{_MAX_SAVED} states are saved already: save over one of them")
-        conversation.stream.forget_sampling()
-        facts = {
-            "name": conversation.name,
-            "n_past": conversation.n_past,
-            "n_window": conversation.n_window,
-            "n_turns": conversation.n_turns,
-        }
-        conversation.stream.save(path, pack(facts, conversation.log.entries))
-        return {"id_slot": slot, "filename": filename, "n_saved": conversation.n_past}
+        facts = {"id_slot": slot, "filename": filename, "n_saved": conversation.n_past}
+        user = pack(conversation.facts, conversation.log.entries)
+        write, _ = self.scheduler.conversations.write(conversation.stream, path, user)
 
-    def _restore(self, slot: int, path: Path, filename: str) -> dict[str, Any]:
-        conversations, store = self.scheduler.conversations, self.scheduler.store
-        assert store is not None
+        def written(write: Future[None]) -> None:
+            error = write.exception()
+            if error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(facts)
+
+        write.add_done_callback(written)
+
+    def _restore(self, slot: int, filename: str | None) -> dict[str, Any]:
+        self._conversation(slot)
+        store, path, filename = self._file("restore", filename)
+        conversations = self.scheduler.conversations
+        store.flush()  # it may be on its way
         if not path.exists():
             raise ApiError(404, f"nothing was saved as {filename[:64]!r}", NOT_FOUND)
         facts = store.read(path)

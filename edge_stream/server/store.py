@@ -7,30 +7,43 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream import _native
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.server.recognition import Entry
 from edge_stream.session_file import peek_session
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
+    from edge_stream.session_file import Snapshot
 
 log = logging.getLogger("edge_stream.server")
 
 _FORMAT = 1
 _SUFFIX = ".session"
+_SAVED = ".saved"
+_DAMAGED = ".damaged"
+_MAX_COPIES = 2  # sessions in memory: one that is written, one that waits
 
 
 class SessionStore:
-    """A locked folder of session files whose total size is bounded. Raises EdgeStreamError if it cannot be had."""
+    """A locked folder of session files, written by a thread of its own in the order given.
+
+    max_bytes: of everything under `root`, other models' folders and states saved by name included. Raises
+    EdgeStreamError if the folder cannot be had.
+    """
 
     def __init__(self, folder: Path, engine: Engine, max_bytes: int) -> None:
         # llama.cpp's state of a sequence fits caches of the same shape only
         backend, o = engine.backend, engine.backend.options
         shape = f"c{o.n_ctx}-np{o.n_parallel}-{o.cache_type_k}-{o.cache_type_v}-fa-{o.flash_attn}"
+        self.root = folder
         self.folder = folder / f"{backend.facts.weights_tag:016x}-{shape}-{backend.sink_move}"
         self.max_bytes = max_bytes
         try:
@@ -47,6 +60,8 @@ class SessionStore:
             ) from None
         for left_over in self.folder.glob("*.tmp-*"):  # of a process that was killed while it saved
             left_over.unlink(missing_ok=True)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._writes: dict[Future[None], tuple[Path, int]] = {}  # those going on: file, bytes
 
     def path(self, conversation_id: str) -> Path:
         """The file of a conversation (its id is ours, 32 hex digits)."""
@@ -54,15 +69,17 @@ class SessionStore:
 
     def named_path(self, name: str) -> Path:
         """The file of a state that a client gave a name: the name itself never becomes part of a path."""
-        return self.folder / f"slot-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.saved"
+        return self.folder / f"slot-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{_SAVED}"
 
     def scan(self) -> Iterator[tuple[str, dict[str, Any], int, float]]:
-        """(id, facts, bytes, time of last use) of every sound session; damaged ones are reported and left alone."""
+        """(id, facts, bytes, time of last use) of every sound session. Damaged ones are set aside."""
         for file in sorted(self.folder.glob("*" + _SUFFIX), key=lambda f: f.stat().st_mtime):
             try:
                 facts = self.read(file)
             except SessionError as error:
                 log.warning("%s", error)
+                if is_damage(error):
+                    self.set_aside(file)
                 continue
             stat = file.stat()
             yield file.name.removesuffix(_SUFFIX), facts, stat.st_size, stat.st_mtime
@@ -72,9 +89,107 @@ class SessionStore:
         """The facts in a session file. Raises SessionError."""
         return unpack(peek_session(file)[1], file)
 
+    def set_aside(self, file: Path) -> None:
+        """Keep a damaged file under another name, where it is not tried again."""
+        aside = file.with_name(file.name + _DAMAGED)
+        try:
+            file.replace(aside)
+            log.error("a damaged session was set aside as %s", aside)
+        except OSError as error:
+            log.error("a damaged session could not be set aside: %s", error)
+
+    #
+    # writing
+    #
+
+    @property
+    def can_write(self) -> bool:
+        """Whether a write would begin, or be the next one: no more sessions than that are copied to memory."""
+        self._writes = {write: file for write, file in self._writes.items() if not write.done()}
+        return len(self._writes) < _MAX_COPIES
+
+    def wait(self) -> None:
+        """Until `can_write`."""
+        while not self.can_write:
+            wait(self._writes, return_when=FIRST_COMPLETED)
+
+    def flush(self) -> None:
+        """Until everything given to `write` is on disk."""
+        wait(self._writes)
+
+    def write(self, snapshot: Snapshot, path: Path) -> Future[None]:
+        """Have a session written, and its memory freed. What goes wrong is logged, and is the future's exception."""
+
+        size = (path, snapshot.n_bytes)
+
+        def work() -> None:
+            try:
+                with snapshot:
+                    snapshot.write(path)
+            except Exception as error:
+                log.error("a conversation could not be saved: %s", error)
+                raise
+
+        future = self._pool.submit(work)
+        self._writes[future] = size
+        return future
+
+    #
+    # space
+    #
+
+    def files(self) -> dict[Path, tuple[int, float]]:
+        """(bytes, time of last use) of every file under the root, as they are when all writes have ended."""
+        found = {}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                file = Path(folder, name)
+                with suppress(OSError):  # deleted meanwhile
+                    stat = file.stat()
+                    if stat.st_size and ".tmp-" not in name:
+                        found[file] = (stat.st_size, stat.st_mtime)
+        found |= {file: (size, time.time()) for write, (file, size) in self._writes.items() if not write.done()}
+        return found
+
+    def n_saved(self) -> int:
+        """States that clients gave names."""
+        return sum(file.suffix == _SAVED and file.parent == self.folder for file in self.files())
+
+    def may_delete(self, file: Path) -> bool:
+        """Whether a file is a conversation's, or damaged, and no other running server's."""
+        return file.suffix in (_SUFFIX, _DAMAGED) and (file.parent == self.folder or not _is_locked(file.parent))
+
+    @staticmethod
+    def is_damaged(file: Path) -> bool:
+        """Whether a file was set aside."""
+        return file.suffix == _DAMAGED
+
     def close(self) -> None:
-        """Let another server have the folder."""
+        """Finish what is being written, and let another server have the folder."""
+        self._pool.shutdown()
         os.close(self._lock)
+
+
+def is_damage(error: EdgeStreamError) -> bool:
+    """Whether a session's content is wrong, as opposed to what a later attempt may overcome (no memory, no handles)."""
+    return error.status == _native.FORMAT
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a running server keeps its sessions in a folder."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def pack(facts: dict[str, Any], entries: list[Entry]) -> bytes:

@@ -48,6 +48,7 @@ class Turns:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.conversations, self.renderer = conversations, renderer
         self._pool, self._wake = pool, wake
+        conversations.on_written = wake
         self.jobs: list[Job] = []
 
     def begin(self, job: Job, match: Match | None, slot: int) -> None:
@@ -59,6 +60,9 @@ class Turns:
         """One token of every conversation that writes, one portion of one that reads. False if there was nothing."""
         for job in [j for j in self.jobs if j.rendering and j.rendering.done()]:
             self._guard(job, self._take_rendered, job)
+        self.conversations.collect()
+        for job in [j for j in self.jobs if j.stage is Stage.SAVING]:
+            self._guard(job, self._save, job)
         writing = [j for j in self.jobs if j.stage is Stage.WRITING and self._is_read(j)]
         if writing:
             self._write(writing)
@@ -119,7 +123,6 @@ class Turns:
         job.t_admitted = time.perf_counter()
         conversations = self.conversations
         if match and match.conversation.stream is None:
-            match.conversation.busy = True  # its file must not go to make room for the one it displaces
             try:
                 conversations.restore(match.conversation, slot)
                 job.restored = True
@@ -128,11 +131,14 @@ class Turns:
                 log.error("a session could not be restored: %s", error)
                 match = None
         if match and not self._is_true(match):
-            conversations.erase(match.conversation)
+            if job.restored:
+                conversations.set_aside(match.conversation)
+            else:  # the file may be sound
+                conversations.drop(match.conversation)
             match = None
         wish = job.wish
         last = match is not None and match.index + 1 == len(match.conversation.log.entries)
-        conversation = self._continued(match, last) if match else None
+        conversation = self._continued(match, last, wish.name) if match else None
         if match is None or conversation is None:
             job.recognised = "new" if len(wish.history.units) <= 1 else "rebuilt"
             conversation = conversations.new(slot, wish.name)
@@ -141,7 +147,6 @@ class Turns:
             job.recognised = "continued" if last else "branched"
             entry = conversation.log.entries[-1]
             job.n_reused = entry.n_past
-            conversations.rename(conversation, wish.name)
             job.rendering = self._pool.submit(self.renderer.continued, wish.history, entry, match.n_known)
         self.metrics.recognised.labels(job.recognised).inc()
         conversation.busy = True
@@ -149,12 +154,12 @@ class Turns:
         job.stage = Stage.RENDERING
         job.rendering.add_done_callback(lambda _future: self._wake())
 
-    def _continued(self, match: Match, last: bool) -> Conversation | None:
+    def _continued(self, match: Match, last: bool, name: str | None) -> Conversation | None:
         """The conversation of a match, or a branch of it, at the matching entry; None if it cannot go back there.
 
-        last: the entry is the newest.
+        last: the entry is the newest. name: the request's.
         """
-        conversation = match.conversation if last else self.conversations.branch(match)
+        conversation = match.conversation if last else self.conversations.branch(match, name)
         try:
             self.conversations.take_back(conversation, match.index)
         except EdgeStreamError as error:  # a recurrent state is kept at the newest messages only
@@ -408,23 +413,51 @@ class Turns:
             job.send(Failed(errors.unavailable(_STOPPED, 5)))
 
     def _settle(self, job: Job) -> None:
-        """The end of a turn: an idle moment for the stream, and a save."""
+        """The end of a turn: an idle moment for the stream."""
         conversation = job.conversation
         assert conversation is not None and conversation.stream is not None
         job.t_end = time.perf_counter()
         conversation.stream.rebase()
         conversation.n_turns += not job.cancelled
         self.conversations.settle(conversation)
-        info, start = job.info(), time.perf_counter()
+        job.done = Done(job.usage(), job.timings(), job.info())
+        job.stage = Stage.SAVING
         # a turn that the client left is not worth a write now: the next one is, or leaving the slot
-        if not job.cancelled and self.conversations.save(conversation):
-            self.metrics.save_seconds.observe(time.perf_counter() - start)
+        if job.cancelled or self.conversations.store is None:
+            self._finish(job)
+        else:
+            self._save(job)
+
+    def _save(self, job: Job) -> None:
+        """Copy the session as soon as there is room for a copy; end the job once it is written."""
+        if job.saving is None:
+            assert job.conversation is not None
+            if not self.conversations.can_save(job.conversation):
+                return
+            job.saving = self.conversations.save(job.conversation)
+            self._let_go(job)
+        if job.saving is None or (job.saving.done() and job.saving.exception()):
+            self.metrics.save_failures.inc()
+        elif job.saving.done():
+            self.metrics.save_seconds.observe(time.perf_counter() - job.t_end)
+        else:
+            return
+        self.conversations.collect()
+        self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        assert job.done is not None
         self._end(job)
-        job.send(Done(job.usage(), job.timings(), info))
+        job.send(job.done)
 
     def _end(self, job: Job) -> None:
         job.stage = Stage.ENDED
         self.jobs.remove(job)
+        self._let_go(job)
+
+    @staticmethod
+    def _let_go(job: Job) -> None:
+        """Others may have the conversation and its slot."""
         if job.conversation:
             job.conversation.busy = False
             if job.conversation.stream:

@@ -200,8 +200,8 @@ typedef struct es_token {
 // logprob: wanted (it takes a pass over the vocabulary).
 ES_API int32_t es_sampler_choose(es_sampler * sampler, es_stream * stream, bool special, bool logprob, es_token * out);
 
-// Chooses a token and feeds it to the stream: one call per generated token. If feeding fails, out has the token that was
-// chosen.
+// Chooses a token and feeds it to the stream: one call per generated token. If feeding fails, out has the token that
+// was chosen.
 ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool special, bool logprob, es_token * out);
 
 // Counts a token that was not sampled (the prompt) in penalties.
@@ -233,6 +233,15 @@ typedef struct es_session_info {
 // sampler may be NULL. type_k and type_v: the ggml_type the context was created with.
 ES_API int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
                                const char * path, const void * user, size_t n_user);
+
+// The same in two steps: a copy in memory, which leaves the stream free to go on, and its file. Any one thread may
+// write and free it. out: to be freed by the caller; untouched on failure. size: bytes of the file.
+typedef struct es_snapshot es_snapshot;
+ES_API int32_t  es_snapshot_init(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                                 const void * user, size_t n_user, es_snapshot ** out);
+ES_API uint64_t es_snapshot_size(const es_snapshot * snapshot);
+ES_API int32_t  es_snapshot_write(const es_snapshot * snapshot, const char * path);
+ES_API void     es_snapshot_free(es_snapshot * snapshot);
 
 // Reads header and user bytes and verifies their checksums. At most n_user bytes are written to user (may be NULL).
 ES_API int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user);

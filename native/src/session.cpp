@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 namespace {
 
@@ -85,10 +86,23 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
 
 } // namespace
 
-int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
-                        const char * path, const void * user, size_t n_user) {
+// The sections of a session, copied.
+struct es_snapshot {
+    std::vector<std::pair<uint32_t, es_bytes>> sections;
+
+    std::vector<es_section> view() const {
+        std::vector<es_section> out;
+        for (const auto & [tag, data] : sections) {
+            out.push_back({ tag, data.data(), data.size() });
+        }
+        return out;
+    }
+};
+
+int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                         const void * user, size_t n_user, es_snapshot ** out) {
     ES_REQUIRE(stream);
-    ES_REQUIRE(path);
+    ES_REQUIRE(out);
     ES_REQUIRE(user || n_user == 0);
     if (stream->broken) {
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
@@ -116,33 +130,65 @@ int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, in
         if (!stream->mover->can_save() || stream->state_lost) {
             return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
         }
-        es_bytes      bank;
+        es_bytes      bank, keys;
         const int32_t rc = stream->mover->get_state(bank);
         if (rc != ES_OK) {
             return rc;
         }
-        es_bytes keys;
         if (!get_keys(*stream, keys)) {
-            return es_fail(ES_ERR_INTERNAL, "the cache could not be written");
+            return es_fail(ES_ERR_INTERNAL, "the cache could not be copied");
         }
         if (es_check_devices(stream->ctx) != ES_OK) {
             return ES_ERR_DECODE; // what was read is invalid
         }
-        const es_bytes toks = es_pack(w.get_state());
         // the state of an earlier load is kept until a sampler restores it
-        const es_bytes             smpl = sampler                 ? es_pack(sampler->get_state())
-                                          : stream->saved_sampler ? es_pack(*stream->saved_sampler)
-                                                                  : es_bytes();
+        const es_bytes smpl = sampler                 ? es_pack(sampler->get_state())
+                              : stream->saved_sampler ? es_pack(*stream->saved_sampler)
+                                                      : es_bytes();
+        const auto     copy = [](const void * data, size_t n) {
+            return n ? es_bytes((const uint8_t *) data, (const uint8_t *) data + n) : es_bytes();
+        };
         const std::vector<float> & lgts = stream->last_logits;
-        const auto section = [](uint32_t tag, const es_bytes & b) { return es_section{ tag, b.data(), b.size() }; };
-        return es_session_write(path, { { ES_TAG_HEAD, &h, sizeof(h) },
-                                        { ES_TAG_USER, user, n_user },
-                                        section(ES_TAG_TOKS, toks),
-                                        section(ES_TAG_SMPL, smpl),
-                                        { ES_TAG_LGTS, lgts.data(), lgts.size() * sizeof(float) },
-                                        section(ES_TAG_BANK, bank),
-                                        section(ES_TAG_KEYS, keys) });
+
+        auto snapshot      = std::make_unique<es_snapshot>();
+        snapshot->sections = {
+            { ES_TAG_HEAD, copy(&h, sizeof(h)) },
+            { ES_TAG_USER, copy(user, n_user) },
+            { ES_TAG_TOKS, es_pack(w.get_state()) },
+            { ES_TAG_SMPL, smpl },
+            { ES_TAG_LGTS, copy(lgts.data(), lgts.size() * sizeof(float)) },
+        };
+        snapshot->sections.emplace_back(ES_TAG_BANK, std::move(bank)); // a list would copy it
+        snapshot->sections.emplace_back(ES_TAG_KEYS, std::move(keys));
+        *out = snapshot.release();
+        return ES_OK;
     });
+}
+
+uint64_t es_snapshot_size(const es_snapshot * snapshot) {
+    return es_session_size(snapshot->view());
+}
+
+int32_t es_snapshot_write(const es_snapshot * snapshot, const char * path) {
+    ES_REQUIRE(snapshot);
+    ES_REQUIRE(path);
+    return es_guard([&] { return es_session_write(path, snapshot->view()); });
+}
+
+void es_snapshot_free(es_snapshot * snapshot) {
+    delete snapshot;
+}
+
+int32_t es_session_save(const es_stream * stream, const es_sampler * sampler, int32_t type_k, int32_t type_v,
+                        const char * path, const void * user, size_t n_user) {
+    ES_REQUIRE(path);
+    es_snapshot * snapshot = nullptr;
+    int32_t       rc       = es_snapshot_init(stream, sampler, type_k, type_v, user, n_user, &snapshot);
+    if (rc == ES_OK) {
+        rc = es_snapshot_write(snapshot, path);
+        es_snapshot_free(snapshot);
+    }
+    return rc;
 }
 
 int32_t es_session_peek(const char * path, es_session_info * info, void * user, size_t n_user) {

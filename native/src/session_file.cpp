@@ -103,13 +103,21 @@ int32_t es_session_read(const char * path, uint32_t n, es_sections & out) {
         left -= n;
         return true;
     };
-    char     m[sizeof(magic)];
+    // a file that cannot be read now is not a damaged one
+    const auto cut_short = [&](const char * what) {
+        return ferror(f.get()) ? io_error("cannot read session", path)
+                               : es_fail(ES_ERR_FORMAT, "session %s is damaged: %s cut short", path, what);
+    };
+    char     m[sizeof(magic)] = {};
     uint32_t v = 0, n_sections = 0;
-    if (!get(m, sizeof(m)) || memcmp(m, magic, sizeof(m)) != 0) {
+    if (!get(m, sizeof(m)) && ferror(f.get())) {
+        return io_error("cannot read session", path);
+    }
+    if (memcmp(m, magic, sizeof(m)) != 0) {
         return es_fail(ES_ERR_FORMAT, "%s is not an edge-stream session", path);
     }
     if (!get(&v, sizeof(v)) || !get(&n_sections, sizeof(n_sections)) || v == 0) {
-        return es_fail(ES_ERR_FORMAT, "session %s is damaged: its header is cut short", path);
+        return cut_short("its header is");
     }
     if (v > es_session_version) {
         return es_fail(ES_ERR_VERSION, "session %s is of version %u; this edge-stream reads up to version %u", path, v,
@@ -119,11 +127,11 @@ int32_t es_session_read(const char * path, uint32_t n, es_sections & out) {
         uint32_t t, crc;
         uint64_t size;
         if (!get(&t, sizeof(t)) || !get(&crc, sizeof(crc)) || !get(&size, sizeof(size)) || size > left) {
-            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+            return cut_short("it is");
         }
         es_bytes data(size);
         if (!get(data.data(), size)) {
-            return es_fail(ES_ERR_FORMAT, "session %s is damaged: it is cut short", path);
+            return cut_short("it is");
         }
         if (section_crc(t, size, data.data()) != crc) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: a checksum does not match", path);
@@ -156,4 +164,12 @@ int32_t es_session_write(const char * path, const std::vector<es_section> & sect
     }
     sync_folder(path);
     return ES_OK;
+}
+
+uint64_t es_session_size(const std::vector<es_section> & sections) {
+    uint64_t n = sizeof(magic) + 2 * sizeof(uint32_t);
+    for (const es_section & s : sections) {
+        n += sizeof(s.tag) + sizeof(uint32_t) + sizeof(s.size) + s.size;
+    }
+    return n;
 }

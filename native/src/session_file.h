@@ -23,3 +23,6 @@ int32_t es_session_read(const char * path, uint32_t n, es_sections & out);
 
 // Writes path.tmp-PID, fsyncs, renames: path holds the old file or the new one.
 int32_t es_session_write(const char * path, const std::vector<es_section> & sections);
+
+// Bytes of such a file.
+uint64_t es_session_size(const std::vector<es_section> & sections);
