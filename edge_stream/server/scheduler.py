@@ -118,7 +118,8 @@ class Scheduler:
         for slot in range(self.engine.n_parallel):
             self.conversations.vacate(slot)
         for _work, future in self._calls:
-            future.set_exception(errors.unavailable("the server is shutting down", 5))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(errors.unavailable("the server is shutting down", 5))
         if self.store:
             self.store.close()
 
@@ -144,6 +145,8 @@ class Scheduler:
 
     @staticmethod
     def _do(work: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(work())
         except BaseException as error:

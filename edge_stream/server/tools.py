@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.server.errors import sendable
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,12 @@ class ToolParser:
         for call in value if isinstance(value, list) else [value]:
             if not isinstance(call, dict) or call.get("name") not in self.names:
                 return None
-            arguments = call.get(self.form.arguments, {})
+            arguments = json.dumps(call.get(self.form.arguments, {}), ensure_ascii=False)
             out.append(
                 {
                     "id": "call_" + secrets.token_hex(12),
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
+                    "function": {"name": call["name"], "arguments": sendable(arguments)},
                 }
             )
         return out or None
