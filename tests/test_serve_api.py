@@ -12,9 +12,13 @@ import pytest
 from serving import WORDS, Served, serve
 
 from edge_stream.engine import Engine
+from edge_stream.errors import EdgeStreamError
+from edge_stream.stream import Writer
 
+CHAT = "/v1/chat/completions"
 Load = Callable[..., Engine]
 HELLO = [{"role": "user", "content": "Hello"}]
+DEEP_CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 10_000}}]}
 WEATHER = {
     "type": "function",
     "function": {
@@ -73,6 +77,117 @@ def test_limits_of_length_and_default_of_completions(served: Served) -> None:
     assert answer["usage"]["completion_tokens"] == 16
     answer = served.client.chat(HELLO, max_tokens=0)
     assert answer["choices"][0]["message"]["content"] == "" and answer["usage"]["completion_tokens"] == 0
+
+
+def said(chunks: list[Any]) -> tuple[dict[int, str], dict[int, str]]:
+    """Texts and finish reasons of a streamed answer's choices."""
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for choice in (c for chunk in chunks for c in chunk["choices"]):
+        i = choice["index"]
+        texts[i] = texts.get(i, "") + (choice["text"] if "text" in choice else choice["delta"].get("content", ""))
+        if choice["finish_reason"]:
+            assert i not in reasons
+            reasons[i] = choice["finish_reason"]
+    return texts, reasons
+
+
+AMONG_SINKS: tuple[tuple[dict[str, Any], str, str, int], ...] = (
+    ({"max_tokens": 1, "grammar": 'root ::= "z" "z"'}, "z", "length", 1),
+    ({"max_tokens": 2, "grammar": 'root ::= "zz" "z"'}, "zz", "length", 2),
+    ({"max_tokens": 9, "grammar": 'root ::= "z"'}, "z", "stop", 2),
+    ({"max_tokens": 9, "grammar": 'root ::= "z" "ab"', "stop": "ab"}, "z", "stop", 3),
+    ({"max_tokens": 9, "grammar": 'root ::= "ab"', "stop": "ab"}, "", "stop", 2),
+    ({"max_tokens": 9, "grammar": 'root ::= ""'}, "", "stop", 1),
+    ({"max_tokens": 0}, "", "length", 0),
+)
+
+
+@pytest.mark.parametrize("n_keep", [4, 64])
+@pytest.mark.parametrize("prompt", ["Hi", [70, 71]])
+def test_answers_that_end_among_the_sinks(prompt: Any, n_keep: int, load: Load) -> None:
+    """Sinks cannot be taken back, so these conversations cannot be gone on with: that is no concern of the answer."""
+    with serve(load("chat", n_ctx=128, n_keep=n_keep)) as served:
+        for options, text, reason, n in AMONG_SINKS:
+            for path, body in (
+                ("/v1/completions", {"prompt": prompt, **options}),
+                (CHAT, {"messages": HELLO, **options}),
+            ):
+                for _ in range(2):  # a new conversation, and one that may be known
+                    whole = served.client.post(path, json=body)
+                    assert whole.status_code == 200, whole.text
+                    (choice,) = whole.json()["choices"]
+                    assert (choice["text"] if "text" in choice else choice["message"]["content"]) == text
+                    assert choice["finish_reason"] == reason
+                    assert whole.json()["usage"]["completion_tokens"] == n
+                    assert said(stream(served, path, **body)[0]) == ({0: text}, {0: reason})
+                assert said(stream(served, path, **body, n=2)[0]) == ({0: text, 1: text}, {0: reason, 1: reason})
+                both = served.client.post(path, json=body | {"n": 2}).json()["choices"]
+                assert [c["finish_reason"] for c in both] == [reason, reason]
+            more = served.client.chat([*HELLO, {"role": "assistant", "content": text}, *HELLO], max_tokens=1)
+            assert more["usage"]["completion_tokens"] == 1
+
+
+def test_a_grammar_that_allows_nothing_more_ends_a_choice_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Writer.choose
+
+    def choose(self: Writer) -> int:
+        if self._n == 2:
+            raise EdgeStreamError("the grammar allows no token here")
+        return real(self)
+
+    monkeypatch.setattr(Writer, "choose", choose)
+    answer = served.client.chat(HELLO, grammar='root ::= "x" "y" "z"', n=3)
+    assert [(c["message"]["content"], c["finish_reason"]) for c in answer["choices"]] == [("xy", "stop")] * 3
+
+
+def test_several_prompts_are_written_side_by_side(load: Load) -> None:
+    """More prompts than slots, answers far longer than what a reader may be behind, and no patience at all."""
+    with serve(load("chat", n_parallel=2, n_ctx=128), backlog=8, stall_seconds=0) as served:
+        body = {"prompt": ["One", "Two", "Three", "Four"], "max_tokens": 200, "ignore_eos": True, "seed": 1}
+        alone = [
+            served.client.post("/v1/completions", json=body | {"prompt": prompt}).json()["choices"][0]["text"]
+            for prompt in body["prompt"]  # type: ignore[attr-defined]
+        ]
+        whole = served.client.post("/v1/completions", json=body).json()
+        assert [c["index"] for c in whole["choices"]] == [0, 1, 2, 3]
+        assert [c["text"] for c in whole["choices"]] == alone
+        assert whole["usage"]["completion_tokens"] == 800
+        chunks, _ = stream(served, "/v1/completions", **body, stream_options={"include_usage": True})
+        assert said(chunks) == (dict(enumerate(alone)), dict.fromkeys(range(4), "length"))
+        assert chunks[-1]["usage"]["completion_tokens"] == 800
+        order = [chunk["choices"][0]["index"] for chunk in chunks[:-1]]
+        assert order.index(1) < len(order) - 1 - order[::-1].index(0)  # neither waits for the other's end
+
+
+def test_an_error_of_one_prompt_is_the_answer(served: Served) -> None:
+    """And ends the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = served.scheduler.renderer.rebuilt
+
+        def rebuilt(history: Any, n_ctx: int) -> Any:
+            if history.text == b"bad":
+                raise EdgeStreamError("bad")
+            return real(history, n_ctx)
+
+        patch.setattr(served.scheduler.renderer, "rebuilt", rebuilt)
+        body = {"prompt": ["endless", "bad"], "max_tokens": -1, "ignore_eos": True}
+        answer = served.client.post("/v1/completions", json=body)
+        assert answer.status_code == 400 and answer.json()["error"]["message"] == "bad"
+        served.wait_idle()
+
+
+def test_a_streamed_echo_and_its_offsets(served: Served) -> None:
+    body = {"prompt": ["ab", "cde"], "echo": True, "n": 2, "grammar": 'root ::= "xyz"', "logprobs": 1, "max_tokens": 9}
+    whole = served.client.post("/v1/completions", json=body).json()["choices"]
+    chunks, _ = stream(served, "/v1/completions", **body)
+    assert [c["text"] for c in whole] == ["abxyz", "abxyz", "cdexyz", "cdexyz"]
+    assert said(chunks)[0] == {i: c["text"] for i, c in enumerate(whole)}
+    for choice in whole:
+        offsets = choice["logprobs"]["text_offset"]
+        assert offsets[0] == len(choice["text"]) - 3 and len(offsets) == len(choice["logprobs"]["tokens"])
+        parts = [c["logprobs"] for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+        assert [part["text_offset"][0] for part in parts if part] == offsets
 
 
 def test_choices_are_what_requests_alone_would_give(served: Served) -> None:
@@ -202,9 +317,6 @@ def test_facts(served: Served) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-CHAT = "/v1/chat/completions"
-
-
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -233,6 +345,18 @@ CHAT = "/v1/chat/completions"
         (CHAT, {"messages": HELLO, "temperature": -1}, "temperature"),
         (CHAT, {"messages": HELLO, "tool_choice": "required"}, "no tools"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "content"),
+        (CHAT, {"messages": [DEEP_CALL]}, "arguments: Value error, the JSON is nested deeper"),
+        ("/apply-template", {"messages": [DEEP_CALL]}, "arguments: Value error, the JSON is nested deeper"),
+        (CHAT, {"messages": HELLO, "max_tokens": 2**31}, "max_tokens"),
+        (CHAT, {"messages": HELLO, "max_tokens": -2}, "max_tokens"),
+        (CHAT, {"messages": HELLO, "top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ("/v1/completions", {"prompt": None}, "prompt"),
+        ("/v1/completions", {"prompt": []}, "empty"),
+        ("/v1/completions", {"prompt": [[]]}, "empty"),
+        ("/v1/completions", {"prompt": ["a", ""]}, "empty"),
+        ("/v1/completions", {"prompt": ["a", 1]}, "prompt"),
+        ("/v1/completions", {"prompt": ["a"] * 9}, "9 prompts"),
+        ("/v1/completions", {"prompt": "a", "logprobs": -1}, "logprobs"),
         ("/v1/completions", {"prompt": ""}, "empty"),
         ("/v1/completions", {"prompt": [5000]}, "vocabulary"),
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,10 @@ import pytest
 from serving import Client, Served, serve
 
 from edge_stream.engine import Engine
+from edge_stream.sampling import Sampling
+from edge_stream.server.generation import Done, Failed, Finished, Stage, Wish
+from edge_stream.server.recognition import chat_history
+from edge_stream.server.scheduler import make_job
 
 Load = Callable[..., Engine]
 ENDLESS = {"max_tokens": -1, "ignore_eos": True}
@@ -77,10 +83,7 @@ def test_a_client_that_goes_stops_its_generation(load: Load) -> None:
 
 def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
     """At the scheduler: from the moment it is told."""
-    from edge_stream.sampling import Sampling
-    from edge_stream.server.generation import Delta, Wish
-    from edge_stream.server.recognition import chat_history
-    from edge_stream.server.scheduler import make_job
+    from edge_stream.server.generation import Delta
 
     with serve(load("chat", n_ctx=96)) as served:
         events: list[Any] = []
@@ -153,6 +156,113 @@ def test_a_reader_that_takes_nothing_does_not_keep_others_out(load: Load) -> Non
             time.sleep(0.01)
         assert served.client.chat(hello(1), max_tokens=5, ignore_eos=True)["usage"]["completion_tokens"] == 5
         slow.close()
+
+
+@pytest.fixture
+def jobs(load: Load) -> Iterator[tuple[Served, Callable[..., tuple[Any, list[Any]]]]]:
+    """A server with one slot and no patience, and a way to submit jobs whose records nobody takes."""
+    with serve(load("chat", n_ctx=96), backlog=8, stall_seconds=0) as served:
+
+        def submit(i: int, request: object = None, **wish: Any) -> tuple[Any, list[Any]]:
+            events: list[Any] = []
+            history = chat_history(hello(i), {})
+            job = make_job(Wish(history, Sampling(), **wish), served.scheduler.settings, events.append, request)
+            served.scheduler.submit(job)
+            return job, events
+
+        yield served, submit
+
+
+def test_a_reader_that_keeps_others_out_gets_an_error(jobs: Any) -> None:
+    """It is not told that its answer was complete, nor that it reached its length; its conversation stays usable."""
+    served, submit = jobs
+    job, events = submit(0, ignore_eos=True)
+    while job.n_behind < 8:
+        time.sleep(0.01)
+    served.client.chat(hello(1), max_tokens=1)
+    assert isinstance(events[-1], Failed) and events[-1].error.code == 408
+    assert not any(isinstance(event, (Finished, Done)) for event in events)
+    served.wait_idle()
+
+
+def test_a_stalled_job_does_not_end_for_its_own_request(jobs: Any) -> None:
+    """The other prompts of a request wait for its reader, as they should."""
+    served, submit = jobs
+    request = object()
+    job, events = submit(0, request, max_tokens=20, ignore_eos=True)
+    while job.n_behind < 8:
+        time.sleep(0.01)
+    other, others = submit(1, request, max_tokens=1, ignore_eos=True)
+    served.on_engine(lambda: None)
+    served.on_engine(lambda: None)  # a round later
+    assert job.stage is Stage.WRITING and other.stage is Stage.QUEUED
+    job.n_taken = 10**6  # taken as they come from now on
+    served.scheduler.wake()
+    served.wait_idle()
+    assert [event.reason for event in events + others if isinstance(event, Finished)] == ["length", "length"]
+
+
+def test_a_time_limit_between_choices_ends_them_all(jobs: Any) -> None:
+    served, submit = jobs
+    job, events = submit(0, n=3, ignore_eos=True)
+    while job.n_behind < 8:
+        time.sleep(0.01)
+    job.deadline = 0.0
+    served.scheduler.wake()
+    served.wait_idle()
+    assert sorted(event.index for event in events if isinstance(event, Finished)) == [0, 1, 2]
+    assert isinstance(events[-1], Done) and events[-1].info["timed_out"]
+
+
+def test_a_stream_that_never_begins_ends_its_generation(load: Load) -> None:
+    """The client goes after its answer was made, and before the first byte of it is sent."""
+    from edge_stream.server.app import make_app
+
+    with serve(load("chat", n_ctx=96), backlog=8) as served:
+        body = json.dumps({"messages": hello(), "stream": True, **ENDLESS}).encode()
+        host = urlsplit(served.url).netloc.encode()
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/chat/completions",
+            "query_string": b"",
+            "headers": [(b"host", host), (b"content-type", b"application/json")],
+        }
+        gone = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal gone
+            if not gone:
+                gone = True
+                return {"type": "http.request", "body": body}
+            return await asyncio.Future()
+
+        async def send(message: dict[str, Any]) -> None:
+            raise OSError("the client has gone")
+
+        app = make_app(served.scheduler, served.scheduler.settings)
+        with pytest.raises(OSError, match="the client has gone"):
+            asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+        served.wait_idle()
+
+
+def test_a_call_that_was_given_up_harms_nobody(load: Load) -> None:
+    with serve(load("chat", n_ctx=96)) as served:
+        began, go_on = threading.Event(), threading.Event()
+        served.scheduler.call(lambda: (began.set(), go_on.wait(30)))
+        began.wait(30)
+        sock = open_stream(served, messages=hello(), max_tokens=3, ignore_eos=True)
+        given_up = served.scheduler.call(lambda: 1)
+        assert given_up.cancel()
+        go_on.set()
+        sock.settimeout(30)
+        data = b""
+        while b"[DONE]" not in data:
+            more = sock.recv(4096)
+            assert more, data
+            data += more
+        assert b"error" not in data
+        sock.close()
 
 
 def test_a_time_limit_ends_the_answer(load: Load) -> None:

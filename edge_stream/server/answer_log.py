@@ -20,28 +20,28 @@ _MAX_TAKE_BACK = 1024
 def log_answer(job: Job, how: str, renderer: Renderer) -> None:
     """The answer becomes part of the conversation's log, as the text that the client was sent.
 
-    how: `eos`, `stop` (a stop string), `length`, or `cut` (by the client, the clock, or the end of a grammar).
+    how: `eos`, `stop` (a stop string), `length`, `grammar` (it allows nothing more), or `cut` (by the client or the
+    clock). Where tokens that the client was not sent cannot be taken back, the log ends before the answer, and a client
+    that goes on from it has its text read again.
     """
     conversation, history = job.conversation, job.wish.history
     assert conversation is not None and conversation.stream is not None
     stream, conv_log, last = conversation.stream, conversation.log, conversation.log.last
     assert last is not None
     text = "".join(job.text)
-    pending: list[int] = []
-    if how in ("stop", "cut"):
-        pending = _take_back_unsent(job, text, renderer.engine)
+    pending = [] if how in ("eos", "length") else _take_back_unsent(job, text, renderer.engine)
+    if pending is None:
+        return
     if history.text is not None:
-        if how == "eos":  # in a text nothing stands for the end
-            if not _take_back_last(job):
-                return
-            job.answer.pop()
+        if how == "eos" and not _take_back(job, 1):  # in a text nothing stands for the end
+            return
         more = _text_bytes(job, text)
         key, n_bytes = history.text_key(more), len(history.text) + len(more)
         if key == last.key:
             return  # nothing was written
         if not pending:  # to go on from exactly here, something must be read again: the last token
-            pending = [job.answer[-1]]
-            if not _take_back_last(job):
+            pending = job.answer[-1:]
+            if not _take_back(job, 1):
                 return
         conv_log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
         return
@@ -60,15 +60,15 @@ def log_answer(job: Job, how: str, renderer: Renderer) -> None:
     conv_log.add(key, stream.stats.n_past, "assistant", pending + close, ended)
 
 
-def _take_back_last(job: Job) -> bool:
-    """Take the last token back. Where that cannot be, the log ends before the answer, and a client that goes on from it
-    has its text read again."""
+def _take_back(job: Job, n: int) -> bool:
+    """Take the answer's newest n tokens back; False if the stream cannot."""
     assert job.conversation is not None and job.conversation.stream is not None
     try:
-        job.conversation.stream.rewind(1)
+        job.conversation.stream.rewind(n)
     except EdgeStreamError:  # a sink, or a recurrent state that is not kept
         return False
-    job.conversation.log.taken_back(1)
+    job.conversation.log.taken_back(n)
+    del job.answer[-n:]
     return True
 
 
@@ -78,13 +78,12 @@ def _text_bytes(job: Job, text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
-def _take_back_unsent(job: Job, text: str, engine: Engine) -> list[int]:
+def _take_back_unsent(job: Job, text: str, engine: Engine) -> list[int] | None:
     """Take tokens back that hold nothing of the text that was sent (a stop string, text held back).
 
-    Returns the tokens of what was sent of the last one taken back, to be fed with whatever comes next.
+    Returns the tokens of what was sent of the last one taken back, to be fed with whatever comes next; None if they
+    cannot be taken back.
     """
-    conversation = job.conversation
-    assert conversation is not None and conversation.stream is not None
     if "\ufffd" in text:
         return []  # bytes that are no text: tokens cannot be told apart by what was sent
     surplus = job.n_answer_bytes - len(text.encode("utf-8", errors="surrogatepass"))
@@ -95,12 +94,8 @@ def _take_back_unsent(job: Job, text: str, engine: Engine) -> list[int]:
         if len(piece) > surplus:
             rest = piece[: len(piece) - surplus]
         surplus -= len(piece)
-    if n == 0 or surplus > 0:
+    if n == 0:
         return []
-    try:
-        conversation.stream.rewind(n)
-    except EdgeStreamError:
-        return []
-    conversation.log.taken_back(n)
-    del job.answer[-n:]
+    if surplus > 0 or not _take_back(job, n):
+        return None
     return engine.tokenize(rest.decode("utf-8", errors="replace")) if rest else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.server.generation import Delta, Done, Finished, Started, TokenLogprobs
@@ -14,28 +14,31 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """What chats and texts have in common. `first_index` is that of the job's choice 0."""
+    """What chats and texts have in common. Choice i of job k has the index k * n + i.
+
+    before: for each job, the text that its choices begin with.
+    """
 
     prefix, whole, part = "", "", ""
 
-    def __init__(self, engine: Engine, model: str, n: int) -> None:
+    def __init__(self, engine: Engine, model: str, n: int, before: Sequence[str]) -> None:
         self.engine = engine
         self.id = self.prefix + secrets.token_hex(12)
         self.created, self.model = int(time.time()), model
-        self.logprobs: list[list[dict[str, Any]]] = [[] for _ in range(n)]
-        self.texts = [""] * n
-        self.calls: list[list[dict[str, Any]]] = [[] for _ in range(n)]
-        self.reasons = ["length"] * n
-        self.first_index = 0
-        self._held: Finished | None = None
+        self.n = n
+        self.texts = [text for text in before for _ in range(n)]
+        self.logprobs: list[list[dict[str, Any]]] = [[] for _ in self.texts]
+        self.calls: list[list[dict[str, Any]]] = [[] for _ in self.texts]
+        self.reasons = ["length"] * len(self.texts)
+        self._held: dict[int, Finished] = {}
 
     def head(self, kind: str) -> dict[str, Any]:
         """The fields that all objects begin with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def add(self, event: Delta | Finished) -> None:
-        """Collect, for a whole answer."""
-        i = self.first_index + event.index
+    def add(self, k: int, event: Delta | Finished) -> None:
+        """Collect a record of job k, for a whole answer."""
+        i = k * self.n + event.index
         if isinstance(event, Finished):
             self.reasons[i] = event.reason
             return
@@ -59,42 +62,37 @@ class Answer:
             "bytes": list(piece),
         }
 
-    def chunks(self, event: Started | Delta | Finished | Done) -> Iterable[dict[str, Any]]:
-        """The chunks of a record. The last choice's finish waits for Done, which says that the turn is saved."""
-        held, self._held = self._held, None
+    def chunks(self, k: int, event: Started | Delta | Finished | Done) -> Iterable[dict[str, Any]]:
+        """The chunks of a record of job k. Its last finish waits for Done, which says that the turn is saved."""
+        first, held = k * self.n, self._held.pop(k, None)
+        finish = [self._choice(first + held.index, None, held.reason)] if held else []
         if isinstance(event, Done):
-            last = self._chunk(self.first_index + held.index, self.delta(None), held.reason) if held else None
-            if last is None:
-                last = {**self.head(self.part), "choices": []}
-            yield last | {"timings": event.timings, "edge_stream": event.info}
+            yield self._chunk(finish) | {"timings": event.timings, "edge_stream": event.info}
             return
-        if held:
-            yield self._chunk(self.first_index + held.index, self.delta(None), held.reason)
+        if finish:
+            yield self._chunk(finish)
         if isinstance(event, Started):
-            yield self.begin() | {"edge_stream": event.info}
+            choices = [self._choice(i) | self.begin(i) for i in range(first, first + self.n)]
+            yield self._chunk(choices) | {"edge_stream": event.info}
         elif isinstance(event, Finished):
-            self._held = event
+            self._held[k] = event
         elif event.text or event.tool_calls or event.logprobs or event.info:
-            chunk = self._chunk(self.first_index + event.index, self.delta(event), None, event.logprobs)
+            chunk = self._chunk([self._choice(first + event.index, event)])
             yield chunk | ({"edge_stream": event.info} if event.info else {})
 
-    def begin(self) -> dict[str, Any]:
-        """The first chunk."""
+    def begin(self, i: int) -> dict[str, Any]:
+        """What the first chunk holds of choice i."""
         raise NotImplementedError
 
-    def delta(self, event: Delta | None) -> dict[str, Any]:
-        """What a choice of a chunk adds."""
+    def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
+        """What a record adds to choice i: its text and logprobs."""
         raise NotImplementedError
 
-    def _chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None, logprobs: TokenLogprobs | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, **delta, "logprobs": self.part_logprobs(index, logprobs), "finish_reason": reason}
-        return {**self.head(self.part), "choices": [choice]}
+    def _choice(self, i: int, event: Delta | None = None, reason: str | None = None) -> dict[str, Any]:
+        return {"index": i, "logprobs": None, **self.delta(i, event), "finish_reason": reason}
 
-    def part_logprobs(self, index: int, logprobs: TokenLogprobs | None) -> dict[str, Any] | None:
-        """Logprobs of one token."""
-        raise NotImplementedError
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.head(self.part), "choices": choices}
 
 
 class ChatAnswer(Answer):
@@ -108,34 +106,25 @@ class ChatAnswer(Answer):
         for i, text in enumerate(self.texts):
             message: dict[str, Any] = {"role": "assistant", "content": text}
             if self.calls[i]:
-                message |= {"content": text.strip() or None, "tool_calls": self.calls[i]}
+                message |= {"content": text if text.strip() else None, "tool_calls": self.calls[i]}
             logprobs = {"content": self.logprobs[i]} if self.logprobs[i] else None
             out.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": self.reasons[i]})
         return out
 
-    def begin(self) -> dict[str, Any]:
-        """The role of every choice."""
-        choices = [
-            {"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            for i in range(len(self.texts))
-        ]
-        return {**self.head(self.part), "choices": choices}
+    def begin(self, i: int) -> dict[str, Any]:
+        """The role."""
+        return {"delta": {"role": "assistant", "content": self.texts[i]}}
 
-    def delta(self, event: Delta | None) -> dict[str, Any]:
-        """Text and calls."""
+    def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
+        """Text, calls and logprobs of one token."""
         if event is None:
             return {"delta": {}}
         delta: dict[str, Any] = {"content": event.text} if event.text or not event.tool_calls else {}
         if event.tool_calls:
-            i = self.first_index + event.index
             first = len(self.calls[i])
             self.calls[i] += event.tool_calls
-            delta["tool_calls"] = [{"index": first + k, **call} for k, call in enumerate(event.tool_calls)]
-        return {"delta": delta}
-
-    def part_logprobs(self, _index: int, logprobs: TokenLogprobs | None) -> dict[str, Any] | None:
-        """One item."""
-        return {"content": [self.token(logprobs)]} if logprobs else None
+            delta["tool_calls"] = [{"index": first + j, **call} for j, call in enumerate(event.tool_calls)]
+        return {"delta": delta, "logprobs": {"content": [self.token(event.logprobs)]} if event.logprobs else None}
 
 
 class TextAnswer(Answer):
@@ -143,36 +132,34 @@ class TextAnswer(Answer):
 
     prefix, whole, part = "cmpl-", "text_completion", "text_completion"
 
+    def __init__(self, engine: Engine, model: str, n: int, before: Sequence[str]) -> None:
+        super().__init__(engine, model, n, before)
+        self._offsets = [len(text) for text in self.texts]  # in characters, of each choice's next token
+
     def choices(self) -> list[dict[str, Any]]:
         """Of the whole answer."""
         return [
-            {"index": i, "text": text, "logprobs": self._columns(self.logprobs[i]), "finish_reason": self.reasons[i]}
+            {"index": i, "text": text, "logprobs": self._columns(i, self.logprobs[i]), "finish_reason": self.reasons[i]}
             for i, text in enumerate(self.texts)
         ]
 
-    def begin(self) -> dict[str, Any]:
-        """A chunk without text."""
-        return {
-            **self.head(self.part),
-            "choices": [{"index": self.first_index, "text": "", "logprobs": None, "finish_reason": None}],
-        }
+    def begin(self, i: int) -> dict[str, Any]:
+        """The prompt, if it is to be repeated."""
+        return {"text": self.texts[i]}
 
-    def delta(self, event: Delta | None) -> dict[str, Any]:
-        """Text."""
-        return {"text": event.text if event else ""}
+    def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
+        """Text and logprobs: columns of one row."""
+        rows = [self.token(event.logprobs)] if event and event.logprobs else []
+        return {"text": event.text if event else "", "logprobs": self._columns(i, rows)}
 
-    def part_logprobs(self, _index: int, logprobs: TokenLogprobs | None) -> dict[str, Any] | None:
-        """Columns of one row."""
-        return self._columns([self.token(logprobs)]) if logprobs else None
-
-    @staticmethod
-    def _columns(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _columns(self, i: int, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The next rows of choice i."""
         if not rows:
             return None
-        offsets, offset = [], 0
+        offsets = []
         for row in rows:
-            offsets.append(offset)
-            offset += len(row["token"])
+            offsets.append(self._offsets[i])
+            self._offsets[i] += len(row["token"])
         return {
             "tokens": [row["token"] for row in rows],
             "token_logprobs": [row["logprob"] for row in rows],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
@@ -14,6 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
@@ -21,7 +22,7 @@ from edge_stream.server import errors, schemas
 from edge_stream.server.answers import Answer, ChatAnswer, TextAnswer
 from edge_stream.server.channel import Channel, ClientGone, or_gone
 from edge_stream.server.errors import ApiError
-from edge_stream.server.generation import Delta, Done, Event, Finished, Started, Wish
+from edge_stream.server.generation import Delta, Done, Finished, Started, Wish
 from edge_stream.server.guard import Guard, error_response
 from edge_stream.server.page_files import page_files, page_route
 from edge_stream.server.scheduler import Scheduler
@@ -107,16 +108,14 @@ class Api:
     async def chat(self, body: schemas.ChatRequest, request: Request, x_conversation: Name = None) -> Any:
         """Answer a chat. Send the whole history each time: only what is new is read."""
         wish = await asyncio.to_thread(self.wishes.of_chat, body, x_conversation)
-        answer = ChatAnswer(self.engine, self.settings.alias, wish.n)
+        answer = ChatAnswer(self.engine, self.settings.alias, wish.n, [""])
         return await self._answer(request, answer, [wish], body.stream, _wants_usage(body))
 
     async def complete(self, body: schemas.CompletionRequest, request: Request, x_conversation: Name = None) -> Any:
         """Continue a text of any length."""
         wishes = await asyncio.to_thread(self.wishes.of_text, body, x_conversation)
-        answer = TextAnswer(self.engine, self.settings.alias, len(wishes) * body.n)
-        if body.echo:
-            prompts = [self._prompt_text(wish) for wish in wishes]
-            answer.texts = [prompt for prompt in prompts for _ in range(body.n)]
+        echo = [self._prompt_text(wish) if body.echo else "" for wish in wishes]
+        answer = TextAnswer(self.engine, self.settings.alias, body.n, echo)
         return await self._answer(request, answer, wishes, body.stream, _wants_usage(body))
 
     def _prompt_text(self, wish: Wish) -> str:
@@ -130,81 +129,62 @@ class Api:
     async def _answer(
         self, request: Request, answer: Answer, wishes: list[Wish], stream: bool, usage_chunk: bool
     ) -> Response:
-        channels = [Channel(self.scheduler, wish) for wish in wishes]
+        channel = Channel(self.scheduler, wishes)
         try:
-            for channel in channels:
-                channel.submit()
+            channel.submit()
             if stream:
-                return await self._stream(request, answer, channels, usage_chunk)
-            return await or_gone(request, self._whole(answer, channels))
+                return await self._stream(request, answer, channel, usage_chunk)
+            return await or_gone(request, self._whole(answer, channel))
         except ClientGone:
-            for channel in channels:
-                channel.cancel()
+            channel.cancel()
             return Response(status_code=499)
         except BaseException:
-            for channel in channels:
-                channel.cancel()
+            channel.cancel()
             raise
 
-    async def _whole(self, answer: Answer, channels: list[Channel]) -> Response:
-        done: list[Done] = []
-        for k, channel in enumerate(channels):
-            answer.first_index = k * channel.job.wish.n
-            while True:
-                event = await channel.get()
-                if isinstance(event, (Delta, Finished)):
-                    answer.add(event)
-                elif isinstance(event, Done):
-                    done.append(event)
-                    break
+    async def _whole(self, answer: Answer, channel: Channel) -> Response:
+        done: dict[int, Done] = {}
+        while len(done) < len(channel.jobs):
+            k, event = await channel.get()
+            if isinstance(event, (Delta, Finished)):
+                answer.add(k, event)
+            elif isinstance(event, Done):
+                done[k] = event
+        last = done[len(done) - 1]
         body = {
             **answer.head(answer.whole),
             "choices": answer.choices(),  # type: ignore[attr-defined]
-            "usage": _sum_usage(done),
-            "timings": done[-1].timings,
-            "edge_stream": done[-1].info,
+            "usage": _sum_usage(done.values()),
+            "timings": last.timings,
+            "edge_stream": last.info,
         }
-        return JSONResponse(body, headers={HISTORY_HEADER: done[-1].info["history"]})
+        return JSONResponse(body, headers={HISTORY_HEADER: last.info["history"]})
 
-    async def _stream(self, request: Request, answer: Answer, channels: list[Channel], usage_chunk: bool) -> Response:
-        # An error before the first token is an answer with its status; after a while it must be part of the stream.
-        first: Event | None = None
-        waiting = asyncio.ensure_future(channels[0].get())
-        try:
-            await or_gone(request, asyncio.wait({waiting}, timeout=self.settings.ping_seconds))
-        except BaseException:
-            waiting.cancel()
-            raise
-        if waiting.done():
-            first = waiting.result()
+    async def _stream(self, request: Request, answer: Answer, channel: Channel, usage_chunk: bool) -> Response:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        if isinstance(first, Started):
-            headers[HISTORY_HEADER] = first.info["history"]
+        # An error before the first token is an answer with its status; after a while it must be part of the stream.
+        with suppress(asyncio.TimeoutError):
+            first = await or_gone(request, asyncio.wait_for(channel.peek(), self.settings.ping_seconds))
+            if isinstance(first, Started):
+                headers[HISTORY_HEADER] = first.info["history"]
 
         async def events() -> AsyncIterator[dict[str, str]]:
             done: list[Done] = []
             try:
-                for k, channel in enumerate(channels):
-                    answer.first_index = k * channel.job.wish.n
-                    event = await waiting if k == 0 else await channel.get()
-                    while True:
-                        for chunk in answer.chunks(event):  # type: ignore[arg-type]
-                            yield _sse(chunk)
-                        if isinstance(event, Done):
-                            done.append(event)
-                            break
-                        event = await channel.get()
+                while len(done) < len(channel.jobs):
+                    k, event = await channel.get()
+                    for chunk in answer.chunks(k, event):  # type: ignore[arg-type]
+                        yield _sse(chunk)
+                    if isinstance(event, Done):
+                        done.append(event)
                 if usage_chunk:
                     yield _sse({**answer.head(answer.part), "choices": [], "usage": _sum_usage(done)})
                 yield {"data": "[DONE]"}
             except ApiError as error:
                 yield _sse(error.body)
-            finally:
-                waiting.cancel()
-                for channel in channels:
-                    channel.cancel()
 
-        return EventSourceResponse(
+        return _Chunks(
+            channel,
             events(),
             headers=headers,
             sep="\n",
@@ -317,6 +297,20 @@ def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
+class _Chunks(EventSourceResponse):
+    """A streamed answer. However it ends, and even if it never begins, its generation ends with it."""
+
+    def __init__(self, channel: Channel, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._channel = channel
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._channel.cancel()
+
+
 # Some clients take these for ends of lines, as str.splitlines does.
 _SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
@@ -325,7 +319,7 @@ def _sse(data: dict[str, Any]) -> dict[str, str]:
     return {"data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)}
 
 
-def _sum_usage(done: list[Done]) -> dict[str, Any]:
+def _sum_usage(done: Collection[Done]) -> dict[str, Any]:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     usage: dict[str, Any] = {name: sum(d.usage[name] for d in done) for name in names}
     cached = sum(d.usage["prompt_tokens_details"]["cached_tokens"] for d in done)

@@ -112,6 +112,7 @@ class Job:
     wish: Wish
     emit: Callable[[Event], None]
     deadline: float
+    request: object = field(default_factory=object)  # the same for all jobs of one request
     cancelled: bool = False  # set by the client's side; a bool needs no lock
     n_taken: int = 0  # records that the client's side has taken
     n_emitted: int = 0

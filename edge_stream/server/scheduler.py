@@ -118,7 +118,8 @@ class Scheduler:
         for slot in range(self.engine.n_parallel):
             self.conversations.vacate(slot)
         for _work, future in self._calls:
-            future.set_exception(errors.unavailable("the server is shutting down", 5))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(errors.unavailable("the server is shutting down", 5))
         if self.store:
             self.store.close()
 
@@ -144,6 +145,8 @@ class Scheduler:
 
     @staticmethod
     def _do(work: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(work())
         except BaseException as error:
@@ -160,10 +163,17 @@ class Scheduler:
                     job.send(Failed(errors.unavailable("the request waited too long for its turn", 5)))
                 job.stage = Stage.ENDED
         for job in list(self.turns.jobs):
-            stalled = job.t_stalled is not None and now > job.t_stalled + self.settings.limits.stall_seconds
-            job.timed_out = now > job.deadline or (stalled and bool(self._queue))
+            job.timed_out = now > job.deadline
             if job.cancelled or self._closing or job.timed_out:
                 self.turns.cut_short(job)
+            elif self._keeps_others_out(job, now):
+                self.turns.give_up(job, errors.ApiError(408, "the answer was not read while other requests waited"))
+
+    def _keeps_others_out(self, job: Job, now: float) -> bool:
+        """Whether a job has waited for its reader too long while other requests wait for a slot."""
+        if job.t_stalled is None or now <= job.t_stalled + self.settings.limits.stall_seconds:
+            return False
+        return any(waiting.request is not job.request for waiting in self._queue)
 
     def _admit(self) -> None:
         """Give slots to waiting jobs, first come first served; one whose conversation is busy lets others pass."""
@@ -221,6 +231,6 @@ class Scheduler:
         }
 
 
-def make_job(wish: Wish, settings: Settings, emit: Callable[[Any], None]) -> Job:
-    """A job whose time begins now."""
-    return Job(wish, emit, time.monotonic() + settings.limits.request_seconds)
+def make_job(wish: Wish, settings: Settings, emit: Callable[[Any], None], request: object = None) -> Job:
+    """A job whose time begins now. request: the same for all jobs of one request."""
+    return Job(wish, emit, time.monotonic() + settings.limits.request_seconds, request or object())

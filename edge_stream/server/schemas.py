@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from edge_stream.server.guard import depth_of
+from edge_stream.server.settings import Limits
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
@@ -33,6 +36,13 @@ class FunctionCall(_Open):
 
     name: str
     arguments: str = "{}"
+
+    @field_validator("arguments")
+    @classmethod
+    def _check_depth(cls, value: str) -> str:
+        if depth_of(value.encode(errors="replace"), Limits.json_depth) > Limits.json_depth:
+            raise ValueError(f"the JSON is nested deeper than {Limits.json_depth}")
+        return value
 
 
 class ToolCall(_Open):

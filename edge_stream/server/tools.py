@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.server.errors import sendable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class ToolFormat:
 
 HERMES = ToolFormat("<tool_call>\n", "\n</tool_call>")  # Qwen, Hermes, many others
 MISTRAL = ToolFormat("[TOOL_CALLS]", "", is_list=True)
-LLAMA3 = ToolFormat("", "", arguments="parameters")  # the whole answer is the call
+LLAMA3 = ToolFormat("", "", arguments="parameters")  # the answer begins with the call
+
+_MAX_CALL = 64 << 10  # characters
 
 
 def format_of(template: str) -> ToolFormat | None:
@@ -70,10 +73,15 @@ def forcing_grammar(schema_grammar: str, form: ToolFormat) -> str:
 
 
 class ToolParser:
-    """Separates text from calls as an answer is written. Text that may become a call is held back."""
+    """Separates text from calls as an answer is written. Text that may become a call is held back.
+
+    Text around calls is kept as it is. What looks like a call but is none, or is longer than _MAX_CALL characters, is
+    text.
+    """
 
     def __init__(self, form: ToolFormat, names: Sequence[str]) -> None:
         self.form, self.names = form, tuple(names)
+        self._start, self._end = form.start.strip(), form.end.strip()
         self._held = ""
         self.shown = ""
         self.calls: list[dict[str, Any]] = []
@@ -82,49 +90,56 @@ class ToolParser:
         """One for another answer."""
         return ToolParser(self.form, self.names)
 
-    def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
-        """Returns (text to show now, calls that are complete now)."""
+    def push(self, text: str, *, last: bool = False) -> tuple[str, list[dict[str, Any]]]:
+        """Returns (text to show now, calls that are complete now). last: nothing comes after it."""
+        n_shown, n_calls = len(self.shown), len(self.calls)
         self._held += text
-        start, end = self.form.start.strip(), self.form.end.strip()
-        if not start:  # the whole answer is the call, or none of it
-            if not self._held.strip() or self._held.lstrip().startswith("{"):
-                return "", []
-            text, self._held = self._held, ""
-            self.shown += text
-            return text, []
-        shown, new = "", []
-        while True:
-            at = self._held.find(start)
-            if at < 0:
-                keep = next((n for n in range(len(start) - 1, 0, -1) if self._held.endswith(start[:n])), 0)
-                shown += self._held[: len(self._held) - keep]
-                self._held = self._held[len(self._held) - keep :]
-                break
-            shown += self._held[:at]
-            self._held = self._held[at:]
-            stop = self._held.find(end, len(start)) if end else -1
-            if stop < 0:
-                break  # the call goes on
-            calls = self._parse(self._held[len(start) : stop])
-            if calls is None:
-                shown += self._held[: stop + len(end)]
+        while self._held:
+            self._show(self._n_text())
+            n = self._n_call()
+            calls = self._parse(self._held[len(self._start) : n - len(self._end)]) if n else None
+            if calls:
+                self.calls += calls
+                self._held = self._held[n:]
+            elif n or last or len(self._held) > _MAX_CALL:
+                self._show(n or len(self._held))
             else:
-                new += calls
-            self._held = self._held[stop + len(end) :]
-        self.calls += new
-        shown = shown.strip() if self.calls else shown
-        self.shown += shown
-        return shown, new
+                break
+        return self.shown[n_shown:], self.calls[n_calls:]
 
     def flush(self) -> tuple[str, list[dict[str, Any]]]:
         """At the end of the answer."""
-        held, self._held = self._held, ""
-        calls = self._parse(held.removeprefix(self.form.start.strip())) if held and not self.form.end else None
-        if calls is None:
-            self.shown += held
-            return held, []
-        self.calls += calls
-        return "", calls
+        return self.push("", last=True)
+
+    def _show(self, n: int) -> None:
+        self.shown += self._held[:n]
+        self._held = self._held[n:]
+
+    def _n_text(self) -> int:
+        """How many of the characters held are before a call, or what may become one."""
+        held, start = self._held, self._start
+        if not start:  # a call is the answer, or begins it
+            n = len(held) - len(held.lstrip())
+            begins = held[n : n + 1] in ("", "{") and (not self.shown or self.shown.isspace())
+            return n if begins else len(held)
+        at = held.find(start)
+        if at >= 0:
+            return at
+        return len(held) - next((n for n in range(len(start) - 1, 0, -1) if held.endswith(start[:n])), 0)
+
+    def _n_call(self) -> int:
+        """Length of the call that what is held begins with; 0 while it is not complete."""
+        if not self._held.startswith(self._start):
+            return 0
+        n = len(self._start)
+        if self._end:
+            at = self._held.find(self._end, n)
+            return at + len(self._end) if at >= 0 else 0
+        n = len(self._held) - len(self._held[n:].lstrip())
+        try:
+            return json.JSONDecoder().raw_decode(self._held, n)[1]
+        except (ValueError, RecursionError):
+            return 0
 
     def _parse(self, text: str) -> list[dict[str, Any]] | None:
         try:
@@ -135,12 +150,12 @@ class ToolParser:
         for call in value if isinstance(value, list) else [value]:
             if not isinstance(call, dict) or call.get("name") not in self.names:
                 return None
-            arguments = call.get(self.form.arguments, {})
+            arguments = json.dumps(call.get(self.form.arguments, {}), ensure_ascii=False)
             out.append(
                 {
                     "id": "call_" + secrets.token_hex(12),
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
+                    "function": {"name": call["name"], "arguments": sendable(arguments)},
                 }
             )
         return out or None

@@ -87,10 +87,17 @@ class Turns:
         if job.stage is Stage.WRITING:
             self._guard(job, self._end_choice, job, "length")
         elif job.stage is Stage.READING:
-            self._guard(job, self._stop_reading, job)
+            self.give_up(job, errors.unavailable(_STOPPED, 5))
         # a rendering is short and cannot be interrupted: it is looked at again when it is done
         elif job.rendering and job.rendering.done():
             self._fail(job, errors.unavailable(_STOPPED, 5))
+
+    def give_up(self, job: Job, error: errors.ApiError) -> None:
+        """End a job with an error, its conversation back at the last entry of its log."""
+        assert job.conversation is not None
+        self._guard(job, self._taken_back, job.conversation)
+        if job.stage is not Stage.ENDED:
+            self._fail(job, error)
 
     def fail_all(self) -> None:
         """After a bug: end every job."""
@@ -101,7 +108,7 @@ class Turns:
                 log.exception("a job could not be ended")
                 self.jobs.remove(job)
 
-    def _guard(self, job: Job, work: Callable[..., None], *args: Any) -> None:
+    def _guard(self, job: Job, work: Callable[..., object], *args: Any) -> None:
         """Do something for one job; what goes wrong ends that job only."""
         try:
             work(*args)
@@ -301,7 +308,7 @@ class Turns:
                 if job.wish.sampling.grammar is None:
                     self._fail(job, _server_error(error))
                 else:
-                    self._guard(job, self._end_choice, job, "stop")
+                    self._guard(job, self._end_choice, job, "stop", "grammar")
         if not chosen:
             return
         together = [c for c in chosen if c[1].stats.n_sinks == c[1].stats.n_keep]
@@ -357,27 +364,24 @@ class Turns:
         """A choice is complete (or the client has gone): the next one, or the end of the turn."""
         assert job.conversation is not None
         if job.parser:
-            if how == "cut":  # what may have become a call is text
+            if how in ("cut", "grammar"):  # what may have become a call is text
                 rest, calls = job.parser.flush()
                 if rest or calls:
                     job.send(Delta(self._index(job), rest, job.answer[-1], calls or None))
             if job.parser.calls:
                 reason = "tool_calls"
         job.send(Finished(self._index(job), reason))
-        if job.choice + 1 < job.wish.n and how != "cut":
+        if how != "cut" and job.choice + 1 < job.wish.n:
             self._again(job)
             return
-        if job.text and any(job.text):
+        if any(job.text):
             log_answer(job, how, self.renderer)
-        elif not self._forget_answer(job):
-            self._fail(job, errors.unavailable(_STOPPED, 5))
-            return
+        else:  # nothing was said: back to where the answer would have begun, if the stream can go there
+            self._taken_back(job.conversation)
+        while job.choice + 1 < job.wish.n:  # the choices that were not begun
+            job.choice += 1
+            job.send(Finished(self._index(job), "length"))
         self._settle(job)
-
-    def _forget_answer(self, job: Job) -> bool:
-        """Nothing was said: back to where the answer would have begun."""
-        conversation = job.conversation
-        return conversation is not None and self._taken_back(conversation)
 
     def _again(self, job: Job) -> None:
         """Take the stream back to before the answer, for another choice."""
@@ -400,17 +404,6 @@ class Turns:
             job.rendering = self._pool.submit(self.renderer.rebuilt, job.wish.history, self.engine.n_ctx)
         job.stage = Stage.RENDERING
         job.rendering.add_done_callback(lambda _future: self._wake())
-
-    def _stop_reading(self, job: Job) -> None:
-        """The client has gone, or its time is over, while its prompt was read: back to the last entry."""
-        conversation = job.conversation
-        assert conversation is not None
-        if not self._taken_back(conversation):
-            self._fail(job, errors.unavailable(_STOPPED, 5))
-            return
-        self._end(job)
-        if not job.cancelled:
-            job.send(Failed(errors.unavailable(_STOPPED, 5)))
 
     def _settle(self, job: Job) -> None:
         """The end of a turn: an idle moment for the stream."""
