@@ -13,7 +13,7 @@ from serving import WORDS, Served, serve
 
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
-from edge_stream.stream import Writer
+from edge_stream.generation import Writer
 
 CHAT = "/v1/chat/completions"
 Load = Callable[..., Engine]
