@@ -61,8 +61,8 @@ Ctrl-C          stop the answer; twice within a second quits"""
 @click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
 @sampling.predict_option()
 @options.context_options()
-@sampling.sampling_options()
-@options.compute_options()
+@sampling.sampling_options
+@options.compute_options
 def main(**flags: Any) -> None:
     """Chat with a model through its chat template; /help lists the commands."""
     if flags["system"] is not None and flags["system_file"] is not None:

@@ -80,7 +80,7 @@ def _status(stream: Stream, tok_per_s: float) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 @options.model_option(required=False, default=options.DEMO_MODEL)
 @options.context_options(512)
-@options.compute_options()
+@options.compute_options
 def main(**flags: Any) -> None:
     """Read and write several cache lengths of text at constant memory, then compare with and without sinks.
 

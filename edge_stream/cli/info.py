@@ -17,7 +17,7 @@ from edge_stream.cli import options, package_version
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_option(required=False)
 @options.context_options()
-@options.compute_options()
+@options.compute_options
 def main(**flags: Any) -> None:
     """Show versions and devices; with -m also whether the model can stream, and its memory at -c."""
     if flags["rpc"]:

@@ -24,7 +24,7 @@ def main() -> None:
 @click.option("-o", "--output", "picture", metavar="FILE.png", help="Plot a map of each layer.")
 @output_option("--format")
 @options.context_options()
-@options.compute_options()
+@options.compute_options
 def attention(**flags: Any) -> None:
     """The share of attention that the first 1, 2, 4 and 8 tokens get in each layer, and a map of each layer.
 

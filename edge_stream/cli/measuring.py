@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.modes, which imports NumPy
 
 
-def engine_options(function: F) -> F:
-    """Flags of the model, its cache and its speed, as the other commands have them."""
-    parts: list[Callable[[F], F]] = [options.model_option(), options.context_options(), options.compute_options()]
-    return options.compose(parts)(function)
+# the model, its cache and its speed, as the other commands have them
+engine_options = options.compose(options.model_option(), options.context_options(), options.compute_options)
 
 
 def mode_option(default: str = "stream", choices: Sequence[str] = MODES) -> Callable[[F], F]:
@@ -38,18 +36,14 @@ def mode_option(default: str = "stream", choices: Sequence[str] = MODES) -> Call
     )
 
 
-def text_options(function: F) -> F:
-    """Flags of the text to read."""
-    parts: list[Callable[[F], F]] = [
-        click.option("-f", "--file", "text_file", metavar="FILE", help="The text; - is stdin. Default: Python's help."),
-        click.option("--tokens", "ids_file", metavar="FILE.npy", help="Token ids to read instead of a text."),
-        click.option(
-            "--max-tokens", type=click.IntRange(min=0), default=0, metavar="N", help="Read only the first N tokens."
-        ),
-    ]
-    return options.compose(parts)(function)
-
-
+# the text to read
+text_options = options.compose(
+    click.option("-f", "--file", "text_file", metavar="FILE", help="The text; - is stdin. Default: Python's help."),
+    click.option("--tokens", "ids_file", metavar="FILE.npy", help="Token ids to read instead of a text."),
+    click.option(
+        "--max-tokens", type=click.IntRange(min=0), default=0, metavar="N", help="Read only the first N tokens."
+    ),
+)
 chunk_option = click.option(
     "--chunk", type=click.IntRange(min=1), default=1, show_default=True, help="Tokens per decode."
 )

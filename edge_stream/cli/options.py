@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,7 +51,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, list) else [name.strip() for name in value.split(",") if name.strip()]
 
 
-def compose(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+def compose(*options: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator that applies several, in the order of the help text."""
 
     def decorate(function: F) -> F:
@@ -85,161 +85,145 @@ def model_option(*, required: bool = True, default: str | None = None) -> Callab
 def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
     """Flags of the cache and its sinks."""
     return compose(
-        [
-            option(
-                "-c",
-                "--ctx-size",
-                "n_ctx",
-                env="CTX_SIZE",
-                type=Count(min=0),
-                default=n_ctx,
-                help="Cache capacity in tokens (sinks and window). 0: the model's training length.",
-            ),
-            option(
-                "--keep",
-                "--attention-sink-size",
-                "n_keep",
-                type=Count(min=-1),
-                default=SINKS_DEFAULT,
-                help="Sinks: the first N tokens, which stay in the cache (llama.cpp: 0). -1: the whole prompt.",
-            ),
-            option(
-                "-ctk",
-                "--cache-type-k",
-                "cache_type_k",
-                env="CACHE_TYPE_K",
-                type=click.Choice(list(CACHE_TYPES)),
-                default="f16",
-                help="Type of cached keys.",
-            ),
-            option(
-                "-ctv",
-                "--cache-type-v",
-                "cache_type_v",
-                env="CACHE_TYPE_V",
-                type=click.Choice(list(CACHE_TYPES)),
-                default="f16",
-                help="Type of cached values.",
-            ),
-            option(
-                "--sink-move",
-                type=click.Choice(["auto", "bank", "redecode"]),
-                default="auto",
-                help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
-            ),
-            option(
-                "--no-proof",
-                "proof",
-                is_flag=True,
-                flag_value=False,
-                default=True,
-                show_default=False,
-                help="Do not require the model to prove, at its first load, that it streams exactly.",
-            ),
-            option(
-                "--slide",
-                "n_slide",
-                type=Count(min=0),
-                default=0,
-                help="Evict at least N tokens at a time. 0: depends on --sink-move.",
-            ),
-        ]
+        option(
+            "-c",
+            "--ctx-size",
+            "n_ctx",
+            env="CTX_SIZE",
+            type=Count(min=0),
+            default=n_ctx,
+            help="Cache capacity in tokens (sinks and window). 0: the model's training length.",
+        ),
+        option(
+            "--keep",
+            "--attention-sink-size",
+            "n_keep",
+            type=Count(min=-1),
+            default=SINKS_DEFAULT,
+            help="Sinks: the first N tokens, which stay in the cache (llama.cpp: 0). -1: the whole prompt.",
+        ),
+        option(
+            "-ctk",
+            "--cache-type-k",
+            "cache_type_k",
+            env="CACHE_TYPE_K",
+            type=click.Choice(list(CACHE_TYPES)),
+            default="f16",
+            help="Type of cached keys.",
+        ),
+        option(
+            "-ctv",
+            "--cache-type-v",
+            "cache_type_v",
+            env="CACHE_TYPE_V",
+            type=click.Choice(list(CACHE_TYPES)),
+            default="f16",
+            help="Type of cached values.",
+        ),
+        option(
+            "--sink-move",
+            type=click.Choice(["auto", "bank", "redecode"]),
+            default="auto",
+            help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
+        ),
+        option(
+            "--no-proof",
+            "proof",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            show_default=False,
+            help="Do not require the model to prove, at its first load, that it streams exactly.",
+        ),
+        option(
+            "--slide",
+            "n_slide",
+            type=Count(min=0),
+            default=0,
+            help="Evict at least N tokens at a time. 0: depends on --sink-move.",
+        ),
     )
 
 
-def compute_options() -> Callable[[F], F]:
-    """Flags of batches, threads and devices."""
-    return compose(
-        [
-            option(
-                "-b",
-                "--batch-size",
-                "n_batch",
-                env="BATCH",
-                type=Count(min=1),
-                default=512,
-                help="Maximum tokens per decode.",
-            ),
-            option(
-                "-ub",
-                "--ubatch-size",
-                "n_ubatch",
-                env="UBATCH",
-                type=Count(min=1),
-                default=512,
-                help="Maximum tokens computed at once.",
-            ),
-            option(
-                "-t",
-                "--threads",
-                "n_threads",
-                env="THREADS",
-                type=Count(min=-1),
-                default=-1,
-                help="CPU threads for generation. -1: chosen for this machine.",
-            ),
-            option(
-                "-tb",
-                "--threads-batch",
-                "n_threads_batch",
-                type=Count(min=-1),
-                default=-1,
-                help="CPU threads for prompts. -1: as --threads.",
-            ),
-            option(
-                "-ngl",
-                "--gpu-layers",
-                "--n-gpu-layers",
-                "n_gpu_layers",
-                env="N_GPU_LAYERS",
-                type=GpuLayers(),
-                default="auto",
-                help="Layers to offload to GPUs.",
-            ),
-            option(
-                "-dev",
-                "--device",
-                "devices",
-                env="DEVICE",
-                type=Names(),
-                default=None,
-                help="Devices to offload to, as listed by `edge-stream info` (default: all). none: only the CPU.",
-            ),
-            option(
-                "-sm",
-                "--split-mode",
-                "split_mode",
-                env="SPLIT_MODE",
-                type=click.Choice(["none", "layer", "row"]),
-                default="layer",
-                help="How to spread layers over several devices.",
-            ),
-            option(
-                "--rpc",
-                env="RPC",
-                type=Names(),
-                default="",
-                show_default=False,
-                help="HOST:PORT,... of machines that run `edge-stream rpc-server`, whose devices are used too.",
-            ),
-            option(
-                "-fa",
-                "--flash-attn",
-                "flash_attn",
-                env="FLASH_ATTN",
-                type=click.Choice(["on", "off", "auto"]),
-                default="auto",
-                help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
-            ),
-            option(
-                "--mmap/--no-mmap",
-                "use_mmap",
-                default=True,
-                help="Map the model file into memory instead of reading it.",
-            ),
-            option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),
-        ]
-    )
+# Flags of batches, threads and devices.
+compute_options = compose(
+    option(
+        "-b", "--batch-size", "n_batch", env="BATCH", type=Count(min=1), default=512, help="Maximum tokens per decode."
+    ),
+    option(
+        "-ub",
+        "--ubatch-size",
+        "n_ubatch",
+        env="UBATCH",
+        type=Count(min=1),
+        default=512,
+        help="Maximum tokens computed at once.",
+    ),
+    option(
+        "-t",
+        "--threads",
+        "n_threads",
+        env="THREADS",
+        type=Count(min=-1),
+        default=-1,
+        help="CPU threads for generation. -1: chosen for this machine.",
+    ),
+    option(
+        "-tb",
+        "--threads-batch",
+        "n_threads_batch",
+        type=Count(min=-1),
+        default=-1,
+        help="CPU threads for prompts. -1: as --threads.",
+    ),
+    option(
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "n_gpu_layers",
+        env="N_GPU_LAYERS",
+        type=GpuLayers(),
+        default="auto",
+        help="Layers to offload to GPUs.",
+    ),
+    option(
+        "-dev",
+        "--device",
+        "devices",
+        env="DEVICE",
+        type=Names(),
+        default=None,
+        help="Devices to offload to, as listed by `edge-stream info` (default: all). none: only the CPU.",
+    ),
+    option(
+        "-sm",
+        "--split-mode",
+        "split_mode",
+        env="SPLIT_MODE",
+        type=click.Choice(["none", "layer", "row"]),
+        default="layer",
+        help="How to spread layers over several devices.",
+    ),
+    option(
+        "--rpc",
+        env="RPC",
+        type=Names(),
+        default="",
+        show_default=False,
+        help="HOST:PORT,... of machines that run `edge-stream rpc-server`, whose devices are used too.",
+    ),
+    option(
+        "-fa",
+        "--flash-attn",
+        "flash_attn",
+        env="FLASH_ATTN",
+        type=click.Choice(["on", "off", "auto"]),
+        default="auto",
+        help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
+    ),
+    option("--mmap/--no-mmap", "use_mmap", default=True, help="Map the model file into memory instead of reading it."),
+    option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),
+)
 
 
 _ENGINE = (

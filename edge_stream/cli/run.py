@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
 @options.context_options()
-@sampling.sampling_options()
-@options.compute_options()
+@sampling.sampling_options
+@options.compute_options
 def main(**flags: Any) -> None:
     """Complete a prompt of any length (-p TEXT, -f FILE, or - for stdin).
 

@@ -71,90 +71,71 @@ def predict_option(default: int = -1) -> Callable[[F], F]:
     )
 
 
-def sampling_options() -> Callable[[F], F]:
-    """Flags of the sampler."""
-    return compose(
-        [
-            option(
-                "-s", "--seed", type=Count(min=-1, max=2**32 - 1), default=-1, help="Seed of the sampler. -1: random."
-            ),
-            option(
-                "--temp",
-                "--temperature",
-                "temp",
-                env="TEMPERATURE",
-                type=Number(0),
-                default=0.8,
-                help="Temperature. 0: always the most likely token.",
-            ),
-            option(
-                "--top-k",
-                env="TOP_K",
-                type=Count(min=0),
-                default=40,
-                help="Sample from the N most likely tokens. 0: off.",
-            ),
-            option(
-                "--top-p",
-                env="TOP_P",
-                type=Number(0, 1),
-                default=0.95,
-                help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
-            ),
-            option(
-                "--min-p",
-                env="MIN_P",
-                type=Number(0, 1),
-                default=0.05,
-                help="Drop tokens below this fraction of the best token's probability. 0: off.",
-            ),
-            option(
-                "--repeat-penalty",
-                env="REPEAT_PENALTY",
-                type=Number(0),
-                default=1.0,
-                help="Penalise repeated tokens. 1: off.",
-            ),
-            option(
-                "--repeat-last-n",
-                type=Count(min=0, max=4096),
-                default=64,
-                help="Tokens that the penalties look back on. 0: off.",
-            ),
-            option(
-                "--frequency-penalty",
-                env="FREQUENCY_PENALTY",
-                type=Number(),
-                default=0.0,
-                help="Penalty per use of a token.",
-            ),
-            option(
-                "--presence-penalty",
-                env="PRESENCE_PENALTY",
-                type=Number(),
-                default=0.0,
-                help="Penalty for tokens that were used.",
-            ),
-            option(
-                "--logit-bias",
-                type=LogitBias(),
-                multiple=True,
-                help="Make a token more (15043+1) or less (15043-1) likely. Repeatable.",
-            ),
-            option("--grammar", metavar="GBNF", help="Grammar that the text must match."),
-            option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a grammar."),
-            option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must match."),
-            option(
-                "-r",
-                "--reverse-prompt",
-                "stop",
-                multiple=True,
-                metavar="TEXT",
-                help="Stop when the model writes TEXT. Repeatable.",
-            ),
-            option("--ignore-eos", is_flag=True, help="Continue when the model ends its text."),
-        ]
-    )
+# Flags of the sampler.
+sampling_options = compose(
+    option("-s", "--seed", type=Count(min=-1, max=2**32 - 1), default=-1, help="Seed of the sampler. -1: random."),
+    option(
+        "--temp",
+        "--temperature",
+        "temp",
+        env="TEMPERATURE",
+        type=Number(0),
+        default=0.8,
+        help="Temperature. 0: always the most likely token.",
+    ),
+    option("--top-k", env="TOP_K", type=Count(min=0), default=40, help="Sample from the N most likely tokens. 0: off."),
+    option(
+        "--top-p",
+        env="TOP_P",
+        type=Number(0, 1),
+        default=0.95,
+        help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
+    ),
+    option(
+        "--min-p",
+        env="MIN_P",
+        type=Number(0, 1),
+        default=0.05,
+        help="Drop tokens below this fraction of the best token's probability. 0: off.",
+    ),
+    option(
+        "--repeat-penalty", env="REPEAT_PENALTY", type=Number(0), default=1.0, help="Penalise repeated tokens. 1: off."
+    ),
+    option(
+        "--repeat-last-n",
+        type=Count(min=0, max=4096),
+        default=64,
+        help="Tokens that the penalties look back on. 0: off.",
+    ),
+    option(
+        "--frequency-penalty", env="FREQUENCY_PENALTY", type=Number(), default=0.0, help="Penalty per use of a token."
+    ),
+    option(
+        "--presence-penalty",
+        env="PRESENCE_PENALTY",
+        type=Number(),
+        default=0.0,
+        help="Penalty for tokens that were used.",
+    ),
+    option(
+        "--logit-bias",
+        type=LogitBias(),
+        multiple=True,
+        help="Make a token more (15043+1) or less (15043-1) likely. Repeatable.",
+    ),
+    option("--grammar", metavar="GBNF", help="Grammar that the text must match."),
+    option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a grammar."),
+    option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must match."),
+    option(
+        "-r",
+        "--reverse-prompt",
+        "stop",
+        multiple=True,
+        metavar="TEXT",
+        help="Stop when the model writes TEXT. Repeatable.",
+    ),
+    option("--ignore-eos", is_flag=True, help="Continue when the model ends its text."),
+)
 
 
 _SAMPLING = (

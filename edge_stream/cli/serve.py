@@ -71,8 +71,8 @@ def _default_sessions() -> Path:
 )
 @sampling.predict_option()
 @options.context_options()
-@sampling.sampling_options()
-@options.compute_options()
+@sampling.sampling_options
+@options.compute_options
 def main(**flags: Any) -> None:
     """Serve conversations of any length over the OpenAI API. Sampler flags are defaults that requests may override."""
     try:
