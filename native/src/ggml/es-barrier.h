@@ -4,7 +4,7 @@
 // that thread may have lost its own for milliseconds; and it may be queueing for the very core on which the spinner
 // burns its time, in which case every meeting costs a time slice. So a thread spins for a tenth of a millisecond, then
 // sleeps; and it does not spin at all while another thread of the meeting was last seen on its own core.
-// benchmarks/considerate.py measures it.
+// benchmarks/waiting.py measures it.
 //
 // EDGE_STREAM_WAIT=considerate (default) | sleep (never spins) | stock (llama.cpp's own barrier)
 #pragma once
