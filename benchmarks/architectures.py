@@ -2,8 +2,8 @@
 
     python benchmarks/architectures.py [-o FILE] [MODEL ...]
 
-A tiny random model of each (tests/tiny_architectures.py) streams three cache lengths beyond a full cache and is compared
-with an oracle that moves no window. Takes a few minutes on two cores.
+A tiny random model of each (tests/tiny_architectures.py) streams three cache lengths beyond a full cache and is
+compared with an oracle that moves no window. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ INTRODUCTION = f"""# Architectures
 
 Every text architecture that the pinned llama.cpp knows; written by `python benchmarks/architectures.py`, tested by
 `tests/test_architectures.py`. A tiny random model of each, with the properties of real checkpoints, reads {N_TOKENS:,}
-tokens one at a time through a cache of {N_CTX} with {N_KEEP} sinks (float32 cache, flash attention off, sink bank): once
-without rebases, and once with a rebase whenever position {REBASE_AT} is reached. Its logits are compared with those of an
-oracle that moves no window: llama.cpp driven step by step, with the sinks decoded again at every slide.
+tokens one at a time through a cache of {N_CTX} with {N_KEEP} sinks (float32 cache, flash attention off, sink bank),
+once without rebases, and once with a rebase whenever position {REBASE_AT} is reached. Its logits are compared with
+those of an oracle that moves no window: llama.cpp driven step by step, with the sinks decoded again at every slide.
 
 - result: *exact* means that in both runs no logit differs from the oracle's by more than {TOLERANCE:g}, or by more than
-  {NOISE_FACTOR:g} times the model's own float noise where that is larger. *refused* gives edge-stream's error message when
-  it loads the model. *no fixture* gives llama.cpp's: it accepted none of the metadata tried, or could not decode.
+  {NOISE_FACTOR:g} times the model's own float noise where that is larger. *refused* gives edge-stream's error message
+  for this model. *no fixture* gives llama.cpp's: it accepted none of the metadata tried, or could not decode.
 - memory: cache (all tokens), sliding window (in some layers), state (recurrent layers).
-- plain, rebased: the largest difference of a logit in each run. noise: the same between one token at a time and batches of
-  16, before any slide. effect: the difference made by leaving the sinks unmoved, or dropping them; a state has no sinks.
+- plain, rebased: the largest difference of a logit in each run. noise: the same between one token at a time and batches
+  of 16, before any slide. effect: what leaving the sinks unmoved, or dropping them, changes; a state has no sinks.
 
 Random weights say nothing about text quality. Architectures that llama.cpp adds appear here automatically.
 """
