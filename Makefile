@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-considerate results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -82,8 +82,8 @@ bench-slide: build ## cost of a slide at n_ctx 4096: f16, q8_0, a pinned prefix 
 	$(BIN)/python benchmarks/slide_cost.py -c 4096 -ctk f16,q8_0
 	$(BIN)/python benchmarks/slide_cost.py -c 4096 --keep 512
 
-bench-considerate: build ## speed when quiet and beside busy processes, by way of waiting
-	$(BIN)/python benchmarks/considerate.py
+bench-waiting: build ## speed alone and beside busy processes, by how the CPU threads wait
+	$(BIN)/python benchmarks/waiting.py
 
 test-stock: build ## the fallback against an unpatched llama-cpp-python, built in its own environment
 	$(PYTHON) -m venv build/stock-venv

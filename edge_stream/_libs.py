@@ -21,7 +21,7 @@ from edge_stream.errors import EdgeStreamError
 # GNU OpenMP: for how many rounds a waiting thread spins before it sleeps; the user's own setting wins. Ours waits there
 # between tokens only (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
 # libllama's threads meet there after every graph node, where the default (some 300,000 rounds) starves other programs
-# and itself when cores are shared. benchmarks/considerate.py measures it.
+# and itself when cores are shared. benchmarks/waiting.py measures it.
 _SPIN_COUNT = "10000"
 _SPIN_COUNT_STOCK = "500"
 

@@ -2,10 +2,11 @@
 // (native/patches/0002-barrier.patch). A side project that streaming does not depend on: docs/architecture.md, "How CPU
 // threads wait". It changes when threads run, never what they compute.
 //
-// Spinning is fastest while the other threads run on other cores. When other programs want the cores too, a thread may
-// have lost its core for milliseconds, or may be queued for the very core on which the spinner burns its time; then
-// every meeting costs a time slice. So a thread spins for a tenth of a millisecond and then sleeps, and it does not
-// spin at all while another thread of the meeting was last seen on its own core. benchmarks/considerate.py measures it.
+// Spinning is fastest while the thread that is waited for runs on another core. If other programs want the cores too,
+// that thread may have lost its own for milliseconds; and it may be queueing for the very core on which the spinner
+// burns its time, in which case every meeting costs a time slice. So a thread spins for a tenth of a millisecond, then
+// sleeps; and it does not spin at all while another thread of the meeting was last seen on its own core.
+// benchmarks/waiting.py measures it.
 //
 // EDGE_STREAM_WAIT=adaptive (default) | sleep (never spins) | stock (llama.cpp's own barrier)
 #pragma once

@@ -1,13 +1,13 @@
-"""How the engine shares a machine: speed when quiet and beside busy processes, for several ways of waiting.
+"""How the waiting policy of the CPU threads affects speed, on a quiet machine and beside busy processes.
 
-llama.cpp's CPU threads meet at barriers many times per token. "default": as llama.cpp waits with GNU OpenMP, spinning.
-"passive": the same with OMP_WAIT_POLICY=passive. "ours": native/src/ggml/es-barrier.h with time slices of 0.1 ms
-(edge_stream/_scheduling.py), as edge-stream does when the user sets nothing; "sleep": the same, never spinning. Each
-way runs in its own process (settings are read once), ways interleaved over several rounds; the load is one busy
-Python process per core. The fair share beside n busy processes on n cores is half of the quiet speed of the default.
-"of default" is the median of the rounds' ratios, since a shared machine's speed drifts from round to round.
+llama.cpp's CPU threads meet at barriers many times per token. Policies: "default", llama.cpp's barrier with GNU
+OpenMP's spinning; "passive", the same with OMP_WAIT_POLICY=passive; "ours", native/src/ggml/es-barrier.h with time
+slices of 0.1 ms (edge_stream/_scheduling.py), edge-stream's default; "sleep", ours without spinning. Each policy runs
+in its own process (settings are read once), and policies take turns over several rounds. The load is one busy Python
+process per core; the fair share is then half of the quiet speed of the default. "of default" is the median of the
+rounds' ratios, since the speed of a shared machine drifts from round to round.
 
-    python benchmarks/considerate.py -m demo
+    python benchmarks/waiting.py -m demo
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ print(json.dumps({"tok_per_s": len(gaps) / sum(gaps), "max_gap_s": max(gaps)}))
 
 
 def measure(model: str, env: dict[str, str], busy: int, seconds: float) -> dict[str, float]:
-    """One process under one way of waiting, beside `busy` spinning processes."""
+    """Speed and longest gap of a process with one waiting policy, beside `busy` spinning processes."""
     load = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
     try:
         command = [sys.executable, "-c", CHILD, model, str(seconds)]
