@@ -255,27 +255,19 @@ private:
     }
 };
 
-int32_t verdict(const es_proof * p, bool bank) {
-    // written so that NaN fails
-    if (!(p->positions <= p->bound)) {
-        return es_fail(ES_ERR_UNSUPPORTED,
-                       "this model's attention depends on absolute positions: off by %.2g at %d, where %.2g is noise",
-                       p->positions, p->distance, p->bound);
-    }
-    if (!bank && !(std::max(p->move, p->rebase) <= p->bound)) {
-        return es_fail(ES_ERR_UNSUPPORTED,
-                       "llama.cpp's own shift does not bring its keys back exactly (the sink bank is needed): off by "
-                       "%.2g at %d, where %.2g is noise",
-                       std::max(p->move, p->rebase), p->distance, p->bound);
-    }
-    if (!(p->move <= p->bound)) {
-        return es_fail(ES_ERR_UNSUPPORTED, "its sinks cannot be moved exactly: off by %.2g at %d, where %.2g is noise",
-                       p->move, p->distance, p->bound);
-    }
-    if (!(p->rebase <= p->bound)) {
-        return es_fail(ES_ERR_UNSUPPORTED,
-                       "its keys cannot be brought back exactly: off by %.2g from %d, where %.2g is noise", p->rebase,
-                       p->distance, p->bound);
+int32_t verdict(const es_proof & p, bool bank) {
+    const std::pair<double, const char *> checks[] = {
+        { p.positions, "this model's attention depends on absolute positions" },
+        { bank ? 0.0 : std::max(p.move, p.rebase),
+          "llama.cpp's own shift does not bring its keys back exactly (the sink bank is needed)" },
+        { p.move, "its sinks cannot be moved exactly" },
+        { p.rebase, "its keys cannot be brought back exactly" },
+    };
+    for (const auto & [off, what] : checks) {
+        if (!(off <= p.bound)) { // NaN fails
+            return es_fail(ES_ERR_UNSUPPORTED, "%s: off by %.2g at %d, where %.2g is noise", what, off, p.distance,
+                           p.bound);
+        }
     }
     return ES_OK;
 }
@@ -299,6 +291,6 @@ int32_t es_stream_prove(const es_stream * stream, es_proof * out) {
     return es_guard([&]() -> int32_t {
         const bool    bank = stream->params.sink_move == ES_SINK_MOVE_BANK;
         const int32_t rc   = prover(stream->ctx, d, bank).run(*out);
-        return rc == ES_OK ? verdict(out, bank) : rc;
+        return rc == ES_OK ? verdict(*out, bank) : rc;
     });
 }

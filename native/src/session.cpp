@@ -197,10 +197,7 @@ int32_t es_session_peek(const char * path, es_session_info * info, void * user, 
     return es_guard([&]() -> int32_t {
         es_sections     sections;
         es_session_head h;
-        int32_t         rc = es_session_read(path, 2, sections);
-        if (rc == ES_OK) {
-            rc = es_get_head(path, sections, h);
-        }
+        int32_t         rc = es_session_read(path, 2, sections, h);
         if (rc != ES_OK) {
             return rc;
         }
@@ -223,10 +220,7 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         es_window::state toks;
         es_sampler_state smpl;
 
-        int32_t rc = es_session_read(path, 0, sections);
-        if (rc == ES_OK) {
-            rc = es_get_head(path, sections, h);
-        }
+        int32_t rc = es_session_read(path, 0, sections, h);
         if (rc == ES_OK) {
             rc = check_model(*stream, h, type_k, type_v, path);
         }

@@ -45,7 +45,11 @@ struct reader {
 
 } // namespace
 
-int32_t es_get_head(const char * path, const es_sections & sections, es_session_head & h) {
+int32_t es_session_read(const char * path, uint32_t n, es_sections & sections, es_session_head & h) {
+    const int32_t rc = es_session_read(path, n, sections);
+    if (rc != ES_OK) {
+        return rc;
+    }
     const auto it = sections.find(ES_TAG_HEAD);
     if (it == sections.end() || it->second.size() != sizeof(h) || sections.count(ES_TAG_USER) == 0) {
         return es_fail(ES_ERR_FORMAT, "session %s is damaged: a section is missing", path);

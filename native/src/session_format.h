@@ -29,8 +29,8 @@ struct es_session_head {
     uint32_t n_slide, n_chunk, n_boundary, reserved;
 };
 
-// HEAD of sections that hold HEAD and USER. Sets es_last_error.
-int32_t es_get_head(const char * path, const es_sections & sections, es_session_head & out);
+// es_session_read, and the head. Sets es_last_error.
+int32_t es_session_read(const char * path, uint32_t n, es_sections & out, es_session_head & head);
 
 es_bytes es_pack(const es_window::state & state);
 es_bytes es_pack(const es_sampler_state & state);
