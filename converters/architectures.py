@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.config import ModelConfig
+    from edge_stream.converters.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from converters.architectures import Architecture, find_architecture
-from converters.text import quoted
+from edge_stream.converters.architectures import Architecture, find_architecture
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 _MAX_COUNT = 1 << 31

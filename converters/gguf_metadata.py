@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import gguf
 
-from converters.config import ModelConfig
+from edge_stream.converters.config import ModelConfig
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 KEY_N_KEEP = "edge_stream.n_keep"
 KEY_N_CTX = "edge_stream.n_ctx"

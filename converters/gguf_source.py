@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from converters import gguf_tensors
-from converters.architectures import ARCHITECTURES, expected_tensors
-from converters.config import RopeScaling, read_config
-from converters.safetensors_files import check_finite
-from converters.source import TensorInfo
-from converters.text import quoted
+from edge_stream.converters import gguf_tensors
+from edge_stream.converters.architectures import ARCHITECTURES, expected_tensors
+from edge_stream.converters.config import RopeScaling, read_config
+from edge_stream.converters.safetensors_files import check_finite
+from edge_stream.converters.source import TensorInfo
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from converters.vocab import Vocab
+    from edge_stream.converters.vocab import Vocab
 
 # GGUF's llama is also Mistral; what differs (the sliding window) is not in the file
 _MODEL_TYPES = {a.gguf_arch: a.model_type for a in reversed(list(ARCHITECTURES.values()))}
@@ -30,7 +30,7 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GgufSource:
-    """See converters.source.Source. gguf_fields: the file's metadata, which a GGUF writer copies as it is."""
+    """See source.Source. gguf_fields: the file's metadata, which a GGUF writer copies as it is."""
 
     def __init__(self, path: Path) -> None:
         """Open a GGUF file, all parts of a split one. Raises EdgeStreamError if it is not one of the architectures."""
@@ -68,7 +68,7 @@ class GgufSource:
     def tokenizer_files(self) -> Mapping[str, Path | bytes]:
         """tokenizer.json and tokenizer_config.json, rebuilt from the metadata at the first use."""
         if self._tokenizer_files is None:
-            from converters.tokenizer_files import rebuild
+            from edge_stream.converters.tokenizer_files import rebuild
 
             self._tokenizer_files = dict(rebuild(self.vocab(), self.chat_template, self.config))
         return self._tokenizer_files
@@ -123,7 +123,7 @@ class GgufSource:
             return self._vocab()
 
     def _vocab(self) -> Vocab:
-        from converters.vocab import Vocab
+        from edge_stream.converters.vocab import Vocab
 
         def array(name: str) -> list[Any]:
             field = self.gguf_fields.get(f"tokenizer.ggml.{name}")

@@ -11,11 +11,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.config import ModelConfig, RopeScaling
+from edge_stream.converters.config import ModelConfig, RopeScaling
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _TYPES = {

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import safetensors_files
-from converters.architectures import expected_tensors
-from converters.config import read_config, text_config
-from converters.source import TensorInfo
-from converters.text import quoted
+from edge_stream.converters import safetensors_files
+from edge_stream.converters.architectures import expected_tensors
+from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.source import TensorInfo
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from converters.vocab import Vocab
+    from edge_stream.converters.vocab import Vocab
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,7 +39,7 @@ _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
 
 class HfSource:
-    """See converters.source.Source. left_out: tensors of the file that are not part of the language model."""
+    """See source.Source. left_out: tensors of the file that are not part of the language model."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         """Open and check a folder: every tensor is there, with the shape that config.json implies, and no other."""
@@ -76,7 +76,7 @@ class HfSource:
 
     def vocab(self) -> Vocab:
         """The tokenizer's facts. Raises EdgeStreamError if llama.cpp has no equivalent."""
-        from converters.vocab import read_vocab
+        from edge_stream.converters.vocab import read_vocab
 
         if self._vocab is None:
             self._vocab = read_vocab(self)

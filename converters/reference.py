@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.config import ModelConfig, RopeScaling
+from edge_stream.converters.config import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 F64 = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 22

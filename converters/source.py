@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from converters.architectures import Architecture
-    from converters.config import ModelConfig
-    from converters.vocab import Vocab
+    from edge_stream.converters.architectures import Architecture
+    from edge_stream.converters.config import ModelConfig
+    from edge_stream.converters.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ def open_source(src: str) -> Source:
     from edge_stream import models
 
     if src.startswith("hf:"):
-        from converters.hf_source import HfSource
-        from converters.hub import download
+        from edge_stream.converters.hf_source import HfSource
+        from edge_stream.converters.hub import download
 
         return HfSource(download(src), name=src.rpartition("/")[2])
     path = Path(src).expanduser()
     if path.is_dir():
-        from converters.hf_source import HfSource
+        from edge_stream.converters.hf_source import HfSource
 
         return HfSource(path)
     if src != "demo" and path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         raise EdgeStreamError(f"{src} is a pickle file, which can run code when read: convert it to safetensors first")
-    from converters.gguf_source import GgufSource
+    from edge_stream.converters.gguf_source import GgufSource
 
     return GgufSource(models.resolve(src))

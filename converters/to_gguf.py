@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
-from converters import gguf_metadata, gguf_tensors, quantize
-from converters.progress import progress_bar
-from converters.staging import check_space, publish, staging_folder
+from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
+from edge_stream.converters.progress import progress_bar
+from edge_stream.converters.staging import check_space, publish, staging_folder
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 Say = Callable[[str], None]
 _METADATA_BYTES = 32 << 20  # a generous guess of a vocabulary's size, for the disk space check

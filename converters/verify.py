@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters import reference
+from edge_stream.converters import reference
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 TEXT = (
     "The lighthouse keeper counted 3,141 waves; then — naïvely — she wrote “again” in her log.\nif (x > 0) { return; }"
@@ -55,7 +55,7 @@ def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) 
     from edge_stream import Engine
 
     if target == "mlc":
-        mlc = importlib.import_module("converters.mlc.verify")
+        mlc = importlib.import_module("edge_stream.converters.mlc.verify")
         tokens, got = mlc.engine_logits(path, source, TEXT, _N_TOKENS, say)  # list of int, [n, n_vocab]
     else:
         with Engine.load(path, n_ctx=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off") as engine:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from converters.text import quoted
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -112,14 +112,14 @@ def read_vocab(source: TokenizerSource) -> Vocab:
 
 
 def _read_vocab(source: TokenizerSource) -> Vocab:
-    from converters import vocab_bpe, vocab_spm
-    from converters.hf_source import read_json
+    from edge_stream.converters import vocab_bpe, vocab_spm
+    from edge_stream.converters.hf_source import read_json
 
     files = source.tokenizer_files
     if "tokenizer.json" in files:
         tokenizer = read_json(files["tokenizer.json"])
     elif "tekken.json" in files and "tokenizer.model" not in files:
-        from converters import tekken
+        from edge_stream.converters import tekken
 
         tokenizer = tekken.as_tokenizer_json(read_json(files["tekken.json"]))
     else:
@@ -167,7 +167,7 @@ def check_id(token_id: object, text: str, n_vocab: int) -> int:
 
 def _added_tokens(source: TokenizerSource, tokenizer: dict[str, Any] | None) -> list[AddedToken]:
     """Added tokens of all the files that may name them; tokenizer.json has the last word."""
-    from converters.hf_source import read_json
+    from edge_stream.converters.hf_source import read_json
 
     found: dict[int, AddedToken] = {}
 

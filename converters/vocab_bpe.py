@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from converters.text import quoted
-from converters.vocab import NORMAL, Vocab, check_id, empty_vocab
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab import NORMAL, Vocab, check_id, empty_vocab
 from edge_stream.errors import EdgeStreamError
 
 # What every recent expression ends with: runs of other characters, line ends, spaces.

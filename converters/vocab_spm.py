@@ -10,8 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from converters.text import quoted
-from converters.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocab, check_id, empty_vocab
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocab,
+    check_id,
+    empty_vocab,
+)
 from edge_stream.errors import EdgeStreamError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -16,11 +16,11 @@ import tiny_checkpoints as tiny
 from awkward_strings import awkward_strings
 from click.testing import CliRunner
 
-from converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
-from converters.config import read_config
-from converters.source import Source, open_source
 from edge_stream import Engine
 from edge_stream.cli import cli
+from edge_stream.converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
+from edge_stream.converters.config import read_config
+from edge_stream.converters.source import Source, open_source
 from edge_stream.errors import EdgeStreamError
 
 TEXT = "The quick brown fox, naïve 3.14 — 你好! if (x) { return 1; }"

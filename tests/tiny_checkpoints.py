@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from converters.architectures import expected_tensors
-from converters.config import read_config, text_config
-from converters.source import Source
+from edge_stream.converters.architectures import expected_tensors
+from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.source import Source
 
 N_VOCAB = 640
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -256,7 +256,7 @@ def save_tensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: str
     if dtype != "BF16":
         save_file({n: t.astype({"F32": "<f4", "F16": "<f2"}[dtype]) for n, t in tensors.items()}, path)
         return
-    from converters.gguf_tensors import round_bf16
+    from edge_stream.converters.gguf_tensors import round_bf16
 
     header: dict[str, Any] = {}
     blobs, offset = [], 0

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converters.gguf_metadata import StreamingDefaults
+from edge_stream.converters.gguf_metadata import StreamingDefaults
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 MAX_PREFILL_CHUNK = 2048
 _SAMPLING: dict[str, float] = {

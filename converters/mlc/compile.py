@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 # tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
@@ -89,8 +89,8 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
     """
     made = DEVICES[device]
     library = (out or folder) / f"lib{made.suffix}"
-    # the other process must find this very package
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    # the other process must find this very package; not resolved, since converters may be a link
+    path = os.pathsep.join(filter(None, [str(Path(__file__).absolute().parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path}
     command = _command(folder.resolve(), device, library.resolve())
     done = subprocess.run(
@@ -110,7 +110,7 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
 
 
 def _command(folder: Path, device: str, library: Path) -> list[str]:
-    return [sys.executable, "-m", "converters.mlc.compile", str(folder), device, str(library)]
+    return [sys.executable, "-m", "edge_stream.converters.mlc.compile", str(folder), device, str(library)]
 
 
 def build(folder: Path, device: str, library: Path) -> None:
@@ -119,9 +119,9 @@ def build(folder: Path, device: str, library: Path) -> None:
     from tvm import relax
     from tvm.target import Target
 
-    from converters.mlc.model import Decoder, DecoderConfig
-    from converters.mlc.params import mlc_name
-    from converters.mlc.quantization import find_quantization
+    from edge_stream.converters.mlc.model import Decoder, DecoderConfig
+    from edge_stream.converters.mlc.params import mlc_name
+    from edge_stream.converters.mlc.quantization import find_quantization
 
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
     q = find_quantization(config["quantization"])

@@ -17,7 +17,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm import kv_cache
 from tvm.target import Target
 
-from converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.quantization import Quantization
 
 
 @dataclass(frozen=True)

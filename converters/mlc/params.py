@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.mlc.quantization import Quantization, pack, to_dtype
-from converters.mlc.tensor_cache import stored_nbytes
+from edge_stream.converters.mlc.quantization import Quantization, pack, to_dtype
+from edge_stream.converters.mlc.tensor_cache import stored_nbytes
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 _BLOCK_ELEMENTS = 1 << 21  # weights that are loaded and quantised at a time
 BLOCK_BYTES = 24 * _BLOCK_ELEMENTS  # about what that takes

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.mlc.params import Param, list_params, stored_tensors
-from converters.mlc.quantization import find_quantization, unpack
-from converters.mlc.tensor_cache import TensorCacheReader
+from edge_stream.converters.mlc.params import Param, list_params, stored_tensors
+from edge_stream.converters.mlc.quantization import find_quantization, unpack
+from edge_stream.converters.mlc.tensor_cache import TensorCacheReader
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.architectures import Architecture
-    from converters.config import ModelConfig
-    from converters.source import Source, TensorInfo
+    from edge_stream.converters.architectures import Architecture
+    from edge_stream.converters.config import ModelConfig
+    from edge_stream.converters.source import Source, TensorInfo
 
 
 class ReadBack:

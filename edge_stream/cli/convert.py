@@ -126,7 +126,7 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     """
     _check_flags(ctx, target, flags)
     try:
-        from converters.source import open_source
+        from edge_stream.converters.source import open_source
     except ImportError as error:
         raise _not_installed(error) from error
     try:
@@ -145,7 +145,7 @@ def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) 
     for path in written:
         click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
     if flags["verify"] and written:
-        from converters import verify
+        from edge_stream.converters import verify
 
         verify.verify(source, target, written[0], _say)
 
@@ -171,7 +171,7 @@ def _ended_by_signals() -> Iterator[None]:
 def _print_supported(ctx: click.Context, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from converters.architectures import ARCHITECTURES
+    from edge_stream.converters.architectures import ARCHITECTURES
 
     for arch in ARCHITECTURES.values():
         click.echo(f"{arch.hf_class} (model_type {arch.model_type})")
@@ -197,7 +197,7 @@ def _say(line: str) -> None:
 
 
 def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
-    from converters import gguf_tensors, to_gguf
+    from edge_stream.converters import gguf_tensors, to_gguf
 
     kind = (flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])).upper()
     if out is None or out.is_dir():
@@ -220,7 +220,7 @@ def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]
 
 def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any]) -> list[Path]:
     """Calls converters.mlc.convert(source, out, MlcOptions(...), say), which returns what it wrote, as to_gguf does."""
-    mlc = importlib.import_module("converters.mlc")
+    mlc = importlib.import_module("edge_stream.converters.mlc")
     out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
     chosen = mlc.MlcOptions(
         quantization=flags["quantization"],
@@ -245,7 +245,7 @@ def _size(path: Path) -> int:
 
 
 def _not_installed(error: ImportError) -> EdgeStreamError:
-    if (error.name or "").startswith("converters"):
+    if (error.name or "").startswith("edge_stream.converters"):
         return EdgeStreamError(f"this installation cannot convert to that target: it has no {error.name}")
     extra = "mlc" if (error.name or "").startswith(("tvm", "tvm_ffi")) else "convert"
     return EdgeStreamError(f"convert needs {error.name}: pip install 'edge-stream[{extra}]'")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from converters.mlc.model import DecoderConfig
-    from converters.mlc.quantization import Quantization
+    from edge_stream.converters.mlc.model import DecoderConfig
+    from edge_stream.converters.mlc.quantization import Quantization
 
 CONFIG = "mlc-chat-config.json"
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -41,7 +41,7 @@ class MlcFolder:
             raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
 
     def _check_sizes(self) -> None:
-        from converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.model import DecoderConfig
 
         config = DecoderConfig.read(self.config)
         counts = dataclasses.asdict(config)
@@ -72,14 +72,14 @@ class MlcFolder:
     @property
     def decoder_config(self) -> DecoderConfig:
         """Sizes of the model."""
-        from converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.model import DecoderConfig
 
         return DecoderConfig.read(self.config)
 
     @property
     def quantization(self) -> Quantization:
         """How the weights are stored."""
-        from converters.mlc.quantization import find_quantization
+        from edge_stream.converters.mlc.quantization import find_quantization
 
         return find_quantization(self.config["quantization"])
 
@@ -98,7 +98,7 @@ class MlcFolder:
 
     def expected_tensors(self) -> list[tuple[str, tuple[int, ...], str]]:
         """(name, shape, dtype) of every tensor that is stored, in the order of the model's parameters."""
-        from converters.mlc.params import Param, mlc_name, stored_tensors
+        from edge_stream.converters.mlc.params import Param, mlc_name, stored_tensors
 
         c, q, kind = self.decoder_config, self.quantization, self.config["model_type"]
         n_qkv = (c.n_head + 2 * c.n_head_kv) * c.head_dim
@@ -135,7 +135,7 @@ class MlcFolder:
         """
         import gguf
 
-        from converters.vocab import read_vocab
+        from edge_stream.converters.vocab import read_vocab
 
         tokenizer = _Tokenizer(self)
         vocab = read_vocab(tokenizer)
@@ -159,10 +159,10 @@ class MlcFolder:
 
 
 class _Tokenizer:
-    """converters.vocab.TokenizerSource of an MLC folder."""
+    """edge_stream.converters.vocab.TokenizerSource of an MLC folder."""
 
     def __init__(self, folder: MlcFolder) -> None:
-        from converters.hf_source import TOKENIZER_FILES
+        from edge_stream.converters.hf_source import TOKENIZER_FILES
 
         config = folder.config
         eos = config.get("eos_token_id")
