@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters import safetensors_files
-from edge_stream.converters.architectures import expected_tensors
 from edge_stream.converters.config import read_config, text_config
 from edge_stream.converters.source import TensorInfo
+from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
@@ -49,7 +49,6 @@ class HfSource:
         raw_config = self._json("config.json", required=True)
         self.config = text_config(raw_config)
         self.model = read_config(self.config)
-        self.architecture = self.model.architecture
         self.generation_config: dict[str, Any] = self._object("generation_config.json")
         self.tokenizer_files = {file: path for file in TOKENIZER_FILES if (path := self._find(file)) is not None}
         self._find("README.md")  # the gguf package reads the model card
@@ -191,7 +190,7 @@ class HfSource:
         if extra:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise EdgeStreamError(
-                f"the checkpoint has a tensor that {self.architecture.model_type} does not: "
+                f"the checkpoint has a tensor that {self.model.family.model_type} does not: "
                 f"{quoted(extra[0], 80)}{more}"
             )
         for name, shape in expected.items():

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge_stream.converters.architectures import Architecture
-    from edge_stream.converters.config import ModelConfig
     from edge_stream.converters.vocab import Vocab
+    from edge_stream.families import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,8 @@ class Source(Protocol):
         ...
 
     @property
-    def architecture(self) -> Architecture:
-        """What sets the model apart from Llama."""
-        ...
-
-    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """By Hugging Face name: exactly those of architectures.expected_tensors(model), in that order."""
+        """By Hugging Face name: exactly those of tensor_names.expected_tensors(model), in that order."""
         ...
 
     @property

@@ -89,7 +89,7 @@ def test_logits_equal_a_float64_forward_pass(name: str, checkpoint: Callable[[st
     got, want = logits_of_text(source, tmp_path / "m.gguf")
     # ggml's CPU backend looks GELU up in a table of float16 values: measured 1.4e-4 to 3.2e-4, whatever
     # entry a last bit decides on. The next test has Gemma without that.
-    gelu = source.architecture.activation != "silu"
+    gelu = source.model.family.activation != "silu"
     assert np.abs(got - want).max() < (1e-3 if gelu else 1e-5) * np.abs(want).max()
 
 
@@ -428,7 +428,7 @@ def test_gguf_as_a_source_is_the_checkpoint(name: str, checkpoint: Callable[[str
         want, got = source.load(tensor).astype(np.float32), back.load(tensor)
         # the norms of Gemma went through an addition and a subtraction of one
         assert (
-            np.allclose(got, want, rtol=0, atol=1e-7) if source.architecture.norm_offset else np.array_equal(got, want)
+            np.allclose(got, want, rtol=0, atol=1e-7) if source.model.family.norm_offset else np.array_equal(got, want)
         )
         if len(want) > 5:
             assert np.array_equal(back.load(tensor, 3, 5), got[3:5])

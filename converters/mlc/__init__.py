@@ -119,7 +119,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say) -> list[Pa
 
 def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[str]:
     yield (
-        f"{source.name}: {source.architecture.hf_class}, {len(source.tensors)} tensors -> {len(plan.tensors)} in "
+        f"{source.name}: {source.model.family.hf_class}, {len(source.tensors)} tensors -> {len(plan.tensors)} in "
         f"{plan.quantization.name}, {plan.size / 2**20:,.0f} MiB; about {plan.memory / 2**20:,.0f} MiB of memory"
     )
     yield (

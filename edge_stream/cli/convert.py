@@ -171,10 +171,10 @@ def _ended_by_signals() -> Iterator[None]:
 def _print_supported(ctx: click.Context, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from edge_stream.converters.architectures import ARCHITECTURES
+    from edge_stream.families import families
 
-    for arch in ARCHITECTURES.values():
-        click.echo(f"{arch.hf_class} (model_type {arch.model_type})")
+    for family in families().values():
+        click.echo(f"{family.hf_class} (model_type {family.model_type}): {family.models}")
     ctx.exit()
 
 
