@@ -15,12 +15,12 @@ from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
 
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.conversion import open_source
 from edge_stream.converters import mlc
 from edge_stream.converters.gguf_tensors import llama3_divisors
 from edge_stream.converters.mlc import MlcOptions
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.reference import logits as numpy_logits
-from edge_stream.converters.source import open_source
 from edge_stream.families import RopeScaling
 from edge_stream.mlc.paged import PagedMlcEngine
 from edge_stream.mlc.rope import frequencies

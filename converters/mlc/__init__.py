@@ -21,8 +21,8 @@ from edge_stream.converters.mlc import params as parameters
 from edge_stream.converters.mlc.quantization import Quantization, find_quantization
 from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import progress_bar
-from edge_stream.converters.staging import abandoned, check_space, staging_folder
 from edge_stream.errors import EdgeStreamError
+from edge_stream.staging import abandoned, check_space, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source

@@ -1,0 +1,82 @@
+"""Where output grows: a hidden folder beside the target, renamed at the end, removed if something fails.
+
+The folder is locked while its process lives. A process that was killed (`kill -9`, a power cut) cannot remove it; the
+next conversion to the same target finds it without a lock, and does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge_stream.errors import EdgeStreamError
+
+_SPARE = 64 << 20  # room for metadata, and for the file system's own needs
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A new folder `.NAME.partial-XXXX` beside the target, gone at the end whatever happens."""
+    parent = target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in abandoned(parent, f".{target.name}.partial-"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise EdgeStreamError(f"cannot write to {parent}: {error.strerror}") from error
+    try:
+        yield folder
+    except OSError as error:
+        reason = error.strerror or str(error)  # numpy's short write has no strerror
+        raise EdgeStreamError(f"cannot write {target.name}: {reason}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def abandoned(parent: Path, prefix: str) -> list[Path]:
+    """Folders of this prefix whose process is gone."""
+    found = []
+    for folder in parent.iterdir():
+        if not folder.name.startswith(prefix) or folder.is_symlink() or not folder.is_dir():
+            continue
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(folder)
+        except OSError:
+            pass  # in use
+        finally:
+            os.close(lock)
+    return found
+
+
+def publish(files: list[Path], folder: Path) -> list[Path]:
+    """Sync files of a staging folder to the disk and move them to their place, the first of several parts last."""
+    for file in files:
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    targets = [folder / file.name for file in files]
+    for file, target in reversed(list(zip(files, targets, strict=True))):
+        os.replace(file, target)
+    return targets
+
+
+def check_space(target: Path, need: int) -> None:
+    """Raise EdgeStreamError if the target's disk has fewer than `need` bytes free."""
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need + _SPARE > free:
+        raise EdgeStreamError(
+            f"{target.name} needs {(need + _SPARE) / 2**20:,.0f} MiB in {folder}, {free / 2**20:,.0f} MiB are free"
+        )
