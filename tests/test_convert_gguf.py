@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes as C
+import gc
 import json
 import re
 import sys
 import unicodedata
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import gguf
@@ -16,11 +20,12 @@ import tiny_checkpoints as tiny
 from awkward_strings import awkward_strings
 from click.testing import CliRunner
 
-from edge_stream import Engine
+from edge_stream import Engine, _libs
 from edge_stream.cli import cli
+from edge_stream.conversion import open_source
 from edge_stream.converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
 from edge_stream.converters.config import read_config
-from edge_stream.converters.source import Source, open_source
+from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
 
 TEXT = "The quick brown fox, naïve 3.14 — 你好! if (x) { return 1; }"
@@ -512,6 +517,31 @@ def test_imatrix(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgeStreamError, match="not an importance matrix"):
         convert(wide, tmp_path / "no.gguf", quantize="Q4_0", imatrix=tmp_path / "old.dat")
     assert not (tmp_path / "no.gguf").exists()
+
+
+def test_nothing_of_a_quantisation_stays(wide: Path, tmp_path: Path) -> None:
+    """Neither the importance matrix nor the place of libllama's messages, whether it succeeds or fails."""
+    write_imatrix(tmp_path / "imatrix.gguf", open_source(str(wide)))
+    convert(wide, tmp_path / "f32.gguf")
+    before = log_callback()
+    for source in ("f32.gguf", "none.gguf"):
+        matrix = quantize.read_imatrix(tmp_path / "imatrix.gguf")
+        arrays = [weakref.ref(values) for values in matrix.values()]
+        with nullcontext() if source == "f32.gguf" else pytest.raises(EdgeStreamError, match="could not quantise"):
+            quantize.quantize(tmp_path / source, tmp_path / "q.gguf", "IQ2_XS", imatrix=matrix)
+        assert arrays and all(array() is not None for array in arrays)
+        del matrix
+        gc.collect()
+        assert sum(array() is not None for array in arrays) == 0
+        assert log_callback() == before
+
+
+def log_callback() -> int | None:
+    """The address of the function that libllama's messages go to."""
+    llama = _libs.llama()
+    callback, user = llama.llama_log_callback(), C.c_void_p()
+    llama.llama_log_get(C.byref(callback), C.byref(user))
+    return C.cast(callback, C.c_void_p).value
 
 
 def test_requantising_is_what_libllama_does(wide: Path, tmp_path: Path) -> None:
