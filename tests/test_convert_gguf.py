@@ -19,8 +19,9 @@ import pytest
 import tiny_checkpoints as tiny
 from awkward_strings import awkward_strings
 from click.testing import CliRunner
+from tiny_architectures import EXACT, examine
 
-from edge_stream import Engine, _libs
+from edge_stream import Engine, _libs, _native
 from edge_stream.cli import cli
 from edge_stream.conversion import open_source
 from edge_stream.converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
@@ -137,6 +138,18 @@ def test_the_reference_sees_what_could_go_wrong(checkpoint: Callable[[str], Path
 
     wrong = reference.logits(Permuted(), list(range(10, 40)))  # type: ignore[arg-type]
     assert np.abs(got - wrong).max() > 0.1
+
+
+@pytest.mark.parametrize("name", tiny.CHECKPOINTS)
+def test_a_converted_model_streams_exactly(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Three cache lengths past the end of the cache, against llama.cpp driven by hand: no window moves there."""
+    if not _native.library().es_bank_available():
+        pytest.skip("a stock libllama has no sink bank")
+    convert(checkpoint(name), tmp_path / "m.gguf")
+    found = examine(name, tmp_path / "m.gguf")
+    assert found.status == EXACT, found
+    assert found.n_rebases >= 6
+    assert found.effect is not None and found.effect > 10 * found.allowed, "the model does not look at its sinks"
 
 
 def test_longrope_uses_the_long_factors_in_a_long_cache(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

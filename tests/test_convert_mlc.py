@@ -9,6 +9,7 @@ import signal
 import sys
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from tiny_checkpoints import CHECKPOINTS, N_VOCAB, config_of, random_tensors, sa
 from edge_stream.cli import cli
 from edge_stream.conversion import open_source
 from edge_stream.converters import mlc, reference
-from edge_stream.converters.mlc import MlcOptions
+from edge_stream.converters.mlc import MlcOptions, params
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.mlc.tensor_cache import TensorCacheReader, from_bf16, to_bf16
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Mlc, families
 
 REFUSED = {
     "llama-linear": "rope scaling linear",
@@ -32,7 +34,7 @@ REFUSED = {
     "qwen2-yarn": "rope scaling yarn",
     "gemma3": "rope scaling linear",
 }
-CONVERTED = [name for name in CHECKPOINTS if name not in REFUSED]
+CONVERTED = [name for name in CHECKPOINTS if name not in REFUSED and families()[CHECKPOINTS[name][0]].mlc.known]
 
 
 def convert(folder: Path, out: Path, **options: Any) -> list[str]:
@@ -248,6 +250,15 @@ def test_what_mlc_cannot_compute_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(EdgeStreamError, match=REFUSED[name]):
         convert(write_tiny(tmp_path / "hf", name), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_family_that_mlc_does_not_have_is_refused(tmp_path: Path) -> None:
+    model = open_source(str(write_tiny(tmp_path / "hf", "llama3"))).model
+    params.check_supported(model)
+    with pytest.raises(EdgeStreamError, match="MLC has no model of Llama"):
+        params.check_supported(replace(model, family=replace(model.family, mlc=Mlc(known=False))))
+    with pytest.raises(EdgeStreamError, match="MLC's Mistral has an output matrix of its own"):
+        params.check_supported(replace(model, family=families()["mistral"], rope_scaling=None, tied=True))
 
 
 def test_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:

@@ -105,11 +105,12 @@ def check_supported(model: ModelConfig) -> Mlc:
         raise EdgeStreamError(f"MLC has no model of {name}")
     if model.o_bias or (model.qkv_bias and not mlc.qkv_bias):
         raise EdgeStreamError(f"MLC's {name} has no place for the attention biases of this checkpoint")
-    if model.tied and not mlc.tied:
-        raise EdgeStreamError(f"MLC's {name} has an output matrix of its own, and this checkpoint has none")
     scaling = model.rope_scaling
     if scaling is not None and scaling.kind not in mlc.rope_scalings:
         raise EdgeStreamError(f"MLC's {name} does not know rope scaling {scaling.kind}, which this checkpoint needs")
+    lacking = mlc.lacks(model)
+    if lacking is not None:
+        raise EdgeStreamError(f"MLC's {name} {lacking}")
     return mlc
 
 

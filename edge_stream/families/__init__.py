@@ -95,7 +95,8 @@ class Gguf:
     # keys of config.json that the file states too -> llama.cpp's value where it does not
     config_keys: Mapping[str, Any] = field(default_factory=dict)
     reserved_name: ReservedName | None = None
-    lacks: Callable[[ModelConfig], str | None] = lambda _model: None  # what else keeps a model from being loaded
+    # what else keeps a model from being loaded: `needs ...`, `has no ...`
+    lacks: Callable[[ModelConfig], str | None] = lambda _model: None
 
     def attn_scalar(self, n_layer: int, n_embd: int, n_head: int, head_dim: int) -> int:
         """llama.cpp's query_pre_attn_scalar: q.k is divided by its square root."""
@@ -109,8 +110,8 @@ class Mlc:
     known: bool = True  # False: mlc-llm has no such model
     qkv_name: str = "qkv_proj"  # the matrix that q, k and v make; "": they stay apart
     qkv_bias: bool = False
-    tied: bool = True  # the output matrix may be the embedding
     rope_scalings: tuple[str, ...] = ()
+    lacks: Callable[[ModelConfig], str | None] = lambda _model: None  # as in Gguf
     rename: Callable[[str], str] = lambda name: name  # from a parameter's name in Llama
     # model_config of mlc-chat-config.json, from what all families have in it
     config: Callable[[ModelConfig, dict[str, Any]], dict[str, Any]] = lambda _model, config: config
