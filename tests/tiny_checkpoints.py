@@ -202,6 +202,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "gpt2",
         "F32",
     ),
+    "gemma": ("gemma", {"head_dim": 32, "tie_word_embeddings": True, "hidden_act": "gelu"}, "spm-gemma", "BF16"),
     "gemma2": (
         "gemma2",
         _GEMMA | {"sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
