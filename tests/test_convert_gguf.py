@@ -24,7 +24,7 @@ from tiny_architectures import EXACT, examine
 from edge_stream import Engine, _libs, _native
 from edge_stream.cli import cli
 from edge_stream.conversion import open_source
-from edge_stream.converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
+from edge_stream.converters import gguf_metadata, gguf_tensors, quantize, reference, to_gguf, vocab_bpe
 from edge_stream.converters.config import read_config
 from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
@@ -138,6 +138,27 @@ def test_the_reference_sees_what_could_go_wrong(checkpoint: Callable[[str], Path
 
     wrong = reference.logits(Permuted(), list(range(10, 40)))  # type: ignore[arg-type]
     assert np.abs(got - wrong).max() > 0.1
+
+
+# checkpoint -> what is changed in its config.json, and why llama.cpp's loader of the family cannot be told so
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "gemma": ({"tie_word_embeddings": False}, "gemma has no output matrix of its own"),
+    "gemma2": ({"attn_logit_softcapping": None}, "gemma2 needs both soft caps and a sliding window"),
+    "gemma3": ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar = 64; llama.cpp would take 32"),
+    "llama2": ({"partial_rotary_factor": 0.5}, "llama has no partial rotary positions"),
+    "mistral-v0.1": ({"attn_logit_softcapping": 30.0}, "llama has no soft cap on logits"),
+    "phi3": ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "no llama3 rope scaling for phi3"),
+    "qwen2": ({"head_dim": 32}, "qwen2 needs heads x head_dim = hidden_size, not 4 x 32 and 64"),
+    "qwen3": ({"attention_bias": True}, "qwen3 has no attention biases"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_llama_cpp_cannot_be_told_is_refused(name: str) -> None:
+    changes, message = REFUSED[name]
+    gguf_metadata.check_supported(read_config(tiny.config_of(name)))
+    with pytest.raises(EdgeStreamError, match=message):
+        gguf_metadata.check_supported(read_config(tiny.config_of(name) | changes))
 
 
 @pytest.mark.parametrize("name", tiny.CHECKPOINTS)
