@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import tiny_checkpoints as tiny
 
-from converters.architectures import expected_tensors
-from converters.config import read_config
+from edge_stream.converters.config import read_config
+from edge_stream.converters.tensor_names import expected_tensors
 
 SHARD_BYTES = 5_000_000_000  # what transformers' save_pretrained aims at
 MISTRAL_7B: dict[str, Any] = {

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from converters.mlc.compile import compile_library
+from edge_stream.converters.mlc.compile import compile_library
 
 SHAPE = {
     "hidden_size": 4096,

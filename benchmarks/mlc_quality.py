@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from converters import reference
-from converters.mlc import MlcOptions, convert
-from converters.mlc.readback import ReadBack
-from converters.mlc.verify import tokenize
-from converters.source import open_source
+from edge_stream.conversion import open_source
+from edge_stream.converters import reference
+from edge_stream.converters.mlc import MlcOptions, convert
+from edge_stream.converters.mlc.readback import ReadBack
+from edge_stream.converters.mlc.verify import tokenize
 from edge_stream.measure.corpus import help_topics
 
 

@@ -8,63 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from converters.architectures import Architecture, find_architecture
-from converters.text import quoted
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Family, ModelConfig, RopeScaling, families, find_family
 
 _MAX_COUNT = 1 << 31
 _NEEDED = object()
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched (transformers, modeling_rope_utils.py).
-
-    kind: linear, llama3, yarn or longrope. magnitude: factor on cosine and sine. Factors are per pair, head_dim/2 or
-    fewer with partial rotation.
-    """
-
-    kind: str
-    factor: float
-    n_ctx_orig: int  # length that the model was trained on before it was stretched
-    magnitude: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Hyperparameters of a decoder, named as llama.cpp names them."""
-
-    architecture: Architecture
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_rot: int  # dimensions of a head that turn
-    n_vocab: int
-    n_ctx_train: int
-    norm_eps: float
-    rope_base: float
-    rope_base_swa: float  # of sliding-window layers
-    rope_scaling: RopeScaling | None  # of the other layers where the two differ
-    tied: bool  # the output matrix is the embedding
-    qkv_bias: bool
-    o_bias: bool
-    sliding_window: int  # 0: none
-    swa_layers: tuple[bool, ...]  # which layers attend through it
-    attn_scale: float  # factor on q.k
-    attn_softcap: float  # 0: none
-    logit_softcap: float
 
 
 class _Reader:
@@ -131,14 +82,19 @@ def text_config(config: Any) -> dict[str, Any]:
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """Check a config (its text part) and type it. Raises EdgeStreamError in one sentence."""
-    arch = find_architecture(config)
-    r = _Reader(config, arch.defaults)
+    family = find_family(config.get("model_type"))
+    if family is None:
+        known = ", ".join(families())
+        raise EdgeStreamError(
+            f"config.json: model_type {config.get('model_type')!r} is not supported (supported: {known})"
+        )
+    r = _Reader(config, family.defaults)
     if config.get("quantization_config") is not None:
         raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original one")
-    act = r.get("hidden_activation", None) or r.get("hidden_act", arch.activation)
-    if act not in (arch.activation, {"silu": "swish"}.get(arch.activation, "gelu_pytorch_tanh")):
+    act = r.get("hidden_activation", None) or r.get("hidden_act", family.activation)
+    if act not in family.activations:
         raise EdgeStreamError(
-            f"config.json: activation {quoted(act)} is not {arch.activation}, which {arch.model_type} has"
+            f"config.json: activation {quoted(act)} is not {family.activation}, which {family.model_type} has"
         )
     if r.flag("mlp_bias", False):
         raise EdgeStreamError("config.json: mlp_bias is not supported")
@@ -160,18 +116,18 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if head_dim % 2:
         raise EdgeStreamError(f"config.json: head_dim = {head_dim} is odd, so it cannot be rotated in pairs")
     n_ctx_train = r.count("max_position_embeddings", 2048)
-    rope, rope_swa = _rope_parameters(config, arch)
+    rope, rope_swa = _rope_parameters(config)
     partial = _number("partial_rotary_factor", rope.get("partial_rotary_factor", r.get("partial_rotary_factor", 1.0)))
     n_rot = int(head_dim * partial)
     if not 0 < n_rot <= head_dim or n_rot % 2:
         raise EdgeStreamError(
             f"config.json: partial_rotary_factor = {partial:g} turns {n_rot} of {head_dim} dimensions"
         )
-    window, layers = _sliding_window(r, arch, n_layer)
-    qkv_bias = arch.qkv_bias or r.flag("attention_bias", False)
+    window, layers = _sliding_window(r, family, n_layer)
+    qkv_bias = family.qkv_bias or r.flag("attention_bias", False)
     scalar = r.number("query_pre_attn_scalar", head_dim, 1e-9)
     return ModelConfig(
-        architecture=arch,
+        family=family,
         n_layer=n_layer,
         n_embd=n_embd,
         n_ff=r.count("intermediate_size"),
@@ -194,8 +150,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         rope_scaling=_rope_scaling(rope, r, n_ctx_train, n_rot),
         tied=r.flag("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
-        # Qwen2 has biases on q, k and v alone; attention_bias means all four
-        o_bias=not arch.qkv_bias and qkv_bias,
+        o_bias=not family.qkv_bias and qkv_bias,  # attention_bias means all four
         sliding_window=window,
         swa_layers=layers,
         attn_scale=1.0 / math.sqrt(scalar),
@@ -204,7 +159,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _rope_parameters(config: Mapping[str, Any], arch: Architecture) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rope_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rotary settings of full and of sliding-window layers: rope_scaling, or rope_parameters of transformers 5."""
     found = config.get("rope_parameters")
     found = config.get("rope_scaling") if found is None else found
@@ -275,13 +230,13 @@ def _longrope(rope: dict[str, Any], n_ctx_train: int, n_ctx_orig: int, n_rot: in
     return RopeScaling("longrope", factor, n_ctx_orig, magnitude, short_factor=factors[0], long_factor=factors[1])
 
 
-def _sliding_window(r: _Reader, arch: Architecture, n_layer: int) -> tuple[int, tuple[bool, ...]]:
+def _sliding_window(r: _Reader, family: Family, n_layer: int) -> tuple[int, tuple[bool, ...]]:
     """The window, and which layers attend through it."""
     none = 0, (False,) * n_layer
-    if arch.model_type not in ("mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text"):
+    if family.windowed is None:
         return none
     value = r.get("sliding_window", 0)
-    if value == 0 or (arch.model_type in ("qwen2", "qwen3") and not r.flag("use_sliding_window", False)):
+    if value == 0 or (family.window_flag and not r.flag(family.window_flag, False)):
         return none
     window = _count("sliding_window", value)
     types = r.get("layer_types", None)
@@ -290,11 +245,4 @@ def _sliding_window(r: _Reader, arch: Architecture, n_layer: int) -> tuple[int, 
         if not isinstance(types, list) or len(types) != n_layer or any(t not in known for t in map(str, types)):
             raise EdgeStreamError(f"config.json: layer_types must name full or sliding attention for {n_layer} layers")
         return window, tuple(known[t] for t in types)
-    if arch.model_type in ("qwen2", "qwen3"):  # the upper layers
-        first = r.count("max_window_layers", 28, 0)
-        return window, tuple(layer >= first for layer in range(n_layer))
-    if arch.model_type.startswith("gemma"):  # every n-th layer attends to everything
-        every = r.count("sliding_window_pattern", 2)
-        every = 2 if arch.model_type == "gemma2" else every
-        return window, tuple((layer + 1) % every != 0 for layer in range(n_layer))
-    return window, (True,) * n_layer
+    return window, tuple(family.windowed(layer, r.count) for layer in range(n_layer))

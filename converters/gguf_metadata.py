@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import gguf
 
-from converters.config import ModelConfig
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import ModelConfig, families
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 KEY_N_KEEP = "edge_stream.n_keep"
 KEY_N_CTX = "edge_stream.n_ctx"
@@ -61,43 +61,40 @@ def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None =
 
 def check_supported(model: ModelConfig) -> None:
     """Raise EdgeStreamError for what config.json can say and llama.cpp's loader of that architecture cannot."""
-    arch = model.architecture
-    name = arch.gguf_arch
+    loader = model.family.gguf
+    name = loader.arch
     scaling = model.rope_scaling.kind if model.rope_scaling else None
-    kinds = {"llama": ("linear", "llama3", "yarn", "longrope"), "phi3": ("longrope", "yarn", "linear")}
-    if scaling is not None and scaling not in kinds.get(
-        name, ("linear",) if name.startswith("gemma") else ("linear", "yarn")
-    ):
+    if scaling is not None and scaling not in loader.rope_scalings:
         raise EdgeStreamError(f"llama.cpp has no {scaling} rope scaling for {name}")
-    if name in ("qwen2", "phi3") and model.n_head * model.head_dim != model.n_embd:
+    if not loader.free_head_dim and model.n_head * model.head_dim != model.n_embd:
         raise EdgeStreamError(
             f"llama.cpp's {name} needs heads x head_dim = hidden_size, not "
             f"{model.n_head} x {model.head_dim} and {model.n_embd}"
         )
-    if name == "llama" and model.n_rot != model.head_dim:
-        raise EdgeStreamError("llama.cpp's llama has no partial rotary positions (partial_rotary_factor)")
-    if (model.qkv_bias and name not in ("llama", "qwen2")) or (model.o_bias and name != "llama"):
+    if not loader.partial_rotary and model.n_rot != model.head_dim:
+        raise EdgeStreamError(f"llama.cpp's {name} has no partial rotary positions (partial_rotary_factor)")
+    if (model.qkv_bias and not loader.qkv_bias) or (model.o_bias and not loader.o_bias):
         raise EdgeStreamError(f"llama.cpp's {name} has no attention biases (attention_bias)")
-    # Gemma's largest sizes, which llama.cpp knows by their layers, scale by the embedding's share of a head
-    large = {"gemma2": 46, "gemma3": 62}.get(name) == model.n_layer
-    scale = 1.0 / math.sqrt(model.n_embd // model.n_head if large else model.head_dim)
-    if not math.isclose(scale, model.attn_scale, rel_tol=1e-6):
+    scalar = loader.attn_scalar(model.n_layer, model.n_embd, model.n_head, model.head_dim)
+    if not math.isclose(1.0 / math.sqrt(scalar), model.attn_scale, rel_tol=1e-6):
         raise EdgeStreamError(
             f"config.json: query_pre_attn_scalar = {model.attn_scale**-2:g}; "
-            f"llama.cpp would take {scale**-2:g} for this shape"
+            f"llama.cpp would take {scalar:g} for this shape"
         )
-    if (model.attn_softcap and name != "gemma2") or (model.logit_softcap and name not in ("gemma2", "gemma3")):
+    if (model.attn_softcap and not loader.attn_softcap) or (model.logit_softcap and not loader.logit_softcap):
         raise EdgeStreamError(f"llama.cpp's {name} has no soft cap on logits")
-    if name == "gemma2" and not (model.attn_softcap and model.logit_softcap and model.sliding_window):
-        raise EdgeStreamError("llama.cpp's gemma2 needs both soft caps and a sliding window")
+    lacking = loader.lacks(model)
+    if lacking is not None:
+        raise EdgeStreamError(f"llama.cpp's {name} {lacking}")
 
 
 def notes(model: ModelConfig) -> list[str]:
     """What llama.cpp will compute differently from the checkpoint, in words."""
-    if model.sliding_window and model.architecture.gguf_arch in ("llama", "phi3", "qwen2", "qwen3"):
+    loader = model.family.gguf
+    if model.sliding_window and not loader.masks_window:
         layers = sum(model.swa_layers)
         return [
-            f"llama.cpp does not mask {model.architecture.gguf_arch}'s sliding window of {model.sliding_window} tokens "
+            f"llama.cpp does not mask {loader.arch}'s sliding window of {model.sliding_window} tokens "
             f"({layers} layers): a cache of at most that many tokens is the same"
         ]
     return []
@@ -144,20 +141,19 @@ def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None
         metadata.name = source.name
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(total, 0, 0, 0)
-    tokens = source.vocab().tokens
-    if re.search("phi-?3", metadata.name, re.IGNORECASE) and not {"<unk>", "<s>", "</s>", "<|endoftext|>"} <= set(
-        tokens
-    ):
-        # llama.cpp looks these tokens up, unasked, in every model of this name (llama-vocab.cpp)
-        raise EdgeStreamError(
-            f"llama.cpp cannot load a model named {metadata.name!r} without Phi-3's tokenizer: use --model-name"
-        )
+    tokens = set(source.vocab().tokens)
+    for reserved in filter(None, (family.gguf.reserved_name for family in families().values())):
+        if re.search(reserved.pattern, metadata.name, re.IGNORECASE) and not reserved.tokens <= tokens:
+            raise EdgeStreamError(
+                f"llama.cpp cannot load a model named {metadata.name!r} without {reserved.whose}'s tokenizer: "
+                "use --model-name"
+            )
     writer.add_type("model")
     metadata.set_gguf_meta_model(writer)
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
-    arch = model.architecture.gguf_arch
+    loader = model.family.gguf
     writer.add_block_count(model.n_layer)
     writer.add_context_length(model.n_ctx_train)
     writer.add_embedding_length(model.n_embd)
@@ -168,23 +164,20 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
     writer.add_key_length(model.head_dim)
     writer.add_value_length(model.head_dim)
     writer.add_vocab_size(model.n_vocab)
-    if arch.startswith("gemma"):
-        if model.sliding_window:
-            writer.add_sliding_window(model.sliding_window)
-            writer.add_sliding_window_pattern(list(model.swa_layers))
-        if model.attn_softcap:
-            writer.add_attn_logit_softcapping(model.attn_softcap)
-        if model.logit_softcap:
-            writer.add_final_logit_softcapping(model.logit_softcap)
-    elif arch == "phi3":
-        # llama.cpp reads the key and ignores it; 0 is how Phi-4 is told from Phi-3
+    if loader.window_key or (loader.masks_window and model.sliding_window):
         writer.add_sliding_window(model.sliding_window)
+    if loader.masks_window and model.sliding_window:
+        writer.add_sliding_window_pattern(list(model.swa_layers))
+    if model.attn_softcap:
+        writer.add_attn_logit_softcapping(model.attn_softcap)
+    if model.logit_softcap:
+        writer.add_final_logit_softcapping(model.logit_softcap)
 
 
 def _add_rope(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
     writer.add_rope_dimension_count(model.n_rot)
     writer.add_rope_freq_base(model.rope_base)
-    if model.architecture.gguf_arch == "gemma3" and model.sliding_window:
+    if model.family.own_swa_rope and model.sliding_window:
         writer.add_rope_freq_base_swa(model.rope_base_swa)
     scaling = model.rope_scaling
     if scaling is None or scaling.kind == "llama3":  # llama3's is a tensor

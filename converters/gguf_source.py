@@ -11,26 +11,32 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from converters import gguf_tensors
-from converters.architectures import ARCHITECTURES, expected_tensors
-from converters.config import RopeScaling, read_config
-from converters.safetensors_files import check_finite
-from converters.source import TensorInfo
-from converters.text import quoted
+from edge_stream.converters import gguf_tensors
+from edge_stream.converters.config import read_config
+from edge_stream.converters.safetensors_files import check_finite
+from edge_stream.converters.source import TensorInfo
+from edge_stream.converters.tensor_names import expected_tensors
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Gguf, RopeScaling, gguf_families
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from converters.vocab import Vocab
+    from edge_stream.converters.vocab import Vocab
 
-# GGUF's llama is also Mistral; what differs (the sliding window) is not in the file
-_MODEL_TYPES = {a.gguf_arch: a.model_type for a in reversed(list(ARCHITECTURES.values()))}
+_KEYS = {  # of config.json -> after the architecture's name, where a family has them
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "rope_local_base_freq": "rope.freq_base_swa",
+}
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GgufSource:
-    """See converters.source.Source. gguf_fields: the file's metadata, which a GGUF writer copies as it is."""
+    """See source.Source. gguf_fields: the file's metadata, which a GGUF writer copies as it is."""
 
     def __init__(self, path: Path) -> None:
         """Open a GGUF file, all parts of a split one. Raises EdgeStreamError if it is not one of the architectures."""
@@ -51,7 +57,6 @@ class GgufSource:
         self._stored = {t.name: (part, t) for part, reader in readers for t in reader.tensors}
         self.config = self._config()
         self.model = read_config(self.config)
-        self.architecture = self.model.architecture
         self.generation_config: Mapping[str, Any] = self._generation_config()
         template = self._meta.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None
@@ -68,7 +73,7 @@ class GgufSource:
     def tokenizer_files(self) -> Mapping[str, Path | bytes]:
         """tokenizer.json and tokenizer_config.json, rebuilt from the metadata at the first use."""
         if self._tokenizer_files is None:
-            from converters.tokenizer_files import rebuild
+            from edge_stream.converters.tokenizer_files import rebuild
 
             self._tokenizer_files = dict(rebuild(self.vocab(), self.chat_template, self.config))
         return self._tokenizer_files
@@ -78,15 +83,15 @@ class GgufSource:
         info = self.tensors[name]
         rows = info.shape[0]
         stop = rows if stop is None else min(stop, rows)
-        pairs = self.architecture.permuted and gguf_tensors.is_qk(name)
+        pairs = self.model.family.gguf.permuted and gguf_tensors.is_qk(name)
         if pairs:  # heads cannot be cut
             head = self.model.head_dim
             first, last = start // head * head, -(-stop // head) * head
             values = gguf_tensors.to_halves(self._rows(name, first, last), head)[start - first : stop - first]
             return np.ascontiguousarray(values)
         values = self._rows(name, start, stop)
-        if self.architecture.norm_offset and name.endswith("norm.weight"):
-            values = values.astype(np.float32) - np.float32(self.architecture.norm_offset)
+        if self.model.family.norm_offset and name.endswith("norm.weight"):
+            values = values.astype(np.float32) - np.float32(self.model.family.norm_offset)
         return values
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[np.floating[Any]]:
@@ -123,7 +128,7 @@ class GgufSource:
             return self._vocab()
 
     def _vocab(self) -> Vocab:
-        from converters.vocab import Vocab
+        from edge_stream.converters.vocab import Vocab
 
         def array(name: str) -> list[Any]:
             field = self.gguf_fields.get(f"tokenizer.ggml.{name}")
@@ -166,10 +171,12 @@ class GgufSource:
     def _config(self) -> dict[str, Any]:
         """config.json as the checkpoint must have had it."""
         arch = self._meta.get("general.architecture")
-        if arch not in _MODEL_TYPES:
+        known = gguf_families()
+        if arch not in known:
             raise EdgeStreamError(
-                f"{self.path.name} has architecture {quoted(arch)}; {', '.join(_MODEL_TYPES)} can be converted"
+                f"{self.path.name} has architecture {quoted(arch)}; {', '.join(known)} can be converted"
             )
+        family = known[arch]
         key = self._key
         n_embd, n_head = key("embedding_length"), key("attention.head_count")
         for name, value in (("embedding_length", n_embd), ("attention.head_count", n_head)):
@@ -181,8 +188,8 @@ class GgufSource:
         if embedding is None:
             raise EdgeStreamError(f"{self.path.name} has no tensor token_embd.weight")
         config: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[_MODEL_TYPES[arch]].hf_class],
-            "model_type": _MODEL_TYPES[arch],
+            "architectures": [family.hf_class],
+            "model_type": family.model_type,
             "hidden_size": n_embd,
             "intermediate_size": key("feed_forward_length"),
             "num_hidden_layers": n_layer,
@@ -197,7 +204,7 @@ class GgufSource:
         }
         if key("rope.dimension_count", head_dim) != head_dim:
             config["partial_rotary_factor"] = key("rope.dimension_count") / head_dim
-        if arch == "llama" and "blk.0.attn_q.bias" in self._stored:
+        if family.gguf.qkv_bias and not family.qkv_bias and "blk.0.attn_q.bias" in self._stored:
             config["attention_bias"] = True
         scaling = self._rope_scaling(head_dim)
         if scaling:
@@ -206,28 +213,22 @@ class GgufSource:
             token = self._meta.get(f"tokenizer.ggml.{name}_token_id")
             if token is not None:
                 config[f"{name}_token_id"] = token
-        if arch.startswith("gemma"):
-            config |= self._gemma(arch, n_layer, n_embd, n_head, head_dim)
-        return config
+        if family.activation != "silu":
+            config["hidden_activation"] = family.activation
+        if "query_pre_attn_scalar" in family.defaults:
+            config["query_pre_attn_scalar"] = family.gguf.attn_scalar(n_layer, n_embd, n_head, head_dim)
+        return config | self._own_keys(family.gguf, n_layer)
 
-    def _gemma(self, arch: str, n_layer: int, n_embd: int, n_head: int, head_dim: int) -> dict[str, Any]:
-        key = self._key
-        large = {"gemma2": 46, "gemma3": 62}[arch] == n_layer
-        config: dict[str, Any] = {
-            "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": n_embd // n_head if large else head_dim,
-            "attn_logit_softcapping": key("attn_logit_softcapping", 50.0 if arch == "gemma2" else None),
-            "final_logit_softcapping": key("final_logit_softcapping", 30.0 if arch == "gemma2" else None),
-            "sliding_window": key("attention.sliding_window", 4096 if arch == "gemma2" else None),
-        }
-        pattern = key("attention.sliding_window_pattern", 2 if arch == "gemma2" else 6)
-        if isinstance(pattern, list):
-            kinds = {True: "sliding_attention", False: "full_attention"}
-            config["layer_types"] = [kinds[bool(x)] for x in pattern[:n_layer]]
-        else:
-            config["sliding_window_pattern"] = pattern
-        if arch == "gemma3":
-            config["rope_local_base_freq"] = round_float32(key("rope.freq_base_swa", 10000.0))
+    def _own_keys(self, family: Gguf, n_layer: int) -> dict[str, Any]:
+        """What only some families have in their config."""
+        config: dict[str, Any] = {}
+        for name, default in family.config_keys.items():
+            value = self._key(_KEYS[name], default)
+            if name == "sliding_window_pattern" and isinstance(value, list):
+                kinds = {True: "sliding_attention", False: "full_attention"}
+                config["layer_types"] = [kinds[bool(x)] for x in value[:n_layer]]
+            else:
+                config[name] = round_float32(value) if isinstance(value, float) else value
         return config
 
     def _rope_scaling(self, head_dim: int) -> dict[str, Any] | None:
@@ -293,7 +294,7 @@ class GgufSource:
 
     def _map_names(self) -> dict[str, str]:
         by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-        names = gguf.get_tensor_name_map(by_name[self.architecture.gguf_arch], self.model.n_layer)
+        names = gguf.get_tensor_name_map(by_name[self.model.family.gguf.arch], self.model.n_layer)
         mapped: dict[str, str] = {}
         for name in expected_tensors(self.model):
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -305,7 +306,7 @@ class GgufSource:
         )
         if extra:
             raise EdgeStreamError(
-                f"{self.path.name} has a tensor that {self.architecture.model_type} does not: {quoted(min(extra), 80)}"
+                f"{self.path.name} has a tensor that {self.model.family.model_type} does not: {quoted(min(extra), 80)}"
             )
         return mapped
 

@@ -11,11 +11,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.config import ModelConfig, RopeScaling
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _TYPES = {
@@ -60,7 +60,7 @@ def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
 
 def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     """Every tensor of the output. Raises EdgeStreamError if llama.cpp has no place for one."""
-    arch = source.architecture.gguf_arch
+    arch = source.model.family.gguf.arch
     by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(by_name[arch], source.model.n_layer)
     planned = [
@@ -111,8 +111,8 @@ def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
         yield np.array(tensor.values, dtype=np.float32)
         return
     model = source.model
-    pairs = source.architecture.permuted and ".self_attn." in tensor.source and is_qk(tensor.source)
-    offset = source.architecture.norm_offset if tensor.source.endswith("norm.weight") else 0.0
+    pairs = model.family.gguf.permuted and ".self_attn." in tensor.source and is_qk(tensor.source)
+    offset = model.family.norm_offset if tensor.source.endswith("norm.weight") else 0.0
     rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
     if pairs:

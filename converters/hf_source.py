@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import safetensors_files
-from converters.architectures import expected_tensors
-from converters.config import read_config, text_config
-from converters.source import TensorInfo
-from converters.text import quoted
+from edge_stream.converters import safetensors_files
+from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.source import TensorInfo
+from edge_stream.converters.tensor_names import expected_tensors
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from converters.vocab import Vocab
+    from edge_stream.converters.vocab import Vocab
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,7 +39,7 @@ _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
 
 class HfSource:
-    """See converters.source.Source. left_out: tensors of the file that are not part of the language model."""
+    """See source.Source. left_out: tensors of the file that are not part of the language model."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         """Open and check a folder: every tensor is there, with the shape that config.json implies, and no other."""
@@ -49,7 +49,6 @@ class HfSource:
         raw_config = self._json("config.json", required=True)
         self.config = text_config(raw_config)
         self.model = read_config(self.config)
-        self.architecture = self.model.architecture
         self.generation_config: dict[str, Any] = self._object("generation_config.json")
         self.tokenizer_files = {file: path for file in TOKENIZER_FILES if (path := self._find(file)) is not None}
         self._find("README.md")  # the gguf package reads the model card
@@ -76,7 +75,7 @@ class HfSource:
 
     def vocab(self) -> Vocab:
         """The tokenizer's facts. Raises EdgeStreamError if llama.cpp has no equivalent."""
-        from converters.vocab import read_vocab
+        from edge_stream.converters.vocab import read_vocab
 
         if self._vocab is None:
             self._vocab = read_vocab(self)
@@ -191,7 +190,7 @@ class HfSource:
         if extra:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise EdgeStreamError(
-                f"the checkpoint has a tensor that {self.architecture.model_type} does not: "
+                f"the checkpoint has a tensor that {self.model.family.model_type} does not: "
                 f"{quoted(extra[0], 80)}{more}"
             )
         for name, shape in expected.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from converters.hf_source import TOKENIZER_FILES
+from edge_stream.converters.hf_source import TOKENIZER_FILES
 from edge_stream.errors import EdgeStreamError
 
 _PATTERNS = ("config.json", "generation_config.json", "chat_template.jinja", *TOKENIZER_FILES)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge_stream.errors import EdgeStreamError
 
@@ -84,21 +84,18 @@ def quantize(
         if "required fallback quantization" in line:
             warnings.append(line.rpartition("WARNING: ")[2])
 
-    callback = llama.llama_log_callback(sink)
     params = llama.llama_model_quantize_default_params()
     params.ftype = file_type(name)
     params.nthread = n_threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_threads
     params.keep_split = keep_split
     params.allow_requantize = allow_requantize
     params.max_buf_size = MAX_BUFFER
-    keep_alive: list[Any] = [callback]
     if imatrix is not None:
         entries = (llama.llama_model_imatrix_data * (len(imatrix) + 1))()
         for entry, (tensor, values) in zip(entries, imatrix.items(), strict=False):
             entry.name = tensor.encode()
             entry.data = values.ctypes.data_as(C.POINTER(C.c_float))
             entry.size = values.size
-            keep_alive.append(values)
         params.imatrix = entries
     if integers:
         overrides = (llama.llama_model_kv_override * (len(integers) + 1))()
@@ -107,20 +104,35 @@ def quantize(
             override.tag = llama.LLAMA_KV_OVERRIDE_TYPE_INT
             override.value.val_i64 = value
         params.kv_overrides = overrides
+
+    held = params, imatrix  # by the call, which outlives a caller that is interrupted; ctypes holds the other arrays
+
+    def work() -> int:
+        with _logging_to(sink):
+            return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), C.byref(held[0])))
+
     llama.llama_backend_init()
-    llama.llama_log_set(callback, None)
-    _KEPT.append(keep_alive)  # libllama keeps the log callback for the life of the process
     with _releasing_pages(source.parent):
-        status = _interruptible(
-            lambda: llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), C.byref(params))
-        )
+        status = _interruptible(work)
     if status != 0:
         hint = f": {last_error[0]}" if last_error[0] else ""
         raise EdgeStreamError(f"libllama could not quantise to {name}{hint}")
     return warnings
 
 
-_KEPT: list[Any] = []
+@contextmanager
+def _logging_to(sink: Callable[[int, bytes, object], None]) -> Iterator[None]:
+    """Send libllama's messages to a function, and afterwards to where they went before."""
+    from edge_stream import _libs
+
+    llama = _libs.llama()
+    callback, before, user = llama.llama_log_callback(sink), llama.llama_log_callback(), C.c_void_p()
+    llama.llama_log_get(C.byref(before), C.byref(user))
+    llama.llama_log_set(callback, None)
+    try:
+        yield
+    finally:
+        llama.llama_log_set(before, user)
 
 
 def _interruptible(call: Callable[[], int]) -> int:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.config import ModelConfig, RopeScaling
+from edge_stream.families import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 F64 = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 22
@@ -24,23 +24,21 @@ _BLOCK_ELEMENTS = 1 << 22
 
 def logits(source: Source, tokens: Sequence[int]) -> F64:
     """Logits of every position, [len(tokens), n_vocab] float64."""
-    model, arch = source.model, source.architecture
+    model, family = source.model, source.model.family
     x = np.stack(
         [source.load("model.embed_tokens.weight", t, t + 1)[0].astype(np.float64) for t in tokens]
     )  # [n, n_embd]
-    if arch.scaled_embedding:
+    if family.scaled_embedding:
         # transformers rounds the factor to the weights' type; in float32 that changes nothing one could see
         x *= math.sqrt(model.n_embd)
     cos, sin = rope_table(model, len(tokens), model.rope_base, model.rope_scaling)
     cos_swa, sin_swa = rope_table(model, len(tokens), model.rope_base_swa, None)
-    # gemma3 is the one architecture whose sliding-window layers have rotary positions of their own
-    own_rope = arch.model_type == "gemma3_text"
     for layer in range(model.n_layer):
         p = f"model.layers.{layer}."
         swa = model.swa_layers[layer]
-        table = (cos_swa, sin_swa) if swa and own_rope else (cos, sin)
+        table = (cos_swa, sin_swa) if swa and family.own_swa_rope else (cos, sin)
         h = attention(source, p + "self_attn.", norm(source, p + "input_layernorm.weight", x), table, swa)
-        if arch.post_norms:
+        if family.post_norms:
             x = x + norm(source, p + "post_attention_layernorm.weight", h)
             h = mlp(source, p + "mlp.", norm(source, p + "pre_feedforward_layernorm.weight", x))
             x = x + norm(source, p + "post_feedforward_layernorm.weight", h)
@@ -57,7 +55,7 @@ def linear(source: Source, name: str, x: F64, bias: str | None = None) -> F64:
     rows, columns = source.tensors[name].shape
     out = np.empty((len(x), rows))
     step = max(1, _BLOCK_ELEMENTS // columns)
-    if bias is None and source.architecture.permuted:
+    if bias is None and source.model.family.gguf.permuted:
         step = max(1, step // source.model.head_dim) * source.model.head_dim
     for start in range(0, rows, step):
         out[:, start : start + step] = x @ source.load(name, start, min(rows, start + step)).astype(np.float64).T
@@ -66,24 +64,24 @@ def linear(source: Source, name: str, x: F64, bias: str | None = None) -> F64:
 
 def norm(source: Source, name: str, x: F64) -> F64:
     """RMSNorm over the last axis."""
-    weight = source.load(name).astype(np.float64) + source.architecture.norm_offset
+    weight = source.load(name).astype(np.float64) + source.model.family.norm_offset
     normed: F64 = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + source.model.norm_eps) * weight
     return normed
 
 
 def attention(source: Source, p: str, x: F64, table: tuple[F64, F64], swa: bool) -> F64:
     """Causal self-attention over x [n, n_embd], within the sliding window if swa."""
-    model, arch = source.model, source.architecture
+    model, family = source.model, source.model.family
     n, d = len(x), model.head_dim
     n_q, n_kv = model.n_head * d, model.n_head_kv * d
-    if arch.fused:
+    if family.fused:
         q, k, v = np.split(linear(source, p + "qkv_proj.weight", x), [n_q, n_q + n_kv], axis=1)
     else:
         q, k, v = (
             linear(source, f"{p}{c}_proj.weight", x, f"{p}{c}_proj.bias" if model.qkv_bias else None) for c in "qkv"
         )
     q, k, v = (t.reshape(n, -1, d).swapaxes(0, 1) for t in (q, k, v))  # [heads, n, d]
-    if arch.qk_norm:
+    if family.qk_norm:
         q, k = norm(source, p + "q_norm.weight", q), norm(source, p + "k_norm.weight", k)
     q, k = rotate(q, *table), rotate(k, *table)
     share = model.n_head // model.n_head_kv
@@ -102,11 +100,11 @@ def attention(source: Source, p: str, x: F64, table: tuple[F64, F64], swa: bool)
 
 def mlp(source: Source, p: str, x: F64) -> F64:
     """down(activation(gate(x)) * up(x))."""
-    if source.architecture.fused:
+    if source.model.family.fused:
         gate, up = np.split(linear(source, p + "gate_up_proj.weight", x), 2, axis=1)
     else:
         gate, up = linear(source, p + "gate_proj.weight", x), linear(source, p + "up_proj.weight", x)
-    if source.architecture.activation == "silu":
+    if source.model.family.activation == "silu":
         gate = gate * 0.5 * (1.0 + np.tanh(0.5 * gate))
     else:
         gate = 0.5 * gate * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)))

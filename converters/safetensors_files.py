@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.text import quoted
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:

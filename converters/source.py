@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from converters.architectures import Architecture
-    from converters.config import ModelConfig
-    from converters.vocab import Vocab
+    from edge_stream.converters.vocab import Vocab
+    from edge_stream.families import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,8 @@ class Source(Protocol):
         ...
 
     @property
-    def architecture(self) -> Architecture:
-        """What sets the model apart from Llama."""
-        ...
-
-    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """By Hugging Face name: exactly those of architectures.expected_tensors(model), in that order."""
+        """By Hugging Face name: exactly those of tensor_names.expected_tensors(model), in that order."""
         ...
 
     @property
@@ -104,22 +98,19 @@ class Source(Protocol):
         ...
 
 
-def open_source(src: str) -> Source:
-    """Open a Hugging Face folder, `hf:user/repo`, a GGUF file, or `demo`. Raises EdgeStreamError in one sentence."""
-    from edge_stream import models
-
-    if src.startswith("hf:"):
-        from converters.hf_source import HfSource
-        from converters.hub import download
-
-        return HfSource(download(src), name=src.rpartition("/")[2])
-    path = Path(src).expanduser()
+def open_source(path: Path, name: str | None = None) -> Source:
+    """Open a Hugging Face folder or a GGUF file. name: the folder's, if it is called otherwise than its path."""
     if path.is_dir():
-        from converters.hf_source import HfSource
+        from edge_stream.converters.hf_source import HfSource
 
-        return HfSource(path)
-    if src != "demo" and path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
-        raise EdgeStreamError(f"{src} is a pickle file, which can run code when read: convert it to safetensors first")
-    from converters.gguf_source import GgufSource
+        return HfSource(path, name)
+    if is_pickle(path):
+        raise EdgeStreamError(f"{path} is a pickle file, which can run code when read: convert it to safetensors first")
+    from edge_stream.converters.gguf_source import GgufSource
 
-    return GgufSource(models.resolve(src))
+    return GgufSource(path)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the name is that of PyTorch's weights in pickle, which are never loaded."""
+    return path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt")

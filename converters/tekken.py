@@ -11,8 +11,8 @@ import base64
 import binascii
 from typing import Any
 
-from converters.text import quoted
-from converters.vocab_bpe import byte_alphabet
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab_bpe import byte_alphabet
 from edge_stream.errors import EdgeStreamError
 
 

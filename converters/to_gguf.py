@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
-from converters import gguf_metadata, gguf_tensors, quantize
-from converters.progress import Progress, counter, silent
-from converters.staging import check_space, publish, staging_folder
+from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
+from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
+from edge_stream.staging import check_space, publish, staging_folder
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 Say = Callable[[str], None]
 _METADATA_BYTES = 32 << 20  # a generous guess of a vocabulary's size, for the disk space check
@@ -113,7 +113,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
     """The plan in words."""
     n_params = sum(t.n_elements for t in source.tensors.values())
     lines = [
-        f"source            {source.name} ({source.architecture.model_type}), {n_params / 1e6:,.1f} M parameters, "
+        f"source            {source.name} ({source.model.family.model_type}), {n_params / 1e6:,.1f} M parameters, "
         f"{len(source.tensors)} tensors",
         f"converts to       {out}, {plan.outtype}" + (f", then {options.quantize}" if options.quantize else ""),
         f"streaming         n_keep {plan.defaults.n_keep}, n_ctx {plan.defaults.n_ctx} (defaults of run and chat)",
@@ -133,7 +133,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
 
 def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, progress: Progress) -> list[Path]:
     """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
-    writer = gguf.GGUFWriter(path, source.architecture.gguf_arch, split_max_size=options.split_max_size)
+    writer = gguf.GGUFWriter(path, source.model.family.gguf.arch, split_max_size=options.split_max_size)
     try:
         gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
         for tensor in plan.tensors:

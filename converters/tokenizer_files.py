@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from converters import vocab_bpe
-from converters.text import quoted
-from converters.vocab import CONTROL, UNKNOWN, USER_DEFINED, Vocab
+from edge_stream.converters import vocab_bpe
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab import CONTROL, UNKNOWN, USER_DEFINED, Vocab
 from edge_stream.errors import EdgeStreamError
 
 _SPACE = "▁"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from converters.text import quoted
+from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -112,14 +112,14 @@ def read_vocab(source: TokenizerSource) -> Vocab:
 
 
 def _read_vocab(source: TokenizerSource) -> Vocab:
-    from converters import vocab_bpe, vocab_spm
-    from converters.hf_source import read_json
+    from edge_stream.converters import vocab_bpe, vocab_spm
+    from edge_stream.converters.hf_source import read_json
 
     files = source.tokenizer_files
     if "tokenizer.json" in files:
         tokenizer = read_json(files["tokenizer.json"])
     elif "tekken.json" in files and "tokenizer.model" not in files:
-        from converters import tekken
+        from edge_stream.converters import tekken
 
         tokenizer = tekken.as_tokenizer_json(read_json(files["tekken.json"]))
     else:
@@ -165,9 +165,29 @@ def check_id(token_id: object, text: str, n_vocab: int) -> int:
     return token_id
 
 
+def words_and_merges(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Vocabulary and merges of a BPE model in tokenizer.json, unchecked but for their kind."""
+    words, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(words, dict) or not isinstance(merges, list) or not words:
+        raise EdgeStreamError("tokenizer.json has no vocab or no merges")
+    return words, merges
+
+
+def merge_pair(merge: Any, words: Mapping[str, Any]) -> list[str]:
+    """The two parts of a merge, whose union is a token."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
+        raise EdgeStreamError(f"tokenizer.json has a merge that is not a pair: {quoted(merge)}")
+    if pair[0] + pair[1] not in words:
+        raise EdgeStreamError(
+            f"tokenizer.json merges {quoted(pair[0])} and {quoted(pair[1])} to something that is no token"
+        )
+    return pair
+
+
 def _added_tokens(source: TokenizerSource, tokenizer: dict[str, Any] | None) -> list[AddedToken]:
     """Added tokens of all the files that may name them; tokenizer.json has the last word."""
-    from converters.hf_source import read_json
+    from edge_stream.converters.hf_source import read_json
 
     found: dict[int, AddedToken] = {}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from converters.text import quoted
-from converters.vocab import NORMAL, Vocab, check_id, empty_vocab
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab import NORMAL, Vocab, check_id, empty_vocab, merge_pair, words_and_merges
 from edge_stream.errors import EdgeStreamError
 
 # What every recent expression ends with: runs of other characters, line ends, spaces.
@@ -75,9 +75,7 @@ def is_byte_level(tokenizer: dict[str, Any] | None) -> bool:
 def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
     """The vocabulary of a byte-level tokenizer.json; added tokens are placed by the caller."""
     model = tokenizer["model"]
-    words, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(words, dict) or not isinstance(merges, list) or not words:
-        raise EdgeStreamError("tokenizer.json has no vocab or no merges")
+    words, merges = words_and_merges(model)
     tokens, types = empty_vocab(n_vocab)
     added = {t.get("content") for t in tokenizer.get("added_tokens") or () if isinstance(t, dict)}
     for text, token_id in words.items():
@@ -87,7 +85,7 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
         if tokens[i]:
             raise EdgeStreamError(f"tokenizer.json gives {quoted(tokens[i])} and {quoted(text)} the same id {i}")
         tokens[i], types[i] = text, NORMAL
-    vocab = Vocab("gpt2", pre_name(tokenizer), tokens, types, merges=[_merge(m, words) for m in merges])
+    vocab = Vocab("gpt2", pre_name(tokenizer), tokens, types, merges=[" ".join(merge_pair(m, words)) for m in merges])
     if ignores_merges(vocab.pre) != bool(model.get("ignore_merges")):
         vocab.notes.append(f"the tokenizer differs from llama.cpp's {vocab.pre} in ignore_merges")
     if vocab.pre in ("tekken", "gpt-4o"):
@@ -150,14 +148,3 @@ def _normalizers(tokenizer: dict[str, Any]) -> list[str]:
         return []
     steps = normalizer.get("normalizers", [normalizer])
     return [str(step.get("type")) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-
-
-def _merge(merge: Any, words: dict[str, Any]) -> str:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
-        raise EdgeStreamError(f"tokenizer.json has a merge that is not a pair: {quoted(merge)}")
-    if pair[0] + pair[1] not in words:
-        raise EdgeStreamError(
-            f"tokenizer.json merges {quoted(pair[0])} and {quoted(pair[1])} to something that is no token"
-        )
-    return " ".join(pair)

@@ -10,8 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from converters.text import quoted
-from converters.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocab, check_id, empty_vocab
+from edge_stream.converters.text import quoted
+from edge_stream.converters.vocab import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocab,
+    check_id,
+    empty_vocab,
+    merge_pair,
+    words_and_merges,
+)
 from edge_stream.errors import EdgeStreamError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -60,9 +72,7 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
         raise EdgeStreamError(
             f"tokenizer.json holds a {quoted(kind)} tokenizer: byte-level BPE and BPE with byte fallback are known"
         )
-    words, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(words, dict) or not isinstance(merges, list) or not words:
-        raise EdgeStreamError("tokenizer.json has no vocab or no merges")
+    words, merges = words_and_merges(model)
     tokens, types = empty_vocab(n_vocab)
     scores = [_UNREACHABLE] * n_vocab
     unknown = model.get("unk_token")
@@ -73,14 +83,7 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
         tokens[i] = text
         types[i] = UNKNOWN if text == unknown else BYTE if _BYTE_PIECE.fullmatch(text) else NORMAL
     for rank, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
-            raise EdgeStreamError(f"tokenizer.json has a merge that is not a pair: {quoted(merge)}")
-        union = words.get(pair[0] + pair[1])
-        if union is None:
-            raise EdgeStreamError(
-                f"tokenizer.json merges {quoted(pair[0])} and {quoted(pair[1])} to something that is no token"
-            )
+        union = words["".join(merge_pair(merge, words))]
         scores[union] = max(scores[union], float(-rank))
     prefix = _space_prefix(tokenizer)
     vocab = Vocab("llama", "default", tokens, types, scores, add_space_prefix=prefix)

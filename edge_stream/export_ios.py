@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.staging import check_space, staging_folder
 from edge_stream import _app, _native
 from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.model_defaults import read_model_defaults
+from edge_stream.staging import check_space, staging_folder
 
 FORMAT = 1  # of the manifest; ModelManifest.swift reads it
 RESERVE = 256 << 20  # bytes for the app itself, as MemoryBudget.swift keeps

@@ -18,9 +18,10 @@ import tiny_checkpoints as tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converters import safetensors_files, staging, to_gguf
-from converters.config import read_config, text_config
-from converters.source import open_source
+from edge_stream import staging
+from edge_stream.conversion import open_source
+from edge_stream.converters import safetensors_files, to_gguf
+from edge_stream.converters.config import read_config, text_config
 from edge_stream.errors import EdgeStreamError
 
 NAME = "llama-linear"
@@ -411,8 +412,8 @@ def test_an_interruption_leaves_nothing(good: dict[str, Path], tmp_path: Path, m
 # convert in a process of its own, which stops where it says so, in the middle of the weights
 STOPS = """
 import signal, sys, time
-from converters import quantize, to_gguf
-from converters.mlc.tensor_cache import TensorCacheWriter
+from edge_stream.converters import quantize, to_gguf
+from edge_stream.converters.mlc.tensor_cache import TensorCacheWriter
 from edge_stream.cli import main
 
 def stop(*args, **options):

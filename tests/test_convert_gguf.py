@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes as C
+import gc
 import json
 import re
 import sys
 import unicodedata
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import gguf
@@ -15,12 +19,14 @@ import pytest
 import tiny_checkpoints as tiny
 from awkward_strings import awkward_strings
 from click.testing import CliRunner
+from tiny_architectures import EXACT, examine
 
-from converters import gguf_tensors, quantize, reference, to_gguf, vocab_bpe
-from converters.config import read_config
-from converters.source import Source, open_source
-from edge_stream import Engine
+from edge_stream import Engine, _libs, _native
 from edge_stream.cli import cli
+from edge_stream.conversion import open_source
+from edge_stream.converters import gguf_metadata, gguf_tensors, quantize, reference, to_gguf, vocab_bpe
+from edge_stream.converters.config import read_config
+from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
 
 TEXT = "The quick brown fox, naïve 3.14 — 你好! if (x) { return 1; }"
@@ -89,7 +95,7 @@ def test_logits_equal_a_float64_forward_pass(name: str, checkpoint: Callable[[st
     got, want = logits_of_text(source, tmp_path / "m.gguf")
     # ggml's CPU backend looks GELU up in a table of float16 values: measured 1.4e-4 to 3.2e-4, whatever
     # entry a last bit decides on. The next test has Gemma without that.
-    gelu = source.architecture.activation != "silu"
+    gelu = source.model.family.activation != "silu"
     assert np.abs(got - want).max() < (1e-3 if gelu else 1e-5) * np.abs(want).max()
 
 
@@ -132,6 +138,39 @@ def test_the_reference_sees_what_could_go_wrong(checkpoint: Callable[[str], Path
 
     wrong = reference.logits(Permuted(), list(range(10, 40)))  # type: ignore[arg-type]
     assert np.abs(got - wrong).max() > 0.1
+
+
+# checkpoint -> what is changed in its config.json, and why llama.cpp's loader of the family cannot be told so
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "gemma": ({"tie_word_embeddings": False}, "gemma has no output matrix of its own"),
+    "gemma2": ({"attn_logit_softcapping": None}, "gemma2 needs both soft caps and a sliding window"),
+    "gemma3": ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar = 64; llama.cpp would take 32"),
+    "llama2": ({"partial_rotary_factor": 0.5}, "llama has no partial rotary positions"),
+    "mistral-v0.1": ({"attn_logit_softcapping": 30.0}, "llama has no soft cap on logits"),
+    "phi3": ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "no llama3 rope scaling for phi3"),
+    "qwen2": ({"head_dim": 32}, "qwen2 needs heads x head_dim = hidden_size, not 4 x 32 and 64"),
+    "qwen3": ({"attention_bias": True}, "qwen3 has no attention biases"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_llama_cpp_cannot_be_told_is_refused(name: str) -> None:
+    changes, message = REFUSED[name]
+    gguf_metadata.check_supported(read_config(tiny.config_of(name)))
+    with pytest.raises(EdgeStreamError, match=message):
+        gguf_metadata.check_supported(read_config(tiny.config_of(name) | changes))
+
+
+@pytest.mark.parametrize("name", tiny.CHECKPOINTS)
+def test_a_converted_model_streams_exactly(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Three cache lengths past the end of the cache, against llama.cpp driven by hand: no window moves there."""
+    if not _native.library().es_bank_available():
+        pytest.skip("a stock libllama has no sink bank")
+    convert(checkpoint(name), tmp_path / "m.gguf")
+    found = examine(name, tmp_path / "m.gguf")
+    assert found.status == EXACT, found
+    assert found.n_rebases >= 6
+    assert found.effect is not None and found.effect > 10 * found.allowed, "the model does not look at its sinks"
 
 
 def test_longrope_uses_the_long_factors_in_a_long_cache(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -428,7 +467,7 @@ def test_gguf_as_a_source_is_the_checkpoint(name: str, checkpoint: Callable[[str
         want, got = source.load(tensor).astype(np.float32), back.load(tensor)
         # the norms of Gemma went through an addition and a subtraction of one
         assert (
-            np.allclose(got, want, rtol=0, atol=1e-7) if source.architecture.norm_offset else np.array_equal(got, want)
+            np.allclose(got, want, rtol=0, atol=1e-7) if source.model.family.norm_offset else np.array_equal(got, want)
         )
         if len(want) > 5:
             assert np.array_equal(back.load(tensor, 3, 5), got[3:5])
@@ -512,6 +551,31 @@ def test_imatrix(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgeStreamError, match="not an importance matrix"):
         convert(wide, tmp_path / "no.gguf", quantize="Q4_0", imatrix=tmp_path / "old.dat")
     assert not (tmp_path / "no.gguf").exists()
+
+
+def test_nothing_of_a_quantisation_stays(wide: Path, tmp_path: Path) -> None:
+    """Neither the importance matrix nor the place of libllama's messages, whether it succeeds or fails."""
+    write_imatrix(tmp_path / "imatrix.gguf", open_source(str(wide)))
+    convert(wide, tmp_path / "f32.gguf")
+    before = log_callback()
+    for source in ("f32.gguf", "none.gguf"):
+        matrix = quantize.read_imatrix(tmp_path / "imatrix.gguf")
+        arrays = [weakref.ref(values) for values in matrix.values()]
+        with nullcontext() if source == "f32.gguf" else pytest.raises(EdgeStreamError, match="could not quantise"):
+            quantize.quantize(tmp_path / source, tmp_path / "q.gguf", "IQ2_XS", imatrix=matrix)
+        assert arrays and all(array() is not None for array in arrays)
+        del matrix
+        gc.collect()
+        assert sum(array() is not None for array in arrays) == 0
+        assert log_callback() == before
+
+
+def log_callback() -> int | None:
+    """The address of the function that libllama's messages go to."""
+    llama = _libs.llama()
+    callback, user = llama.llama_log_callback(), C.c_void_p()
+    llama.llama_log_get(C.byref(callback), C.byref(user))
+    return C.cast(callback, C.c_void_p).value
 
 
 def test_requantising_is_what_libllama_does(wide: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 from tiny_checkpoints import CHECKPOINTS, N_VOCAB, config_of, random_tensors, save_tensors, write_tiny
 
-from converters import mlc, reference
-from converters.mlc import MlcOptions
-from converters.mlc.readback import ReadBack
-from converters.mlc.tensor_cache import TensorCacheReader, from_bf16, to_bf16
-from converters.source import open_source
 from edge_stream.cli import cli
+from edge_stream.conversion import open_source
+from edge_stream.converters import mlc, reference
+from edge_stream.converters.mlc import MlcOptions, params
+from edge_stream.converters.mlc.readback import ReadBack
+from edge_stream.converters.mlc.tensor_cache import TensorCacheReader, from_bf16, to_bf16
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Mlc, families
 
 REFUSED = {
     "llama-linear": "rope scaling linear",
@@ -32,7 +34,7 @@ REFUSED = {
     "qwen2-yarn": "rope scaling yarn",
     "gemma3": "rope scaling linear",
 }
-CONVERTED = [name for name in CHECKPOINTS if name not in REFUSED]
+CONVERTED = [name for name in CHECKPOINTS if name not in REFUSED and families()[CHECKPOINTS[name][0]].mlc.known]
 
 
 def convert(folder: Path, out: Path, **options: Any) -> list[str]:
@@ -250,6 +252,15 @@ def test_what_mlc_cannot_compute_is_refused(tmp_path: Path, name: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
+def test_a_family_that_mlc_does_not_have_is_refused(tmp_path: Path) -> None:
+    model = open_source(str(write_tiny(tmp_path / "hf", "llama3"))).model
+    params.check_supported(model)
+    with pytest.raises(EdgeStreamError, match="MLC has no model of Llama"):
+        params.check_supported(replace(model, family=replace(model.family, mlc=Mlc(known=False))))
+    with pytest.raises(EdgeStreamError, match="MLC's Mistral has an output matrix of its own"):
+        params.check_supported(replace(model, family=families()["mistral"], rope_scaling=None, tied=True))
+
+
 def test_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     folder, out = write_tiny(tmp_path / "hf", "qwen3"), tmp_path / "out"
     convert(folder, out, quantization="q4f16_1")
@@ -279,7 +290,7 @@ def test_an_mlc_model_is_replaced_and_anything_else_is_not(tmp_path: Path) -> No
 
 def test_disk_space_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny(tmp_path / "hf", "qwen3")
-    monkeypatch.setattr("converters.staging.shutil.disk_usage", lambda _path: _Usage())
+    monkeypatch.setattr("edge_stream.staging.shutil.disk_usage", lambda _path: _Usage())
     with pytest.raises(EdgeStreamError, match="MiB are free"):
         convert(folder, tmp_path / "out")
 
@@ -332,7 +343,7 @@ def test_library_computes_what_the_converted_weights_say(
     tmp_path: Path, name: str, quantization: str, tolerance: float
 ) -> None:
     pytest.importorskip("tvm")
-    from converters.mlc.runtime import MlcLibrary
+    from edge_stream.converters.mlc.runtime import MlcLibrary
 
     folder, out = write_tiny(tmp_path / "hf", name), tmp_path / "out"
     convert(folder, out, quantization=quantization, device="cpu", n_ctx=128)
@@ -357,8 +368,8 @@ def test_library_streams_as_the_reference(tmp_path: Path) -> None:
     pytest.importorskip("tvm")
     from reference import load_reference
 
-    from converters import to_gguf
-    from converters.mlc.runtime import MlcLibrary
+    from edge_stream.converters import to_gguf
+    from edge_stream.converters.mlc.runtime import MlcLibrary
 
     folder, out = write_tiny(tmp_path / "hf", "smollm"), tmp_path / "out"
     convert(folder, out, quantization="q0f32", device="cpu", n_ctx=33, n_keep=4)
@@ -425,7 +436,7 @@ def test_a_crash_of_the_compiler_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, message: str
 ) -> None:
     pytest.importorskip("tvm")
-    monkeypatch.setattr("converters.mlc.compile._command", lambda *_a: [sys.executable, "-c", program])
+    monkeypatch.setattr("edge_stream.converters.mlc.compile._command", lambda *_a: [sys.executable, "-c", program])
     with pytest.raises(EdgeStreamError, match=message):
         convert(write_tiny(tmp_path / "hf", "smollm"), tmp_path / "out", device="cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]

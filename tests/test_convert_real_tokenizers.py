@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from converters.gguf_source import GgufSource
+from edge_stream.converters.gguf_source import GgufSource
 
 FOLDER = Path(__file__).parents[1] / "build" / "llama.cpp" / "llama.cpp" / "models"
 NAMES = ["llama-spm", "phi-3", "gpt-2", "qwen2"]  # a reader of larger vocabularies takes its time

@@ -62,7 +62,7 @@ def test_project_and_property_lists_agree() -> None:
 
 
 def test_mlc_package_names_what_convert_writes() -> None:
-    from converters.mlc.compile import DEVICES, system_lib_prefix
+    from edge_stream.converters.mlc.compile import DEVICES, system_lib_prefix
 
     config = json.loads((IOS / "MLC/mlc-package-config.json").read_text())
     (model,) = config["model_list"]

@@ -45,7 +45,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_converters_count_bytes() -> None:
-    from converters.progress import counter
+    from edge_stream.converters.progress import counter
 
     seen: list[tuple[str, int, int]] = []
     advance = counter(lambda *report: seen.append(report), "converting", 10)

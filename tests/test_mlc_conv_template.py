@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from converters.mlc import conv_templates
-from converters.mlc.conv_templates import as_prompt, derive
+from edge_stream.converters.mlc import conv_templates
+from edge_stream.converters.mlc.conv_templates import as_prompt, derive
 from edge_stream.errors import EdgeStreamError
 from edge_stream.templates import ChatTemplate
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlc_models import write_mlc
 
-from converters import to_gguf
-from converters.source import open_source
 from edge_stream import Engine, Sampling
+from edge_stream.conversion import open_source
+from edge_stream.converters import to_gguf
 from edge_stream.metrics import resident_mib
 
 

@@ -14,14 +14,14 @@ import pytest
 from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
 
-from converters import mlc
-from converters.config import RopeScaling
-from converters.gguf_tensors import llama3_divisors
-from converters.mlc import MlcOptions
-from converters.mlc.readback import ReadBack
-from converters.reference import logits as numpy_logits
-from converters.source import open_source
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.conversion import open_source
+from edge_stream.converters import mlc
+from edge_stream.converters.gguf_tensors import llama3_divisors
+from edge_stream.converters.mlc import MlcOptions
+from edge_stream.converters.mlc.readback import ReadBack
+from edge_stream.converters.reference import logits as numpy_logits
+from edge_stream.families import RopeScaling
 from edge_stream.mlc import paged
 from edge_stream.mlc.rope import frequencies
 

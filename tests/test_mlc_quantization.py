@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converters.mlc.quantization import QUANTIZATIONS, Quantization, find_quantization, pack, to_dtype, unpack
+from edge_stream.converters.mlc.quantization import (
+    QUANTIZATIONS,
+    Quantization,
+    find_quantization,
+    pack,
+    to_dtype,
+    unpack,
+)
 from edge_stream.errors import EdgeStreamError
 
 GROUPED = [name for name, q in QUANTIZATIONS.items() if q.bits]

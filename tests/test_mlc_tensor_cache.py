@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.mlc.tensor_cache import TensorCacheReader, TensorCacheWriter, from_bf16, to_bf16
+from edge_stream.converters.mlc.tensor_cache import TensorCacheReader, TensorCacheWriter, from_bf16, to_bf16
 from edge_stream.errors import EdgeStreamError
 
 
@@ -106,7 +106,7 @@ def test_files_are_those_of_tvm(tmp_path: Path) -> None:
 
 def test_tvm_reads_what_is_written(tmp_path: Path) -> None:
     pytest.importorskip("tvm")
-    from converters.mlc.runtime import load_params
+    from edge_stream.converters.mlc.runtime import load_params
 
     write(tmp_path)
     reader = TensorCacheReader(tmp_path)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from converters.architectures import expected_tensors
-from converters.config import read_config, text_config
-from converters.source import Source
+from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.source import Source
+from edge_stream.converters.tensor_names import expected_tensors
 
 N_VOCAB = 640
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -202,6 +202,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "gpt2",
         "F32",
     ),
+    "gemma": ("gemma", {"head_dim": 32, "tie_word_embeddings": True, "hidden_act": "gelu"}, "spm-gemma", "BF16"),
     "gemma2": (
         "gemma2",
         _GEMMA | {"sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
@@ -229,7 +230,7 @@ def config_of(name: str) -> dict[str, Any]:
     """config.json of a checkpoint of CHECKPOINTS."""
     model_type, changes, _, dtype = CHECKPOINTS[name]
     config = _SHAPE | changes | {"model_type": model_type, "torch_dtype": {"F16": "float16"}.get(dtype, "bfloat16")}
-    return {"architectures": [read_config(config).architecture.hf_class]} | config
+    return {"architectures": [read_config(config).family.hf_class]} | config
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -243,7 +244,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> Iterator[tuple[str,
             values = rng.normal(0.0, 0.5, shape)
         elif len(shape) == 1:
             values = rng.uniform(0.8, 1.2, shape) * (1.5 if part in ("q_norm", "k_norm") else 1.0)
-            values -= model.architecture.norm_offset
+            values -= model.family.norm_offset
         elif part == "embed_tokens":
             values = rng.normal(0.0, 2.0 / np.sqrt(shape[1]) if model.tied else 1.0, shape)
         else:
@@ -256,7 +257,7 @@ def save_tensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: str
     if dtype != "BF16":
         save_file({n: t.astype({"F32": "<f4", "F16": "<f2"}[dtype]) for n, t in tensors.items()}, path)
         return
-    from converters.gguf_tensors import round_bf16
+    from edge_stream.converters.gguf_tensors import round_bf16
 
     header: dict[str, Any] = {}
     blobs, offset = [], 0

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.gguf_metadata import StreamingDefaults, recommend
-from converters.mlc import chat_config, conv_templates, tokenizer
-from converters.mlc import params as parameters
-from converters.mlc.quantization import Quantization, find_quantization
-from converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
-from converters.progress import Progress, counter, silent
-from converters.staging import abandoned, check_space, staging_folder
+from edge_stream.converters.gguf_metadata import StreamingDefaults, recommend
+from edge_stream.converters.mlc import chat_config, conv_templates, tokenizer
+from edge_stream.converters.mlc import params as parameters
+from edge_stream.converters.mlc.quantization import Quantization, find_quantization
+from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
+from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
+from edge_stream.staging import abandoned, check_space, staging_folder
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 Say = Callable[[str], None]
 DEVICES = ("none", "cpu", "macos", "iphone", "metal", "cuda", "android")
@@ -68,7 +68,7 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
     if options.device != "none":
-        from converters.mlc.compile import check_supported
+        from edge_stream.converters.mlc.compile import check_supported
 
         check_supported(source)
     listed = parameters.list_params(source)
@@ -110,7 +110,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
         text = json.dumps(plan.config, indent=2, ensure_ascii=False)
         (folder / "mlc-chat-config.json").write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
         if options.device != "none":
-            from converters.mlc.compile import compile_library
+            from edge_stream.converters.mlc.compile import compile_library
 
             compile_library(folder, options.device, say)
         _publish(folder, out)
@@ -119,7 +119,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
 
 def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[str]:
     yield (
-        f"{source.name}: {source.architecture.hf_class}, {len(source.tensors)} tensors -> {len(plan.tensors)} in "
+        f"{source.name}: {source.model.family.hf_class}, {len(source.tensors)} tensors -> {len(plan.tensors)} in "
         f"{plan.quantization.name}, {plan.size / 2**20:,.0f} MiB; about {plan.memory / 2**20:,.0f} MiB of memory"
     )
     yield (

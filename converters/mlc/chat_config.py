@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converters.gguf_metadata import StreamingDefaults
+from edge_stream.converters.gguf_metadata import StreamingDefaults
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 MAX_PREFILL_CHUNK = 2048
 _SAMPLING: dict[str, float] = {
@@ -54,7 +54,7 @@ def build(
     chunk = prefill_chunk_size(streaming)
     return {
         "version": "0.1.0",
-        "model_type": source.architecture.model_type,
+        "model_type": source.model.family.model_type,
         "quantization": quantization,
         "model_config": model_config(source, streaming),
         "vocab_size": source.model.n_vocab,
@@ -104,7 +104,7 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, float]:
 
 def model_config(source: Source, streaming: StreamingDefaults) -> dict[str, Any]:
     """The part that MLC's compiler builds the model from."""
-    model, arch = source.model, source.architecture
+    model, family = source.model, source.model.family
     config: dict[str, Any] = {key: source.config[key] for key in _SIZES if key in source.config}
     config |= {
         "vocab_size": model.n_vocab,
@@ -112,7 +112,7 @@ def model_config(source: Source, streaming: StreamingDefaults) -> dict[str, Any]
         "num_key_value_heads": model.n_head_kv,
         "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
-        "hidden_act": arch.activation,
+        "hidden_act": family.activation,
         "tie_word_embeddings": model.tied,
         "position_embedding_base": model.rope_base,
         "rope_scaling": _rope_scaling(source),
@@ -125,35 +125,7 @@ def model_config(source: Source, streaming: StreamingDefaults) -> dict[str, Any]
         "max_batch_size": 1,
         "dtype": "float32",
     }
-    if arch.model_type == "mistral":
-        config["context_window_size"] = -1
-    if arch.model_type == "qwen3":
-        config["attention_bias"] = model.qkv_bias
-    if arch.model_type == "phi3":
-        config["original_max_position_embeddings"] = (
-            model.rope_scaling.n_ctx_orig if model.rope_scaling else model.n_ctx_train
-        )
-        config["max_position_embeddings"] = model.n_ctx_train
-        config["partial_rotary_factor"] = model.n_rot / model.head_dim
-    if arch.model_type.startswith("gemma"):
-        config |= {"hidden_activation": arch.activation, "query_pre_attn_scalar": model.attn_scale**-2}
-    if arch.model_type == "gemma2":
-        config |= {
-            "attn_logit_softcapping": model.attn_softcap,
-            "final_logit_softcapping": model.logit_softcap,
-            "sliding_window": model.sliding_window,
-        }
-    if arch.model_type == "gemma3_text":
-        text = config | {"sliding_window": model.sliding_window, "rope_local_base_freq": model.rope_base_swa}
-        shared = (
-            "context_window_size",
-            "prefill_chunk_size",
-            "sliding_window_size",
-            "attention_sink_size",
-            "vocab_size",
-        )
-        return {"text_config": text, "is_text_model": True} | {key: config[key] for key in shared}
-    return config
+    return family.mlc.config(model, config)
 
 
 def _rope_scaling(source: Source) -> dict[str, Any] | None:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import families
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 # tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
 SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization")
 
@@ -59,11 +59,14 @@ def check_supported(source: Source) -> None:
 
 def what_is_lacking(source: Source) -> str | None:
     """Why TVM's sliding cache (tvm.relax.frontend.nn.llm.kv_cache) cannot compute the model; None if it can."""
-    model, kind = source.model, source.architecture.model_type
+    model, family = source.model, source.model.family
+    kind = family.model_type
     if model.attn_softcap:
         return f"TVM's attention has no soft cap on scores, which {kind} has"
-    if kind not in SUPPORTED:
+    if family.own_swa_rope:
         return f"TVM's cache has one rope base for all layers, {kind} has two"
+    if not family.compiles:
+        return f"the decoder that is compiled is Llama's, from which {kind} differs"
     if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
         return "TVM's sliding cache has no longrope factors"
     if model.n_rot != model.head_dim:
@@ -89,8 +92,8 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
     """
     made = DEVICES[device]
     library = (out or folder) / f"lib{made.suffix}"
-    # the other process must find this very package
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    # the other process must find this very package; not resolved, since converters may be a link
+    path = os.pathsep.join(filter(None, [str(Path(__file__).absolute().parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path}
     command = _command(folder.resolve(), device, library.resolve())
     done = subprocess.run(
@@ -110,7 +113,7 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
 
 
 def _command(folder: Path, device: str, library: Path) -> list[str]:
-    return [sys.executable, "-m", "converters.mlc.compile", str(folder), device, str(library)]
+    return [sys.executable, "-m", "edge_stream.converters.mlc.compile", str(folder), device, str(library)]
 
 
 def build(folder: Path, device: str, library: Path) -> None:
@@ -119,19 +122,19 @@ def build(folder: Path, device: str, library: Path) -> None:
     from tvm import relax
     from tvm.target import Target
 
-    from converters.mlc.model import Decoder, DecoderConfig
-    from converters.mlc.params import mlc_name
-    from converters.mlc.quantization import find_quantization
+    from edge_stream.converters.mlc.model import Decoder, DecoderConfig
+    from edge_stream.converters.mlc.quantization import find_quantization
 
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
     q = find_quantization(config["quantization"])
     made = DEVICES[device]
     host = {"kind": "llvm"} | ({"mtriple": made.host} if made.host else {"mcpu": _host_cpu()})
     target = Target(made.target | host if made.target["kind"] == "llvm" else made.target | {"host": host})
+    rename = families()[config["model_type"]].mlc.rename
     decoder = Decoder(DecoderConfig.read(config), q, target)
     with target:
         module, parameters, _ = decoder.export_tvm(spec=decoder.spec(), allow_extern=True)
-    parameters = [(mlc_name(config["model_type"], name), parameter) for name, parameter in parameters]
+    parameters = [(rename(name), parameter) for name, parameter in parameters]
     module = _with_metadata(module, parameters, config)
     system_lib = device == "iphone"
     if system_lib:

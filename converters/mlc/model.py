@@ -1,6 +1,6 @@
 """The decoder that is compiled, in tvm.relax.frontend.nn, with the functions and parameters that MLC's runtime expects.
 
-For Llama, Mistral, Qwen2, Qwen3 and Phi-3, with parameters named as Llama's (params.mlc_name renames them). Shapes:
+For families that `compiles` (edge_stream/families), with parameters named as Llama's (Mlc.rename renames them). Shapes:
 n tokens, d hidden size, v vocabulary, b sequences. Attention is TVM's paged cache (tvm.relax.frontend.nn.llm.kv_cache),
 which keeps sinks and a sliding window once the runtime enables them for a sequence. Function names and signatures:
 mlc-llm, cpp/serve/function_table.cc.
@@ -17,7 +17,8 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm import kv_cache
 from tvm.target import Target
 
-from converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.quantization import Quantization
+from edge_stream.families import families
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class DecoderConfig:
     @classmethod
     def read(cls, config: dict[str, Any]) -> DecoderConfig:
         """config: the whole of mlc-chat-config.json, as chat_config.build makes it."""
-        m, kind = config["model_config"], config["model_type"]
+        m, family = config["model_config"], families()[config["model_type"]]
         return cls(
             n_layer=m["num_hidden_layers"],
             n_embd=m["hidden_size"],
@@ -56,9 +57,9 @@ class DecoderConfig:
             rope_base=m["position_embedding_base"],
             rope_scaling=m["rope_scaling"],
             tied=m["tie_word_embeddings"],
-            qkv_bias=kind == "qwen2" or m.get("attention_bias", False),
-            qk_norm=kind == "qwen3",
-            qkv_name="c_attn" if kind.startswith("qwen") else "qkv_proj",
+            qkv_bias=family.qkv_bias or m.get("attention_bias", False),
+            qk_norm=family.qk_norm,
+            qkv_name=family.mlc.qkv_name,
             prefill_chunk=config["prefill_chunk_size"],
         )
 

@@ -1,8 +1,7 @@
 """MLC's parameters of a model: their names, which tensors of the checkpoint they are made of, and their values.
 
-Names are those of mlc-llm's model definitions and loaders, python/mlc_llm/model/{llama,mistral,qwen2,qwen3,phi3,
-gemma2,gemma3}/*_{model,loader}.py: q, k and v make one matrix except in Gemma 3, gate and up make one, Gemma's norms
-are stored with their 1 added, Qwen calls q, k, v c_attn, and Phi-3 has names of its own.
+Names are those of mlc-llm's model definitions and loaders, python/mlc_llm/model/*/*_{model,loader}.py: q, k and v make
+one matrix in most, gate and up in all, and norms that are stored less 1 get it back. edge_stream/families has the rest.
 """
 
 from __future__ import annotations
@@ -15,23 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.mlc.quantization import Quantization, pack, to_dtype
-from converters.mlc.tensor_cache import stored_nbytes
+from edge_stream.converters.mlc.quantization import Quantization, pack, to_dtype
+from edge_stream.converters.mlc.tensor_cache import stored_nbytes
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Mlc, ModelConfig
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 _BLOCK_ELEMENTS = 1 << 21  # weights that are loaded and quantised at a time
 BLOCK_BYTES = 24 * _BLOCK_ELEMENTS  # about what that takes
-_QKV_NAMES = {"qwen2": "c_attn", "qwen3": "c_attn"}
-_PHI3 = {
-    "model.embed_tokens": "transformer.embd",
-    "model.norm": "transformer.norm",
-    "input_layernorm": "ln",
-    "self_attn.o_proj": "mixer.out_proj",
-    "self_attn.qkv_proj": "mixer.qkv_proj",
-}
 
 
 @dataclass(frozen=True)
@@ -66,74 +58,60 @@ def stored_bytes(tensor: StoredTensor) -> int:
 
 def list_params(source: Source) -> list[Param]:
     """Every parameter in the order of the model. Raises EdgeStreamError for what MLC's model has no place for."""
-    arch, model = source.architecture, source.model
-    kind = arch.model_type
-    check_supported(source)
-    params = [_param(source, "model.embed_tokens.weight", kind="embedding")]
+    model, family = source.model, source.model.family
+    mlc = check_supported(model)
+
+    def param(name: str, parts: tuple[str, ...] = (), kind: str = "") -> Param:
+        shapes = [source.tensors[part].shape for part in parts or (name,)]
+        shape = (sum(s[0] for s in shapes), *shapes[0][1:])
+        offset = family.norm_offset if len(shape) == 1 and name.endswith("norm.weight") else 0.0
+        kind = kind or ("linear" if len(shape) == 2 else "plain")
+        return Param(mlc.rename(name), parts or (name,), kind, offset, shape)
+
+    params = [param("model.embed_tokens.weight", kind="embedding")]
     for layer in range(model.n_layer):
         p = f"model.layers.{layer}."
-        params.append(_param(source, p + "input_layernorm.weight"))
+        params.append(param(p + "input_layernorm.weight"))
         attn = p + "self_attn."
-        if arch.fused:
-            params.append(_param(source, attn + "qkv_proj.weight"))
-        elif kind == "gemma3_text":
-            params += [_param(source, f"{attn}{c}_proj.weight") for c in "qkv"]
+        if family.fused:
+            params.append(param(attn + "qkv_proj.weight"))
+        elif not mlc.qkv_name:
+            params += [param(f"{attn}{c}_proj.weight") for c in "qkv"]
         else:
-            fused = attn + _QKV_NAMES.get(kind, "qkv_proj")
             for suffix in ("weight", "bias") if model.qkv_bias else ("weight",):
-                params.append(_param(source, f"{fused}.{suffix}", tuple(f"{attn}{c}_proj.{suffix}" for c in "qkv")))
-        if arch.qk_norm:
-            params += [_param(source, f"{attn}{c}_norm.weight") for c in "qk"]
-        params.append(_param(source, attn + "o_proj.weight"))
-        params.append(_param(source, p + "post_attention_layernorm.weight"))
-        if arch.post_norms:
-            params.append(_param(source, p + "pre_feedforward_layernorm.weight"))
-            params.append(_param(source, p + "post_feedforward_layernorm.weight"))
-        gate_up = p + "mlp.gate_up_proj.weight"
-        params.append(
-            _param(source, gate_up)
-            if arch.fused
-            else _param(source, gate_up, (p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"))
-        )
-        params.append(_param(source, p + "mlp.down_proj.weight"))
-    params.append(_param(source, "model.norm.weight"))
+                parts = tuple(f"{attn}{c}_proj.{suffix}" for c in "qkv")
+                params.append(param(f"{attn}{mlc.qkv_name}.{suffix}", parts))
+        if family.qk_norm:
+            params += [param(f"{attn}{c}_norm.weight") for c in "qk"]
+        params.append(param(attn + "o_proj.weight"))
+        params.append(param(p + "post_attention_layernorm.weight"))
+        if family.post_norms:
+            params.append(param(p + "pre_feedforward_layernorm.weight"))
+            params.append(param(p + "post_feedforward_layernorm.weight"))
+        gate_up = () if family.fused else (p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight")
+        params.append(param(p + "mlp.gate_up_proj.weight", gate_up))
+        params.append(param(p + "mlp.down_proj.weight"))
+    params.append(param("model.norm.weight"))
     if not model.tied:
-        params.append(_param(source, "lm_head.weight"))
+        params.append(param("lm_head.weight"))
     return params
 
 
-def check_supported(source: Source) -> None:
-    """Raise EdgeStreamError if MLC's model of this architecture would compute something else than the checkpoint."""
-    arch, model = source.architecture, source.model
-    name = arch.hf_class.removesuffix("ForCausalLM")
-    if model.o_bias or (model.qkv_bias and arch.model_type not in ("qwen2", "qwen3")):
+def check_supported(model: ModelConfig) -> Mlc:
+    """The family in MLC. Raises EdgeStreamError if MLC would compute something else than the checkpoint."""
+    family, mlc = model.family, model.family.mlc
+    name = family.hf_class.removesuffix("ForCausalLM")
+    if not mlc.known:
+        raise EdgeStreamError(f"MLC has no model of {name}")
+    if model.o_bias or (model.qkv_bias and not mlc.qkv_bias):
         raise EdgeStreamError(f"MLC's {name} has no place for the attention biases of this checkpoint")
-    if model.tied and arch.model_type == "mistral":
-        raise EdgeStreamError("MLC's Mistral has an output matrix of its own, and this checkpoint has none")
     scaling = model.rope_scaling
-    if scaling is not None and (arch.model_type, scaling.kind) not in (("llama", "llama3"), ("phi3", "longrope")):
+    if scaling is not None and scaling.kind not in mlc.rope_scalings:
         raise EdgeStreamError(f"MLC's {name} does not know rope scaling {scaling.kind}, which this checkpoint needs")
-
-
-def _param(source: Source, name: str, parts: tuple[str, ...] = (), kind: str = "") -> Param:
-    arch = source.architecture
-    parts = parts or (name,)
-    shapes = [source.tensors[part].shape for part in parts]
-    shape = (sum(s[0] for s in shapes), *shapes[0][1:])
-    # every norm of Gemma, those of q and k included, is stored less 1
-    offset = arch.norm_offset if len(shape) == 1 and name.endswith("norm.weight") else 0.0
-    return Param(
-        mlc_name(arch.model_type, name), parts, kind or ("linear" if len(shape) == 2 else "plain"), offset, shape
-    )
-
-
-def mlc_name(model_type: str, name: str) -> str:
-    """From a name in the manner of Llama to that of MLC's model of this type."""
-    if model_type == "phi3":
-        name = name.replace("model.layers.", "transformer.h.")
-        for ours, theirs in _PHI3.items():
-            name = name.replace(ours + ".", theirs + ".")
-    return "language_model." + name if model_type == "gemma3_text" else name
+    lacking = mlc.lacks(model)
+    if lacking is not None:
+        raise EdgeStreamError(f"MLC's {name} {lacking}")
+    return mlc
 
 
 def stored_tensors(param: Param, q: Quantization) -> list[StoredTensor]:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.mlc.params import Param, list_params, stored_tensors
-from converters.mlc.quantization import find_quantization, unpack
-from converters.mlc.tensor_cache import TensorCacheReader
+from edge_stream.converters.mlc.params import Param, list_params, stored_tensors
+from edge_stream.converters.mlc.quantization import find_quantization, unpack
+from edge_stream.converters.mlc.tensor_cache import TensorCacheReader
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.architectures import Architecture
-    from converters.config import ModelConfig
-    from converters.source import Source, TensorInfo
+    from edge_stream.converters.source import Source, TensorInfo
+    from edge_stream.families import ModelConfig
 
 
 class ReadBack:
@@ -26,7 +25,6 @@ class ReadBack:
     def __init__(self, folder: Path, source: Source, quantization: str) -> None:
         """Raises EdgeStreamError if the tensor cache is damaged or is not that of this model."""
         self.model: ModelConfig = source.model
-        self.architecture: Architecture = source.architecture
         self.tensors: Mapping[str, TensorInfo] = source.tensors
         self._q = find_quantization(quantization)
         self._cache = TensorCacheReader(folder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 # those that mlc_llm gen_config copies
 FILES = (
@@ -35,7 +35,7 @@ def collect(source: Source) -> tuple[dict[str, bytes], list[str]]:
         if content is not None:
             files[name] = content if isinstance(content, bytes) else content.read_bytes()
     if "tokenizer.json" not in files:
-        from converters import tokenizer_files
+        from edge_stream.converters import tokenizer_files
 
         rebuilt = tokenizer_files.rebuild(source.vocab(), source.chat_template, source.config)
         files = rebuilt | files

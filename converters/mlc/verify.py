@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import reference
-from converters.mlc import compile as compiler
-from converters.mlc.readback import ReadBack
+from edge_stream.converters import reference
+from edge_stream.converters.mlc import compile as compiler
+from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from converters.source import Source
+    from edge_stream.converters.source import Source
 
 
 def engine_logits(
@@ -35,7 +35,7 @@ def engine_logits(
         say(f"note: {lacking}; so the converted weights are verified, in NumPy, and no library")
         return tokens, reference.logits(ReadBack(folder, source, config["quantization"]), tokens)  # type: ignore[arg-type]
     compiler.require_tvm()
-    from converters.mlc.runtime import MlcLibrary
+    from edge_stream.converters.mlc.runtime import MlcLibrary
 
     with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
         library = folder / "lib.so"

@@ -128,7 +128,7 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     """
     _check_flags(ctx, target, flags)
     try:
-        from converters.source import open_source
+        from edge_stream.conversion import open_source
     except ImportError as error:
         raise _not_installed(error) from error
     try:
@@ -148,9 +148,9 @@ def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) 
     for path in written:
         click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
     if flags["verify"] and written:
-        from converters import verify
+        from edge_stream.conversion import verify
 
-        verify.verify(source, target, written[0], meter.note)
+        verify(source, target, written[0], meter.note)
 
 
 @contextmanager
@@ -174,10 +174,10 @@ def _ended_by_signals() -> Iterator[None]:
 def _print_supported(ctx: click.Context, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from converters.architectures import ARCHITECTURES
+    from edge_stream.families import families
 
-    for arch in ARCHITECTURES.values():
-        click.echo(f"{arch.hf_class} (model_type {arch.model_type})")
+    for family in families().values():
+        click.echo(f"{family.hf_class} (model_type {family.model_type}): {family.models}")
     ctx.exit()
 
 
@@ -196,7 +196,7 @@ def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None
 
 
 def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
-    from converters import gguf_tensors, to_gguf
+    from edge_stream.converters import gguf_tensors, to_gguf
 
     kind = (flags["quantize"] or gguf_tensors.choose_outtype(source, flags["outtype"])).upper()
     if out is None or out.is_dir():
@@ -206,7 +206,7 @@ def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter)
 
 
 def _to_mlc(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:
-    mlc = importlib.import_module("converters.mlc")
+    mlc = importlib.import_module("edge_stream.converters.mlc")
     out = out or Path(f"{_file_name(source.name)}-{flags['quantization']}-MLC")
     return list(mlc.convert(source, out, _chosen(mlc.MlcOptions, flags), meter.note, meter.show))
 
@@ -227,7 +227,7 @@ def _size(path: Path) -> int:
 
 
 def _not_installed(error: ImportError) -> EdgeStreamError:
-    if (error.name or "").startswith("converters"):
+    if (error.name or "").startswith("edge_stream.converters"):
         return EdgeStreamError(f"this installation cannot convert to that target: {error.name} is missing")
     extra = "mlc" if (error.name or "").startswith(("tvm", "tvm_ffi")) else "convert"
     return EdgeStreamError(f"convert needs {error.name}: pip install 'edge-stream[{extra}]'")

@@ -24,8 +24,8 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.kernels import Lanes
 
 if TYPE_CHECKING:
-    from converters.mlc.model import DecoderConfig
-    from converters.mlc.quantization import Quantization
+    from edge_stream.converters.mlc.model import DecoderConfig
+    from edge_stream.converters.mlc.quantization import Quantization
 
 # the two fit each other exactly: others fail while they are loaded, or later
 VERSIONS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.15.post2"}
@@ -101,7 +101,7 @@ def _key(*parts: Any) -> str:
 
 
 def _model_source() -> str:
-    spec = importlib.util.find_spec("converters.mlc.model")
+    spec = importlib.util.find_spec("edge_stream.converters.mlc.model")
     assert spec is not None and spec.origin is not None
     return spec.origin
 

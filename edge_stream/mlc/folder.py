@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
+from edge_stream.families import find_family
 
 if TYPE_CHECKING:
-    from converters.mlc.model import DecoderConfig
-    from converters.mlc.quantization import Quantization
+    from edge_stream.converters.mlc.model import DecoderConfig
+    from edge_stream.converters.mlc.quantization import Quantization
 
 CONFIG = "mlc-chat-config.json"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 QUANTIZATIONS = ("q0f32", "q0f16", "q4f32_1", "q4f16_1", "q4f16_0")
 
 
@@ -27,7 +27,8 @@ class MlcFolder:
         self.path = path
         self.config = self._object(CONFIG)
         kind, quantization = self.config.get("model_type"), self.config.get("quantization")
-        if kind not in MODEL_TYPES:
+        family = find_family(kind)
+        if family is None or not family.compiles:
             raise UnsupportedModelError(
                 f"{path.name} cannot run on the MLC engine: it does not know model_type {kind!r}"
             )
@@ -35,13 +36,14 @@ class MlcFolder:
             raise UnsupportedModelError(
                 f"{path.name} is in quantization {quantization!r}; the MLC engine runs {', '.join(QUANTIZATIONS)}"
             )
+        self.family = family
         try:
             self._check_sizes()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
 
     def _check_sizes(self) -> None:
-        from converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.model import DecoderConfig
 
         config = DecoderConfig.read(self.config)
         counts = dataclasses.asdict(config)
@@ -54,7 +56,7 @@ class MlcFolder:
         m = self.config["model_config"]
         if m.get("partial_rotary_factor", 1.0) != 1.0:
             raise UnsupportedModelError(f"{self.path.name} turns parts of its heads, which the MLC engine does not")
-        if m.get("attention_bias", False) and self.config["model_type"] not in ("qwen2", "qwen3"):
+        if m.get("attention_bias", False) and not self.family.mlc.qkv_bias:
             raise UnsupportedModelError(f"{self.path.name} has attention biases, which the MLC engine does not know")
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -72,14 +74,14 @@ class MlcFolder:
     @property
     def decoder_config(self) -> DecoderConfig:
         """Sizes of the model."""
-        from converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.model import DecoderConfig
 
         return DecoderConfig.read(self.config)
 
     @property
     def quantization(self) -> Quantization:
         """How the weights are stored."""
-        from converters.mlc.quantization import find_quantization
+        from edge_stream.converters.mlc.quantization import find_quantization
 
         return find_quantization(self.config["quantization"])
 
@@ -98,15 +100,15 @@ class MlcFolder:
 
     def expected_tensors(self) -> list[tuple[str, tuple[int, ...], str]]:
         """(name, shape, dtype) of every tensor that is stored, in the order of the model's parameters."""
-        from converters.mlc.params import Param, mlc_name, stored_tensors
+        from edge_stream.converters.mlc.params import Param, stored_tensors
 
-        c, q, kind = self.decoder_config, self.quantization, self.config["model_type"]
+        c, q = self.decoder_config, self.quantization
         n_qkv = (c.n_head + 2 * c.n_head_kv) * c.head_dim
         found: list[tuple[str, tuple[int, ...], str]] = []
 
         def add(name: str, *shape: int, kind_of: str = "") -> None:
             role = kind_of or ("linear" if len(shape) == 2 else "plain")
-            param = Param(mlc_name(kind, name), (), role, 0.0, shape)
+            param = Param(self.family.mlc.rename(name), (), role, 0.0, shape)
             found.extend((t.name, t.shape, t.dtype) for t in stored_tensors(param, q))
 
         add("model.embed_tokens.weight", c.n_vocab, c.n_embd, kind_of="embedding")
@@ -135,7 +137,7 @@ class MlcFolder:
         """
         import gguf
 
-        from converters.vocab import read_vocab
+        from edge_stream.converters.vocab import read_vocab
 
         tokenizer = _Tokenizer(self)
         vocab = read_vocab(tokenizer)
@@ -159,10 +161,10 @@ class MlcFolder:
 
 
 class _Tokenizer:
-    """converters.vocab.TokenizerSource of an MLC folder."""
+    """edge_stream.converters.vocab.TokenizerSource of an MLC folder."""
 
     def __init__(self, folder: MlcFolder) -> None:
-        from converters.hf_source import TOKENIZER_FILES
+        from edge_stream.converters.hf_source import TOKENIZER_FILES
 
         config = folder.config
         eos = config.get("eos_token_id")

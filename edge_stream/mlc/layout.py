@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.mlc.kernels import Lanes
 
 

@@ -1,4 +1,4 @@
-"""The one model definition (converters.mlc.model) over our CPU kernels: matrices in blocks of rows, and the ring cache.
+"""The one model definition (converters/mlc/model.py) over our CPU kernels: blocks of rows, and the ring cache.
 
 Compiled for a fixed number of rows m, once for each of ROWS: a step of any length is cut into those.
 """
@@ -11,8 +11,8 @@ import numpy as np
 from tvm.relax.frontend import nn
 from tvm.target import Target
 
-from converters.mlc.model import Decoder, DecoderConfig
-from converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.model import Decoder, DecoderConfig
+from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.mlc.kernels import Lanes, linear
 from edge_stream.mlc.kernels.attention import attention
 from edge_stream.mlc.kernels.elementwise import gated_silu
@@ -21,7 +21,7 @@ ROWS = (1, 8)  # one row is bound by memory; at eight, registers hold the sums o
 
 
 def blocked(lanes: Lanes) -> type[Any]:
-    """A class of matrices that takes the place of converters.mlc.model.Matrix: layout.py has its layout."""
+    """A class of matrices that takes the place of edge_stream.converters.mlc.model.Matrix: layout.py has its layout."""
 
     class BlockedMatrix(nn.Module):  # type: ignore[misc]
         """A weight [rows, columns] in blocks of rows, float32 or 4 bits, and perhaps a bias [rows]."""

@@ -43,8 +43,8 @@ class PagedDecoder:
     """See ring.RingDecoder. The library is the folder's lib.so, else one that is compiled for the occasion."""
 
     def __init__(self, folder: Path, n_ctx: int, n_batch: int) -> None:
-        from converters.mlc.compile import compile_library
-        from converters.mlc.runtime import MlcLibrary
+        from edge_stream.converters.mlc.compile import compile_library
+        from edge_stream.converters.mlc.runtime import MlcLibrary
 
         with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
             library = folder / "lib.so"

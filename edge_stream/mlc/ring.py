@@ -16,9 +16,9 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from converters.mlc.model import DecoderConfig
-from converters.mlc.quantization import Quantization
-from converters.mlc.tensor_cache import TensorCacheReader
+from edge_stream.converters.mlc.model import DecoderConfig
+from edge_stream.converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.tensor_cache import TensorCacheReader
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc import layout
 from edge_stream.mlc.kernels import Lanes

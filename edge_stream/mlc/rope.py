@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.mlc.model import DecoderConfig
+from edge_stream.converters.mlc.model import DecoderConfig
 from edge_stream.errors import UnsupportedModelError
 
 

@@ -1,0 +1,60 @@
+"""Where the converters meet the rest, which they do not import: what the user calls a model becomes a Source, and the
+result of a conversion is loaded and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_stream import models
+from edge_stream.converters import source as sources
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_stream.converters.source import Source
+    from edge_stream.converters.verify import Difference
+
+_N_TOKENS = 48  # that --verify compares
+
+
+def open_source(src: str) -> Source:
+    """Open a Hugging Face folder, `hf:user/repo`, a GGUF file, or `demo`. Raises EdgeStreamError in one sentence."""
+    if src.startswith("hf:"):
+        from edge_stream.converters.hub import download
+
+        return sources.open_source(download(src), name=src.rpartition("/")[2])
+    path = Path(src).expanduser()
+    return sources.open_source(path if path.is_dir() or sources.is_pickle(path) else models.resolve(src))
+
+
+def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) -> Difference:
+    """Load the result of a conversion and compare it with the source on a short text.
+
+    path: a GGUF file (the first of its parts), or the folder of an MLC model. The difference of a quantised model is
+    that of its quantisation. Raises EdgeStreamError if the result cannot be loaded.
+    """
+    from edge_stream.converters.verify import TEXT, compare
+
+    got: NDArray[np.floating[Any]]
+    if target == "mlc":
+        from edge_stream.converters.mlc.verify import engine_logits
+
+        tokens, got = engine_logits(path, source, TEXT, _N_TOKENS, say)
+    else:
+        tokens, got = _llama_logits(path, TEXT)
+    difference = compare(source, tokens, got)
+    say(str(difference))
+    return difference
+
+
+def _llama_logits(path: Path, text: str) -> tuple[list[int], NDArray[np.float32]]:
+    """The first tokens of a text, and their logits [n, n_vocab]."""
+    from edge_stream import Engine
+
+    with Engine.load(path, n_ctx=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off") as engine:
+        tokens = engine.tokenize(text, add_bos=engine.add_bos)[:_N_TOKENS]
+        return tokens, engine.stream().logits_of(tokens)
