@@ -13,7 +13,7 @@ from edge_stream import _native, memory
 from edge_stream import devices as device_list
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.backends.llama_cache import LlamaCache
-from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 from edge_stream.native.callbacks import Callbacks
 from edge_stream.vocabulary import Vocabulary
@@ -81,7 +81,8 @@ class LlamaBackend:
             raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
         self.vocabulary = Vocabulary(self.model)
         self.facts = self._read_facts()
-        self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train)
+        flash_attn, _ = choose_flash_attn(o.flash_attn, o.cache_type_k, o.cache_type_v)
+        self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train, flash_attn=flash_attn)
         used = (self._native.es_model_device(self.model, i) for i in itertools.count())
         self.devices = (
             [device_list.device(handle) for handle in itertools.takewhile(bool, used)] if self._n_gpu_layers else []
@@ -114,8 +115,6 @@ class LlamaBackend:
         params.no_perf = True
         if o.eval_callback is not None:
             params.cb_eval = o.eval_callback  # llama.cpp keeps the pointer, and self.options the function
-        if o.cache_types[1].is_quantised and o.flash_attn == "off":
-            raise EdgeStreamError(f"a {o.cache_type_v} V cache needs flash attention (llama.cpp)")
         on_host, on_devices = self.cache_bytes(params.n_ctx)
         if on_devices > sum(d.free for d in self.devices) > 0:
             raise EdgeStreamError(self._why_no_context(params.n_ctx))

@@ -83,14 +83,14 @@ ES_API int32_t es_app_file_sha256(const char * path, es_app_progress on_progress
 //
 
 typedef struct es_app_session_params {
-    uint32_t     n_ctx;         // cache capacity in tokens; 0: the model's recommendation
-    uint32_t     n_keep;        // least number of sinks (default 4); a system prompt is pinned entirely
-    uint32_t     n_batch;       // most tokens per decode (default 512)
-    uint32_t     n_threads;     // 0: one per core
-    const char * cache_type_k;  // f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl; NULL: f16
-    const char * cache_type_v;  // the same; quantised types need flash attention
-    int32_t      flash_attn;    // 1: on, 0: off, -1: where supported (default)
-    bool         chat;          // a conversation (default); false: a plain stream, without template
+    uint32_t     n_ctx;        // cache capacity in tokens; 0: the model's recommendation
+    uint32_t     n_keep;       // least number of sinks (default 4); a system prompt is pinned entirely
+    uint32_t     n_batch;      // most tokens per decode (default 512)
+    uint32_t     n_threads;    // 0: one per core
+    const char * cache_type_k; // f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl; NULL: f16
+    const char * cache_type_v; // the same; quantised types need flash attention
+    int32_t flash_attn; // 1: on, 0: off, -1: where supported, but not for an f32 cache, which it would round (default)
+    bool    chat;       // a conversation (default); false: a plain stream, without template
     const char * chat_template; // NULL: the model's own; else the name of one of llama.cpp's
     const char * system;        // system prompt, pinned; NULL: none
 } es_app_session_params;

@@ -82,12 +82,17 @@ llama_context * es_make_context(llama_model * model, const es_app_session_params
     p.type_k                     = sizes.type_k;
     p.type_v                     = sizes.type_v;
     p.flash_attn_type            = (llama_flash_attn_type) params.flash_attn;
-    p.n_threads                  = (int32_t) std::min(params.n_threads ? params.n_threads : n_cores, 1024u);
-    p.n_threads_batch            = p.n_threads;
-    p.no_perf                    = true;
-    p.abort_callback             = abort;
-    p.abort_callback_data        = abort_data;
-    llama_context * ctx          = llama_init_from_model(model, p);
+    // flash attention rounds a float32 cache to float16; a quantised V needs it all the same
+    const bool is_exact = p.type_k == GGML_TYPE_F32 || p.type_v == GGML_TYPE_F32;
+    if (params.flash_attn == -1 && is_exact && !ggml_is_quantized(p.type_v)) {
+        p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    p.n_threads           = (int32_t) std::min(params.n_threads ? params.n_threads : n_cores, 1024u);
+    p.n_threads_batch     = p.n_threads;
+    p.no_perf             = true;
+    p.abort_callback      = abort;
+    p.abort_callback_data = abort_data;
+    llama_context * ctx   = llama_init_from_model(model, p);
     if (!ctx) {
         es_fail(ES_ERR_MEMORY, "llama.cpp cannot create a cache of %u tokens%s", sizes.n_ctx, es_log_hint().c_str());
     }
