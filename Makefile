@@ -22,11 +22,11 @@ test: test-native test-python ## all tests
 $(BIN)/.stamp-tools:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet 'cmake>=3.21' ninja 'patch-ng>=1.17' 'scikit-build-core>=0.10'
+	$(BIN)/python -m pip install --quiet 'cmake>=3.21' ninja 'scikit-build-core>=0.10'
 	touch $@
 
 # llama.cpp's source, and with it the archive that the Python bindings are installed from
-build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/fetch_llama.py $(wildcard native/patches/*.patch)
+build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/apply_patches.py native/fetch_llama.py native/llama_pin.py pyproject.toml $(wildcard native/patches/*.patch)
 	$(BIN)/python native/fetch_llama.py build/llama.cpp
 	touch $@
 
