@@ -238,7 +238,7 @@ class Stream:
         self._free_sampler()
         self._sampler = _make_sampler(self.engine, sampling, ignore_eos)
         self._sampling = wanted
-        if not self._native.es_sampler_adopt(self._sampler, self._handle):
+        if not self._native.es_sampler_restore(self._sampler, self._handle):
             for token in self.tokens()[-sampling.repeat_last_n :] if sampling.repeat_last_n > 0 else ():
                 _native.check(self._native.es_sampler_accept(self._sampler, token))
 
@@ -285,7 +285,7 @@ class Stream:
 
         Raises EdgeStreamError unless the cache is full and n_past is not less than now.
         """
-        _native.check(self._native.es_stream_place(self._handle, n_past))
+        _native.check(self._native.es_stream_set_n_past(self._handle, n_past))
 
     def reset(self) -> None:
         """Forget everything."""

@@ -68,7 +68,7 @@ int main(int argc, char ** argv) {
     for (; rc == ES_OK && i < argc; ++i) {
         rc = es_app_say(chat, argv[i], answer, NULL, NULL);
         if (rc == ES_OK) {
-            rc = es_app_write(chat, print_token, stdout);
+            rc = es_app_generate(chat, print_token, stdout);
         }
         if (rc == ES_OK && session) {
             rc = es_app_session_save(chat, session);

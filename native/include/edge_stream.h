@@ -164,7 +164,7 @@ ES_API int32_t es_stream_rebase(es_stream * stream);
 // For benchmarks at depths that would take days to read: the stream counts as if n_past tokens had been fed, those
 // before the window unseen. The cache, its positions (which stay below rebase_at at any depth) and the logits remain
 // as they are. ES_ERR_INVALID unless the cache is full and n_past is not less than now.
-ES_API int32_t es_stream_place(es_stream * stream, int64_t n_past);
+ES_API int32_t es_stream_set_n_past(es_stream * stream, int64_t n_past);
 
 // Forget everything: an empty stream with the same parameters.
 ES_API int32_t es_stream_reset(es_stream * stream);
@@ -187,7 +187,7 @@ ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 // Continue the random sequence and the penalties with which the session that the stream was loaded from was
 // saved. False (and nothing changes) if there is none, if it was taken already, or if the sampler was made
 // with another seed. A grammar starts anew.
-ES_API bool es_sampler_adopt(es_sampler * sampler, es_stream * stream);
+ES_API bool es_sampler_restore(es_sampler * sampler, es_stream * stream);
 
 //
 // session file: KV, sink bank, positions, tokens, last logits, sampler state, and bytes of the caller's (a transcript)
@@ -216,7 +216,7 @@ ES_API int32_t es_session_peek(const char * path, es_session_info * info, void *
 
 // Replaces the stream's content (its n_ctx and n_keep become the file's). Everything is verified before
 // anything changes; if llama.cpp itself then fails to restore, the stream is empty and ES_ERR_INTERNAL says so.
-// The sampler's state waits for es_sampler_adopt.
+// The sampler's state waits for es_sampler_restore.
 ES_API int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, const char * path);
 
 #ifdef __cplusplus

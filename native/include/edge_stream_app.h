@@ -4,7 +4,7 @@
 //     es_app_model * model;   es_app_model_load("model.gguf", es_app_model_default_params(), &model);
 //     es_app_session * chat;  es_app_session_open(model, es_app_session_default_params(), &chat);
 //     es_app_say(chat, "Hello", es_app_answer_default_params(), NULL, NULL);
-//     es_app_write(chat, on_token, NULL);            // or es_app_next, token by token, at your own pace
+//     es_app_generate(chat, on_token, NULL);            // or es_app_next, token by token, at your own pace
 //     es_app_session_save(chat, "today.session");    // es_app_session_restore goes on with the identical tokens
 //
 // Rules: plain C; opaque handles; no exception crosses it; every function that can fail returns an es_status and
@@ -163,10 +163,10 @@ typedef struct es_app_answer_params {
 } es_app_answer_params;
 
 typedef enum es_app_finish {
-    ES_APP_GOES_ON = 0,
-    ES_APP_EOS     = 1, // the model ended its answer; the token has no bytes
-    ES_APP_LENGTH  = 2, // max_tokens
-    ES_APP_STOPPED = 3  // es_app_stop; there is no token
+    ES_APP_UNFINISHED = 0,
+    ES_APP_EOS        = 1, // the model ended its answer; the token has no bytes
+    ES_APP_LENGTH     = 2, // max_tokens
+    ES_APP_STOPPED    = 3  // es_app_stop; there is no token
 } es_app_finish;
 
 typedef struct es_app_token {
@@ -194,23 +194,23 @@ ES_API int32_t es_app_regenerate(es_app_session * session, es_app_answer_params 
 
 // Plain streams: read any amount of text (a text at the start gets BOS where the model wants it). If stopped, what was
 // read stays.
-ES_API int32_t es_app_read(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
+ES_API int32_t es_app_feed(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
                            void * user);
 
 // Plain streams: open writing after what was read. The same sampling parameters go on with the random sequence.
-ES_API int32_t es_app_go_on(es_app_session * session, es_app_answer_params params);
+ES_API int32_t es_app_begin(es_app_session * session, es_app_answer_params params);
 
-// One more token. When out->finish is not ES_APP_GOES_ON the answer has been ended, as by es_app_end.
+// One more token. When out->finish is not ES_APP_UNFINISHED the answer has been ended, as by es_app_end.
 ES_API int32_t es_app_next(es_app_session * session, es_app_token * out);
 
 // End the open answer, if there is one: what was written until then stays, as a closed turn.
 ES_API int32_t es_app_end(es_app_session * session);
 
 // es_app_next until the end, then es_app_end. on_token sees every token, and the last record with its finish.
-ES_API int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user);
+ES_API int32_t es_app_generate(es_app_session * session, es_app_on_token on_token, void * user);
 
 // From any thread: stop reading (between decodes; on the CPU, within one) or writing (between tokens). It acts on
-// what goes on now; the next es_app_say, es_app_regenerate, es_app_read or es_app_go_on clears it.
+// what goes on now; the next es_app_say, es_app_regenerate, es_app_feed or es_app_begin clears it.
 ES_API void es_app_stop(es_app_session * session);
 
 #ifdef __cplusplus

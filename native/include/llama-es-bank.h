@@ -39,9 +39,9 @@ LLAMA_API int32_t llama_es_bank_capture_begin(struct llama_context * ctx, llama_
 LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq, bool keep);
 
 // Give the block's cells the positions pos, pos+1, ... Metadata only: the keys follow in every llama_decode from
-// now on until llama_es_bank_settle (writing them again is harmless; leaving them out makes the graph smaller).
+// now on until llama_es_bank_move_end (writing them again is harmless; leaving them out makes the graph smaller).
 LLAMA_API int32_t llama_es_bank_move(struct llama_context * ctx, llama_seq_id seq, llama_pos pos);
-LLAMA_API int32_t llama_es_bank_settle(struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API int32_t llama_es_bank_move_end(struct llama_context * ctx, llama_seq_id seq);
 
 // Add delta to the position of every cell of seq that is not pinned and rotate its key in place, once; a recurrent
 // state of seq gets the position too.

@@ -1,7 +1,9 @@
 // The sessions of edge_stream_app.h: a stream, and a conversation on it unless it is a plain one.
 #include "conversation.h"
 #include "error.h"
+#include "llama-cpp.h"
 #include "llama-ext.h"
+#include "support.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -15,14 +17,9 @@ struct es_app_session {
 
 namespace {
 
-#define ES_REQUIRE(pointer)                                                                                            \
-    if (!(pointer)) {                                                                                                  \
-        return es_fail(ES_ERR_INVALID, "%s must not be null", #pointer);                                               \
-    }
-
 // What follows from parameters and model before there is a cache.
 struct plan {
-    std::string       system;
+    es_transcript     transcript; // its system prompt, and what a saved session holds
     es_turns          turns;
     es_context_params sizes;
     uint32_t          n_boundary = 0;
@@ -30,17 +27,17 @@ struct plan {
     int32_t init(const es_loaded_model & model, const es_app_session_params & params) {
         uint32_t n_ctx = params.n_ctx, n_keep = params.n_keep;
         if (n_ctx == 0) {
-            const long long wanted = atoll(model.meta("edge_stream.n_ctx").c_str());
-            n_ctx                  = wanted > 0 && wanted < INT32_MAX ? (uint32_t) wanted : 4096;
+            n_ctx = model.recommended("edge_stream.n_ctx", 4096);
         }
         if (!params.chat) {
             return sizes.init(params, n_ctx, n_keep);
         }
-        int32_t rc = init_turns(model, params, params.system ? params.system : "");
+        transcript.system = params.system ? params.system : "";
+        int32_t rc        = init_turns(model, params);
         if (rc != ES_OK) {
             return rc;
         }
-        if (!system.empty()) {
+        if (!transcript.system.empty()) {
             n_keep = std::max(n_keep, (uint32_t) es_conversation::head_tokens(model, turns).size());
         }
         if (n_keep > n_ctx / 4 * 3) {
@@ -53,9 +50,8 @@ struct plan {
         return sizes.init(params, n_ctx, n_keep);
     }
 
-    int32_t init_turns(const es_loaded_model & model, const es_app_session_params & params, std::string text) {
-        system = std::move(text);
-        return es_conversation::make_turns(model, params.chat_template, system, turns);
+    int32_t init_turns(const es_loaded_model & model, const es_app_session_params & params) {
+        return es_conversation::make_turns(model, params.chat_template, transcript.system, turns);
     }
 };
 
@@ -67,7 +63,7 @@ int32_t open(es_app_model * model, const es_app_session_params & params, plan & 
         return rc;
     }
     if (params.chat) {
-        session->chat = std::make_unique<es_conversation>(session->stream, std::move(p.turns), std::move(p.system));
+        session->chat = std::make_unique<es_conversation>(session->stream, std::move(p.turns), std::move(p.transcript));
     }
     out = std::move(session);
     return ES_OK;
@@ -82,13 +78,16 @@ int32_t peek(const char * path, es_session_info & info, std::string & user) {
     return rc;
 }
 
-int32_t need_chat(const es_app_session * session, bool wanted) {
+// Runs f on a session of that kind; a stop of what was before is forgotten.
+template <typename F>
+int32_t act(es_app_session * session, bool chat, F && f) {
     ES_REQUIRE(session);
-    if ((session->chat != nullptr) != wanted) {
-        return es_fail(ES_ERR_INVALID, wanted ? "the session is a plain stream, not a conversation"
-                                              : "the session is a conversation, not a plain stream");
+    if ((session->chat != nullptr) != chat) {
+        return es_fail(ES_ERR_INVALID, chat ? "the session is a plain stream, not a conversation"
+                                            : "the session is a conversation, not a plain stream");
     }
-    return ES_OK;
+    session->stream.clear_stop();
+    return es_guard(std::forward<F>(f));
 }
 
 } // namespace
@@ -123,8 +122,7 @@ int32_t es_app_memory_need(const char * path, es_app_model_params model, es_app_
         if (rc != ES_OK) {
             return rc;
         }
-        const std::unique_ptr<llama_context, decltype(&llama_free)> ctx(
-            es_make_context(loaded->model, params, p.sizes, nullptr, nullptr), llama_free);
+        const llama_context_ptr ctx(es_make_context(loaded->model, params, p.sizes, nullptr, nullptr));
         if (!ctx) {
             return ES_ERR_MEMORY;
         }
@@ -134,8 +132,8 @@ int32_t es_app_memory_need(const char * path, es_app_model_params model, es_app_
             out->cache += size.context;
             out->compute += size.compute;
         }
-        const std::string arch   = loaded->meta("general.architecture");
-        const std::string length = loaded->meta(arch + ".attention.key_length");
+        const std::string arch   = es_model_meta(loaded->model, "general.architecture");
+        const std::string length = es_model_meta(loaded->model, arch + ".attention.key_length");
         const int32_t     n_head = std::max(1, llama_model_n_head(loaded->model));
         const uint64_t    n_key  = length.empty() ? (uint64_t) (llama_model_n_embd(loaded->model) / n_head)
                                                   : (uint64_t) std::max(0, atoi(length.c_str()));
@@ -174,7 +172,7 @@ int32_t es_app_session_restore(es_app_model * model, es_app_session_params param
     ES_REQUIRE(path);
     return es_guard([&]() -> int32_t {
         es_session_info info;
-        std::string     user, system;
+        std::string     user;
         plan            p;
         int32_t         rc = peek(path, info, user);
         if (rc == ES_OK &&
@@ -182,9 +180,9 @@ int32_t es_app_session_restore(es_app_model * model, es_app_session_params param
             return es_fail(ES_ERR_MODEL, "session %s belongs to another model", path); // before a cache is made
         }
         if (rc == ES_OK && params.chat) {
-            rc = es_conversation::read_system(user, path, system);
+            rc = p.transcript.from_json(user, path);
             if (rc == ES_OK) {
-                rc = p.init_turns(*model->loaded, params, system);
+                rc = p.init_turns(*model->loaded, params);
             }
         }
         if (rc == ES_OK) {
@@ -196,9 +194,6 @@ int32_t es_app_session_restore(es_app_model * model, es_app_session_params param
         }
         if (rc == ES_OK) {
             rc = session->stream.load(path);
-        }
-        if (rc == ES_OK && session->chat) {
-            rc = session->chat->from_json(user, path);
         }
         *out = rc == ES_OK ? session.release() : nullptr;
         return rc;
@@ -219,7 +214,7 @@ int32_t es_app_session_save(es_app_session * session, const char * path) {
         if (session->stream.writing()) {
             return es_fail(ES_ERR_INVALID, "an answer is open: end it before saving");
         }
-        return session->stream.save(path, session->chat ? session->chat->to_json() : "");
+        return session->stream.save(path, session->chat ? session->chat->transcript().to_json() : "");
     });
 }
 
@@ -237,7 +232,7 @@ int32_t es_app_session_peek(const char * path, es_app_session_info * out) {
             out->n_past      = info.n_past;
             out->fingerprint = info.fingerprint;
             out->model_tag   = info.model_tag;
-            out->n_messages  = es_conversation::count_messages(user);
+            out->n_messages  = es_transcript::count_messages(user);
         }
         return rc;
     });
@@ -249,11 +244,11 @@ int32_t es_app_session_stats(const es_app_session * session, es_stream_stats * o
 }
 
 size_t es_app_message_count(const es_app_session * session) {
-    return session && session->chat ? session->chat->messages().size() : 0;
+    return session && session->chat ? session->chat->transcript().messages().size() : 0;
 }
 
 size_t es_app_message_dropped(const es_app_session * session) {
-    return session && session->chat ? session->chat->n_dropped() : 0;
+    return session && session->chat ? session->chat->transcript().n_dropped() : 0;
 }
 
 int32_t es_app_message_get(const es_app_session * session, size_t index, es_app_message * out) {
@@ -261,8 +256,8 @@ int32_t es_app_message_get(const es_app_session * session, size_t index, es_app_
     if (index >= es_app_message_count(session)) {
         return es_fail(ES_ERR_INVALID, "there is no message %zu", index);
     }
-    const es_conversation::message & m = session->chat->messages()[index];
-    *out                               = { m.role.c_str(), m.text.c_str(), m.text.size() };
+    const es_transcript::message & m = session->chat->transcript().messages()[index];
+    *out                             = { m.role.c_str(), m.text.c_str(), m.text.size() };
     return ES_OK;
 }
 
@@ -274,32 +269,17 @@ int32_t es_app_session_clear(es_app_session * session) {
 int32_t es_app_say(es_app_session * session, const char * text, es_app_answer_params params,
                    es_app_progress on_progress, void * user) {
     ES_REQUIRE(text);
-    const int32_t rc = need_chat(session, true);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    session->stream.clear_stop();
-    return es_guard([&] { return session->chat->say(text, params, on_progress, user); });
+    return act(session, true, [&] { return session->chat->say(text, params, on_progress, user); });
 }
 
 int32_t es_app_regenerate(es_app_session * session, es_app_answer_params params) {
-    const int32_t rc = need_chat(session, true);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    session->stream.clear_stop();
-    return es_guard([&] { return session->chat->regenerate(params); });
+    return act(session, true, [&] { return session->chat->regenerate(params); });
 }
 
-int32_t es_app_read(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
+int32_t es_app_feed(es_app_session * session, const char * text, bool special, es_app_progress on_progress,
                     void * user) {
     ES_REQUIRE(text);
-    const int32_t rc = need_chat(session, false);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    session->stream.clear_stop();
-    return es_guard([&]() -> int32_t {
+    return act(session, false, [&]() -> int32_t {
         es_app_stream & s = session->stream;
         s.end();
         const bool      bos    = s.n_past() == 0 && llama_vocab_get_add_bos(s.model().vocab);
@@ -309,13 +289,8 @@ int32_t es_app_read(es_app_session * session, const char * text, bool special, e
     });
 }
 
-int32_t es_app_go_on(es_app_session * session, es_app_answer_params params) {
-    const int32_t rc = need_chat(session, false);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    session->stream.clear_stop();
-    return es_guard([&] { return session->stream.begin(params); });
+int32_t es_app_begin(es_app_session * session, es_app_answer_params params) {
+    return act(session, false, [&] { return session->stream.begin(params); });
 }
 
 int32_t es_app_next(es_app_session * session, es_app_token * out) {
@@ -329,7 +304,7 @@ int32_t es_app_next(es_app_session * session, es_app_token * out) {
             return session->chat->next(*out);
         }
         const int32_t rc = session->stream.next(*out);
-        if (rc == ES_OK && out->finish != ES_APP_GOES_ON) {
+        if (rc == ES_OK && out->finish != ES_APP_UNFINISHED) {
             session->stream.end();
         }
         return rc;
@@ -347,7 +322,7 @@ int32_t es_app_end(es_app_session * session) {
     });
 }
 
-int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * user) {
+int32_t es_app_generate(es_app_session * session, es_app_on_token on_token, void * user) {
     es_app_token token = {};
     do {
         const int32_t rc = es_app_next(session, &token);
@@ -357,7 +332,7 @@ int32_t es_app_write(es_app_session * session, es_app_on_token on_token, void * 
         if (on_token && !on_token(user, &token)) {
             return es_app_end(session);
         }
-    } while (token.finish == ES_APP_GOES_ON);
+    } while (token.finish == ES_APP_UNFINISHED);
     return ES_OK;
 }
 

@@ -2,16 +2,12 @@
 
 #include "edge_stream.h"
 #include "error.h"
+#include "support.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
-
-extern "C" {
-#include "sha256/sha256.h" // of llama.cpp's vendor folder, plain C
-}
 
 namespace {
 
@@ -40,57 +36,6 @@ void init_once() {
     });
 }
 
-//
-// files
-//
-
-struct file_closer {
-    void operator()(FILE * f) const { fclose(f); }
-};
-using file = std::unique_ptr<FILE, file_closer>;
-
-int32_t open_file(const char * path, file & f, uint64_t & size) {
-    f.reset(fopen(path, "rb"));
-    if (!f || fseeko(f.get(), 0, SEEK_END) != 0) {
-        return es_fail(ES_ERR_IO, "cannot open %s: %s", path, strerror(errno));
-    }
-    size = (uint64_t) ftello(f.get());
-    rewind(f.get());
-    return ES_OK;
-}
-
-// 64 bits of the SHA-256 of the file's size and of 64 evenly spaced blocks: the same as the Python package's.
-int32_t weights_tag(const char * path, uint64_t & out) {
-    constexpr uint64_t n_blocks = 64, block = 1 << 16;
-    file               f;
-    uint64_t           size = 0;
-    const int32_t      rc   = open_file(path, f, size);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    sha256_t             hash;
-    std::vector<uint8_t> buf(block);
-    sha256_init(&hash);
-    for (int i = 0; i < 8; ++i) {
-        buf[i] = (uint8_t) (size >> 8 * i);
-    }
-    sha256_update(&hash, buf.data(), 8);
-    for (uint64_t i = 0; i < n_blocks; ++i) {
-        const uint64_t at = (size > block ? size - block : 0) * i / (n_blocks - 1);
-        if (fseeko(f.get(), (off_t) at, SEEK_SET) != 0) {
-            return es_fail(ES_ERR_IO, "cannot read %s: %s", path, strerror(errno));
-        }
-        sha256_update(&hash, buf.data(), fread(buf.data(), 1, block, f.get()));
-    }
-    uint8_t digest[SHA256_DIGEST_SIZE];
-    sha256_final(&hash, digest);
-    out = 0;
-    for (int i = 0; i < 8; ++i) {
-        out |= (uint64_t) digest[i] << 8 * i;
-    }
-    return ES_OK;
-}
-
 struct load_progress {
     es_app_progress call;
     void *          user;
@@ -101,11 +46,6 @@ bool on_load_progress(float done, void * user) {
     auto * p   = (load_progress *) user;
     p->stopped = p->stopped || (p->call && !p->call(p->user, (uint64_t) (done * 1000), 1000));
     return !p->stopped;
-}
-
-uint32_t number_or(const std::string & text, uint32_t otherwise) {
-    const long long n = atoll(text.c_str());
-    return n > 0 && n <= INT32_MAX ? (uint32_t) n : otherwise;
 }
 
 } // namespace
@@ -144,16 +84,16 @@ std::string es_loaded_model::piece(llama_token token) const {
     return out;
 }
 
-std::string es_loaded_model::meta(const std::string & key) const {
-    char buf[256];
-    return llama_model_meta_val_str(model, key.c_str(), buf, sizeof(buf)) >= 0 ? buf : "";
+uint32_t es_loaded_model::recommended(const char * key, uint32_t otherwise) const {
+    const long long n = atoll(es_model_meta(model, key).c_str());
+    return n > 0 && n <= INT32_MAX ? (uint32_t) n : otherwise;
 }
 
 int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
                       std::shared_ptr<const es_loaded_model> & out) {
     init_once();
     auto          loaded = std::make_shared<es_loaded_model>();
-    const int32_t rc     = weights_tag(path, loaded->tag); // fails for files that cannot be read
+    const int32_t rc     = es_weights_tag(path, loaded->tag); // fails for files that cannot be read
     if (rc != ES_OK) {
         return rc;
     }
@@ -220,9 +160,8 @@ es_app_model_params es_app_model_default_params(void) {
 }
 
 int32_t es_app_model_load(const char * path, es_app_model_params params, es_app_model ** out) {
-    if (!path || !out) {
-        return es_fail(ES_ERR_INVALID, "path and out must not be null");
-    }
+    ES_REQUIRE(path);
+    ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
         auto          model = std::make_unique<es_app_model>();
@@ -237,9 +176,8 @@ void es_app_model_free(es_app_model * model) {
 }
 
 int32_t es_app_model_get_info(const es_app_model * model, es_app_model_info * out) {
-    if (!model || !out) {
-        return es_fail(ES_ERR_INVALID, "model and out must not be null");
-    }
+    ES_REQUIRE(model);
+    ES_REQUIRE(out);
     return es_guard([&]() -> int32_t {
         const es_loaded_model & m = *model->loaded;
         *out                      = {};
@@ -250,8 +188,8 @@ int32_t es_app_model_get_info(const es_app_model * model, es_app_model_info * ou
         out->tag               = m.tag;
         out->n_vocab           = (uint32_t) llama_vocab_n_tokens(m.vocab);
         out->n_ctx_train       = (uint32_t) llama_model_n_ctx_train(m.model);
-        out->n_ctx             = number_or(m.meta("edge_stream.n_ctx"), 4096);
-        out->n_keep            = number_or(m.meta("edge_stream.n_keep"), 4);
+        out->n_ctx             = m.recommended("edge_stream.n_ctx", 4096);
+        out->n_keep            = m.recommended("edge_stream.n_keep", 4);
         out->has_chat_template = llama_model_chat_template(m.model, nullptr) != nullptr;
         out->has_sink_bank     = es_bank_available();
         return ES_OK;
@@ -305,37 +243,4 @@ int32_t es_app_token_bytes(const es_app_model * model, int32_t token, char * out
         return ES_OK;
     });
     return rc == ES_OK ? n : -1;
-}
-
-int32_t es_app_file_sha256(const char * path, es_app_progress on_progress, void * user, char out[65]) {
-    if (!path || !out) {
-        return es_fail(ES_ERR_INVALID, "path and out must not be null");
-    }
-    return es_guard([&]() -> int32_t {
-        file          f;
-        uint64_t      size = 0, done = 0;
-        const int32_t rc = open_file(path, f, size);
-        if (rc != ES_OK) {
-            return rc;
-        }
-        sha256_t hash;
-        sha256_init(&hash);
-        std::vector<uint8_t> buf(1 << 20);
-        while (const size_t n = fread(buf.data(), 1, buf.size(), f.get())) {
-            sha256_update(&hash, buf.data(), n);
-            done += n;
-            if (on_progress && !on_progress(user, done, size)) {
-                return es_fail(ES_ERR_STOPPED, "hashing was stopped");
-            }
-        }
-        if (ferror(f.get())) {
-            return es_fail(ES_ERR_IO, "cannot read %s: %s", path, strerror(errno));
-        }
-        uint8_t digest[SHA256_DIGEST_SIZE];
-        sha256_final(&hash, digest);
-        for (int i = 0; i < SHA256_DIGEST_SIZE; ++i) {
-            snprintf(out + 2 * i, 3, "%02x", digest[i]);
-        }
-        return ES_OK;
-    });
 }

@@ -24,9 +24,12 @@ struct es_loaded_model {
     // Text that spells control tokens becomes them if special.
     es_tokens                    tokenize(const std::string & text, bool add_bos, bool special) const;
     std::string                  piece(llama_token token) const; // its bytes; empty for control tokens
-    std::string                  meta(const std::string & key) const;
+    uint32_t                     recommended(const char * key, uint32_t otherwise) const; // by the file
     mutable std::atomic<int32_t> proven{ 0 }; // positions up to which it has shown that it streams exactly
 };
+
+// 64 bits of the SHA-256 of the file's size and of 64 evenly spaced blocks: the same as the Python package's.
+int32_t es_weights_tag(const char * path, uint64_t & out);
 
 struct es_app_model {
     std::shared_ptr<const es_loaded_model> loaded; // sessions hold it too

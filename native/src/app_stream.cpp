@@ -199,7 +199,7 @@ int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
     es_sampler_free(sampler_);
     sampler_  = made;
     sampling_ = params;
-    if (!es_sampler_adopt(sampler_, stream_)) {
+    if (!es_sampler_restore(sampler_, stream_)) {
         es_tokens    cached(es_stream_tokens(stream_, nullptr, 0));
         const size_t n_cached = es_stream_tokens(stream_, cached.data(), cached.size());
         const size_t n_last   = std::min<size_t>(n_cached, (size_t) std::max(0, wanted.repeat_last_n));
@@ -259,7 +259,7 @@ int32_t es_app_stream::next(es_app_token & out) {
         return tell(ES_APP_EOS);
     }
     piece_ = model_->piece(out.token);
-    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_GOES_ON);
+    return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
 }
 
 //

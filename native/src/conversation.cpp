@@ -4,47 +4,6 @@
 #include "utf8.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
-
-namespace {
-
-using json = nlohmann::json;
-
-constexpr int format = 1;
-// The transcript is for the reader; the model's memory is the cache. It is bounded, as everything about a stream is.
-constexpr size_t n_transcript_bytes = 1000000;
-
-int32_t not_a_conversation(const char * path) {
-    return es_fail(ES_ERR_FORMAT, "%s is a session, but not of a conversation", path);
-}
-
-bool is_conversation(const json & j) {
-    const auto number = [&](const char * key) { return j.contains(key) && j[key].is_number_unsigned(); };
-    if (!j.is_object() || !number("format") || !number("n_dropped") || !number("n_answer") || !j.contains("system") ||
-        !(j["system"].is_null() || j["system"].is_string()) || !j.contains("messages") || !j["messages"].is_array() ||
-        !j.contains("answer_start") || !j["answer_start"].is_array() || !j.contains("ended") ||
-        !j["ended"].is_boolean()) {
-        return false;
-    }
-    const auto text = [](const json & m, const char * key) { return m.contains(key) && m[key].is_string(); };
-    return std::all_of(j["messages"].begin(), j["messages"].end(),
-                       [&](const json & m) { return m.is_object() && text(m, "role") && text(m, "content"); }) &&
-           std::all_of(j["answer_start"].begin(), j["answer_start"].end(),
-                       [](const json & t) { return t.is_number_integer(); });
-}
-
-int32_t parse(const std::string & text, const char * path, json & out) {
-    out = json::parse(text, nullptr, false);
-    if (!is_conversation(out)) {
-        return not_a_conversation(path);
-    }
-    if (out["format"].get<uint64_t>() > format) {
-        return es_fail(ES_ERR_VERSION, "%s was written by a newer edge-stream", path);
-    }
-    return ES_OK;
-}
-
-} // namespace
 
 //
 // the template's tokens
@@ -66,9 +25,9 @@ es_tokens es_conversation::head_tokens(const es_loaded_model & model, const es_t
     return tokens;
 }
 
-es_conversation::es_conversation(es_app_stream & stream, es_turns turns, std::string system)
-    : stream_(stream), turns_(std::move(turns)), system_(std::move(system)), head_(head_tokens(stream.model(), turns_)),
-      close_(stream.model().tokenize(turns_.closing(), false, true)) {}
+es_conversation::es_conversation(es_app_stream & stream, es_turns turns, es_transcript transcript)
+    : stream_(stream), turns_(std::move(turns)), transcript_(std::move(transcript)),
+      head_(head_tokens(stream.model(), turns_)), close_(stream.model().tokenize(turns_.closing(), false, true)) {}
 
 // Tokens of a user message and of the start of its answer.
 int32_t es_conversation::turn(const std::string & text, bool first, tokens_of_turn & out) const {
@@ -131,15 +90,14 @@ int32_t es_conversation::say(const std::string & text, const es_app_answer_param
     if (rc != ES_OK) {
         return rc;
     }
-    rc = feed_message(ended_ ? after_end(t.message) : t.message, true, on_progress, user);
+    rc = feed_message(transcript_.ended ? after_end(t.message) : t.message, true, on_progress, user);
     if (rc != ES_OK) {
         const std::string why  = es_last_error();
         const int32_t     back = take_back(stream_.n_past() - before);
         return back == ES_OK ? es_fail(rc, "%s", why.c_str()) : back;
     }
-    answer_start_ = t.answer;
-    messages_.push_back({ "user", es_utf8_valid(text) });
-    n_bytes_ += messages_.back().text.size();
+    transcript_.answer_start = t.answer;
+    transcript_.add("user", text);
     return open_answer(params);
 }
 
@@ -148,11 +106,11 @@ int32_t es_conversation::open_answer(const es_app_answer_params & params) {
     answer_.clear();
     closed_ = complete_ = false;
     int32_t rc          = ES_OK;
-    if (answer_start_.size() > 1) { // one token may be the end of the user's message
+    if (transcript_.answer_start.size() > 1) { // one token may be the end of the user's message
         rc = es_stream_mark(stream_.handle());
     }
     if (rc == ES_OK) {
-        rc = stream_.feed(answer_start_, false); // a few tokens; the turn is open now
+        rc = stream_.feed(transcript_.answer_start, false); // a few tokens; the turn is open now
     }
     if (rc == ES_OK) {
         rc = stream_.begin(params);
@@ -173,17 +131,15 @@ int32_t es_conversation::regenerate(const es_app_answer_params & params) {
     if (rc != ES_OK) {
         return rc;
     }
-    if (messages_.empty() || messages_.back().role != "assistant") {
+    if (!transcript_.has_answer()) {
         return es_fail(ES_ERR_INVALID, "there is no answer to generate again");
     }
-    const message answer = messages_.back();
-    messages_.pop_back();
-    rc = take_back(n_answer_);
+    const es_transcript::message answer = transcript_.take_last();
+    rc                                  = take_back(transcript_.n_answer);
     if (rc != ES_OK) {
-        messages_.push_back(answer);
+        transcript_.add("assistant", answer.text);
         return rc;
     }
-    n_bytes_ -= answer.text.size();
     return open_answer(params);
 }
 
@@ -195,7 +151,7 @@ int32_t es_conversation::next(es_app_token & out) {
     answer_.append(out.bytes, out.n_bytes);
     closed_   = out.finish == ES_APP_EOS;
     complete_ = out.finish == ES_APP_EOS || out.finish == ES_APP_LENGTH;
-    return out.finish == ES_APP_GOES_ON ? (int32_t) ES_OK : end();
+    return out.finish == ES_APP_UNFINISHED ? (int32_t) ES_OK : end();
 }
 
 // End the answer as the template would: with its end-of-turn token, unless the model wrote it.
@@ -205,27 +161,22 @@ int32_t es_conversation::end() {
     }
     stream_.end();
     const es_tokens rest = closed_ ? after_end(close_) : close_;
-    ended_               = closed_ && rest.size() == close_.size();
+    transcript_.ended    = closed_ && rest.size() == close_.size();
     int32_t rc           = stream_.feed(rest, false);
     if (rc == ES_OK) {
         rc = es_stream_rebase(stream_.handle()); // while the user thinks, rather than within an answer
     }
-    n_answer_ = stream_.n_past() - answer_at_;
+    transcript_.n_answer = stream_.n_past() - answer_at_;
     if (!complete_) { // a character that was cut off is left out
         answer_.resize(es_utf8_complete(answer_));
     }
-    messages_.push_back({ "assistant", es_utf8_valid(answer_) });
-    n_bytes_ += messages_.back().text.size();
-    trim();
+    transcript_.add("assistant", answer_);
+    transcript_.trim();
     return rc;
 }
 
 int32_t es_conversation::clear() {
-    messages_.clear();
-    answer_start_.clear();
-    n_dropped_ = n_bytes_ = 0;
-    n_answer_             = 0;
-    ended_                = false;
+    transcript_.clear();
     return stream_.reset();
 }
 
@@ -241,26 +192,27 @@ int32_t es_conversation::take_back(int64_t n) {
 // Start the stream again with the newest turns, as many as the cache holds without a slide. The last one may lack its
 // answer.
 int32_t es_conversation::refeed() {
+    const auto &        messages = transcript_.messages();
     std::vector<size_t> users;
-    for (size_t i = 0; i < messages_.size(); ++i) {
-        if (messages_[i].role == "user") {
+    for (size_t i = 0; i < messages.size(); ++i) {
+        if (messages[i].role == "user") {
             users.push_back(i);
         }
     }
     const auto whole = [&](size_t i, bool first, es_tokens & out, es_tokens & start) -> int32_t {
         tokens_of_turn t;
-        const int32_t  rc = turn(messages_[i].text, first, t);
+        const int32_t  rc = turn(messages[i].text, first, t);
         out               = t.message;
         start             = t.answer;
-        if (rc == ES_OK && i + 1 < messages_.size()) {
+        if (rc == ES_OK && i + 1 < messages.size()) {
             out.insert(out.end(), t.answer.begin(), t.answer.end());
-            const es_tokens said = stream_.model().tokenize(messages_[i + 1].text, false, true);
+            const es_tokens said = stream_.model().tokenize(messages[i + 1].text, false, true);
             out.insert(out.end(), said.begin(), said.end());
             out.insert(out.end(), close_.begin(), close_.end());
         }
         return rc;
     };
-    const es_tokens       start_before = answer_start_;
+    const es_tokens       start_before = transcript_.answer_start;
     std::deque<es_tokens> turns;
     int64_t               room = (int64_t) stream_.stats().n_ctx - (int64_t) head_.size() - 1;
     size_t                k    = users.size();
@@ -275,86 +227,24 @@ int32_t es_conversation::refeed() {
             break;
         }
         turns.push_front(tokens);
-        if (users[k - 1] + 1 == messages_.size()) {
-            answer_start_ = start;
+        if (users[k - 1] + 1 == messages.size()) {
+            transcript_.answer_start = start;
         }
     }
     if (!turns.empty()) { // the oldest one kept is the first now, and templates write that one differently
         const int32_t rc = whole(users[k], true, turns.front(), start);
         if (rc != ES_OK) {
-            answer_start_ = start_before;
+            transcript_.answer_start = start_before;
             return rc;
         }
-        if (users[k] + 1 == messages_.size()) {
-            answer_start_ = start;
+        if (users[k] + 1 == messages.size()) {
+            transcript_.answer_start = start;
         }
     }
-    int32_t rc = es_stream_reset(stream_.handle());
-    ended_     = false;
+    int32_t rc        = es_stream_reset(stream_.handle());
+    transcript_.ended = false;
     for (size_t i = 0; rc == ES_OK && i < turns.size(); ++i) {
         rc = feed_message(turns[i], false, nullptr, nullptr);
     }
     return rc;
-}
-
-void es_conversation::trim() {
-    while (n_bytes_ > n_transcript_bytes && messages_.size() > 2) {
-        n_bytes_ -= messages_.front().text.size();
-        messages_.pop_front();
-        n_dropped_++;
-    }
-}
-
-//
-// sessions
-//
-
-std::string es_conversation::to_json() const {
-    json list = json::array();
-    for (const message & m : messages_) {
-        list.push_back({ { "role", m.role }, { "content", m.text } });
-    }
-    const json j = {
-        { "format", format },
-        { "system", system_.empty() ? json() : json(system_) },
-        { "messages", std::move(list) },
-        { "n_dropped", n_dropped_ },
-        { "n_answer", n_answer_ },
-        { "answer_start", answer_start_ },
-        { "ended", ended_ },
-    };
-    return j.dump();
-}
-
-int32_t es_conversation::from_json(const std::string & text, const char * path) {
-    json          j;
-    const int32_t rc = parse(text, path, j);
-    if (rc != ES_OK) {
-        return rc;
-    }
-    messages_.clear();
-    n_bytes_ = 0;
-    for (const json & m : j["messages"]) {
-        messages_.push_back({ m["role"], m["content"] });
-        n_bytes_ += messages_.back().text.size();
-    }
-    n_dropped_    = j["n_dropped"];
-    n_answer_     = j["n_answer"];
-    answer_start_ = j["answer_start"].get<es_tokens>();
-    ended_        = j["ended"];
-    return ES_OK;
-}
-
-int32_t es_conversation::read_system(const std::string & text, const char * path, std::string & out) {
-    json          j;
-    const int32_t rc = parse(text, path, j);
-    if (rc == ES_OK) {
-        out = j["system"].is_null() ? "" : j["system"].get<std::string>();
-    }
-    return rc;
-}
-
-size_t es_conversation::count_messages(const std::string & text) {
-    const json j = json::parse(text, nullptr, false);
-    return is_conversation(j) ? j["messages"].size() : 0;
 }

@@ -13,6 +13,11 @@ __attribute__((format(printf, 2, 3)))
 int32_t
 es_fail(int32_t status, const char * format, ...);
 
+#define ES_REQUIRE(pointer)                                                                                            \
+    if (!(pointer)) {                                                                                                  \
+        return es_fail(ES_ERR_INVALID, "%s must not be null", #pointer);                                               \
+    }
+
 // Runs f() and turns any exception into a status: nothing may cross the C boundary.
 template <typename F>
 int32_t es_guard(F && f) noexcept {

@@ -1,17 +1,13 @@
 // Does moving sinks give what decoding them there gives? Shown by the model itself, on a handful of tokens:
 // docs/models.md.
+#include "bank.h"
+#include "batch.h"
 #include "error.h"
-#include "llama-es-bank.h"
+#include "llama-cpp.h"
 #include "stream.h"
 
 #include <algorithm>
 #include <cmath>
-
-#pragma weak llama_es_bank_alloc
-#pragma weak llama_es_bank_capture_begin
-#pragma weak llama_es_bank_capture_end
-#pragma weak llama_es_bank_move
-#pragma weak llama_es_bank_shift_window
 
 namespace {
 
@@ -39,16 +35,10 @@ public:
         p.n_threads = p.n_threads_batch = llama_n_threads(like);
         p.no_perf                       = true;
         ctx.reset(llama_init_from_model(const_cast<llama_model *>(model), p));
-        batch = llama_batch_init(64, 0, 1);
-    }
-    ~prover() {
-        if (batch.token) {
-            llama_batch_free(batch);
-        }
     }
 
     int32_t run(es_proof & out) {
-        if (!ctx || !batch.token) {
+        if (!ctx || !batch.allocated()) {
             return es_fail(ES_ERR_MEMORY, "there is no memory for proving that the model streams exactly");
         }
         if (bank) {
@@ -78,17 +68,14 @@ public:
     }
 
 private:
-    struct freer {
-        void operator()(llama_context * c) const { llama_free(c); }
-    };
-    const llama_model *                   model;
-    int32_t                               n_vocab;
-    llama_pos                             d;
-    bool                                  bank;
-    std::unique_ptr<llama_context, freer> ctx;
-    llama_batch                           batch = {};
-    llama_token                           tokens[n_tokens + 1];
-    bool                                  no_logits = false;
+    const llama_model * model;
+    int32_t             n_vocab;
+    llama_pos           d;
+    bool                bank;
+    llama_context_ptr   ctx;
+    es_batch            batch{ 64 };
+    llama_token         tokens[n_tokens + 1];
+    bool                no_logits = false;
 
     // The tokens first..last of a sequence, at pos.., and where the logits of those after the sinks go.
     struct part {
@@ -161,19 +148,12 @@ private:
         }
     }
 
-    void add(llama_seq_id seq, int token, llama_pos pos, bool logits) {
-        const int32_t k    = batch.n_tokens++;
-        batch.token[k]     = tokens[token];
-        batch.pos[k]       = pos;
-        batch.n_seq_id[k]  = 1;
-        batch.seq_id[k][0] = seq;
-        batch.logits[k]    = logits;
-    }
+    void add(llama_seq_id seq, int token, llama_pos pos, bool logits) { batch.add(tokens[token], pos, seq, logits); }
 
     bool decode(const std::vector<part> & parts, bool together) {
         for (size_t i = 0; i < parts.size(); ++i) {
             if (i == 0 || !together) {
-                batch.n_tokens = 0;
+                batch.clear();
             }
             const part & p = parts[i];
             for (int t = p.first; t <= p.last; ++t) {
@@ -187,15 +167,15 @@ private:
     }
 
     bool decode_batch(const std::vector<part> & parts) {
-        if (llama_decode(ctx.get(), batch) != 0) {
+        if (batch.decode(ctx.get()) != 0) {
             return false;
         }
         llama_synchronize(ctx.get());
-        for (int32_t k = 0; k < batch.n_tokens; ++k) {
-            if (batch.logits[k]) {
+        for (int32_t k = 0; k < batch.size(); ++k) {
+            if (batch.has_logits(k)) {
                 const float * row = llama_get_logits_ith(ctx.get(), k);
-                const auto    p   = std::find_if(parts.begin(), parts.end(),
-                                                 [&](const part & q) { return q.seq == batch.seq_id[k][0]; });
+                const auto    p =
+                    std::find_if(parts.begin(), parts.end(), [&](const part & q) { return q.seq == batch.seq(k); });
                 if (!row) {
                     no_logits = true;
                     return false;
@@ -212,11 +192,11 @@ private:
                         llama_es_bank_capture_begin(ctx.get(), seq, n_sinks, pos) != ES_BANK_OK)) {
             return false;
         }
-        batch.n_tokens = 0;
+        batch.clear();
         for (int i = 0; i < n_sinks; ++i) {
             add(seq, i, pos + i, i + 1 == n_sinks); // some graphs (Chameleon) need an output
         }
-        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        const bool ok = batch.decode(ctx.get()) == 0;
         return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ok) == ES_BANK_OK) && ok;
     }
 
@@ -240,9 +220,9 @@ private:
         // llama.cpp's own way, done at the next decode
         llama_memory_t mem = llama_get_memory(ctx.get());
         llama_memory_seq_add(mem, seq, -1, -1, delta);
-        batch.n_tokens = 0;
+        batch.clear();
         add(AT_ZERO, 0, 0, true);
-        const bool ok = llama_decode(ctx.get(), batch) == 0;
+        const bool ok = batch.decode(ctx.get()) == 0;
         llama_memory_seq_rm(mem, AT_ZERO, -1, -1);
         return ok;
     }
@@ -310,9 +290,8 @@ int32_t es_stream_proof_distance(const es_stream * stream) {
 }
 
 int32_t es_stream_prove(const es_stream * stream, es_proof * out) {
-    if (!stream || !out) {
-        return es_fail(ES_ERR_INVALID, "stream and out must not be null");
-    }
+    ES_REQUIRE(stream);
+    ES_REQUIRE(out);
     *out            = {};
     const int32_t d = es_stream_proof_distance(stream);
     if (d <= 0) {

@@ -117,9 +117,8 @@ int32_t check(const es_sampler_params & p, int32_t n_vocab) {
 } // namespace
 
 int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampler ** out) {
-    if (!model || !out) {
-        return es_fail(ES_ERR_INVALID, "model and out must not be null");
-    }
+    ES_REQUIRE(model);
+    ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
         const llama_vocab * vocab   = llama_model_get_vocab(model);
@@ -177,9 +176,7 @@ void es_sampler_free(es_sampler * sampler) {
 }
 
 int32_t es_sampler_accept(es_sampler * sampler, llama_token token) {
-    if (!sampler) {
-        return es_fail(ES_ERR_INVALID, "the sampler must not be null");
-    }
+    ES_REQUIRE(sampler);
     return es_guard([&]() -> int32_t {
         sampler->accept(token);
         return ES_OK;
@@ -190,7 +187,7 @@ uint32_t es_sampler_seed(const es_sampler * sampler) {
     return sampler ? sampler->rng.seed : 0;
 }
 
-bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
+bool es_sampler_restore(es_sampler * sampler, es_stream * stream) {
     if (!sampler || !stream || !stream->saved_sampler) {
         return false;
     }
@@ -204,11 +201,12 @@ bool es_sampler_adopt(es_sampler * sampler, es_stream * stream) {
            }) == ES_OK;
 }
 
-int32_t es_sampler_sample(es_sampler * s, es_stream * stream, llama_token * out, float * logprob) {
-    if (!s || !stream || !out) {
-        return es_fail(ES_ERR_INVALID, "sampler, stream and out must not be null");
-    }
-    const float * logits = es_stream_logits(stream);
+int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token * out, float * logprob) {
+    ES_REQUIRE(sampler);
+    ES_REQUIRE(stream);
+    ES_REQUIRE(out);
+    es_sampler * const s      = sampler;
+    const float *      logits = es_stream_logits(stream);
     if (!logits) {
         return es_fail(ES_ERR_INVALID, "there are no logits to sample from: feed tokens first");
     }

@@ -2,19 +2,14 @@
 #pragma once
 
 #include "edge_stream.h"
+#include "llama-cpp.h"
 #include "sampler_state.h"
 
 #include <cstdint>
 #include <deque>
-#include <memory>
 #include <vector>
 
 struct es_sampler {
-    struct freer {
-        void operator()(llama_sampler * s) const { llama_sampler_free(s); }
-    };
-    using ptr = std::unique_ptr<llama_sampler, freer>;
-
     using state = es_sampler_state;
 
     void  accept(llama_token token);
@@ -24,7 +19,7 @@ struct es_sampler {
     es_sampler_params             params = {};
     state                         rng;
     std::deque<llama_token>       last;
-    ptr                           chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
-    ptr                           grammar; // or null
+    llama_sampler_ptr             chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
+    llama_sampler_ptr             grammar; // or null
     std::vector<llama_token_data> candidates;
 };

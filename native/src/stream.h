@@ -1,6 +1,7 @@
 // The stream behind the C API: a window, a way to move its sinks, and a sequence of a llama_context.
 #pragma once
 
+#include "batch.h"
 #include "sampler_state.h"
 #include "sink_mover.h"
 #include "window.h"
@@ -27,7 +28,7 @@ struct es_stream {
 
     // Become a stream of other parameters and with another window, as a session file demands; its keys must be
     // restored by the caller. Everything is checked first: on failure nothing changed.
-    int32_t resize(const es_window_params & wanted, const es_window::state & state);
+    int32_t resize(const es_stream_params & wanted, const es_window::state & state);
 
     const llama_model *            model;
     llama_context *                ctx     = nullptr; // null: the decoder computes
@@ -36,7 +37,7 @@ struct es_stream {
     es_stream_params               params; // as given; effective values are in window.params()
     es_window                      window;
     std::unique_ptr<es_sink_mover> mover;
-    llama_batch                    batch  = {};
+    std::unique_ptr<es_batch>      batch;          // null: the decoder has its own
     bool                           broken = false; // the cache is undefined: only reset helps
     bool                           stateful;       // it has recurrent layers, whose state cannot be evicted or undone
 
@@ -74,7 +75,7 @@ private:
     int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
     int32_t make_room(uint32_t m);
     int32_t slide(uint32_t n_evict);
-    void    add_to_batch(llama_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
+    void    add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
     int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
     int32_t keep_logits(int32_t i);
     void    remove(llama_pos from, llama_pos to) const;

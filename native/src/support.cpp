@@ -1,26 +1,26 @@
 // Which models can stream, and what tells one model from another.
-#include "error.h"
-#include "gguf.h"
+#include "support.h"
+
+#include "edge_stream.h"
+#include "ggml-cpp.h"
 #include "llama-ext.h"
-#include "sink_mover.h"
 
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
-namespace {
-
-std::string meta(const llama_model * model, const std::string & key) {
+std::string es_model_meta(const llama_model * model, const std::string & key) {
     char buf[256];
     return llama_model_meta_val_str(model, key.c_str(), buf, sizeof(buf)) >= 0 ? buf : "";
 }
 
+namespace {
+
 // nullptr if the model can stream
 const char * missing_property(const llama_model * model) {
-    const std::string arch = meta(model, "general.architecture");
-    const auto        has  = [&](const char * key) { return !meta(model, arch + key).empty(); };
+    const std::string arch = es_model_meta(model, "general.architecture");
+    const auto        has  = [&](const char * key) { return !es_model_meta(model, arch + key).empty(); };
 
     if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
         return "it has an encoder; only decoder-only models stream";
@@ -28,7 +28,7 @@ const char * missing_property(const llama_model * model) {
     if (llama_model_is_diffusion(model)) {
         return "it is a diffusion model, not a causal decoder";
     }
-    if (meta(model, arch + ".attention.causal") == "false" || has(".pooling_type")) {
+    if (es_model_meta(model, arch + ".attention.causal") == "false" || has(".pooling_type")) {
         return "it is an embedding model: its attention is not causal or its output is pooled";
     }
     return es_bank_available() ? nullptr : es_model_needs_bank(model);
@@ -72,11 +72,8 @@ public:
     }
 
 private:
-    struct freer {
-        void operator()(gguf_context * c) const { gguf_free(c); }
-    };
-    std::unique_ptr<gguf_context, freer> file;
-    std::string                          arch;
+    gguf_context_ptr file;
+    std::string      arch;
 
     int64_t find(const char * key) const {
         return file && !arch.empty() ? gguf_find_key(file.get(), (arch + "." + key).c_str()) : -1;
@@ -127,8 +124,8 @@ struct fnv1a {
 } // namespace
 
 const char * es_model_needs_bank(const llama_model * model) {
-    const std::string arch = meta(model, "general.architecture");
-    const auto        has  = [&](const char * key) { return !meta(model, arch + key).empty(); };
+    const std::string arch = es_model_meta(model, "general.architecture");
+    const auto        has  = [&](const char * key) { return !es_model_meta(model, arch + key).empty(); };
 
     if (llama_model_is_recurrent(model)) {
         return nullptr; // no keys, no sinks
@@ -155,32 +152,31 @@ const char * es_model_needs_bank(const llama_model * model) {
     return nullptr;
 }
 
-// true if why is null; else writes it to reason.
-static bool answer(const char * why, char * reason, size_t n_reason) {
+// true if why is empty; else writes it to reason.
+static bool answer(const std::string & why, char * reason, size_t n_reason) {
     if (reason && n_reason > 0) {
-        snprintf(reason, n_reason, "%s", why ? why : "");
+        snprintf(reason, n_reason, "%s", why.c_str());
     }
-    return why == nullptr;
+    return why.empty();
+}
+
+// find says what keeps the model from something, or null.
+static bool ask(const llama_model * model, const char * (*find)(const llama_model *), char * reason, size_t n_reason) {
+    const char * why = nullptr;
+    try {
+        why = model ? find(model) : "there is no model";
+    } catch (...) {
+        why = "its metadata cannot be read";
+    }
+    return answer(why ? why : "", reason, n_reason);
 }
 
 bool es_model_can_stream(const llama_model * model, char * reason, size_t n_reason) {
-    const char * why = nullptr;
-    try {
-        why = model ? missing_property(model) : "there is no model";
-    } catch (...) {
-        why = "its metadata cannot be read";
-    }
-    return answer(why, reason, n_reason);
+    return ask(model, missing_property, reason, n_reason);
 }
 
 bool es_model_can_shift(const llama_model * model, char * reason, size_t n_reason) {
-    const char * why = nullptr;
-    try {
-        why = model ? es_model_needs_bank(model) : "there is no model";
-    } catch (...) {
-        why = "its metadata cannot be read";
-    }
-    return answer(why, reason, n_reason);
+    return ask(model, es_model_needs_bank, reason, n_reason);
 }
 
 bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
@@ -190,7 +186,7 @@ bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     } catch (...) {
         why = ""; // llama.cpp will say what is wrong
     }
-    return answer(why.empty() ? nullptr : why.c_str(), reason, n_reason);
+    return answer(why, reason, n_reason);
 }
 
 uint64_t es_model_fingerprint(const llama_model * model) {

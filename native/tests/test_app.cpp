@@ -54,7 +54,7 @@ struct session {
 
     std::string write() {
         std::string text;
-        ok(es_app_write(
+        ok(es_app_generate(
             s,
             [](void * user, const es_app_token * t) {
                 ((std::string *) user)->append(t->bytes, t->n_bytes);
@@ -145,7 +145,7 @@ void stops() {
     es_app_token token;
     for (int i = 0; i < 300; ++i) { // beyond the cache
         ok(es_app_next(b.s, &token));
-        assert(token.finish == ES_APP_GOES_ON && token.token >= 0);
+        assert(token.finish == ES_APP_UNFINISHED && token.token >= 0);
     }
     assert(es_app_session_save(b.s, "/dev/null") == ES_ERR_INVALID && says("open"));
     const int64_t at = b.stats().n_past;
@@ -160,7 +160,7 @@ void stops() {
     b.say("Two", 3);
     assert(b.transcript().size() == 10);
     ok(es_app_say(b.s, "Three", seeded(-1), nullptr, nullptr));
-    ok(es_app_write(b.s, [](void *, const es_app_token *) { return false; }, nullptr));
+    ok(es_app_generate(b.s, [](void *, const es_app_token *) { return false; }, nullptr));
     assert(b.transcript().size() == 12);
     b.say("Nothing", 0);
     assert(b.transcript().back() == "assistant: ");
@@ -168,13 +168,13 @@ void stops() {
 
 void plain_stream(const std::string & path) {
     const auto write = [](session & s, int64_t n) {
-        ok(es_app_go_on(s.s, seeded(n)));
+        ok(es_app_begin(s.s, seeded(n)));
         return s.write();
     };
     es_app_session_params p = small(false);
     session               a(p);
     assert(es_app_say(a.s, "Hello", seeded(1), nullptr, nullptr) == ES_ERR_INVALID && says("plain"));
-    ok(es_app_read(a.s, std::string(3000, 'y').c_str(), false, nullptr, nullptr));
+    ok(es_app_feed(a.s, std::string(3000, 'y').c_str(), false, nullptr, nullptr));
     assert(a.stats().n_past == 3001 && a.stats().n_keep == 4); // BOS
     write(a, 500);
     ok(es_app_session_save(a.s, path.c_str()));

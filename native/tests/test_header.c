@@ -36,12 +36,12 @@ int main(void) {
     EXPECT(es_stream_mark(NULL) == ES_ERR_INVALID);
     EXPECT(es_stream_rewind(NULL, 1) == ES_ERR_INVALID);
     EXPECT(es_stream_rebase(NULL) == ES_ERR_INVALID);
-    EXPECT(es_stream_place(NULL, 1) == ES_ERR_INVALID);
+    EXPECT(es_stream_set_n_past(NULL, 1) == ES_ERR_INVALID);
     EXPECT(es_stream_reset(NULL) == ES_ERR_INVALID);
     EXPECT(es_sampler_init(NULL, sampler, &s) == ES_ERR_INVALID && s == NULL);
     EXPECT(es_sampler_sample(NULL, NULL, &token, NULL) == ES_ERR_INVALID);
     EXPECT(es_sampler_accept(NULL, 0) == ES_ERR_INVALID);
-    EXPECT(!es_sampler_adopt(NULL, NULL));
+    EXPECT(!es_sampler_restore(NULL, NULL));
     EXPECT(es_session_save(NULL, NULL, 0, 0, "x", NULL, 0) == ES_ERR_INVALID);
     EXPECT(es_session_load(NULL, 0, 0, "x") == ES_ERR_INVALID);
     EXPECT(es_session_peek("/does/not/exist", &info, NULL, 0) == ES_ERR_IO);

@@ -334,7 +334,7 @@ void sessions(int32_t move) {
     assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, path.c_str()) == ES_OK);
     assert(b.stats().n_ctx == 64 && b.stats().n_keep == 6 && b.stats().n_past == 170);
     assert(b.logits() == at_save);
-    assert(es_sampler_adopt(s1, b.s) && !es_sampler_adopt(s1, b.s));
+    assert(es_sampler_restore(s1, b.s) && !es_sampler_restore(s1, b.s));
 
     es_session_info info;
     char            back[sizeof(user)];

@@ -1,18 +1,15 @@
 // The sink bank inside libllama: see llama-es-bank.h for the contract.
 #pragma once
 
+#include "es-llama-access.h"
 #include "es-rotation.h"
 #include "ggml-cpp.h"
-#include "llama.h"
+#include "llama-es-bank.h"
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <unordered_map>
 #include <vector>
-
-class llama_kv_cache;
-struct llama_context;
 
 // The pinned rows of one sequence in one KV cache.
 struct es_bank_block {
@@ -20,7 +17,7 @@ struct es_bank_block {
     uint32_t  n_filled = 0;     // rows captured so far
     llama_pos pos0     = 0;     // position of row 0 when captured
     llama_pos pos      = 0;     // position of row 0 now
-    bool      armed    = false; // decode graphs write the rows to the cache
+    bool      moving   = false; // decode graphs write the rows to the cache
 
     std::vector<int32_t>  delta; // [n_rows*pos_per_row]: pos - pos0, kept here while a backend may still be reading it
     std::vector<uint32_t> cells; // [n_rows]: the cells of the rows, once they are all there
@@ -29,7 +26,7 @@ struct es_bank_block {
     uint32_t n_capture     = 0;
     bool     capture_built = false; // a graph with this capture was built
 
-    std::unordered_map<int32_t, ggml_tensor *> k; // model layer -> [n_embd_k_gqa, n_rows] f32, before Hadamard
+    std::map<int32_t, ggml_tensor *> k; // model layer -> [n_embd_k_gqa, n_rows] f32, before Hadamard
 
     // small inputs, once per buffer type, so that no copy between devices is needed
     struct inputs {
@@ -42,10 +39,10 @@ struct es_bank_block {
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
 };
 
-// One per llama_kv_cache (an iSWA memory has two). Everything goes through backend buffers and ggml ops.
+// One per cache. Everything goes through backend buffers and ggml ops.
 class es_bank {
 public:
-    explicit es_bank(llama_kv_cache & kv) : kv(kv) {}
+    explicit es_bank(const es_kv_cache & kv) : kv(kv) {}
 
     // Graph building, called from llama_kv_cache::cpy_k. k_cur: [n_embd_k_gqa, n_tokens] f32; k: the layer's (merged)
     // cache tensor; stored: the node that stores the new keys in it. Both return what cpy_k shall use instead.
@@ -61,13 +58,41 @@ public:
     int32_t rotate_cells(llama_context & lctx, const std::vector<int32_t> & shift);
     int32_t shift_window(llama_context & lctx, llama_seq_id seq, llama_pos delta);
 
+    const es_kv_cache                            kv;
     std::map<llama_seq_id, es_bank_block>        blocks;
     std::unordered_map<int32_t, es_key_rotation> rotations; // model layer -> what its graph says
-    bool     reserving  = false; // graphs are built to measure buffers: every block counts as armed
+    bool     reserving  = false; // graphs are built to measure buffers: every block counts as moving
     uint32_t n_reserved = 0;     // rows that they were measured with
 
 private:
-    int64_t pos_per_row() const; // positions that a token has: 4 with M-RoPE, else 1
-
-    llama_kv_cache & kv;
+    int64_t pos_per_row() const { return kv.n_pos_per_token(); }
+    void    spread(int32_t * out, const int32_t * pos, int64_t n) const;
 };
+
+// Calls f(bank) on the bank of each cache of ctx until one fails; no exception leaves. need_block: seq must have one.
+template <typename F>
+int32_t es_for_each_bank(llama_context & ctx, llama_seq_id seq, bool need_block, F && f) {
+    try {
+        const auto caches = es_caches_of(ctx);
+        if (caches.empty()) {
+            return ES_BANK_UNSUPPORTED;
+        }
+        for (const es_kv_cache & kv : caches) {
+            if (!kv.has_seq(seq) || (need_block && kv.bank().blocks.count(seq) == 0)) {
+                return ES_BANK_INVALID;
+            }
+        }
+        for (const es_kv_cache & kv : caches) {
+            const int32_t rc = f(kv.bank());
+            if (rc != ES_BANK_OK) {
+                return rc;
+            }
+        }
+        return ES_BANK_OK;
+    } catch (const std::bad_alloc &) {
+        return ES_BANK_NO_MEMORY;
+    } catch (const std::exception & e) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
+        return ES_BANK_COMPUTE;
+    }
+}

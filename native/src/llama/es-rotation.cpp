@@ -1,5 +1,6 @@
 #include "es-rotation.h"
 
+#include "es-llama-access.h"
 #include "llama-es-bank.h"
 
 #include <cmath>
@@ -77,17 +78,6 @@ walked walk_back(const ggml_tensor * t) {
     return {};
 }
 
-// op_params of GGML_OP_ROPE, see ggml_rope_impl
-enum rope_param {
-    ROPE_N_DIMS      = 1,
-    ROPE_MODE        = 2,
-    ROPE_FREQ_BASE   = 5,
-    ROPE_FREQ_SCALE  = 6,
-    ROPE_EXT_FACTOR  = 7,
-    ROPE_ATTN_FACTOR = 8,
-    ROPE_OFFSET      = 15
-};
-
 float get_f32(const int32_t * params, int i) {
     float f;
     memcpy(&f, params + i, sizeof(f));
@@ -100,15 +90,15 @@ int32_t fault = ES_BANK_FAULT_NONE;
 void distort(es_key_rotation & r, uint32_t n_embd_head) {
     const auto set = [&](int i, float f) { memcpy(r.params + i, &f, sizeof(f)); };
     if (fault == ES_BANK_FAULT_SIGN) {
-        set(ROPE_FREQ_SCALE, -get_f32(r.params, ROPE_FREQ_SCALE));
+        set(ES_ROPE_FREQ_SCALE, -get_f32(r.params, ES_ROPE_FREQ_SCALE));
     } else if (fault == ES_BANK_FAULT_BASE) {
-        set(ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ROPE_FREQ_BASE));
+        set(ES_ROPE_FREQ_BASE, 1.1f * get_f32(r.params, ES_ROPE_FREQ_BASE));
     } else if (fault == ES_BANK_FAULT_NOPE && !r.rotated) {
-        r.rotated             = true;
-        r.params[ROPE_N_DIMS] = (int32_t) n_embd_head;
-        set(ROPE_FREQ_BASE, 10000.0f);
-        set(ROPE_FREQ_SCALE, 1.0f);
-        set(ROPE_ATTN_FACTOR, 1.0f);
+        r.rotated                = true;
+        r.params[ES_ROPE_N_DIMS] = (int32_t) n_embd_head;
+        set(ES_ROPE_FREQ_BASE, 10000.0f);
+        set(ES_ROPE_FREQ_SCALE, 1.0f);
+        set(ES_ROPE_ATTN_FACTOR, 1.0f);
     }
 }
 
@@ -126,21 +116,21 @@ es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_r
     if (w.rope) {
         r.rotated = true;
         memcpy(r.params, w.rope->op_params, sizeof(r.params));
-        r.params[ROPE_OFFSET] += (int32_t) w.offset;
+        r.params[ES_ROPE_OFFSET] += (int32_t) w.offset;
         r.factors = w.rope->src[2];
         if (r.factors && r.factors->op != GGML_OP_NONE) {
             r.unknown = "rotation factors that the graph computes";
         }
-        if (r.params[ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row != GGML_MROPE_SECTIONS) {
+        if (r.params[ES_ROPE_MODE] & GGML_ROPE_TYPE_MROPE && pos_per_row != GGML_MROPE_SECTIONS) {
             r.unknown = "multi-dimensional positions in a model that has one";
         }
         // ggml multiplies the magnitude by 1 + 0.1 ln(1/freq_scale) when ext_factor != 0 (rope_yarn in ops.cpp); it
         // is in the key already, so it is cancelled
-        const float magnitude   = get_f32(r.params, ROPE_EXT_FACTOR) != 0.0f
-                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ROPE_FREQ_SCALE))
+        const float magnitude   = get_f32(r.params, ES_ROPE_EXT_FACTOR) != 0.0f
+                                      ? 1.0f + 0.1f * logf(1.0f / get_f32(r.params, ES_ROPE_FREQ_SCALE))
                                       : 1.0f;
         const float attn_factor = 1.0f / magnitude;
-        memcpy(r.params + ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
+        memcpy(r.params + ES_ROPE_ATTN_FACTOR, &attn_factor, sizeof(attn_factor));
     }
     if (fault != ES_BANK_FAULT_NONE) {
         distort(r, n_embd_head);
@@ -149,8 +139,8 @@ es_key_rotation es_key_rotation::of(const ggml_tensor * k_cur, int64_t pos_per_r
 }
 
 ggml_tensor * es_key_rotation::rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, int64_t n_pos) const {
-    const int     mode    = params[ROPE_MODE];
-    const int     n_dims  = params[ROPE_N_DIMS];
+    const int     mode    = params[ES_ROPE_MODE];
+    const int     n_dims  = params[ES_ROPE_N_DIMS];
     int           none[4] = {};
     ggml_tensor * out;
     if (mode & GGML_ROPE_TYPE_MROPE) {

@@ -179,7 +179,7 @@ public actor Session {
         try settle()
         let pointer = try pointer()
         let status = withProgress(onReading, isCancelled: { Task.isCancelled }) { callback, user in
-            es_app_read(pointer, text, special, callback, user)
+            es_app_feed(pointer, text, special, callback, user)
         }
         try EdgeStreamError.check(status)
     }
@@ -190,7 +190,7 @@ public actor Session {
     ) -> AsyncThrowingStream<Token, any Error> {
         tokens { session throws(EdgeStreamError) in
             let pointer = try session.pointer()
-            try EdgeStreamError.check(try options.withC { es_app_go_on(pointer, $0) })
+            try EdgeStreamError.check(try options.withC { es_app_begin(pointer, $0) })
         }
     }
 
@@ -271,7 +271,7 @@ public actor Session {
         }
         var c = es_app_token()
         let status = es_app_next(try pointer(), &c)
-        if status != ES_OK.rawValue || c.finish != Int32(ES_APP_GOES_ON.rawValue) {
+        if status != ES_OK.rawValue || c.finish != Int32(ES_APP_UNFINISHED.rawValue) {
             handle.current = nil
             writing.isDone = true
         }

@@ -1,0 +1,165 @@
+// A stream's beginning: its parameters, checked against the context.
+#include "bank.h"
+#include "error.h"
+#include "stream.h"
+
+#include <algorithm>
+#include <limits>
+
+static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of the window
+
+// float32 RoPE angles lose precision in proportion to the position: docs/architecture.md holds the measurement. At
+// 4 n_ctx a rebase comes every 3 n_ctx tokens or more, so that a key is re-rotated at most once in its life.
+static constexpr int32_t rebase_at_min = 4096;
+
+// a decoder's angles may be exact at any position; this bound only keeps positions within 32 bits
+static constexpr int32_t rebase_at_decoder = 1 << 30;
+
+es_stream::es_stream(llama_context * ctx, const es_stream_params & params)
+    : model(llama_get_model(ctx)), ctx(ctx), mem(llama_get_memory(ctx)), params(params),
+      stateful(llama_model_is_hybrid(model) || llama_model_is_recurrent(model)) {}
+
+es_stream::es_stream(const llama_model * vocab, const es_decoder & decoder, const es_stream_params & params)
+    : model(vocab), decoder(decoder), params(params), stateful(false) {}
+
+es_stream::~es_stream() {
+    mover.reset();
+    remove(-1, -1);
+}
+
+// Validates params against the context and derives the effective window.
+int32_t es_stream::check(es_window_params & out) const {
+    const uint32_t n_cells  = ctx ? llama_n_ctx_seq(ctx) : decoder.n_cells;
+    const bool     redecode = params.sink_move == ES_SINK_MOVE_REDECODE;
+    const uint32_t n_extra  = redecode ? params.n_keep : 0; // the sinks exist twice for a moment
+    const uint32_t n_batch  = ctx ? std::min(llama_n_batch(ctx), llama_n_ubatch(ctx)) : decoder.n_batch;
+
+    if (redecode && params.n_keep > 0 &&
+        (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
+         (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
+        return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
+                       params.scratch_seq_id, llama_n_seq_max(ctx));
+    }
+    if (params.n_keep > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", params.n_keep, n_cells);
+    }
+    if (params.n_ctx > n_cells || (uint64_t) params.n_ctx + n_extra > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u%s does not fit the context's cache of %u tokens", params.n_ctx,
+                       n_extra ? " (plus n_keep for moving the sinks by redecoding)" : "", n_cells);
+    }
+    const uint32_t n_ctx = params.n_ctx ? params.n_ctx : n_cells - n_extra;
+    if (params.n_keep >= n_ctx || n_ctx - params.n_keep < n_window_min) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", params.n_keep,
+                       n_window_min, n_ctx);
+    }
+    const uint32_t n_window = n_ctx - params.n_keep;
+
+    if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max() / 4) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
+    }
+    out.n_ctx      = n_ctx;
+    out.n_keep     = params.n_keep;
+    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (redecode ? std::max(1u, n_window / 16) : 1);
+    out.n_batch    = n_batch;
+    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
+    out.n_boundary = std::min(params.n_boundary, n_window);
+    out.rebase_at  = params.rebase_at ? params.rebase_at
+                     : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
+                                      : rebase_at_decoder;
+    if (out.rebase_at <= (int32_t) n_ctx) {
+        return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
+    }
+    const char *  why   = nullptr;
+    const int32_t limit = ctx ? es_position_limit(model, &why) : std::numeric_limits<int32_t>::max();
+    if (out.rebase_at > limit) {
+        // a third of the limit stays between two rebases, so that a key is rotated twice in its life at most
+        const uint32_t largest = (uint32_t) limit / 3 * 2;
+        if (n_ctx > largest) {
+            return es_fail(
+                ES_ERR_UNSUPPORTED,
+                "the model cannot stream with n_ctx = %u: %s changes with absolute positions from %d on, so %u "
+                "is the largest n_ctx (-c) that is exact",
+                n_ctx, why, limit, largest);
+        }
+        if (params.rebase_at) {
+            return es_fail(ES_ERR_INVALID, "rebase_at = %d must be at most %d for this model: there %s changes",
+                           params.rebase_at, limit, why);
+        }
+        out.rebase_at = limit;
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::init() {
+    if (!ctx) {
+        params.sink_move = ES_SINK_MOVE_NONE;
+        es_window_params wp;
+        const int32_t    rc = check(wp);
+        if (rc == ES_OK) {
+            mover  = std::make_unique<es_sink_mover>();
+            window = es_window(wp);
+        }
+        return rc;
+    }
+    char reason[256];
+    if (!es_model_can_stream(model, reason, sizeof(reason))) {
+        return es_fail(ES_ERR_UNSUPPORTED, "the model cannot stream: %s", reason);
+    }
+    if (!mem) {
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "the model cannot stream: it keeps no cache (an encoder or an embedding model)");
+    }
+    if (params.seq_id < 0 || (uint32_t) params.seq_id >= llama_n_seq_max(ctx)) {
+        return es_fail(ES_ERR_INVALID, "seq_id = %d is not one of the context's %u sequences", params.seq_id,
+                       llama_n_seq_max(ctx));
+    }
+    if (params.sink_move < ES_SINK_MOVE_AUTO || params.sink_move > ES_SINK_MOVE_REDECODE) {
+        return es_fail(ES_ERR_INVALID, "sink_move = %d is unknown", params.sink_move);
+    }
+    if (llama_model_is_recurrent(model)) {
+        params.sink_move = ES_SINK_MOVE_NONE;
+    } else if (params.sink_move == ES_SINK_MOVE_AUTO) {
+        params.sink_move = es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
+    }
+    es_window_params wp;
+    int32_t          rc = check(wp);
+    if (rc != ES_OK) {
+        return rc;
+    }
+    mover = es_sink_mover_init(ctx, params, &rc);
+    if (!mover) {
+        return rc;
+    }
+    batch = std::make_unique<es_batch>(wp.n_batch);
+    if (!batch->allocated()) {
+        return es_fail(ES_ERR_MEMORY, "out of memory");
+    }
+    llama_memory_seq_rm(mem, params.seq_id, -1, -1);
+    window = es_window(wp);
+    return ES_OK;
+}
+
+int32_t es_stream::resize(const es_stream_params & wanted, const es_window::state & state) {
+    const es_stream_params old = params;
+    params                     = wanted;
+    es_window_params wp;
+    int32_t          rc = check(wp);
+    es_window        next;
+    if (rc == ES_OK) {
+        next = es_window(wp);
+        if (!next.set_state(state)) {
+            rc = es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
+        }
+    }
+    if (rc != ES_OK) {
+        params = old;
+        return rc;
+    }
+    rc = reset();
+    if (ctx) {
+        mover.reset(); // the old bank goes first
+        mover = es_sink_mover_init(ctx, params, &rc);
+    }
+    window = std::move(next);
+    return rc;
+}
