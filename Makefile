@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.t
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: help build bump demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -22,11 +22,11 @@ test: test-native test-python ## all tests
 $(BIN)/.stamp-tools:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet 'cmake>=3.21' ninja 'patch-ng>=1.17' 'scikit-build-core>=0.10'
+	$(BIN)/python -m pip install --quiet 'cmake>=3.21' ninja 'scikit-build-core>=0.10'
 	touch $@
 
 # llama.cpp's source, and with it the archive that the Python bindings are installed from
-build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/fetch_llama.py $(wildcard native/patches/*.patch)
+build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/apply_patches.py native/fetch_llama.py native/llama_pin.py pyproject.toml $(wildcard native/patches/*.patch)
 	$(BIN)/python native/fetch_llama.py build/llama.cpp
 	touch $@
 
@@ -117,6 +117,10 @@ test-metal: build ## the same on a Mac: the ordinary build has Metal
 
 check-cuda: build ## compile the CUDA build's files that moving sinks uses, with a compiler from PyPI; ALL=1: all of them, and link
 	$(BIN)/python native/check_cuda.py build/cuda $(if $(ALL),--all)
+
+# .venv is set up once only: patches that are being adapted need not fit the pinned version
+bump: $(if $(wildcard $(BIN)/.stamp-python),,$(BIN)/.stamp-python) ## try another llama-cpp-python and pin it if it passes: VERSION=0.3.36, or VERSION=newest
+	$(BIN)/python native/bump.py $(VERSION)
 
 results: build ## regenerate the measured sections of docs/results.md; QUICK=1: minutes, into build/results; SECTION="latency sinks"
 	$(BIN)/python benchmarks/results.py $(if $(QUICK),--quick) $(SECTION)

@@ -38,7 +38,7 @@ def _lib_name(name: str) -> str:
 def _stock_lib_dir() -> Path:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise EdgeStreamError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
+        raise EdgeStreamError("llama-cpp-python is not installed: install edge-stream with its dependencies")
     return Path(spec.origin).parent / "lib"
 
 
