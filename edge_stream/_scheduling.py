@@ -1,4 +1,7 @@
-"""Ask Linux for short time slices, so that threads that meet at barriers are not kept waiting by busy neighbours."""
+"""Short time slices on Linux, so that a thread that others wait for at a barrier runs soon on a busy machine.
+
+A side project that streaming does not depend on: docs/architecture.md, "How CPU threads wait".
+"""
 
 from __future__ import annotations
 

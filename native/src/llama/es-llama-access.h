@@ -1,4 +1,5 @@
-// Everything that edge-stream uses of llama.cpp's internals. No other file of ours includes its private headers.
+// Everything that edge-stream uses of llama.cpp's internals. No other file of ours includes its private headers, but
+// for its staging API (llama-ext.h) in app.cpp and support.cpp.
 //
 // If a newer llama.cpp changes one of these, an assertion below names it. The comments say what the types cannot show
 // and must be checked by reading. Private members of llama_kv_cache are used by es_kv_cache alone, which
