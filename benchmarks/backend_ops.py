@@ -1,4 +1,4 @@
-"""Which ops of the sinks' moves each backend computes: the table of docs/gpu.md.
+"""Which of the ops that move sinks each backend supports: the table in docs/gpu.md.
 
 CUDA's and Metal's support functions are taken out of the llama.cpp that is built (build/llama.cpp), reduced to the
 cases that the patch's ops meet, compiled against ggml's headers and asked about the very tensors that

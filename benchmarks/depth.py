@@ -2,8 +2,8 @@
 
     python benchmarks/depth.py -m demo -c 512 -d 1000,10000,100000
 
-Every depth has a process and a stream of its own, which read all tokens up to it (in chunks). Then each decodes 16
-tokens one by one, in turns, so that the speed of a shared machine, which drifts, is the same for all of them.
+Each depth has its own process and stream, which first reads all tokens up to it (in chunks). Then the streams take
+turns decoding 16 tokens one by one, so that drifts in the speed of a shared machine affect all of them alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a slide adds to a decode, counted: graph nodes by op, splits, copies between devices, waits, host traffic.
 
-The counts come from the calls that llama.cpp makes into ggml's scheduler and backends (native/tests/count_calls.cpp,
-preloaded), so they hold for whatever backend and model run. Both kinds of decode are in their steady state: one token,
-its logits read, the graph of the token before used again.
+The counts are of llama.cpp's calls into ggml's scheduler and backends (native/tests/count_calls.cpp, preloaded), so
+they hold for any backend and model. Both kinds of decode are in their steady state: one token, its logits read, the
+previous token's graph reused.
 
     python benchmarks/graph_cost.py -m demo
     python benchmarks/graph_cost.py -m mistral-shape       # Mistral-7B's graph, narrow

@@ -1,4 +1,4 @@
-"""Write a random Hugging Face checkpoint of a real model's shape, sharded, in bfloat16: for measuring converters.
+"""Write a random Hugging Face checkpoint of a real model's shape, sharded, in bfloat16, to measure the converters.
 
     python benchmarks/make_checkpoint.py OUT                 # Mistral-7B v0.1: 32 layers, about 13.5 GiB
     python benchmarks/make_checkpoint.py OUT --layers 4      # the same with fewer layers
@@ -6,7 +6,7 @@
     python benchmarks/make_checkpoint.py OUT --measure       # and convert it: time, peak memory, the disk's own speed
     python benchmarks/make_checkpoint.py OUT --measure --to mlc --quantization q4f16_1
 
-Weights are made a block at a time. The tokenizer is a trained one of 32,000 pieces at most, the rest is padding.
+Weights are generated a block at a time. The tokenizer is a trained one of at most 32,000 pieces; the rest is padding.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def copy_speed(folder: Path) -> float:
-    """MiB/s at which the disk copies the first shard, to the end of fsync."""
+    """MiB/s at which the disk copies the first shard, including fsync."""
     source = next(iter(sorted(folder.glob("*.safetensors"))))
     with tempfile.NamedTemporaryFile(dir=folder.parent) as target, source.open("rb") as opened:
         start = time.monotonic()

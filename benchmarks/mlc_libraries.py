@@ -1,9 +1,9 @@
-"""Compile the MLC libraries of a Mistral-7B shape for devices that are not here, and list what is in them.
+"""Cross-compile the MLC libraries of a Mistral-7B shape, and list what is in them.
 
     python benchmarks/mlc_libraries.py [iphone,metal,cuda] [folder]
 
-No weights are needed: the shape is written down as mlc-chat-config.json has it. What is compiled is not run. Where nvcc
-is on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it compiles the CUDA source to machine code.
+No weights are needed: the shape is given as in mlc-chat-config.json. The libraries are compiled, not run. If nvcc is
+on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it compiles the CUDA source to machine code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONFIG = {
 
 
 def macho_symbols(data: bytes) -> list[str]:
-    """Names that a 64-bit Mach-O object defines for others (mach-o/loader.h and nlist.h)."""
+    """External symbols that a 64-bit Mach-O object defines (mach-o/loader.h and nlist.h)."""
     n_commands, at = struct.unpack_from("<I", data, 16)[0], 32
     for _ in range(n_commands):
         command, size = struct.unpack_from("<II", data, at)

@@ -1,9 +1,9 @@
-"""Perplexity of a text with a model's own weights, and with those of its MLC conversions.
+"""Perplexity of a text with a model's own weights and with its MLC conversions.
 
     python benchmarks/mlc_quality.py [-m demo] [-n 256] [--quantization q4f32_1,q4f16_1,...]
 
-The forward pass is the same NumPy float64 one for all, so that differences are the weights' alone. Q4_0 is llama.cpp's
-quantisation of as many bits per weight, beside which MLC's is to be seen.
+All use the same NumPy float64 forward pass, so that only the weights differ. Q4_0, llama.cpp's quantisation of about as
+many bits per weight, is there for comparison.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Speed of the MLC engine beside llama.cpp's, taken in turns in one run, and where the MLC engine's time goes.
+"""Speed of the MLC engine and of llama.cpp, in turns within one run, and where the MLC engine's time goes.
 
     python benchmarks/mlc_speed.py model.gguf mlc-folder [-c 1024] [-t 2]
 
-Each engine has a process of its own. Both streams are full and slide with every token. decode: tokens one by one.
-prefill: a text of 512 tokens in the stream's own chunks. The median of the rounds; the ratio is MLC / llama.cpp.
+Each engine runs in its own process. Both streams are full and slide with every token. decode: tokens one by one.
+prefill: a text of 512 tokens in the stream's own chunks. Medians over the rounds; the ratio is MLC / llama.cpp.
 """
 
 from __future__ import annotations

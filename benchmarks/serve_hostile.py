@@ -1,8 +1,8 @@
-"""Hostile clients, all on loopback: they connect and say nothing, send rubbish, hang up half-way, read a byte a second.
+"""Hostile clients on loopback: they connect and send nothing, send garbage, hang up half-way, read a byte per second.
 
-One well-behaved client asks the same throughout. Its speed is compared with and without the others around it, in
-alternating rounds on the same server. Then: did the server answer everything with something else than 5xx, and are
-memory, file descriptors and slots what they were?
+One well-behaved client repeats a request throughout. Its speed is compared with and without the others, in alternating
+rounds on the same server. At the end: was nothing answered with 5xx, and are memory, file descriptors and slots what
+they were before?
 
     python benchmarks/serve_hostile.py -m demo --clients 1000
 """
@@ -25,7 +25,7 @@ KINDS = ("silent", "rubbish", "half a request", "bad JSON") * 2 + ("asks and han
 
 
 async def hostile(url: str, i: int, seconds: float, seen: Counter[str]) -> None:
-    """One client, which begins within `seconds` and stays for half as long.
+    """One client, which starts within `seconds` and stays for half as long.
 
     Those that ask for an answer without end are few: until they hang up they are load like anybody's.
     """

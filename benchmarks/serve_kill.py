@@ -1,9 +1,8 @@
 """kill -9 under load, again and again: is a finished turn ever lost, or a file damaged?
 
-Clients talk at once, each with a history that it resends. At a random moment the server is killed. Then every session
-file is restored whole (its checksums are verified), no file may be left half-written once the server runs again, and
-every conversation must be continued from its last finished turn: what it reads is no more than what that turn did not
-have.
+Several clients talk at once, each resending its history. At a random moment the server is killed. Then every session
+file must restore (with its checksums verified), no half-written file may remain once the server runs again, and every
+conversation must continue from its last finished turn, reading only what came after it.
 
     python benchmarks/serve_kill.py -m demo --kills 20
 """
@@ -31,7 +30,7 @@ class Talker:
         self.cut = 0  # turns that a kill interrupted
 
     def turn(self, url: str) -> Answer | None:
-        """Say something (or say again what got no answer); None if the server went away."""
+        """Send a message (or the last one again if it got no answer); None if the server went away."""
         if not self.messages or self.messages[-1]["role"] == "assistant":
             self.messages.append({"role": "user", "content": f"I am {self.i}, this is number {self.turns}."})
         with httpx.Client(base_url=url, timeout=600) as client:
@@ -47,7 +46,7 @@ class Talker:
         return answer
 
     def talk(self, url: str, stop: threading.Event) -> None:
-        """Until told to stop, or the server is gone."""
+        """Talk until told to stop, or until the server is gone."""
         while not stop.is_set() and self.turn(url):
             pass
 

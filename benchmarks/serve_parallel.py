@@ -1,7 +1,7 @@
-"""N conversations at once against the same one after another: tokens per second, and whether each says the same.
+"""N conversations at once, and the same ones one after another: tokens per second, and whether the texts agree.
 
-Every conversation has its own message and seed. Both ways include the reading of the prompts, on the same server, in
-alternating rounds; the median is printed. The clients run on the same machine.
+Every conversation has its own message and seed. Both ways include reading the prompts, on the same server, in
+alternating rounds; medians are printed. The clients run on the same machine.
 
     python benchmarks/serve_parallel.py -m demo -np 8
 """
@@ -51,7 +51,7 @@ def main() -> None:
     print("|---|---|---|---|")
     print(f"| 1 | {one:.1f} | {one:.1f} | 1 |")
     print(f"| {k} | {all_:.1f} | {all_ / k:.1f} | {all_ / one:.2f} |")
-    print(f"\n{same} of {k} conversations have the same {n} tokens' text as alone.")
+    print(f"\n{same} of {k} conversations wrote the same text of {n} tokens as alone.")
     print_stamp()
 
 

@@ -1,12 +1,12 @@
 """A long conversation sent as growing histories: time to first token and tokens processed per turn, and memory.
 
-edge-stream and, if given, llama-server talk in turns of one run, each with its own history of the same user messages.
-llama-server (with --context-shift) answers 400 to a history longer than its cache; the client then does what clients
-must: it drops its oldest exchange and tries again, until the history is accepted. That is part of the time to the
-first token, and whatever the server then reads again is part of the tokens processed.
+edge-stream and, if given, llama-server take turns, each with its own history of the same user messages. llama-server
+(with --context-shift) answers 400 to a history longer than its cache; the client then drops its oldest exchange and
+tries again until the history is accepted. That counts as time to the first token, and whatever the server then reads
+again counts as tokens processed.
 
 The speed of a shared machine drifts within minutes, so edge-stream's turn 10 is measured again at the end: before each
-of the last five turns a conversation is begun and brought to turn 10 in the other slot.
+of the last five turns, a new conversation is brought to turn 10 in the other slot.
 
     python benchmarks/serve_turns.py -m demo -c 512 --turns 300 --llama-server build/llama-server/bin/llama-server
 """
@@ -56,7 +56,7 @@ class Side:
         return answer.ttft
 
     def turn(self, turn: int, max_tokens: int) -> None:
-        """Say something, and measure the answer."""
+        """Send a message, and measure the answer."""
         self.history.append({"role": "user", "content": said(turn)})
         start, refused = time.perf_counter(), 0
         while True:
@@ -86,7 +86,7 @@ class Side:
 
 
 def row(side: Side, turns: int) -> str:
-    """A line of the table; times are medians of 9 turns."""
+    """One row of the table; times are medians of 9 turns."""
 
     def around(values: list[float], turn: int) -> float:
         middle = min(max(turn - 1, 4), len(values) - 5)

@@ -1,4 +1,4 @@
-"""What the server benchmarks share: a server process, and a client that measures. Needs httpx (extra [test])."""
+"""Shared by the server benchmarks: a server process, and a measuring client. Needs httpx (extra [test])."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MIB = 1 << 20
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 class ServerProcess:
-    """A server in a process of its own; `command` may hold {port}."""
+    """A server in its own process; `command` may contain {port}."""
 
     def __init__(self, command: list[str], log: Path | None = None) -> None:
         self.port = free_port()
@@ -39,7 +39,7 @@ class ServerProcess:
         )
 
     def wait(self, seconds: float = 120) -> None:
-        """Until /health says ok."""
+        """Wait until /health says ok."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -67,7 +67,7 @@ class ServerProcess:
         self.process.wait()
 
     def stop(self) -> None:
-        """SIGTERM, as a service manager does it."""
+        """SIGTERM, as a service manager sends it."""
         self.process.terminate()
         try:
             self.process.wait(60)
@@ -137,7 +137,7 @@ def chat(
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for sessions that goes away."""
+    """A temporary folder for sessions."""
     return tempfile.TemporaryDirectory(prefix="edge-stream-bench-")
 
 

@@ -1,4 +1,4 @@
-"""What a slide costs, beside plain decode at the same cache fill and beside llama.cpp's context shift.
+"""What a slide costs, compared with plain decode at the same cache fill and with llama.cpp's context shift.
 
     python benchmarks/slide_cost.py -m demo -c 512,4096 -ctk f16,q8_0 --keep 4
 
@@ -6,8 +6,8 @@ plain and sliding: milliseconds per token on one stream, in alternating blocks o
 and takes it back (the cache stays one short of full, nothing is evicted); a sliding block feeds tokens, each of which
 evicts one. The first two tokens of a block are not counted (the graph is rebuilt when the sinks start or stop moving).
 
-shift: the one token at which llama.cpp drops half of the cache and rotates the rest, and what that costs more than
-stock's plain token, spread over the tokens until the next one; between the blocks, on a context without a stream.
+shift: the one token at which llama.cpp drops half of the cache and rotates the rest, and its extra cost over a plain
+token, spread over the tokens until the next shift; measured between the blocks, on a context without a stream.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The latency of each of many tokens, by mode: spikes of the method, told from those of the machine.
+"""The latency of every token, by mode: which spikes are due to the method, and which to the machine.
 
     python benchmarks/spikes.py -m demo --mode stream,shift -c 1024 -n 3000 -r 5
 
-Every repetition starts afresh, fills the cache and then decodes n tokens one by one, the modes in turns of 16 tokens.
-What a method costs falls on the same tokens each time; what else happens on the machine falls anywhere. So beside the
-largest latency of all, and of the quietest repetition, the table has the largest of the tokens' best times
-("every time"): a token counts as slow there only if it was slow in all repetitions.
+Every repetition starts afresh, fills the cache and then decodes n tokens one by one, the modes taking turns of 16
+tokens. What a method costs comes at the same tokens in every repetition; other delays come anywhere. So beside the
+largest latency overall, and that of the quietest repetition, the table has the largest of the tokens' best times
+("every time"): a token is slow there only if it was slow in all repetitions.
 """
 
 from __future__ import annotations
