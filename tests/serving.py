@@ -15,10 +15,10 @@ import httpx
 import uvicorn
 
 from edge_stream import Engine
-from edge_stream.server.app import make_app
-from edge_stream.server.guard import PatientProtocol
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.scheduler import Scheduler
+from edge_stream.server.http.app import make_app
+from edge_stream.server.http.guard import PatientProtocol
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.settings import Limits, Settings
 
 # A random model writes bytes that are no text; a grammar makes it write words, and end.

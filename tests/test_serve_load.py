@@ -20,9 +20,9 @@ from serving import Client, Served, serve
 
 from edge_stream.engine import Engine
 from edge_stream.sampling import Sampling
-from edge_stream.server.generation import Done, Failed, Finished, Stage, Wish
-from edge_stream.server.recognition import chat_history
-from edge_stream.server.scheduler import make_job
+from edge_stream.server.history.prefix_matching import chat_history
+from edge_stream.server.scheduling.scheduler import make_job
+from edge_stream.server.scheduling.tasks import Done, Failed, Finished, Stage, Wish
 
 Load = Callable[..., Engine]
 ENDLESS = {"max_tokens": -1, "ignore_eos": True}
@@ -83,7 +83,7 @@ def test_a_client_that_goes_stops_its_generation(load: Load) -> None:
 
 def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
     """At the scheduler: from the moment it is told."""
-    from edge_stream.server.generation import Delta
+    from edge_stream.server.scheduling.tasks import Delta
 
     with serve(load("chat", n_ctx=96)) as served:
         events: list[Any] = []
@@ -216,7 +216,7 @@ def test_a_time_limit_between_choices_ends_them_all(jobs: Any) -> None:
 
 def test_a_stream_that_never_begins_ends_its_generation(load: Load) -> None:
     """The client goes after its answer was made, and before the first byte of it is sent."""
-    from edge_stream.server.app import make_app
+    from edge_stream.server.http.app import make_app
 
     with serve(load("chat", n_ctx=96), backlog=8) as served:
         body = json.dumps({"messages": hello(), "stream": True, **ENDLESS}).encode()
@@ -351,7 +351,7 @@ def test_hostile_clients_leave_nothing_behind(load: Load) -> None:
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """Half a second for headers."""
-    from edge_stream.server.guard import PatientProtocol
+    from edge_stream.server.http.guard import PatientProtocol
 
     before, PatientProtocol.header_seconds = PatientProtocol.header_seconds, 0.5
     yield

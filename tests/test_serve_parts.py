@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import schema_grammar
-from edge_stream.server.grammar_check import check_ambiguity
-from edge_stream.server.guard import depth_of
-from edge_stream.server.recognition import Log, TokenLog, chat_history
-from edge_stream.server.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
+from edge_stream.server.history.prefix_matching import Log, TokenLog, chat_history
+from edge_stream.server.history.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
+from edge_stream.server.http.grammar_check import check_ambiguity
+from edge_stream.server.http.guard import depth_of
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 

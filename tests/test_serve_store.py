@@ -16,8 +16,8 @@ from serving import WORDS, Served, serve
 from edge_stream import _native
 from edge_stream.engine import Engine
 from edge_stream.errors import SessionError
-from edge_stream.server import turns
-from edge_stream.server.generation import Stage
+from edge_stream.server.scheduling import generation_loop
+from edge_stream.server.scheduling.tasks import Stage
 from edge_stream.session_file import Snapshot
 
 Load = Callable[..., Engine]
@@ -181,7 +181,7 @@ def test_a_session_that_is_not_what_its_log_says_is_set_aside(
     messages, file = displaced(one_slot, tmp_path)
     content = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "verify", lambda *_: False)
+        patch.setattr(generation_loop, "verify", lambda *_: False)
         assert one_slot.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
     assert sessions(tmp_path, ".damaged") == {file.name + ".damaged": content}
     assert file.name not in sessions(tmp_path)
@@ -194,7 +194,7 @@ def test_a_stream_that_is_not_what_its_log_says_costs_no_file(
     one_slot.client.turn(messages, "One.", seed=1)
     before = sessions(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "verify", lambda *_: False)
+        patch.setattr(generation_loop, "verify", lambda *_: False)
         assert one_slot.client.turn(list(messages), "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
     assert before.items() <= sessions(tmp_path).items()
 

@@ -12,10 +12,10 @@ import uvicorn
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.metrics import MIB
-from edge_stream.server.app import make_app
-from edge_stream.server.guard import PatientProtocol
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.scheduler import Scheduler
+from edge_stream.server.http.app import make_app
+from edge_stream.server.http.guard import PatientProtocol
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.server.recognition import History, Log
-from edge_stream.server.store import SessionStore, is_damage, pack
+from edge_stream.server.history.prefix_matching import History, Log
+from edge_stream.server.history.session_store import SessionStore, is_damage, pack
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

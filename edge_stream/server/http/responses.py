@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.server.generation import Delta, Done, Finished, Started, TokenLogprobs
+from edge_stream.server.scheduling.tasks import Delta, Done, Finished, Started, TokenLogprobs
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

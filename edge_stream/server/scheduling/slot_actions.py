@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server.errors import NOT_FOUND, ApiError, invalid, sendable
-from edge_stream.server.store import pack
+from edge_stream.server.history.session_store import pack
 
 if TYPE_CHECKING:
-    from edge_stream.server.scheduler import Scheduler
-    from edge_stream.server.slots import Conversation
-    from edge_stream.server.store import SessionStore
+    from edge_stream.server.history.session_store import SessionStore
+    from edge_stream.server.scheduling.scheduler import Scheduler
+    from edge_stream.server.scheduling.sessions import Conversation
 
 _MAX_SAVED = 64  # files that clients may name
 

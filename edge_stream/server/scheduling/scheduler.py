@@ -16,12 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_stream.server import errors
-from edge_stream.server.generation import Failed, Job, Stage, Wish
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.rendering import Renderer
-from edge_stream.server.slots import Conversations
-from edge_stream.server.store import SessionStore
-from edge_stream.server.turns import Turns
+from edge_stream.server.history.rendering import Renderer
+from edge_stream.server.history.session_store import SessionStore
+from edge_stream.server.scheduling.generation_loop import Turns
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.sessions import Conversations
+from edge_stream.server.scheduling.tasks import Failed, Job, Stage, Wish
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

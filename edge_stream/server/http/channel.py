@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from edge_stream.server.generation import Event, Failed, Wish
-from edge_stream.server.scheduler import Scheduler, make_job
+from edge_stream.server.scheduling.scheduler import Scheduler, make_job
+from edge_stream.server.scheduling.tasks import Event, Failed, Wish
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.sampling import Sampling
 from edge_stream.server.errors import ApiError
-from edge_stream.server.recognition import History
+from edge_stream.server.history.prefix_matching import History
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from edge_stream.engine import Engine
     from edge_stream.generation import Writer
-    from edge_stream.server.rendering import Piece, Rendered
-    from edge_stream.server.slots import Conversation
-    from edge_stream.server.tools import ToolParser
+    from edge_stream.server.history.rendering import Piece, Rendered
+    from edge_stream.server.history.tools import ToolParser
+    from edge_stream.server.scheduling.sessions import Conversation
 
 
 @dataclass(frozen=True)

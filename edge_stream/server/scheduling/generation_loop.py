@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
-from edge_stream.server.answer_log import log_answer
-from edge_stream.server.generation import Delta, Done, Failed, Finished, Job, Stage, Started, TokenLogprobs
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.recognition import Log, flat_content, verify
-from edge_stream.server.rendering import Piece, Rendered, Renderer
-from edge_stream.server.slots import Conversation, Conversations, Match
+from edge_stream.server.history.answer import log_answer
+from edge_stream.server.history.prefix_matching import Log, flat_content, verify
+from edge_stream.server.history.rendering import Piece, Rendered, Renderer
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.sessions import Conversation, Conversations, Match
+from edge_stream.server.scheduling.tasks import Delta, Done, Failed, Finished, Job, Stage, Started, TokenLogprobs
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

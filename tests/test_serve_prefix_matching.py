@@ -12,7 +12,7 @@ from serving import WORDS, Served, serve
 from edge_stream import Sampling
 from edge_stream.conversation import Conversation
 from edge_stream.engine import Engine
-from edge_stream.server.recognition import verify
+from edge_stream.server.history.prefix_matching import verify
 
 Load = Callable[..., Engine]
 

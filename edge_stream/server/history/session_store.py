@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream import _native
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.server.recognition import Entry
+from edge_stream.server.history.prefix_matching import Entry
 from edge_stream.session_file import peek_session
 
 if TYPE_CHECKING:

@@ -18,16 +18,17 @@ from starlette.types import Receive, Scope, Send
 
 from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
-from edge_stream.server import errors, schemas
-from edge_stream.server.answers import Answer, ChatAnswer, TextAnswer
-from edge_stream.server.channel import Channel, ClientGone, or_gone
+from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.generation import Delta, Done, Finished, Started, Wish
-from edge_stream.server.guard import Guard, error_response
-from edge_stream.server.page_files import page_files, page_route
-from edge_stream.server.scheduler import Scheduler
-from edge_stream.server.slot_actions import SlotActions
-from edge_stream.server.wishes import Wishes
+from edge_stream.server.http import schemas
+from edge_stream.server.http.channel import Channel, ClientGone, or_gone
+from edge_stream.server.http.guard import Guard, error_response
+from edge_stream.server.http.page_files import page_files, page_route
+from edge_stream.server.http.requests import Wishes
+from edge_stream.server.http.responses import Answer, ChatAnswer, TextAnswer
+from edge_stream.server.scheduling.scheduler import Scheduler
+from edge_stream.server.scheduling.slot_actions import SlotActions
+from edge_stream.server.scheduling.tasks import Delta, Done, Finished, Started, Wish
 
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings

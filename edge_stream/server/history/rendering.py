@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.server.recognition import Entry, History, Message, Unit, flat_content
+from edge_stream.server.history.prefix_matching import Entry, History, Message, Unit, flat_content
 from edge_stream.templates import ChatTemplate, TurnRenderer
 
 if TYPE_CHECKING:

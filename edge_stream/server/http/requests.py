@@ -12,12 +12,12 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import Sampling, check_sampling, schema_grammar
 from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
-from edge_stream.server.generation import Wish
-from edge_stream.server.grammar_check import check_ambiguity
-from edge_stream.server.recognition import History, chat_history, root_key
-from edge_stream.server.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
+from edge_stream.server.history.prefix_matching import History, chat_history, root_key
+from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
+from edge_stream.server.http.grammar_check import check_ambiguity
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
+from edge_stream.server.scheduling.tasks import Wish
 from edge_stream.server.settings import Limits, Settings
-from edge_stream.server.tools import ToolParser, call_schema, forcing_grammar, format_of
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

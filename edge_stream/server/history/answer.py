@@ -6,9 +6,9 @@ from array import array
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.server.generation import Job
-from edge_stream.server.recognition import canonical, chain
-from edge_stream.server.rendering import Renderer
+from edge_stream.server.history.prefix_matching import canonical, chain
+from edge_stream.server.history.rendering import Renderer
+from edge_stream.server.scheduling.tasks import Job
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
