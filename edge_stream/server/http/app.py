@@ -1,339 +1,31 @@
-"""The HTTP API: OpenAI's endpoints, and llama-server's for slots, tokens and templates."""
+"""The ASGI application: endpoints, page and middleware put together; errors as responses; the OpenAPI document."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.http import schemas
-from edge_stream.server.http.channel import Channel, ClientGone, or_gone
+from edge_stream.server.http.endpoints import HISTORY_HEADER, Endpoints
 from edge_stream.server.http.guard import Guard, error_response
 from edge_stream.server.http.page_files import page_files, page_route
-from edge_stream.server.http.requests import Wishes
-from edge_stream.server.http.responses import Answer, ChatAnswer, TextAnswer
 from edge_stream.server.scheduling.scheduler import Scheduler
-from edge_stream.server.scheduling.slot_actions import SlotActions
-from edge_stream.server.scheduling.tasks import Delta, Done, Finished, Started, Wish
-
-if TYPE_CHECKING:
-    from edge_stream.server.settings import Settings
-
-T = TypeVar("T")
-
-CONVERSATION_HEADER = "X-Conversation"
-HISTORY_HEADER = "X-Edge-Stream-History"
-
-_SEND_SECONDS = 60.0  # a reader that takes nothing for so long is let go
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schemas.ErrorBody, "description": text}
-    for code, text in {
-        400: "The request cannot be answered as it is.",
-        401: "A valid API key is needed.",
-        403: "The request comes from another site.",
-        408: "The request did not arrive in time.",
-        413: "The request is too large.",
-        503: "Too many requests are waiting, or the server is shutting down: see Retry-After.",
-    }.items()
-}
-
-Name = Annotated[
-    str | None,
-    Header(alias=CONVERSATION_HEADER, description="The client's name for the conversation", max_length=128),
-]
-
-
-class Api:
-    """The routes, over a scheduler."""
-
-    def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
-        self.scheduler, self.settings, self.engine = scheduler, settings, scheduler.engine
-        self.wishes = Wishes(self.engine, settings)
-        self.slot_actions = SlotActions(scheduler)
-        self.created = int(self.engine.model_path.stat().st_mtime)
-        self.router = APIRouter(responses=_ERRORS)
-        add = self.router.add_api_route
-        event_stream: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-        for path, work, model in (
-            ("/v1/chat/completions", self.chat, schemas.ChatResponse),
-            ("/v1/completions", self.complete, schemas.TextResponse),
-        ):
-            streamed: dict[int | str, dict[str, Any]] = {
-                200: {"content": event_stream, "description": "The answer; chunks if `stream` is true."}
-            }
-            add(path, work, methods=["POST"], response_model=model, responses=streamed, tags=["OpenAI"])
-        add("/v1/models", self.models, response_model=schemas.Models, tags=["OpenAI"])
-        add("/health", self.health, response_model=schemas.Health, tags=["server"])
-        add("/v1/health", self.health, response_model=schemas.Health, include_in_schema=False)
-        plain: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-        metrics: dict[int | str, dict[str, Any]] = {200: {"content": plain, "description": "Prometheus text."}}
-        add("/metrics", self.metrics, response_class=Response, responses=metrics, tags=["server"])
-        add("/props", self.props, response_model=schemas.Props, tags=["server"])
-        none: dict[str, Any] = {"response_model_exclude_none": True}
-        add("/slots", self.slots, response_model=list[schemas.Slot], tags=["slots"], **none)
-        missing: dict[int | str, dict[str, Any]] = {
-            404: {"model": schemas.ErrorBody, "description": "No such slot or file."}
-        }
-        add(
-            "/slots/{slot}",
-            self.slot,
-            methods=["POST"],
-            responses=missing,
-            response_model=schemas.SlotAnswer,
-            tags=["slots"],
-            **none,
-        )
-        add("/tokenize", self.tokenize, methods=["POST"], response_model=schemas.Tokens, tags=["text"])
-        add("/detokenize", self.detokenize, methods=["POST"], response_model=schemas.Content, tags=["text"])
-        add("/apply-template", self.template, methods=["POST"], response_model=schemas.Prompt, tags=["text"])
-
-    #
-    # answers
-    #
-
-    async def chat(self, body: schemas.ChatRequest, request: Request, x_conversation: Name = None) -> Any:
-        """Answer a chat. Send the whole history each time: only what is new is read."""
-        wish = await asyncio.to_thread(self.wishes.of_chat, body, x_conversation)
-        answer = ChatAnswer(self.engine, self.settings.alias, wish.n, [""])
-        return await self._answer(request, answer, [wish], body.stream, _wants_usage(body))
-
-    async def complete(self, body: schemas.CompletionRequest, request: Request, x_conversation: Name = None) -> Any:
-        """Continue a text of any length."""
-        wishes = await asyncio.to_thread(self.wishes.of_text, body, x_conversation)
-        echo = [self._prompt_text(wish) if body.echo else "" for wish in wishes]
-        answer = TextAnswer(self.engine, self.settings.alias, body.n, echo)
-        return await self._answer(request, answer, wishes, body.stream, _wants_usage(body))
-
-    def _prompt_text(self, wish: Wish) -> str:
-        from array import array
-
-        data = wish.history.text or b""
-        if wish.history.variables.get("tokens"):
-            data = self.engine.detokenize(array("i", data).tolist())
-        return data.decode("utf-8", errors="replace")
-
-    async def _answer(
-        self, request: Request, answer: Answer, wishes: list[Wish], stream: bool, usage_chunk: bool
-    ) -> Response:
-        channel = Channel(self.scheduler, wishes)
-        try:
-            channel.submit()
-            if stream:
-                return await self._stream(request, answer, channel, usage_chunk)
-            return await or_gone(request, self._whole(answer, channel))
-        except ClientGone:
-            channel.cancel()
-            return Response(status_code=499)
-        except BaseException:
-            channel.cancel()
-            raise
-
-    async def _whole(self, answer: Answer, channel: Channel) -> Response:
-        done: dict[int, Done] = {}
-        while len(done) < len(channel.jobs):
-            k, event = await channel.get()
-            if isinstance(event, (Delta, Finished)):
-                answer.add(k, event)
-            elif isinstance(event, Done):
-                done[k] = event
-        last = done[len(done) - 1]
-        body = {
-            **answer.head(answer.whole),
-            "choices": answer.choices(),  # type: ignore[attr-defined]
-            "usage": _sum_usage(done.values()),
-            "timings": last.timings,
-            "edge_stream": last.info,
-        }
-        return JSONResponse(body, headers={HISTORY_HEADER: last.info["history"]})
-
-    async def _stream(self, request: Request, answer: Answer, channel: Channel, usage_chunk: bool) -> Response:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        # An error before the first token is an answer with its status; after a while it must be part of the stream.
-        with suppress(asyncio.TimeoutError):
-            first = await or_gone(request, asyncio.wait_for(channel.peek(), self.settings.ping_seconds))
-            if isinstance(first, Started):
-                headers[HISTORY_HEADER] = first.info["history"]
-
-        async def events() -> AsyncIterator[dict[str, str]]:
-            done: list[Done] = []
-            try:
-                while len(done) < len(channel.jobs):
-                    k, event = await channel.get()
-                    for chunk in answer.chunks(k, event):  # type: ignore[arg-type]
-                        yield _sse(chunk)
-                    if isinstance(event, Done):
-                        done.append(event)
-                if usage_chunk:
-                    yield _sse({**answer.head(answer.part), "choices": [], "usage": _sum_usage(done)})
-                yield {"data": "[DONE]"}
-            except ApiError as error:
-                yield _sse(error.body)
-
-        return _Chunks(
-            channel,
-            events(),
-            headers=headers,
-            sep="\n",
-            ping=self.settings.ping_seconds,
-            send_timeout=_SEND_SECONDS,
-        )
-
-    #
-    # facts
-    #
-
-    async def health(self) -> dict[str, str]:
-        """Whether the server answers. Needs no key."""
-        return {"status": "ok"}
-
-    async def models(self) -> dict[str, Any]:
-        """The loaded model."""
-        engine = self.engine
-        meta = {
-            "n_vocab": engine.n_vocab,
-            "n_ctx_train": engine.n_ctx_train,
-            "n_ctx": engine.n_ctx,
-            "desc": engine.desc,
-        }
-        model = {"id": self.settings.alias, "created": self.created, "owned_by": "edge-stream", "meta": meta}
-        return {"data": [model]}
-
-    async def metrics(self) -> Response:
-        """Prometheus metrics, prefix edge_stream_."""
-        counts = await self._call(self.scheduler.counts)
-        return Response(self.scheduler.metrics.text(counts), media_type="text/plain; version=0.0.4")
-
-    async def props(self) -> dict[str, Any]:
-        """The model, its template, the cache, defaults and limits."""
-        engine, sampling, limits = self.engine, self.settings.sampling, self.settings.limits
-        names = ("seed", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
-        return {
-            "model_alias": self.settings.alias,
-            "model_desc": engine.desc,
-            "total_slots": engine.n_parallel,
-            "n_ctx": engine.n_ctx,
-            "n_keep": engine.n_keep,
-            "n_ctx_train": engine.n_ctx_train,
-            "sink_move": engine.sink_move,
-            "flash_attn": engine.backend.options.flash_attn,
-            "chat_template": self.scheduler.renderer.template.source,
-            "takes_tools": self.wishes.tool_format is not None,
-            "default_generation_settings": {name: getattr(sampling, name) for name in names},
-            "limits": vars(limits),
-            "build_info": f"edge-stream {__version__}",
-        }
-
-    #
-    # slots
-    #
-
-    async def slots(self) -> list[dict[str, Any]]:
-        """What every slot of the cache holds."""
-        return await self._call(self.scheduler.slots)
-
-    async def slot(
-        self,
-        slot: int,
-        action: Annotated[str, Query(pattern="^(save|restore|erase)$")],
-        body: schemas.SlotFile | None = None,
-    ) -> dict[str, Any]:
-        """Save a slot's conversation under a name, restore one, or erase it."""
-        filename = body.filename if body else None
-        return await asyncio.wrap_future(await self._call(lambda: self.slot_actions.act(slot, action, filename)))
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self.scheduler.call(work))
-
-    #
-    # text
-    #
-
-    async def tokenize(self, body: schemas.TokenizeRequest) -> dict[str, Any]:
-        """Tokens of a text."""
-        engine = self.engine
-        add_bos = body.add_special and engine.add_bos
-        tokens = await asyncio.to_thread(
-            lambda: engine.tokenize(body.content, add_bos=add_bos, special=body.parse_special)
-        )
-        return {"tokens": [self._piece(token) for token in tokens] if body.with_pieces else tokens}
-
-    def _piece(self, token: int) -> dict[str, Any]:
-        piece = self.engine.token_to_piece(token, special=True)
-        try:
-            return {"id": token, "piece": piece.decode()}
-        except UnicodeDecodeError:
-            return {"id": token, "piece": list(piece)}
-
-    async def detokenize(self, body: schemas.DetokenizeRequest) -> dict[str, str]:
-        """Text of tokens."""
-        if any(token >= self.engine.n_vocab for token in body.tokens):
-            raise errors.invalid(f"there is a token outside the vocabulary of {self.engine.n_vocab}")
-        pieces = await asyncio.to_thread(lambda: [self.engine.token_to_piece(t, special=True) for t in body.tokens])
-        return {"content": b"".join(pieces).decode("utf-8", errors="replace")}
-
-    async def template(self, body: schemas.TemplateRequest) -> dict[str, str]:
-        """A chat as the model's template writes it."""
-        messages = [m.model_dump(exclude_none=True) for m in body.messages]
-        variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
-        prompt = await asyncio.wrap_future(self.scheduler.render(lambda r: r.whole(messages, variables)))
-        return {"prompt": errors.sendable(prompt)}
-
-
-def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
-
-
-class _Chunks(EventSourceResponse):
-    """A streamed answer. However it ends, and even if it never begins, its generation ends with it."""
-
-    def __init__(self, channel: Channel, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._channel = channel
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._channel.cancel()
-
-
-# Some clients take these for ends of lines, as str.splitlines does.
-_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-
-
-def _sse(data: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)}
-
-
-def _sum_usage(done: Collection[Done]) -> dict[str, Any]:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    usage: dict[str, Any] = {name: sum(d.usage[name] for d in done) for name in names}
-    cached = sum(d.usage["prompt_tokens_details"]["cached_tokens"] for d in done)
-    return usage | {"prompt_tokens_details": {"cached_tokens": cached}}
-
-
-#
-# the application
-#
+from edge_stream.server.settings import Settings
 
 
 def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan starts and stops the scheduler."""
+    """The application, whose lifespan starts and stops the scheduler."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -344,13 +36,13 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="edge-stream",
         version=__version__,
-        description="Conversations without end over the OpenAI API.",
+        description="Endless conversations over the OpenAI API.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
     )
     page = page_files()
-    app.include_router(Api(scheduler, settings).router)
+    app.include_router(Endpoints(scheduler, settings).router)
     for path in page:
         app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
     app.add_middleware(Guard, settings=settings, page=frozenset(page))
@@ -400,11 +92,9 @@ async def _on_bug(_request: Request, error: Exception) -> Response:
 
 
 def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
-    """FastAPI's document, with what it cannot know: errors are 400 (not 422), and the key."""
+    """FastAPI's document, corrected: errors are 400, not 422, and some endpoints need a key."""
     if app.openapi_schema:
         return app.openapi_schema
-    from fastapi.openapi.utils import get_openapi
-
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in document["paths"].values():
         for operation in path.values():

@@ -1,4 +1,4 @@
-"""Conversations, and the slots of the cache that hold those used last; the others are on disk."""
+"""Sessions, and the slots of the cache that hold those used last; the others are on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.server.history.prefix_matching import History, Log
+from edge_stream.server.history.prefix_index import PrefixIndex
+from edge_stream.server.history.prefix_matching import History, PrefixLog
 from edge_stream.server.history.session_store import SessionStore, is_damage, pack
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ log = logging.getLogger("edge_stream.server")
 
 @dataclass(frozen=True)
 class Write:
-    """A file that is being written: what it will hold, and its bytes."""
+    """A file being written: what it will hold, and its bytes."""
 
     future: Future[None]
     facts: dict[str, Any]
@@ -35,15 +35,15 @@ class Write:
 
 
 @dataclass(eq=False)
-class Conversation:
-    """One conversation. It is in a slot (`stream` is set), on disk (`n_bytes` > 0), or both.
+class Session:
+    """A conversation that can be continued. It is in a slot (`slot` is set), on disk (`n_bytes` > 0), or both.
 
     n_past, n_window: of the stream at the last entry of the log. saved: the file holds what the slot holds, or will
     once it is written.
     """
 
     id: str
-    log: Log
+    log: PrefixLog = field(default_factory=PrefixLog)
     name: str | None = None
     stream: Stream | None = None
     slot: int | None = None
@@ -54,172 +54,172 @@ class Conversation:
     n_turns: int = 0
     n_bytes: int = 0
     used: float = field(default_factory=time.time)
-    on_disk: dict[str, Any] = field(default_factory=dict)  # the facts and entries that the file holds
+    on_disk: dict[str, Any] = field(default_factory=dict)  # the facts that the file holds
     write: Write | None = None
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What is on disk when the write that is going on has ended."""
+        """What is on disk, or will be once the current write has ended."""
         return self.write.facts if self.write else self.on_disk
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a session file says of it, the log aside."""
-        return {"name": self.name, "n_past": self.n_past, "n_window": self.n_window, "n_turns": self.n_turns}
+        """What a session file says of it."""
+        names = ("name", "n_past", "n_window", "n_turns")
+        return {name: getattr(self, name) for name in names} | {"entries": list(self.log.entries)}
 
     @property
     def is_forkable(self) -> bool:
-        """Whether its stream can go to another conversation, since it is whole on disk."""
+        """Whether another session can have its stream, since all of it is on disk."""
         return self.write is None and bool(self.on_disk) and (self.stream is None or self.saved)
 
-    def can_go_back_to(self, index: int) -> bool:
+    def can_rewind_to(self, index: int) -> bool:
         """Whether the stream can be taken back to an entry."""
         return self.n_past - self.log.entries[index].n_past <= self.n_window
 
+    def revert(self) -> None:
+        """Back to what is on disk."""
+        facts = self.kept
+        self.log = PrefixLog(facts["entries"])
+        self.name, self.n_turns = facts["name"], facts["n_turns"]
+        self.n_past, self.n_window = facts["n_past"], facts["n_window"]
+
 
 @dataclass(frozen=True)
-class Match:
-    """Where a history was found: entry `index` of a conversation, after n_known of its units (or bytes)."""
+class PrefixMatch:
+    """A prefix of a history, n_known units (or bytes) long, that a session has: its entry `index`."""
 
-    conversation: Conversation
+    session: Session
     index: int
     n_known: int
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the session holds nothing after the prefix."""
+        return self.index + 1 == len(self.session.log.entries)
 
-class Conversations:
-    """All conversations of a server, by id, name and running hash. Belongs to the scheduler's thread."""
+
+class Sessions:
+    """All sessions of a server. Belongs to the scheduler's thread."""
 
     def __init__(self, engine: Engine, store: SessionStore | None) -> None:
         self.engine, self.store = engine, store
-        self.slots: list[Conversation | None] = [None] * engine.n_parallel
-        self.all: dict[str, Conversation] = {}
-        self._by_key: defaultdict[bytes, set[str]] = defaultdict(set)
-        self._keys: dict[str, set[bytes]] = {}
-        self._text_lengths: Counter[int] = Counter()
-        self._lengths: dict[str, list[int]] = {}
-        self._writing: list[Conversation] = []
+        self.slots: list[Session | None] = [None] * engine.n_parallel
+        self.all: dict[str, Session] = {}
+        self._index = PrefixIndex()
+        self._writing: list[Session] = []
         self.on_written: Callable[[], None] = lambda: None  # called by another thread
         if store:
-            for conversation_id, facts, n_bytes, used in store.scan():
-                conversation = Conversation(conversation_id, Log(), n_bytes=n_bytes, used=used, on_disk=facts)
-                self._revert(conversation)
-                self._add(conversation)
+            for session_id, facts, n_bytes, used in store.scan():
+                session = Session(session_id, n_bytes=n_bytes, used=used, on_disk=facts)
+                session.revert()
+                self._add(session)
 
     #
     # finding
     #
 
-    def find(self, history: History, name: str | None) -> Match | None:
-        """The newest place that a history has in common with a conversation that is not busy.
+    def find(self, history: History, name: str | None) -> PrefixMatch | None:
+        """The longest prefix of a history that a session has which is not busy; of several sessions the newest.
 
-        name: look at that conversation only. Without it, a named one may be gone on with, but taken back only as a
-        branch. A head alone is nothing in common.
+        name: look at that session only. A request without a name may continue a named session at its end, and
+        elsewhere only as a branch.
         """
-        if history.text is not None:
-            places = list(history.keys_at(self._text_lengths))
-            places.reverse()
-        else:
-            units = history.units
-            # an answer that is to go on is written anew: its end is in the cache already
-            n = len(units) - 1 if units[-1].kind == "assistant" else len(units)
-            places = [(i, units[i - 1].key) for i in range(n, 0, -1)]
-        for n_known, key in places:
-            found = [self.all[c] for c in self._by_key.get(key, ())]
-            best: Match | None = None
-            for conversation in sorted(found, key=lambda c: c.used, reverse=True):
-                if conversation.busy or (name is not None and conversation.name != name):
+        for n_known, key, ids in self._index.find(history):
+            best: PrefixMatch | None = None
+            for session in sorted((self.all[i] for i in ids), key=lambda s: s.used, reverse=True):
+                if session.busy or (name is not None and session.name != name):
                     continue
-                index = conversation.log.find(key)
-                if index is None or not conversation.can_go_back_to(index):
+                index = session.log.find(key)
+                if index is None or not session.can_rewind_to(index):
                     continue
-                if index + 1 == len(conversation.log.entries):
-                    return Match(conversation, index, n_known)  # nothing is lost by going on here
-                if name is None and conversation.name is not None and not conversation.is_forkable:
-                    continue
-                best = best or Match(conversation, index, n_known)
+                match = PrefixMatch(session, index, n_known)
+                if match.is_last:
+                    return match  # nothing is lost by continuing it
+                if name is not None or session.name is None or session.is_forkable:
+                    best = best or match
             if best:
                 return best
         return None
 
-    def named(self, name: str) -> Conversation | None:
-        """The conversation that a client calls so."""
-        named = [c for c in self.all.values() if c.name == name]
-        return max(named, key=lambda c: c.used, default=None)
+    def named(self, name: str) -> Session | None:
+        """The session that a client calls so."""
+        named = [s for s in self.all.values() if s.name == name]
+        return max(named, key=lambda s: s.used, default=None)
 
     #
     # slots
     #
 
     def idle_slot(self) -> int | None:
-        """A free slot, else that of the least recently used conversation; None if all are busy."""
+        """A free slot, else that of the least recently used session; None if all are busy."""
         if None in self.slots:
             return self.slots.index(None)
-        idle = [c for c in self.slots if c and not c.busy]
-        return min(idle, key=lambda c: c.used).slot if idle else None
+        idle = [s for s in self.slots if s and not s.busy]
+        return min(idle, key=lambda s: s.used).slot if idle else None
 
     def vacate(self, slot: int) -> None:
-        """Make a slot free; its conversation goes to disk, if it is not there already and has a finished turn."""
-        conversation = self.slots[slot]
-        if conversation is None:
+        """Free a slot; its session is saved first, if that is due and it has a finished turn."""
+        session = self.slots[slot]
+        if session is None:
             return
-        if not conversation.saved and conversation.n_turns:
-            self.save(conversation)
-        self.drop(conversation)
+        if not session.saved and session.n_turns:
+            self.save(session)
+        self.drop(session)
 
-    def drop(self, conversation: Conversation) -> None:
-        """Take a conversation out of its slot as it was last saved; one that never was is forgotten."""
-        self._leave(conversation)
-        self._go_back(conversation)
+    def drop(self, session: Session) -> None:
+        """Take a session out of its slot, as it was last saved; one that never was is forgotten."""
+        self._leave(session)
+        self._revert(session)
 
-    def new(self, slot: int, name: str | None) -> Conversation:
-        """An empty conversation for a slot, which is vacated. Its stream is made once its head is known."""
+    def new(self, slot: int, name: str | None) -> Session:
+        """An empty session in a slot, which is vacated. Its stream is made once its head is known."""
         self.vacate(slot)
-        self._take_name(name)
-        conversation = Conversation(secrets.token_hex(16), Log(), name=name, slot=slot)
-        self.slots[slot] = conversation
-        self._add(conversation)
-        return conversation
+        other = self.named(name) if name is not None else None
+        if other is not None:
+            other.name = None
+        session = Session(secrets.token_hex(16), name=name, slot=slot)
+        self.slots[slot] = session
+        self._add(session)
+        return session
 
-    def restore(self, conversation: Conversation, slot: int) -> None:
-        """Bring a conversation from disk into a slot, which is vacated. Raises EdgeStreamError.
+    def restore(self, session: Session, slot: int) -> None:
+        """Load a session from disk into a slot, which is vacated. Raises EdgeStreamError.
 
         A damaged file is then set aside; after any other error the file and what is known of it stay as they are.
         """
         assert self.store is not None
-        conversation.busy = True  # its file must not go to make room for the one it displaces
-        path = self.store.path(conversation.id)
+        session.busy = True  # its file must not be deleted to make room for the one it displaces
+        path = self.store.path(session.id)
         try:
             self.vacate(slot)
-            if conversation.write:
-                wait([conversation.write.future])
-                if not self._finish(conversation):
-                    raise SessionError("the conversation could not be saved before")
-            conversation.stream = self.engine.restore(path, seq_id=slot)
+            if session.write and not self._await_write(session):
+                raise SessionError("the conversation could not be saved before")
+            session.stream = self.engine.restore(path, seq_id=slot)
         except EdgeStreamError as error:
-            conversation.busy = False
+            session.busy = False
             if is_damage(error):
-                self.set_aside(conversation)
+                self.set_aside(session)
             elif not path.exists():
-                self._forget(conversation)
+                self._forget(session)
             raise
         with suppress(OSError):
             os.utime(path)
-        conversation.slot, conversation.saved = slot, True
-        self.slots[slot] = conversation
+        session.slot, session.saved = slot, True
+        self.slots[slot] = session
 
-    def branch(self, match: Match, name: str | None) -> Conversation:
-        """The conversation to go on with from an entry that is not the last one.
+    def branch(self, match: PrefixMatch, name: str | None) -> Session:
+        """The session to continue from an entry that is not its last.
 
-        A saved one stays on disk as it was, so that both branches can go on; one that the request names is changed
-        itself.
+        A saved one stays on disk as it was, so that both branches can be continued; one that the request names is
+        itself changed.
         """
-        old = match.conversation
+        old = match.session
         if not old.saved or name is not None:
             return old
-        log_ = Log(old.log.entries)
-        new = Conversation(
+        new = Session(
             secrets.token_hex(16),
-            log_,
+            PrefixLog(old.log.entries),
             stream=old.stream,
             slot=old.slot,
             n_past=old.n_past,
@@ -232,212 +232,174 @@ class Conversations:
         self._add(new)
         return new
 
-    def take_back(self, conversation: Conversation, index: int) -> None:
-        """Take the stream back to an entry."""
-        stream, entry = conversation.stream, conversation.log.entries[index]
-        assert stream is not None
-        n = stream.stats.n_past - entry.n_past
+    def rewind(self, session: Session, index: int) -> None:
+        """Take the stream back to an entry. Raises EdgeStreamError if it cannot go there."""
+        assert session.stream is not None
+        n = session.stream.stats.n_past - session.log.entries[index].n_past
         if n:
-            stream.rewind(n)
-            conversation.saved = False
-        conversation.log.cut(index)
-        self.settle(conversation)
+            session.stream.rewind(n)
+            session.saved = False
+        session.log.cut(index)
+        self.settle(session)
 
-    def settle(self, conversation: Conversation) -> None:
+    def undo(self, session: Session) -> bool:
+        """Take the stream back to the last entry; False if it cannot go there."""
+        assert session.stream is not None
+        entry, stats = session.log.last, session.stream.stats
+        if entry is None or stats.n_past - entry.n_past > stats.n_window:
+            return False
+        try:
+            self.rewind(session, len(session.log.entries) - 1)
+        except EdgeStreamError:
+            return False
+        return True
+
+    def settle(self, session: Session) -> None:
         """The stream is at the last entry of the log: bring facts and index up to date."""
-        assert conversation.stream is not None
-        stats = conversation.stream.stats
-        conversation.n_past, conversation.n_window = stats.n_past, stats.n_window
-        conversation.log.trim(stats.n_past, stats.n_window)
-        conversation.used = time.time()
-        self.reindex(conversation)
+        assert session.stream is not None
+        stats = session.stream.stats
+        session.n_past, session.n_window = stats.n_past, stats.n_window
+        session.log.trim(stats.n_past, stats.n_window)
+        session.used = time.time()
+        self._index.update(session.id, session.log.entries)
 
     #
     # disk
     #
 
-    def can_save(self, conversation: Conversation) -> bool:
+    def can_save(self, session: Session) -> bool:
         """Whether `save` would not wait for the disk."""
-        return self.store is None or (conversation.write is None and self.store.can_write)
+        return self.store is None or (session.write is None and self.store.can_write)
 
-    def save(self, conversation: Conversation) -> Future[None] | None:
-        """Copy a conversation whose stream is at its last entry, and have it written. None if it cannot be (said)."""
-        if self.store is None or conversation.stream is None or not conversation.log.entries:
+    def save(self, session: Session) -> Future[None] | None:
+        """Copy a session whose stream is at its last entry, and have it written. None if it cannot be (logged)."""
+        if self.store is None or session.stream is None or not session.log.entries:
             return None
-        if conversation.write:
-            wait([conversation.write.future])
-            self._finish(conversation)
-        facts, entries = conversation.facts, list(conversation.log.entries)
-        path = self.store.path(conversation.id)
+        if session.write:
+            self._await_write(session)
+        facts = session.facts
         try:
-            future, n_bytes = self.write(conversation.stream, path, pack(facts, entries))
+            future, n_bytes = self.write(session.stream, self.store.path(session.id), facts)
         except EdgeStreamError as error:
             log.error("a conversation could not be saved: %s", error)
             return None
-        conversation.write = Write(future, {**facts, "entries": entries}, n_bytes)
-        conversation.saved = True
-        self._writing.append(conversation)
+        session.write = Write(future, facts, n_bytes)
+        session.saved = True
+        self._writing.append(session)
         future.add_done_callback(lambda _future: self.on_written())
         return future
 
-    def write(self, stream: Stream, path: Path, user: bytes) -> tuple[Future[None], int]:
-        """Copy a stream's session and have it written: (its future, its bytes).
+    def write(self, stream: Stream, path: Path, facts: dict[str, Any]) -> tuple[Future[None], int]:
+        """Copy a stream and have it written with facts: (future, bytes).
 
         Waits while there are too many copies. Raises EdgeStreamError, also if there is no room.
         """
         assert self.store is not None
         self.store.wait()
         stream.forget_sampling()  # every request brings its own
-        snapshot = stream.snapshot(user)
+        snapshot = stream.snapshot(pack(facts))
         n_bytes = snapshot.n_bytes
         if not self._make_room(path, n_bytes):
             snapshot.close()
             raise SessionError(
-                f"--session-space ({self.store.max_bytes / 2**30:.3g} GiB) is filled by what is not deleted by itself"
+                f"--session-space ({self.store.max_bytes / 2**30:.3g} GiB) is full of files that are not deleted "
+                "automatically"
             )
         return self.store.write(snapshot, path), n_bytes
 
     def collect(self) -> None:
         """Take note of the writes that have ended."""
-        for conversation in [c for c in self._writing if c.write and c.write.future.done()]:
-            self._finish(conversation)
+        for session in [s for s in self._writing if s.write and s.write.future.done()]:
+            self._end_write(session)
 
-    def _finish(self, conversation: Conversation) -> bool:
-        """The write has ended. If it failed, the file is the one before."""
-        write, conversation.write = conversation.write, None
+    def _await_write(self, session: Session) -> bool:
+        assert session.write is not None
+        wait([session.write.future])
+        return self._end_write(session)
+
+    def _end_write(self, session: Session) -> bool:
+        """The write has ended. If it failed, the file is the one before, and False is returned."""
+        write, session.write = session.write, None
         assert write is not None
-        self._writing.remove(conversation)
+        self._writing.remove(session)
         if write.future.exception() is None:
-            conversation.on_disk, conversation.n_bytes = write.facts, write.n_bytes
+            session.on_disk, session.n_bytes = write.facts, write.n_bytes
             return True
-        conversation.saved = False
-        if conversation.slot is None:
-            self._go_back(conversation)
+        session.saved = False
+        if session.slot is None:
+            self._revert(session)
         return False
 
-    def erase(self, conversation: Conversation) -> None:
-        """Forget a conversation, on disk as well."""
-        self._leave(conversation)
-        self._remove(conversation)
+    def erase(self, session: Session) -> None:
+        """Forget a session, on disk as well."""
+        self._leave(session)
+        self._remove(session)
 
-    def set_aside(self, conversation: Conversation) -> None:
-        """Forget a conversation whose file is wrong; the file is kept under another name."""
+    def set_aside(self, session: Session) -> None:
+        """Forget a session whose file is wrong; the file is kept under another name."""
         assert self.store is not None
-        self._leave(conversation)
-        self.store.set_aside(self.store.path(conversation.id))
-        self._forget(conversation)
+        self._leave(session)
+        self.store.set_aside(self.store.path(session.id))
+        self._forget(session)
 
     def _make_room(self, path: Path, n_bytes: int) -> bool:
-        """Delete files until a session of n_bytes fits at a path; False, and nothing is deleted, if it never would.
-
-        First those that were set aside, then those used longest ago, those in slots last. A session that is alone may
-        be larger than what is allowed.
-        """
-        store = self.store
-        assert store is not None
-        files = store.files()
-        files.pop(path, None)
-        excess = sum(size for size, _ in files.values()) + n_bytes - store.max_bytes
-        if excess <= 0:
-            return True
-
-        known = {store.path(c.id): c for c in self.all.values()}
-
-        def in_use(file: Path) -> bool:
-            return file in known and (known[file].busy or known[file].write is not None)
-
-        def order(file: Path) -> tuple[bool, bool, float]:
-            in_slot = file in known and known[file].slot is not None
-            return not store.is_damaged(file), in_slot, known[file].used if file in known else files[file][1]
-
-        deletable = sorted((f for f in files if store.may_delete(f) and not in_use(f)), key=order)
-        if len(deletable) < len(files) and excess > sum(files[f][0] for f in deletable):
-            return False
-        for file in deletable:
-            if excess <= 0:
-                break
-            log.info("%s, last used %s, was deleted to make room", file, time.ctime(order(file)[2]))
-            excess -= files[file][0]
-            self._delete(file, known.get(file))
-        return True
-
-    def _delete(self, file: Path, conversation: Conversation | None) -> None:
-        if conversation is None:
+        """Delete files until n_bytes fit at a path; False, and nothing is deleted, if they never would."""
+        assert self.store is not None
+        known = {self.store.path(s.id): s for s in self.all.values()}
+        in_use = {file for file, s in known.items() if s.busy or s.write}
+        order = {file: (s.slot is not None, s.used) for file, s in known.items()}
+        files = self.store.excess(path, n_bytes, in_use, order)
+        for file in files or ():
+            session = known.get(file)
+            log.info("%s was deleted to make room", file)
+            if session and session.slot is None:
+                self._remove(session)
+                continue
             file.unlink(missing_ok=True)
-        elif conversation.slot is None:
-            self._remove(conversation)
-        else:  # the cache still has it
-            file.unlink(missing_ok=True)
-            conversation.on_disk, conversation.n_bytes, conversation.saved = {}, 0, False
+            if session:  # the cache still has it
+                session.on_disk, session.n_bytes, session.saved = {}, 0, False
+        return files is not None
 
     #
-    # index
+    # one session
     #
 
-    def reindex(self, conversation: Conversation) -> None:
-        """After a change of the log."""
-        self._unindex(conversation)
-        self._keys[conversation.id] = {e.key for e in conversation.log.entries if e.kind != "head"}
-        self._lengths[conversation.id] = [e.n_bytes for e in conversation.log.entries if e.kind == "text"]
-        for key in self._keys[conversation.id]:
-            self._by_key[key].add(conversation.id)
-        self._text_lengths.update(self._lengths[conversation.id])
+    def _add(self, session: Session) -> None:
+        self.all[session.id] = session
+        self._index.update(session.id, session.log.entries)
 
-    def _unindex(self, conversation: Conversation) -> None:
-        for key in self._keys.pop(conversation.id, ()):
-            self._by_key[key].discard(conversation.id)
-            if not self._by_key[key]:
-                del self._by_key[key]
-        self._text_lengths.subtract(self._lengths.pop(conversation.id, ()))
-        self._text_lengths = +self._text_lengths
+    def _forget(self, session: Session) -> None:
+        self._index.remove(session.id)
+        self.all.pop(session.id, None)
+        if session in self._writing:
+            self._writing.remove(session)
 
-    def _add(self, conversation: Conversation) -> None:
-        self.all[conversation.id] = conversation
-        self.reindex(conversation)
-
-    def _forget(self, conversation: Conversation) -> None:
-        self._unindex(conversation)
-        self.all.pop(conversation.id, None)
-        if conversation in self._writing:
-            self._writing.remove(conversation)
-
-    def _remove(self, conversation: Conversation) -> None:
-        self._forget(conversation)
-        if self.store is None or not conversation.kept:
+    def _remove(self, session: Session) -> None:
+        """Forget a session and delete its file."""
+        self._forget(session)
+        if self.store is None or not session.kept:
             return
-        file = self.store.path(conversation.id)
-        if conversation.write:
-            conversation.write.future.add_done_callback(lambda _future: file.unlink(missing_ok=True))
+        file = self.store.path(session.id)
+        if session.write:
+            session.write.future.add_done_callback(lambda _future: file.unlink(missing_ok=True))
         else:
             file.unlink(missing_ok=True)
 
-    def _leave(self, conversation: Conversation) -> None:
-        """Close the stream and free the slot."""
-        if conversation.stream:
-            conversation.stream.close()
-        self._release(conversation)
-
-    def _go_back(self, conversation: Conversation) -> None:
-        """To what is on disk; what never was is forgotten."""
-        if conversation.kept:
-            self._revert(conversation)
-            self.reindex(conversation)
+    def _revert(self, session: Session) -> None:
+        """Back to what is on disk; a session that never was there is forgotten."""
+        if session.kept:
+            session.revert()
+            self._index.update(session.id, session.log.entries)
         else:
-            self._forget(conversation)
+            self._forget(session)
 
-    def _release(self, conversation: Conversation) -> None:
-        if conversation.slot is not None:
-            self.slots[conversation.slot] = None
-        conversation.stream, conversation.slot, conversation.busy = None, None, False
+    def _leave(self, session: Session) -> None:
+        """Close the stream and free the slot."""
+        if session.stream:
+            session.stream.close()
+        self._release(session)
 
-    def _revert(self, conversation: Conversation) -> None:
-        facts = conversation.kept
-        conversation.log = Log(facts["entries"])
-        conversation.name = facts["name"]
-        conversation.n_past, conversation.n_window = facts["n_past"], facts["n_window"]
-        conversation.n_turns = facts["n_turns"]
-
-    def _take_name(self, name: str | None) -> None:
-        other = self.named(name) if name is not None else None
-        if other is not None:
-            other.name = None
+    def _release(self, session: Session) -> None:
+        if session.slot is not None:
+            self.slots[session.slot] = None
+        session.stream, session.slot, session.busy = None, None, False
