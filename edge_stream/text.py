@@ -6,6 +6,11 @@ import codecs
 from collections.abc import Sequence
 
 
+def sendable(text: str) -> str:
+    """A text without lone surrogates, which JSON can escape but UTF-8 cannot carry."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 class Utf8Assembler:
     """Tokens may end inside a character: bytes go in, whole characters come out, bad bytes become U+FFFD."""
 

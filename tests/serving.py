@@ -15,10 +15,10 @@ import httpx
 import uvicorn
 
 from edge_stream import Engine
-from edge_stream.server.app import make_app
-from edge_stream.server.guard import PatientProtocol
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.scheduler import Scheduler
+from edge_stream.server.http.app import make_app
+from edge_stream.server.http.header_timeout import HeaderTimeoutProtocol
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.settings import Limits, Settings
 
 # A random model writes bytes that are no text; a grammar makes it write words, and end.
@@ -56,7 +56,7 @@ class Served:
 
     def wait_idle(self) -> None:
         """Until nothing is being read or written."""
-        while self.on_engine(lambda: len(self.scheduler.turns.jobs) + self.scheduler.counts()["waiting"]):
+        while self.on_engine(lambda: len(self.scheduler.loop.tasks) + self.scheduler.counts()["waiting"]):
             time.sleep(0.01)
 
 
@@ -68,7 +68,11 @@ def serve(engine: Engine, session_dir: Path | None = None, **changes: Any) -> It
     settings = Settings(alias="tiny", session_dir=session_dir, limits=replace(Limits(), **limits), **others)
     scheduler = Scheduler(engine, settings, Metrics())
     config = uvicorn.Config(
-        make_app(scheduler, settings), http=PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=5
+        make_app(scheduler, settings),
+        http=HeaderTimeoutProtocol,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     with socket.socket() as sock:

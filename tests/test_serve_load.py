@@ -20,9 +20,9 @@ from serving import Client, Served, serve
 
 from edge_stream.engine import Engine
 from edge_stream.sampling import Sampling
-from edge_stream.server.generation import Done, Failed, Finished, Stage, Wish
-from edge_stream.server.recognition import chat_history
-from edge_stream.server.scheduler import make_job
+from edge_stream.server.history.prefix_matching import chat_history
+from edge_stream.server.scheduling.events import Done, Failed, Finished
+from edge_stream.server.scheduling.tasks import GenerationRequest, Stage, make_task
 
 Load = Callable[..., Engine]
 ENDLESS = {"max_tokens": -1, "ignore_eos": True}
@@ -83,7 +83,7 @@ def test_a_client_that_goes_stops_its_generation(load: Load) -> None:
 
 def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
     """At the scheduler: from the moment it is told."""
-    from edge_stream.server.generation import Delta
+    from edge_stream.server.scheduling.events import Delta
 
     with serve(load("chat", n_ctx=96)) as served:
         events: list[Any] = []
@@ -92,11 +92,13 @@ def test_a_cancelled_job_writes_one_more_token_at_most(load: Load) -> None:
         def emit(event: Any) -> None:
             events.append(event)
             if len(events) == 10:
-                job.cancelled = True
+                task.cancelled = True
                 after.append(sum(isinstance(e, Delta) for e in events))
 
-        job = make_job(Wish(chat_history(hello(), {}), Sampling(), ignore_eos=True), served.scheduler.settings, emit)
-        served.scheduler.submit(job)
+        task = make_task(
+            GenerationRequest(chat_history(hello(), {}), Sampling(), ignore_eos=True), served.scheduler.settings, emit
+        )
+        served.scheduler.submit(task)
         served.wait_idle()
         assert sum(isinstance(e, Delta) for e in events) <= after[0] + 1
 
@@ -140,8 +142,8 @@ def test_a_slow_reader_waits_alone(load: Load) -> None:
         while n != written(served):  # until it pauses
             n = written(served)
             time.sleep(0.5)
-        job = served.scheduler.turns.jobs[0]
-        assert job.n_behind <= 16
+        task = served.scheduler.loop.tasks[0]
+        assert task.n_behind <= 16
         answer = served.client.chat(hello(1), max_tokens=50, ignore_eos=True)
         assert answer["usage"]["completion_tokens"] == 50 and written(served) == n + 50
         slow.close()
@@ -159,25 +161,27 @@ def test_a_reader_that_takes_nothing_does_not_keep_others_out(load: Load) -> Non
 
 
 @pytest.fixture
-def jobs(load: Load) -> Iterator[tuple[Served, Callable[..., tuple[Any, list[Any]]]]]:
-    """A server with one slot and no patience, and a way to submit jobs whose records nobody takes."""
+def tasks(load: Load) -> Iterator[tuple[Served, Callable[..., tuple[Any, list[Any]]]]]:
+    """A server with one slot and no patience, and a way to submit tasks whose events nobody takes."""
     with serve(load("chat", n_ctx=96), backlog=8, stall_seconds=0) as served:
 
-        def submit(i: int, request: object = None, **wish: Any) -> tuple[Any, list[Any]]:
+        def submit(i: int, group: object = None, **options: Any) -> tuple[Any, list[Any]]:
             events: list[Any] = []
             history = chat_history(hello(i), {})
-            job = make_job(Wish(history, Sampling(), **wish), served.scheduler.settings, events.append, request)
-            served.scheduler.submit(job)
-            return job, events
+            task = make_task(
+                GenerationRequest(history, Sampling(), **options), served.scheduler.settings, events.append, group
+            )
+            served.scheduler.submit(task)
+            return task, events
 
         yield served, submit
 
 
-def test_a_reader_that_keeps_others_out_gets_an_error(jobs: Any) -> None:
+def test_a_reader_that_keeps_others_out_gets_an_error(tasks: Any) -> None:
     """It is not told that its answer was complete, nor that it reached its length; its conversation stays usable."""
-    served, submit = jobs
-    job, events = submit(0, ignore_eos=True)
-    while job.n_behind < 8:
+    served, submit = tasks
+    task, events = submit(0, ignore_eos=True)
+    while task.n_behind < 8:
         time.sleep(0.01)
     served.client.chat(hello(1), max_tokens=1)
     assert isinstance(events[-1], Failed) and events[-1].error.code == 408
@@ -185,29 +189,29 @@ def test_a_reader_that_keeps_others_out_gets_an_error(jobs: Any) -> None:
     served.wait_idle()
 
 
-def test_a_stalled_job_does_not_end_for_its_own_request(jobs: Any) -> None:
+def test_a_stalled_job_does_not_end_for_its_own_request(tasks: Any) -> None:
     """The other prompts of a request wait for its reader, as they should."""
-    served, submit = jobs
-    request = object()
-    job, events = submit(0, request, max_tokens=20, ignore_eos=True)
-    while job.n_behind < 8:
+    served, submit = tasks
+    group = object()
+    task, events = submit(0, group, max_tokens=20, ignore_eos=True)
+    while task.n_behind < 8:
         time.sleep(0.01)
-    other, others = submit(1, request, max_tokens=1, ignore_eos=True)
+    other, others = submit(1, group, max_tokens=1, ignore_eos=True)
     served.on_engine(lambda: None)
     served.on_engine(lambda: None)  # a round later
-    assert job.stage is Stage.WRITING and other.stage is Stage.QUEUED
-    job.n_taken = 10**6  # taken as they come from now on
+    assert task.stage is Stage.WRITING and other.stage is Stage.QUEUED
+    task.n_taken = 10**6  # taken as they come from now on
     served.scheduler.wake()
     served.wait_idle()
     assert [event.reason for event in events + others if isinstance(event, Finished)] == ["length", "length"]
 
 
-def test_a_time_limit_between_choices_ends_them_all(jobs: Any) -> None:
-    served, submit = jobs
-    job, events = submit(0, n=3, ignore_eos=True)
-    while job.n_behind < 8:
+def test_a_time_limit_between_choices_ends_them_all(tasks: Any) -> None:
+    served, submit = tasks
+    task, events = submit(0, n=3, ignore_eos=True)
+    while task.n_behind < 8:
         time.sleep(0.01)
-    job.deadline = 0.0
+    task.deadline = 0.0
     served.scheduler.wake()
     served.wait_idle()
     assert sorted(event.index for event in events if isinstance(event, Finished)) == [0, 1, 2]
@@ -216,7 +220,7 @@ def test_a_time_limit_between_choices_ends_them_all(jobs: Any) -> None:
 
 def test_a_stream_that_never_begins_ends_its_generation(load: Load) -> None:
     """The client goes after its answer was made, and before the first byte of it is sent."""
-    from edge_stream.server.app import make_app
+    from edge_stream.server.http.app import make_app
 
     with serve(load("chat", n_ctx=96), backlog=8) as served:
         body = json.dumps({"messages": hello(), "stream": True, **ENDLESS}).encode()
@@ -351,11 +355,11 @@ def test_hostile_clients_leave_nothing_behind(load: Load) -> None:
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """Half a second for headers."""
-    from edge_stream.server.guard import PatientProtocol
+    from edge_stream.server.http.header_timeout import HeaderTimeoutProtocol
 
-    before, PatientProtocol.header_seconds = PatientProtocol.header_seconds, 0.5
+    before, HeaderTimeoutProtocol.header_seconds = HeaderTimeoutProtocol.header_seconds, 0.5
     yield
-    PatientProtocol.header_seconds = before
+    HeaderTimeoutProtocol.header_seconds = before
 
 
 def test_slow_senders_are_let_go(load: Load, impatient: None) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import schema_grammar
-from edge_stream.server.grammar_check import check_ambiguity
-from edge_stream.server.guard import depth_of
-from edge_stream.server.recognition import Log, TokenLog, chat_history
-from edge_stream.server.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
+from edge_stream.server.history.prefix_matching import PrefixLog, TokenLog, chat_history
+from edge_stream.server.history.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolParser, format_of
+from edge_stream.server.http.grammar_check import check_ambiguity
+from edge_stream.server.http.guard import depth_of
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 
@@ -193,7 +193,7 @@ def test_histories_differ_where_messages_do() -> None:
 
 
 def test_a_log_drops_what_left_the_window_but_never_its_end() -> None:
-    log = Log()
+    log = PrefixLog()
     for i in range(10):
         log.fed([i])
         log.add(bytes([i]), i + 1, "inputs")

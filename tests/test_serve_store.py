@@ -16,8 +16,8 @@ from serving import WORDS, Served, serve
 from edge_stream import _native
 from edge_stream.engine import Engine
 from edge_stream.errors import SessionError
-from edge_stream.server import turns
-from edge_stream.server.generation import Stage
+from edge_stream.server.scheduling import prefill
+from edge_stream.server.scheduling.tasks import Stage
 from edge_stream.session_file import Snapshot
 
 Load = Callable[..., Engine]
@@ -88,10 +88,10 @@ def test_others_go_on_while_a_session_is_written(load: Load, tmp_path: Path, mon
         assert gate.reached.wait(60)
         assert next(second)  # in the slot of the first, which is not on disk yet
         assert not sessions(tmp_path)
-        jobs = served.scheduler.turns.jobs
-        while served.on_engine(lambda: any(job.stage is Stage.WRITING for job in jobs)):
+        tasks = served.scheduler.loop.tasks
+        while served.on_engine(lambda: any(task.stage is Stage.WRITING for task in tasks)):
             pass
-        assert [job.stage for job in jobs] == [Stage.SAVING] * 2
+        assert [task.stage for task in tasks] == [Stage.SAVING] * 2
         assert not sessions(tmp_path)
         gate.opened.set()
         assert next(first, None) is None and next(second, None) is None
@@ -160,7 +160,7 @@ def test_an_error_that_passes_costs_no_session(
         assert one_slot.client.turn(list(messages), "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
     assert file.read_bytes() == content
     assert not sessions(tmp_path, ".damaged")
-    one_slot.on_engine(lambda: one_slot.scheduler.conversations.erase(one_slot.scheduler.conversations.slots[0]))
+    one_slot.on_engine(lambda: one_slot.scheduler.sessions.erase(one_slot.scheduler.sessions.slots[0]))
     facts = one_slot.client.turn(messages, "Two.", seed=1)["edge_stream"]
     assert facts["history"] == "continued" and facts["restored"]
 
@@ -181,7 +181,7 @@ def test_a_session_that_is_not_what_its_log_says_is_set_aside(
     messages, file = displaced(one_slot, tmp_path)
     content = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "verify", lambda *_: False)
+        patch.setattr(prefill, "verify", lambda *_: False)
         assert one_slot.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
     assert sessions(tmp_path, ".damaged") == {file.name + ".damaged": content}
     assert file.name not in sessions(tmp_path)
@@ -194,7 +194,7 @@ def test_a_stream_that_is_not_what_its_log_says_costs_no_file(
     one_slot.client.turn(messages, "One.", seed=1)
     before = sessions(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "verify", lambda *_: False)
+        patch.setattr(prefill, "verify", lambda *_: False)
         assert one_slot.client.turn(list(messages), "Two.", seed=1)["edge_stream"]["history"] == "rebuilt"
     assert before.items() <= sessions(tmp_path).items()
 

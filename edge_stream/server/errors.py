@@ -1,8 +1,10 @@
-"""Errors as clients see them: `{"error": {"code", "message", "type"}}`, types as in llama-server."""
+"""Errors as clients see them: `{"error": {"code", "message", "type"}}`, with llama-server's types."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from edge_stream.text import sendable
 
 INVALID, AUTH, NOT_FOUND, UNAVAILABLE, SERVER = (
     "invalid_request_error",
@@ -14,7 +16,7 @@ INVALID, AUTH, NOT_FOUND, UNAVAILABLE, SERVER = (
 
 
 class ApiError(Exception):
-    """An answer other than success."""
+    """An error that becomes a response. code: the HTTP status."""
 
     def __init__(self, code: int, message: str, kind: str = INVALID, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -29,11 +31,6 @@ class ApiError(Exception):
 def error_body(code: int, message: str, kind: str = INVALID) -> dict[str, Any]:
     """The JSON of an error."""
     return {"error": {"code": code, "message": sendable(message), "type": kind}}
-
-
-def sendable(text: str) -> str:
-    """A text without lone surrogates, which JSON can escape but UTF-8 cannot carry."""
-    return text.encode("utf-8", errors="replace").decode()
 
 
 def invalid(message: str) -> ApiError:

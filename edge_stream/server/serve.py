@@ -12,10 +12,10 @@ import uvicorn
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.metrics import MIB
-from edge_stream.server.app import make_app
-from edge_stream.server.guard import PatientProtocol
-from edge_stream.server.metrics import Metrics
-from edge_stream.server.scheduler import Scheduler
+from edge_stream.server.http.app import make_app
+from edge_stream.server.http.header_timeout import HeaderTimeoutProtocol
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -74,7 +74,7 @@ def serve(engine: Engine, settings: Settings) -> None:
         ", ".join(f"{what} {mib:.0f}" for what, mib in need.items()),
     )
     if scheduler.store:
-        known = len(scheduler.conversations.all)
+        known = len(scheduler.sessions.all)
         log.info(
             "conversations are kept in %s (%d known, at most %.1f GiB)",
             scheduler.store.folder,
@@ -85,7 +85,7 @@ def serve(engine: Engine, settings: Settings) -> None:
         log.warning("anybody who can reach %s can use this server: there is no API key", settings.host)
     config = uvicorn.Config(
         make_app(scheduler, settings),
-        http=PatientProtocol,
+        http=HeaderTimeoutProtocol,
         ws="none",
         log_level="warning",
         access_log=False,

@@ -1,4 +1,4 @@
-"""POST /slots/{id}: save, restore and erase, under names that never become paths."""
+"""POST /slots/{id}: save, restore and erase a slot. A client's file name never becomes a path."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.server.errors import NOT_FOUND, ApiError, invalid, sendable
-from edge_stream.server.store import pack
+from edge_stream.server.errors import NOT_FOUND, ApiError, invalid
+from edge_stream.server.history.prefix_matching import PrefixLog
+from edge_stream.text import sendable
 
 if TYPE_CHECKING:
-    from edge_stream.server.scheduler import Scheduler
-    from edge_stream.server.slots import Conversation
-    from edge_stream.server.store import SessionStore
+    from edge_stream.server.history.session_store import SessionStore
+    from edge_stream.server.scheduling.scheduler import Scheduler
+    from edge_stream.server.scheduling.sessions import Session
 
-_MAX_SAVED = 64  # files that clients may name
+_MAX_SAVED = 64  # states saved by name
 
 
 class SlotActions:
-    """What a client may do to a slot by hand; runs on the engine's thread."""
+    """What a client may do to a slot. Runs on the engine's thread."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
 
     def act(self, slot: int, action: str, filename: str | None) -> Future[dict[str, Any]]:
-        """Do it. A state is written by another thread: the answer is there when it is. Raises ApiError."""
+        """Carry out an action. A state is written by another thread: the future ends when it is. Raises ApiError."""
         answer: Future[dict[str, Any]] = Future()
-        answer.set_running_or_notify_cancel()  # the client may go: it is written all the same
+        answer.set_running_or_notify_cancel()  # a write goes on if the client leaves
         if action == "save":
             self._save(slot, filename, answer)
         elif action == "restore":
@@ -36,18 +37,18 @@ class SlotActions:
             answer.set_result(self._erase(slot))
         return answer
 
-    def _conversation(self, slot: int) -> Conversation | None:
-        """What is in an idle slot."""
-        conversations = self.scheduler.conversations
-        if not 0 <= slot < len(conversations.slots):
+    def _idle_session(self, slot: int) -> Session | None:
+        """The session in a slot, which must be idle."""
+        sessions = self.scheduler.sessions
+        if not 0 <= slot < len(sessions.slots):
             raise ApiError(404, f"there is no slot {slot}", NOT_FOUND)
-        conversation = conversations.slots[slot]
-        if conversation and conversation.busy:
+        session = sessions.slots[slot]
+        if session and session.busy:
             raise ApiError(400, f"slot {slot} is being used: try again when it is idle")
-        return conversation
+        return session
 
     def _file(self, action: str, filename: str | None) -> tuple[SessionStore, Path, str]:
-        """The store, the file of a state, and its name as it may be shown."""
+        """The store, the file of a state, and its name as it can be sent back."""
         store = self.scheduler.store
         if store is None:
             raise invalid("this server keeps no sessions (--no-sessions)")
@@ -56,22 +57,21 @@ class SlotActions:
         return store, store.named_path(filename), sendable(filename)
 
     def _erase(self, slot: int) -> dict[str, Any]:
-        conversation = self._conversation(slot)
-        n = conversation.n_past if conversation else 0
-        if conversation:
-            self.scheduler.conversations.erase(conversation)
+        session = self._idle_session(slot)
+        n = session.n_past if session else 0
+        if session:
+            self.scheduler.sessions.erase(session)
         return {"id_slot": slot, "n_erased": n}
 
     def _save(self, slot: int, filename: str | None, answer: Future[dict[str, Any]]) -> None:
-        conversation = self._conversation(slot)
+        session = self._idle_session(slot)
         store, path, filename = self._file("save", filename)
-        if conversation is None or conversation.stream is None:
+        if session is None or session.stream is None:
             raise invalid(f"slot {slot} holds no conversation")
         if not path.exists() and store.n_saved() >= _MAX_SAVED:
             raise invalid(f"{_MAX_SAVED} states are saved already: save over one of them")
-        facts = {"id_slot": slot, "filename": filename, "n_saved": conversation.n_past}
-        user = pack(conversation.facts, conversation.log.entries)
-        write, _ = self.scheduler.conversations.write(conversation.stream, path, user)
+        facts = {"id_slot": slot, "filename": filename, "n_saved": session.n_past}
+        write, _ = self.scheduler.sessions.write(session.stream, path, session.facts)
 
         def written(write: Future[None]) -> None:
             error = write.exception()
@@ -83,21 +83,19 @@ class SlotActions:
         write.add_done_callback(written)
 
     def _restore(self, slot: int, filename: str | None) -> dict[str, Any]:
-        self._conversation(slot)
+        self._idle_session(slot)
         store, path, filename = self._file("restore", filename)
-        conversations = self.scheduler.conversations
-        store.flush()  # it may be on its way
+        sessions = self.scheduler.sessions
+        store.flush()  # the file may still be being written
         if not path.exists():
             raise ApiError(404, f"nothing was saved as {filename[:64]!r}", NOT_FOUND)
         facts = store.read(path)
-        conversation: Conversation = conversations.new(slot, None)
+        session = sessions.new(slot, None)
         try:
-            conversation.stream = self.scheduler.engine.restore(path, seq_id=slot)
+            session.stream = self.scheduler.engine.restore(path, seq_id=slot)
         except EdgeStreamError:
-            conversations.erase(conversation)
+            sessions.erase(session)
             raise
-        conversation.log.entries[:] = facts["entries"]
-        conversation.n_turns = facts["n_turns"]
-        conversation.log.cut(len(conversation.log.entries) - 1)
-        conversations.settle(conversation)
-        return {"id_slot": slot, "filename": filename, "n_restored": conversation.n_past}
+        session.log, session.n_turns = PrefixLog(facts["entries"]), facts["n_turns"]
+        sessions.settle(session)
+        return {"id_slot": slot, "filename": filename, "n_restored": session.n_past}

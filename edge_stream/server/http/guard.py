@@ -1,4 +1,4 @@
-"""What every request must pass before it is looked at: who may ask, how large, how deep, how slowly."""
+"""What every request must pass first: origin, API key, size, time, and depth of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge_stream.server.errors import AUTH, ApiError
 from edge_stream.server.settings import LOOPBACK, Settings
@@ -30,7 +29,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def depth_of(body: bytes, most: int) -> int:
-    """How deeply brackets nest in JSON text, at least where it is more than `most`."""
+    """How deeply brackets nest in JSON text; counting stops beyond `most`."""
     if body.count(b"[") + body.count(b"{") <= most:
         return 0
     depth = deepest = 0
@@ -43,7 +42,7 @@ def depth_of(body: bytes, most: int) -> int:
 
 
 class Guard:
-    """ASGI middleware. The whole body is read here, so that a slow sender costs a coroutine and nothing else."""
+    """ASGI middleware. The whole body is read here, so that a slow sender costs only a coroutine."""
 
     def __init__(self, app: ASGIApp, settings: Settings, page: frozenset[str]) -> None:
         self.app, self.settings, self.page = app, settings, page
@@ -76,7 +75,7 @@ class Guard:
         await self.app(scope, replay, send)
 
     def _check_origin(self, headers: Headers) -> None:
-        """Keep pages of other sites out: their scripts, and names of theirs that point at this machine."""
+        """Refuse pages of other sites: their scripts, and their names that resolve to this machine (DNS rebinding)."""
         host = headers.get("host", "")
         if self.settings.is_loopback and _name(f"//{host}") not in LOOPBACK:
             raise ApiError(403, "the Host header names another machine; this server answers on loopback only", AUTH)
@@ -142,35 +141,3 @@ def _name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a time limit for the first line and the headers, which it does not have."""
-
-    header_seconds = 20.0
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """A client connected."""
-        super().connection_made(transport)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        """The same for the next request on the connection."""
-        super().on_response_complete()
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
-        if self._timer:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(self.header_seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
-            self.transport.close()

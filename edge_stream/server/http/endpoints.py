@@ -1,33 +1,32 @@
-"""The HTTP API: OpenAI's endpoints, and llama-server's for slots, tokens and templates."""
+"""The endpoints: OpenAI's, and llama-server's for slots, tokens and templates."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from edge_stream._version import __version__
-from edge_stream.errors import EdgeStreamError
-from edge_stream.server import errors, schemas
-from edge_stream.server.answers import Answer, ChatAnswer, TextAnswer
-from edge_stream.server.channel import Channel, ClientGone, or_gone
+from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.generation import Delta, Done, Finished, Started, Wish
-from edge_stream.server.guard import Guard, error_response
-from edge_stream.server.page_files import page_files, page_route
-from edge_stream.server.scheduler import Scheduler
-from edge_stream.server.slot_actions import SlotActions
-from edge_stream.server.wishes import Wishes
+from edge_stream.server.history.prefix_matching import History
+from edge_stream.server.http import schemas
+from edge_stream.server.http.channel import Channel, ClientDisconnected, cancel_on_disconnect
+from edge_stream.server.http.requests import RequestBuilder
+from edge_stream.server.http.responses import ChatResponseBuilder, ResponseBuilder, TextResponseBuilder
+from edge_stream.server.scheduling.events import Delta, Done, Finished, Started
+from edge_stream.server.scheduling.scheduler import Scheduler
+from edge_stream.server.scheduling.slot_actions import SlotActions
+from edge_stream.server.scheduling.tasks import GenerationRequest
+from edge_stream.text import sendable
 
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
@@ -37,7 +36,7 @@ T = TypeVar("T")
 CONVERSATION_HEADER = "X-Conversation"
 HISTORY_HEADER = "X-Edge-Stream-History"
 
-_SEND_SECONDS = 60.0  # a reader that takes nothing for so long is let go
+_SEND_SECONDS = 60.0  # a client that takes nothing for so long is disconnected
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.ErrorBody, "description": text}
@@ -57,25 +56,25 @@ Name = Annotated[
 ]
 
 
-class Api:
+class Endpoints:
     """The routes, over a scheduler."""
 
     def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
         self.scheduler, self.settings, self.engine = scheduler, settings, scheduler.engine
-        self.wishes = Wishes(self.engine, settings)
+        self.requests = RequestBuilder(self.engine, settings)
         self.slot_actions = SlotActions(scheduler)
         self.created = int(self.engine.model_path.stat().st_mtime)
         self.router = APIRouter(responses=_ERRORS)
         add = self.router.add_api_route
         event_stream: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-        for path, work, model in (
+        for path, handler, model in (
             ("/v1/chat/completions", self.chat, schemas.ChatResponse),
             ("/v1/completions", self.complete, schemas.TextResponse),
         ):
             streamed: dict[int | str, dict[str, Any]] = {
                 200: {"content": event_stream, "description": "The answer; chunks if `stream` is true."}
             }
-            add(path, work, methods=["POST"], response_model=model, responses=streamed, tags=["OpenAI"])
+            add(path, handler, methods=["POST"], response_model=model, responses=streamed, tags=["OpenAI"])
         add("/v1/models", self.models, response_model=schemas.Models, tags=["OpenAI"])
         add("/health", self.health, response_model=schemas.Health, tags=["server"])
         add("/v1/health", self.health, response_model=schemas.Health, include_in_schema=False)
@@ -107,83 +106,88 @@ class Api:
 
     async def chat(self, body: schemas.ChatRequest, request: Request, x_conversation: Name = None) -> Any:
         """Answer a chat. Send the whole history each time: only what is new is read."""
-        wish = await asyncio.to_thread(self.wishes.of_chat, body, x_conversation)
-        answer = ChatAnswer(self.engine, self.settings.alias, wish.n, [""])
-        return await self._answer(request, answer, [wish], body.stream, _wants_usage(body))
+        generation = await asyncio.to_thread(self.requests.from_chat, body, x_conversation)
+        builder = ChatResponseBuilder(self.engine, self.settings.alias, body.n, [""])
+        return await self._answer(request, builder, [generation], body)
 
     async def complete(self, body: schemas.CompletionRequest, request: Request, x_conversation: Name = None) -> Any:
         """Continue a text of any length."""
-        wishes = await asyncio.to_thread(self.wishes.of_text, body, x_conversation)
-        echo = [self._prompt_text(wish) if body.echo else "" for wish in wishes]
-        answer = TextAnswer(self.engine, self.settings.alias, body.n, echo)
-        return await self._answer(request, answer, wishes, body.stream, _wants_usage(body))
+        generations = await asyncio.to_thread(self.requests.from_text, body, x_conversation)
+        echo = [self._prompt_text(g.history) if body.echo else "" for g in generations]
+        builder = TextResponseBuilder(self.engine, self.settings.alias, body.n, echo)
+        return await self._answer(request, builder, generations, body)
 
-    def _prompt_text(self, wish: Wish) -> str:
-        from array import array
-
-        data = wish.history.text or b""
-        if wish.history.variables.get("tokens"):
+    def _prompt_text(self, history: History) -> str:
+        data = history.text or b""
+        if history.variables.get("tokens"):
             data = self.engine.detokenize(array("i", data).tolist())
         return data.decode("utf-8", errors="replace")
 
     async def _answer(
-        self, request: Request, answer: Answer, wishes: list[Wish], stream: bool, usage_chunk: bool
+        self,
+        request: Request,
+        builder: ResponseBuilder,
+        generations: list[GenerationRequest],
+        body: schemas.ChatRequest | schemas.CompletionRequest,
     ) -> Response:
-        channel = Channel(self.scheduler, wishes)
+        channel = Channel(self.scheduler, generations)
         try:
             channel.submit()
-            if stream:
-                return await self._stream(request, answer, channel, usage_chunk)
-            return await or_gone(request, self._whole(answer, channel))
-        except ClientGone:
+            if body.stream:
+                usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
+                return await self._stream(request, builder, channel, usage_chunk)
+            return await cancel_on_disconnect(request, self._whole(builder, channel))
+        except ClientDisconnected:
             channel.cancel()
             return Response(status_code=499)
         except BaseException:
             channel.cancel()
             raise
 
-    async def _whole(self, answer: Answer, channel: Channel) -> Response:
+    async def _whole(self, builder: ResponseBuilder, channel: Channel) -> Response:
         done: dict[int, Done] = {}
-        while len(done) < len(channel.jobs):
+        while len(done) < len(channel.tasks):
             k, event = await channel.get()
             if isinstance(event, (Delta, Finished)):
-                answer.add(k, event)
+                builder.add(k, event)
             elif isinstance(event, Done):
                 done[k] = event
         last = done[len(done) - 1]
         body = {
-            **answer.head(answer.whole),
-            "choices": answer.choices(),  # type: ignore[attr-defined]
+            **builder.head(builder.whole),
+            "choices": builder.choices(),
             "usage": _sum_usage(done.values()),
             "timings": last.timings,
             "edge_stream": last.info,
         }
         return JSONResponse(body, headers={HISTORY_HEADER: last.info["history"]})
 
-    async def _stream(self, request: Request, answer: Answer, channel: Channel, usage_chunk: bool) -> Response:
+    async def _stream(
+        self, request: Request, builder: ResponseBuilder, channel: Channel, usage_chunk: bool
+    ) -> Response:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        # An error before the first token is an answer with its status; after a while it must be part of the stream.
+        # An early error becomes a response with its status; a later one has to be part of the stream.
         with suppress(asyncio.TimeoutError):
-            first = await or_gone(request, asyncio.wait_for(channel.peek(), self.settings.ping_seconds))
+            first = await cancel_on_disconnect(request, asyncio.wait_for(channel.peek(), self.settings.ping_seconds))
             if isinstance(first, Started):
                 headers[HISTORY_HEADER] = first.info["history"]
 
         async def events() -> AsyncIterator[dict[str, str]]:
             done: list[Done] = []
             try:
-                while len(done) < len(channel.jobs):
+                while len(done) < len(channel.tasks):
                     k, event = await channel.get()
-                    for chunk in answer.chunks(k, event):  # type: ignore[arg-type]
+                    for chunk in builder.chunks(k, event):
                         yield _sse(chunk)
                     if isinstance(event, Done):
                         done.append(event)
                 if usage_chunk:
-                    yield _sse({**answer.head(answer.part), "choices": [], "usage": _sum_usage(done)})
+                    yield _sse({**builder.head(builder.part), "choices": [], "usage": _sum_usage(done)})
                 yield {"data": "[DONE]"}
             except ApiError as error:
                 yield _sse(error.body)
 
-        return _Chunks(
+        return _EventStream(
             channel,
             events(),
             headers=headers,
@@ -197,7 +201,7 @@ class Api:
     #
 
     async def health(self) -> dict[str, str]:
-        """Whether the server answers. Needs no key."""
+        """That the server is running. Needs no key."""
         return {"status": "ok"}
 
     async def models(self) -> dict[str, Any]:
@@ -231,7 +235,7 @@ class Api:
             "sink_move": engine.sink_move,
             "flash_attn": engine.backend.options.flash_attn,
             "chat_template": self.scheduler.renderer.template.source,
-            "takes_tools": self.wishes.tool_format is not None,
+            "takes_tools": self.requests.tool_format is not None,
             "default_generation_settings": {name: getattr(sampling, name) for name in names},
             "limits": vars(limits),
             "build_info": f"edge-stream {__version__}",
@@ -242,7 +246,7 @@ class Api:
     #
 
     async def slots(self) -> list[dict[str, Any]]:
-        """What every slot of the cache holds."""
+        """The conversation in each slot of the cache."""
         return await self._call(self.scheduler.slots)
 
     async def slot(
@@ -286,19 +290,15 @@ class Api:
         return {"content": b"".join(pieces).decode("utf-8", errors="replace")}
 
     async def template(self, body: schemas.TemplateRequest) -> dict[str, str]:
-        """A chat as the model's template writes it."""
+        """A chat as the model's template renders it."""
         messages = [m.model_dump(exclude_none=True) for m in body.messages]
         variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
         prompt = await asyncio.wrap_future(self.scheduler.render(lambda r: r.whole(messages, variables)))
-        return {"prompt": errors.sendable(prompt)}
+        return {"prompt": sendable(prompt)}
 
 
-def _wants_usage(body: schemas.ChatRequest | schemas.CompletionRequest) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
-
-
-class _Chunks(EventSourceResponse):
-    """A streamed answer. However it ends, and even if it never begins, its generation ends with it."""
+class _EventStream(EventSourceResponse):
+    """A streamed response. However it ends, and even if it never starts, its tasks end with it."""
 
     def __init__(self, channel: Channel, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -311,7 +311,7 @@ class _Chunks(EventSourceResponse):
             self._channel.cancel()
 
 
-# Some clients take these for ends of lines, as str.splitlines does.
+# Some clients take these for line ends, as str.splitlines does.
 _SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
@@ -324,95 +324,3 @@ def _sum_usage(done: Collection[Done]) -> dict[str, Any]:
     usage: dict[str, Any] = {name: sum(d.usage[name] for d in done) for name in names}
     cached = sum(d.usage["prompt_tokens_details"]["cached_tokens"] for d in done)
     return usage | {"prompt_tokens_details": {"cached_tokens": cached}}
-
-
-#
-# the application
-#
-
-
-def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
-    """The ASGI application. Its lifespan starts and stops the scheduler."""
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        scheduler.start()
-        yield
-        await asyncio.to_thread(scheduler.stop)
-
-    app = FastAPI(
-        title="edge-stream",
-        version=__version__,
-        description="Conversations without end over the OpenAI API.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
-    page = page_files()
-    app.include_router(Api(scheduler, settings).router)
-    for path in page:
-        app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
-    app.add_middleware(Guard, settings=settings, page=frozenset(page))
-    if settings.cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[HISTORY_HEADER],
-        )
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(EdgeStreamError, _on_library_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
-    app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
-    return app
-
-
-async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error_response(error)
-
-
-async def _on_library_error(_request: Request, error: Exception) -> Response:
-    return error_response(errors.invalid(str(error)))
-
-
-async def _on_validation(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return error_response(errors.invalid(message[:500]))
-
-
-async def _on_http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = errors.NOT_FOUND if error.status_code == 404 else errors.INVALID
-    headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, str(error.detail), kind, headers))
-
-
-async def _on_bug(_request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "an internal error: see the server's log", errors.SERVER))
-
-
-def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
-    """FastAPI's document, with what it cannot know: errors are 400 (not 422), and the key."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    from fastapi.openapi.utils import get_openapi
-
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
-    if settings.api_keys:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        document["paths"]["/health"]["get"]["security"] = []
-    app.openapi_schema = document
-    return document

@@ -1,4 +1,4 @@
-"""From the units of a history to tokens: each unit on its own, so that a turn costs what it adds.
+"""From the units of a history to tokens: each unit on its own, so that a turn costs only what it adds.
 
 The template is rendered around stand-ins, as in `edge_stream.conversation`; nothing before the new units is rendered
 or tokenised again.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.server.recognition import Entry, History, Message, Unit, flat_content
+from edge_stream.server.history.prefix_matching import Entry, History, Message, Unit, flat_content
 from edge_stream.templates import ChatTemplate, TurnRenderer
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ _FRAMES = 64  # system prompts and tool lists whose frames are remembered
 
 @dataclass
 class Piece:
-    """Tokens to feed, after which the stream is where a history can be taken up again.
+    """Tokens to feed, after which the history can be continued.
 
-    key, kind, pending, ended, n_bytes: see recognition.Entry. mark: a message starts here, where a slide may end.
+    key, kind, pending, ended, n_bytes: see prefix_matching.Entry. mark: a message starts here, where a slide may end.
     """
 
     tokens: list[int]
@@ -43,8 +43,7 @@ class Rendered:
     """What is to be fed for a request.
 
     answer_start: what comes between the last piece and the first generated token. close: what the template writes
-    after the answer. n_dropped: messages of the history
-    that are left out, the oldest ones. n_head: tokens of the head, if it is fed.
+    after the answer. n_dropped: messages left out, the oldest of the history. n_head: tokens of the head, if it is fed.
     """
 
     pieces: list[Piece]
@@ -77,7 +76,7 @@ def _template_call(call: Mapping[str, Any]) -> dict[str, Any]:
     try:
         function["arguments"] = json.loads(function["arguments"])
     except ValueError:
-        pass  # some clients send what the model wrote, whatever it was
+        pass  # some clients send back what the model wrote, JSON or not
     return {"id": call.get("id") or "", "type": "function", "function": function}
 
 
@@ -104,7 +103,7 @@ class Renderer:
         return self.engine.tokenize(text, special=True) if text else []
 
     def after_end(self, tokens: list[int]) -> list[int]:
-        """The tokens after the end-of-turn token that they begin with, if they do."""
+        """The tokens without the end-of-turn token among the first four, and what precedes it."""
         ends = [i for i, token in enumerate(tokens[:4]) if self.engine.is_eog(token)]
         return tokens[ends[0] + 1 :] if ends else tokens
 
@@ -117,7 +116,7 @@ class Renderer:
     def rebuilt(self, history: History, n_ctx: int) -> Rendered:
         """The head and the newest units, as many as n_ctx tokens hold without a slide; always the last one.
 
-        What is kept begins with a message to the model, not with an answer. A text is read whole.
+        The first unit kept is a message to the model, not an answer. A text is read whole.
         """
         if history.text is not None:
             bos = [self.engine.bos] if self.engine.add_bos else []
@@ -174,7 +173,7 @@ class Renderer:
                 if ended:
                     tokens = self.after_end(tokens)
                 piece = Piece(pending + tokens, unit.key, "inputs", mark=not first)
-                if not start:  # to answer again, something must be read again: the last token
+                if not start:  # logits are not kept: to answer again, the last token is read again
                     piece.pending = [piece.tokens.pop()]
                 ended = False
             else:
@@ -183,7 +182,7 @@ class Renderer:
                     tokens, close = self.tokens(frame.turns.answer(template_message(message))), []
                 else:
                     tokens, close = start + self.tokens(flat_content(message.get("content"))), frame.close
-                if i + 1 == len(units):  # the client wants this answer to go on
+                if i + 1 == len(units):  # the client wants this answer continued
                     return Rendered(pieces, pending + tokens, frame.close)
                 piece = Piece(pending + tokens, unit.key, "assistant", pending=list(close))
             pieces.append(piece)

@@ -1,4 +1,4 @@
-"""A request on its way through the engine: what it wants, where it is, and the records it gives."""
+"""A generation request, and the task that carries it out: its stage, its counts, and what its client is told."""
 
 from __future__ import annotations
 
@@ -9,76 +9,23 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.sampling import Sampling
-from edge_stream.server.errors import ApiError
-from edge_stream.server.recognition import History
+from edge_stream.server.history.answer import Answer
+from edge_stream.server.history.prefix_matching import History
+from edge_stream.server.scheduling.events import Done, Event
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from edge_stream.engine import Engine
     from edge_stream.generation import Writer
-    from edge_stream.server.rendering import Piece, Rendered
-    from edge_stream.server.slots import Conversation
-    from edge_stream.server.tools import ToolParser
-
-
-@dataclass(frozen=True)
-class Started:
-    """The conversation was recognised; reading begins. info: see Job.info."""
-
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """One generated token. text may be empty. logprobs: of the token and of the likeliest ones, if asked for."""
-
-    index: int
-    text: str
-    token: int
-    tool_calls: list[dict[str, Any]] | None = None
-    logprobs: TokenLogprobs | None = None
-    info: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Natural logs of probabilities before any sampling transform."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A choice is complete: `stop`, `length` or `tool_calls`."""
-
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The turn is complete, and saved where sessions are kept."""
-
-    usage: dict[str, Any]
-    timings: dict[str, Any]
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """There is no (more) answer."""
-
-    error: ApiError
-
-
-Event = Started | Delta | Finished | Done | Failed
+    from edge_stream.server.history.rendering import Piece, Rendered
+    from edge_stream.server.history.tools import ToolParser
+    from edge_stream.server.scheduling.sessions import Session
+    from edge_stream.server.settings import Settings
+    from edge_stream.stream import Stream
 
 
 class Stage(Enum):
-    """Where a job is."""
+    """What a task waits for, or does."""
 
     QUEUED = 0
     RENDERING = 1
@@ -89,8 +36,8 @@ class Stage(Enum):
 
 
 @dataclass
-class Wish:
-    """What a request asks for, checked."""
+class GenerationRequest:
+    """What a client asks for, checked."""
 
     history: History
     sampling: Sampling
@@ -106,32 +53,27 @@ class Wish:
 
 
 @dataclass(eq=False)
-class Job:
-    """A wish with its state. `emit` may be called from any thread; everything else is the scheduler's."""
+class Task:
+    """A request being carried out. Any thread may call `emit`; everything else belongs to the scheduler's."""
 
-    wish: Wish
+    request: GenerationRequest
     emit: Callable[[Event], None]
-    deadline: float
-    request: object = field(default_factory=object)  # the same for all jobs of one request
+    deadline: float  # by time.monotonic
+    group: object = field(default_factory=object)  # the same for all tasks of one HTTP request
     cancelled: bool = False  # set by the client's side; a bool needs no lock
-    n_taken: int = 0  # records that the client's side has taken
+    n_taken: int = 0  # events that the client's side has taken
     n_emitted: int = 0
     stage: Stage = Stage.QUEUED
-    conversation: Conversation | None = None
+    session: Session | None = None
     rendering: Future[Rendered] | None = None
     pieces: list[Piece] = field(default_factory=list)
     answer_start: list[int] = field(default_factory=list)
-    answer_prefix: str = ""  # what the client wrote of the answer already
+    answer: Answer = field(default_factory=Answer)
     writer: Writer | None = None
     saving: Future[None] | None = None
-    done: Done | None = None  # to be sent when it is saved
-    parser: ToolParser | None = None
+    done: Done | None = None  # to be sent once the session is saved
     choice: int = 0
-    text: list[str] = field(default_factory=list)  # of this choice, as it was sent
-    answer: list[int] = field(default_factory=list)  # its tokens
-    n_answer_bytes: int = 0
-    close: list[int] = field(default_factory=list)  # what the template writes after the answer
-    recognised: str = ""
+    history: str = ""  # new, continued, branched or rebuilt
     restored: bool = False
     timed_out: bool = False
     t_stalled: float | None = None  # since when it waits for its reader
@@ -147,29 +89,35 @@ class Job:
     t_end: float = 0.0
 
     def send(self, event: Event) -> None:
-        """Hand a record to the client's side."""
+        """Hand an event to the client's side."""
         self.n_emitted += 1
         self.emit(event)
 
     @property
     def n_behind(self) -> int:
-        """Records that the client has not taken yet."""
+        """Events that the client has not taken yet."""
         return self.n_emitted - self.n_taken
 
-    def piece(self, engine: Engine, token: int) -> bytes:
-        """What a token adds to the answer."""
-        return engine.token_to_piece(token, special=self.wish.tools is not None)
+    @property
+    def index(self) -> int:
+        """The choice being written. The first comes last, since it is the one that clients continue."""
+        return self.request.n - 1 - self.choice
+
+    @property
+    def stream(self) -> Stream:
+        """That of its session, which is in a slot."""
+        assert self.session is not None and self.session.stream is not None
+        return self.session.stream
 
     def info(self) -> dict[str, Any]:
-        """The `edge_stream` field of a response, while the job has a conversation in a slot."""
-        conversation = self.conversation
-        assert conversation is not None and conversation.stream is not None
-        stats = conversation.stream.stats
+        """The `edge_stream` field of a response, while the task has a session in a slot."""
+        assert self.session is not None
+        stats = self.stream.stats
         return {
-            "conversation": conversation.name or conversation.id,
-            "history": self.recognised,
+            "conversation": self.session.name or self.session.id,
+            "history": self.history,
             "restored": self.restored,
-            "slot": conversation.slot,
+            "slot": self.session.slot,
             "n_past": stats.n_past,
             "n_cached": stats.n_cached,
             "n_ctx": stats.n_ctx,
@@ -207,3 +155,10 @@ class Job:
             "predicted_per_second": 1000 * self.n_written / write_ms if write_ms else 0.0,
             "queued_ms": 1000 * ((self.t_admitted or now) - self.t_queued),
         }
+
+
+def make_task(
+    request: GenerationRequest, settings: Settings, emit: Callable[[Event], None], group: object = None
+) -> Task:
+    """A task whose time starts now. group: the same for all tasks of one HTTP request."""
+    return Task(request, emit, time.monotonic() + settings.limits.request_seconds, group or object())

@@ -10,83 +10,84 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from edge_stream.server.generation import Event, Failed, Wish
-from edge_stream.server.scheduler import Scheduler, make_job
+from edge_stream.server.scheduling.events import Event, Failed, Progress
+from edge_stream.server.scheduling.scheduler import Scheduler
+from edge_stream.server.scheduling.tasks import GenerationRequest, make_task
 
 T = TypeVar("T")
 
 
 class Channel:
-    """Carries the records of a request's jobs from the engine's thread to a coroutine, in the order they come.
+    """Carries the events of an HTTP request's tasks from the engine's thread to a coroutine, in order.
 
-    A job whose records are not taken pauses (Limits.backlog), so that this holds so many of each job at most.
+    A task whose events are not taken pauses (Limits.backlog), which bounds what is held here.
     """
 
-    def __init__(self, scheduler: Scheduler, wishes: Sequence[Wish]) -> None:
+    def __init__(self, scheduler: Scheduler, requests: Sequence[GenerationRequest]) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: deque[tuple[int, Event]] = deque()
         self._filled = asyncio.Event()
         self._scheduler = scheduler
         settings = scheduler.settings
-        self.jobs = [make_job(wish, settings, partial(self._emit, k), self) for k, wish in enumerate(wishes)]
+        self.tasks = [make_task(request, settings, partial(self._emit, k), self) for k, request in enumerate(requests)]
 
     def _emit(self, k: int, event: Event) -> None:
         try:
             self._loop.call_soon_threadsafe(self._put, k, event)
         except RuntimeError:
-            self.jobs[k].cancelled = True  # the loop is closed
+            self.tasks[k].cancelled = True  # the loop is closed
 
     def _put(self, k: int, event: Event) -> None:
         self._events.append((k, event))
         self._filled.set()
 
     def submit(self) -> None:
-        """Queue the jobs. Raises ApiError 503."""
-        for job in self.jobs:
-            self._scheduler.submit(job)
+        """Queue the tasks. Raises ApiError 503."""
+        for task in self.tasks:
+            self._scheduler.submit(task)
 
-    async def peek(self) -> Event:
-        """Wait for the next record and leave it. Raises ApiError if there is no answer."""
+    async def peek(self) -> Progress:
+        """Wait for the next event and leave it. Raises ApiError if there is no answer."""
         await self._filled.wait()
         _, event = self._events[0]
         if isinstance(event, Failed):
             raise event.error
         return event
 
-    async def get(self) -> tuple[int, Event]:
-        """The next record, after the number of its job. Raises ApiError if there is no answer."""
+    async def get(self) -> tuple[int, Progress]:
+        """The next event, after the number of its task. Raises ApiError if there is no answer."""
         event = await self.peek()
         k, _ = self._events.popleft()
-        self.jobs[k].n_taken += 1
+        self.tasks[k].n_taken += 1
         if not self._events:
             self._filled.clear()
             self._scheduler.wake()  # a generation that waited for its reader goes on
         return k, event
 
     def cancel(self) -> None:
-        """The client has gone: stop at the next token. Does nothing to what is complete."""
-        for job in self.jobs:
-            job.cancelled = True
+        """End the tasks at the next token. Does nothing to those that are complete."""
+        for task in self.tasks:
+            task.cancelled = True
         self._scheduler.wake()
 
 
-async def or_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for something while the client is there. Raises ClientGone."""
+async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Await something, and cancel it if the client disconnects. Raises ClientDisconnected."""
 
-    async def gone() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone
+        raise ClientDisconnected
     finally:
         task.cancel()
         watch.cancel()
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """Nobody waits for the answer."""

@@ -1,4 +1,4 @@
-"""Records of the engine become OpenAI's JSON: whole answers and chunks, for chats and for texts."""
+"""A task's events as OpenAI's JSON: whole responses and chunks, for chats and for texts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.server.generation import Delta, Done, Finished, Started, TokenLogprobs
+from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started, TokenLogprobs
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 
-class Answer:
-    """What chats and texts have in common. Choice i of job k has the index k * n + i.
+class ResponseBuilder:
+    """What chats and texts have in common. Choice i of task k has the index k * n + i.
 
-    before: for each job, the text that its choices begin with.
+    before: for each task, the text that its choices begin with.
     """
 
     prefix, whole, part = "", "", ""
@@ -33,11 +33,11 @@ class Answer:
         self._held: dict[int, Finished] = {}
 
     def head(self, kind: str) -> dict[str, Any]:
-        """The fields that all objects begin with."""
+        """The fields that all objects start with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def add(self, k: int, event: Delta | Finished) -> None:
-        """Collect a record of job k, for a whole answer."""
+        """Collect an event of task k, for a whole response."""
         i = k * self.n + event.index
         if isinstance(event, Finished):
             self.reasons[i] = event.reason
@@ -62,8 +62,8 @@ class Answer:
             "bytes": list(piece),
         }
 
-    def chunks(self, k: int, event: Started | Delta | Finished | Done) -> Iterable[dict[str, Any]]:
-        """The chunks of a record of job k. Its last finish waits for Done, which says that the turn is saved."""
+    def chunks(self, k: int, event: Progress) -> Iterable[dict[str, Any]]:
+        """The chunks for an event of task k. Its last finish waits for Done, which says that the turn is saved."""
         first, held = k * self.n, self._held.pop(k, None)
         finish = [self._choice(first + held.index, None, held.reason)] if held else []
         if isinstance(event, Done):
@@ -80,12 +80,16 @@ class Answer:
             chunk = self._chunk([self._choice(first + event.index, event)])
             yield chunk | ({"edge_stream": event.info} if event.info else {})
 
+    def choices(self) -> list[dict[str, Any]]:
+        """All choices, complete."""
+        raise NotImplementedError
+
     def begin(self, i: int) -> dict[str, Any]:
-        """What the first chunk holds of choice i."""
+        """What choice i is in the first chunk."""
         raise NotImplementedError
 
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
-        """What a record adds to choice i: its text and logprobs."""
+        """What an event adds to choice i: its text and logprobs."""
         raise NotImplementedError
 
     def _choice(self, i: int, event: Delta | None = None, reason: str | None = None) -> dict[str, Any]:
@@ -95,13 +99,13 @@ class Answer:
         return {**self.head(self.part), "choices": choices}
 
 
-class ChatAnswer(Answer):
+class ChatResponseBuilder(ResponseBuilder):
     """chat.completion and chat.completion.chunk."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def choices(self) -> list[dict[str, Any]]:
-        """Of the whole answer."""
+        """All choices, complete."""
         out = []
         for i, text in enumerate(self.texts):
             message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -127,7 +131,7 @@ class ChatAnswer(Answer):
         return {"delta": delta, "logprobs": {"content": [self.token(event.logprobs)]} if event.logprobs else None}
 
 
-class TextAnswer(Answer):
+class TextResponseBuilder(ResponseBuilder):
     """text_completion."""
 
     prefix, whole, part = "cmpl-", "text_completion", "text_completion"
@@ -137,14 +141,14 @@ class TextAnswer(Answer):
         self._offsets = [len(text) for text in self.texts]  # in characters, of each choice's next token
 
     def choices(self) -> list[dict[str, Any]]:
-        """Of the whole answer."""
+        """All choices, complete."""
         return [
             {"index": i, "text": text, "logprobs": self._columns(i, self.logprobs[i]), "finish_reason": self.reasons[i]}
             for i, text in enumerate(self.texts)
         ]
 
     def begin(self, i: int) -> dict[str, Any]:
-        """The prompt, if it is to be repeated."""
+        """The prompt, if it is echoed."""
         return {"text": self.texts[i]}
 
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
@@ -153,7 +157,7 @@ class TextAnswer(Answer):
         return {"text": event.text if event else "", "logprobs": self._columns(i, rows)}
 
     def _columns(self, i: int, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """The next rows of choice i."""
+        """Logprobs of the next tokens of choice i."""
         if not rows:
             return None
         offsets = []

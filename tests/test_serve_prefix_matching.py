@@ -12,7 +12,7 @@ from serving import WORDS, Served, serve
 from edge_stream import Sampling
 from edge_stream.conversation import Conversation
 from edge_stream.engine import Engine
-from edge_stream.server.recognition import verify
+from edge_stream.server.history.prefix_matching import verify
 
 Load = Callable[..., Engine]
 
@@ -26,7 +26,7 @@ def served(load: Load) -> Iterator[Served]:
 
 def held(served: Served, slot: int) -> list[int]:
     """Tokens in a slot's cache."""
-    return served.on_engine(lambda: served.scheduler.conversations.slots[slot].stream.tokens())  # type: ignore[union-attr]
+    return served.on_engine(lambda: served.scheduler.sessions.slots[slot].stream.tokens())  # type: ignore[union-attr]
 
 
 def test_turns_are_those_of_a_conversation(served: Served, load: Load) -> None:
@@ -62,7 +62,7 @@ def test_a_growing_history_costs_what_is_new(load: Load) -> None:
             assert facts["n_cached"] <= 160
             assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == facts["n_reused"]
         assert facts["n_past"] > 5 * 160
-        conversation = served.scheduler.conversations.slots[0]
+        conversation = served.scheduler.sessions.slots[0]
         assert conversation and conversation.stream
         assert len(conversation.log.entries) < 20  # as bounded as the cache
         index = len(conversation.log.entries) - 1
@@ -76,7 +76,7 @@ def test_a_growing_history_costs_what_is_new(load: Load) -> None:
 def test_a_log_that_contradicts_the_stream_is_not_believed(served: Served) -> None:
     messages: list[dict[str, Any]] = []
     slot = served.client.turn(messages, "One.", seed=1)["edge_stream"]["slot"]
-    conversation = served.scheduler.conversations.slots[slot]
+    conversation = served.scheduler.sessions.slots[slot]
     assert conversation and conversation.stream
     served.on_engine(lambda: (conversation.stream.rewind(3), conversation.stream.feed([70, 71, 72])))  # type: ignore[union-attr]
     answer = served.client.turn(messages, "Two.", seed=1)

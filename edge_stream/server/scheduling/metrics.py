@@ -1,4 +1,4 @@
-"""Prometheus metrics, under our own prefix, in a registry of their own."""
+"""Prometheus metrics, prefix edge_stream_, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Metrics:
         self.read = counter("tokens_read", "Prompt tokens decoded")
         self.written = counter("tokens_written", "Tokens generated")
         self.steps = counter("steps", "Batches of generated tokens")
-        self.recognised = counter("requests", "Requests by how their history was recognised", ("history",))
-        self.restored = counter("sessions_restored", "Conversations brought back from disk")
+        self.requests = counter("requests", "Requests by how their history was matched", ("history",))
+        self.restored = counter("sessions_restored", "Conversations restored from disk")
         self.refused = counter("requests_refused", "Requests refused because too many were waiting")
-        self.disagreements = counter("log_disagreements", "Conversations whose log and stream disagreed")
+        self.mismatches = counter("log_disagreements", "Conversations whose log did not match their stream")
         self.save_failures = counter("save_failures", "Turns after which the session could not be saved")
         self.save_seconds = Histogram(
             "edge_stream_save_seconds", "Time from the end of a turn until it is on disk", registry=self.registry
@@ -30,10 +30,10 @@ class Metrics:
             name: Gauge(f"edge_stream_{name}", text, registry=self.registry)
             for name, text in {
                 "slots": "Conversations that can be in the cache at once",
-                "busy": "Conversations that are read or written now",
+                "busy": "Conversations being read or written",
                 "in_slots": "Conversations in the cache",
                 "known": "Conversations that can be continued",
-                "waiting": "Requests that wait for a slot",
+                "waiting": "Requests waiting for a slot",
                 "disk_bytes": "Bytes of saved sessions",
             }.items()
         }

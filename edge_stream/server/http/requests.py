@@ -1,4 +1,4 @@
-"""From a validated request to what the engine is asked for; every limit is checked here."""
+"""From a validated body to a generation request; every limit is checked here."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import Sampling, check_sampling, schema_grammar
 from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
-from edge_stream.server.generation import Wish
-from edge_stream.server.grammar_check import check_ambiguity
-from edge_stream.server.recognition import History, chat_history, root_key
-from edge_stream.server.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
+from edge_stream.server.history.prefix_matching import History, chat_history, root_key
+from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
+from edge_stream.server.http.grammar_check import check_ambiguity
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
+from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
-from edge_stream.server.tools import ToolParser, call_schema, forcing_grammar, format_of
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
-_SECONDS = 2.0  # for making a grammar of a schema
+_SECONDS = 2.0  # for turning a schema into a grammar
 _REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
-class Wishes:
-    """Makes wishes; any thread may, since nothing here touches a stream. Raises ApiError 400."""
+class RequestBuilder:
+    """Makes generation requests, on any thread, since no stream is touched. Raises ApiError 400."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.tool_format = format_of(engine.chat_template or "")
 
-    def of_chat(self, request: ChatRequest, name: str | None) -> Wish:
+    def from_chat(self, request: ChatRequest, name: str | None) -> GenerationRequest:
         """A turn of a chat."""
         limits = self.settings.limits
         messages = [m.model_dump(exclude_none=True) for m in request.messages]
@@ -48,13 +48,13 @@ class Wishes:
             parser = ToolParser(self.tool_format, [t["function"]["name"] for t in tools])
             sampling = self._force_tools(sampling, tools, request)
         elif request.tool_choice is not None and request.tool_choice not in ("none", "auto"):
-            raise errors.invalid("tool_choice demands a call, but there are no tools")
+            raise errors.invalid("tool_choice requires a call, but there are no tools")
         variables = {"tools": tools} if parser else {}
         history = chat_history(messages, variables)
         if not history.units:
-            raise errors.invalid("there is nothing to answer: messages holds system messages only")
+            raise errors.invalid("there is nothing to answer: messages has system messages only")
         max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
-        return Wish(
+        return GenerationRequest(
             history=history,
             logprobs=bool(request.logprobs),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else 0,
@@ -63,8 +63,8 @@ class Wishes:
             **self._common(request, sampling, max_tokens),
         )
 
-    def of_text(self, request: CompletionRequest, name: str | None) -> list[Wish]:
-        """One wish for each prompt."""
+    def from_text(self, request: CompletionRequest, name: str | None) -> list[GenerationRequest]:
+        """One request for each prompt."""
         if request.suffix:
             raise errors.invalid("suffix is not supported: text is only continued at its end")
         prompts = self._prompts(request.prompt)
@@ -72,7 +72,7 @@ class Wishes:
             raise errors.invalid(f"{len(prompts)} prompts are more than the {self.settings.limits.n} that are allowed")
         common = self._common(request, self._sampling(request), request.max_tokens)
         return [
-            Wish(
+            GenerationRequest(
                 history=self._text_history(prompt),
                 logprobs=request.logprobs is not None,
                 top_logprobs=request.logprobs or 0,
@@ -111,7 +111,7 @@ class Wishes:
         limits = self.settings.limits
         if request.n > limits.n:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
-        # a grammar that cannot be parsed, a token that does not exist
+        # refuses a grammar that cannot be parsed, a token that does not exist
         check_sampling(self.engine.backend.vocabulary, sampling)
         return {
             "sampling": sampling,
@@ -217,7 +217,7 @@ class Wishes:
         for character in grammar:
             depth += (character == "(") - (character == ")")
             deepest = max(deepest, depth)
-        # the converter of schemas writes a bracket for every repeat
+        # the schema converter writes a bracket for every repeat
         if deepest > limits.json_depth + limits.schema_repeats:
             raise errors.invalid(f"the grammar's brackets are deeper than {limits.json_depth + limits.schema_repeats}")
         check_ambiguity(grammar)
@@ -227,7 +227,7 @@ class Wishes:
         if choice is None or choice == "auto":
             return sampling
         if sampling.grammar:
-            raise errors.invalid("a tool call cannot be demanded together with a grammar or a response_format")
+            raise errors.invalid("a tool call cannot be required together with a grammar or a response_format")
         if isinstance(choice, NamedTool):
             tools = [t for t in tools if t["function"]["name"] == choice.function.name]
             if not tools:

@@ -1,4 +1,4 @@
-"""Tool calls: what a template teaches the model to write, found in its text, and forced by a grammar."""
+"""Tool calls: the formats that templates teach, finding calls in a text, forcing one by a grammar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.server.errors import sendable
+from edge_stream.text import sendable
 
 
 @dataclass(frozen=True)

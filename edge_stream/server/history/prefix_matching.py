@@ -1,11 +1,11 @@
-"""Which conversation is this? A history is known by a running hash over its messages.
+"""A client sends its whole history each time; which part of it does a stream already hold?
 
-A client sends its whole history each time, while the cache holds the sinks and the newest tokens only. Beside each
-stream a log is kept: after the head and after every message there is an `Entry` with the running hash of everything
-said until then, the number of tokens seen, and a running hash of the tokens that were fed. A request's hashes are
-compared with the entries, newest first; the first that is equal is the last common message. Entries go when their
-place in the stream has left the window, since a stream cannot be taken back to them: the log is as bounded as the
-cache. Before an entry is relied on, the tokens that the stream itself says it holds are hashed again (`verify`).
+The cache holds the sinks and the newest tokens only. Beside each stream a log is kept: after the head and after every
+message an `Entry` records a running hash of everything said so far, the number of tokens seen, and a running hash of
+the tokens that were fed. The hashes of a request's prefixes are looked up among the entries, the longest prefix first.
+An entry is dropped once its place has left the window, since the stream cannot be taken back to it: the log is as
+bounded as the cache. Before an entry is relied on, the tokens that the stream itself reports are hashed again
+(`verify`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _KEY_BYTES = 32
-# the newest tokens are hashed only later, so that an answer can be taken back by some
+# the newest tokens are hashed later, so that some of them can be taken back
 _UNHASHED = 2048
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read or written between two places where a history can be taken up again.
+    """What is read or written between two places where a history can be continued.
 
     kind: `inputs` (all messages between two answers) or `assistant` (one answer). key: running hash up to and
     including it.
@@ -45,7 +45,7 @@ class Unit:
 class History:
     """A request's conversation: what its template is given, and its units with their running hashes.
 
-    text: a completion's prompt instead (UTF-8, or int32 tokens), which may be taken up after any number of bytes.
+    text: a completion's prompt instead (UTF-8, or int32 tokens), which may be continued after any number of bytes.
     """
 
     root: bytes
@@ -73,9 +73,9 @@ class History:
 class Entry:
     """A place in a stream: after `n_past` tokens it had seen what hashes to `key`.
 
-    tokens_hash: running hash of the tokens fed. pending: tokens to be fed before whatever comes next (the template's
-    end of an answer, or what must be read again to answer again). ended: the model wrote an end-of-turn token that the
-    template writes with the next message only. n_bytes: of a text.
+    tokens_hash: running hash of the tokens fed. kind: `head`, `inputs`, `assistant` or `text`. pending: tokens to feed
+    before whatever comes next (the template's end of an answer, or what must be read again to answer again). ended: the
+    model wrote an end-of-turn token that the template writes with the next message only. n_bytes: of a text.
     """
 
     key: bytes
@@ -97,7 +97,7 @@ def flat_content(content: Any) -> str:
 
 
 def canonical(message: Message) -> bytes:
-    """What makes two messages the same. Space around an answer does not count: clients trim it."""
+    """What is hashed of a message. Space around an answer is left out: clients trim it."""
     content = flat_content(message.get("content"))
     assistant = message["role"] == "assistant"
     calls = [
@@ -116,7 +116,7 @@ def canonical(message: Message) -> bytes:
 
 
 def _arguments(arguments: Any) -> Any:
-    """Arguments come as text of JSON; clients may format it anew."""
+    """Arguments are JSON text, which clients may reformat."""
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
@@ -139,7 +139,7 @@ def root_key(kind: str, value: Any = None) -> bytes:
 
 
 def chat_history(messages: Sequence[Message], variables: Mapping[str, Any]) -> History:
-    """Cut a chat into units and hash them. Cost: one pass over the text."""
+    """Cut a chat into units and hash them, in one pass over the text."""
     messages = list(messages)
     n_system = 0
     while n_system < len(messages) and messages[n_system]["role"] in ("system", "developer"):
@@ -195,7 +195,7 @@ class TokenLog:
         return now.digest()
 
 
-class Log:
+class PrefixLog:
     """The entries of one stream, oldest first. The first is where the head ends."""
 
     def __init__(self, entries: Sequence[Entry] = ()) -> None:
@@ -212,7 +212,7 @@ class Log:
         self._tokens.add(tokens)
 
     def taken_back(self, n: int) -> bool:
-        """Tokens since the last entry were taken back."""
+        """The newest n tokens were taken back; False if that cannot be logged."""
         return self._tokens.take_back(n)
 
     def add(
@@ -224,7 +224,7 @@ class Log:
         ended: bool = False,
         n_bytes: int = 0,
     ) -> None:
-        """The stream is where everything that hashes to key has been said."""
+        """The stream has now seen everything that hashes to key."""
         self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), ended, n_bytes))
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
 
@@ -234,7 +234,7 @@ class Log:
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
 
     def trim(self, n_past: int, n_window: int) -> None:
-        """Drop the entries to which the stream cannot be taken back, since they left its window."""
+        """Drop the entries that have left the window, to which the stream cannot be taken back."""
         first = n_past - n_window
         keep = next((i for i, e in enumerate(self.entries) if e.n_past >= first), len(self.entries) - 1)
         del self.entries[: max(keep, 0)]
@@ -244,8 +244,8 @@ class Log:
         return next((i for i in reversed(range(len(self.entries))) if self.entries[i].key == key), None)
 
 
-def verify(log: Log, index: int, stream: Stream) -> bool:
-    """Whether the stream holds the tokens that the log says it was fed, as far as it still holds them.
+def verify(log: PrefixLog, index: int, stream: Stream) -> bool:
+    """Whether the tokens that the stream holds are those that the log says it was fed.
 
     Hashes every span between two entries up to `index` that lies in the cache, and the head where it is pinned.
     """
@@ -267,7 +267,7 @@ def verify(log: Log, index: int, stream: Stream) -> bool:
         entry = log.entries[i]
         before = log.entries[i - 1] if i else None
         if before is None and entry.kind != "head":
-            continue  # where its span began is no longer known
+            continue  # the start of its span is no longer known
         tokens = span(before.n_past if before else 0, entry.n_past)
         if tokens is None:
             continue

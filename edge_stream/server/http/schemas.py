@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from edge_stream.server.guard import depth_of
+from edge_stream.server.http.guard import depth_of
 from edge_stream.server.settings import Limits
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,4 +1,4 @@
-"""Sessions on disk: one folder per model and cache, one file per conversation, names of our own making only."""
+"""Sessions on disk: one folder per model and cache, one file per session, no file name chosen by a client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream import _native
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.server.recognition import Entry
+from edge_stream.server.history.prefix_matching import Entry
 from edge_stream.session_file import peek_session
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ _MAX_COPIES = 2  # sessions in memory: one that is written, one that waits
 
 
 class SessionStore:
-    """A locked folder of session files, written by a thread of its own in the order given.
+    """A locked folder of session files, written in order by a thread of its own.
 
     max_bytes: of everything under `root`, other models' folders and states saved by name included. Raises
-    EdgeStreamError if the folder cannot be had.
+    EdgeStreamError if the folder cannot be used.
     """
 
     def __init__(self, folder: Path, engine: Engine, max_bytes: int) -> None:
@@ -58,21 +58,21 @@ class SessionStore:
             raise EdgeStreamError(
                 f"another server keeps its sessions in {self.folder}: give this one its own --session-dir"
             ) from None
-        for left_over in self.folder.glob("*.tmp-*"):  # of a process that was killed while it saved
+        for left_over in self.folder.glob("*.tmp-*"):  # from a process that was killed while it saved
             left_over.unlink(missing_ok=True)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
-        self._writes: dict[Future[None], tuple[Path, int]] = {}  # those going on: file, bytes
+        self._writes: dict[Future[None], tuple[Path, int]] = {}  # not ended yet: file, bytes
 
-    def path(self, conversation_id: str) -> Path:
-        """The file of a conversation (its id is ours, 32 hex digits)."""
-        return self.folder / (conversation_id + _SUFFIX)
+    def path(self, session_id: str) -> Path:
+        """The file of a session, whose id is 32 hex digits of ours."""
+        return self.folder / (session_id + _SUFFIX)
 
     def named_path(self, name: str) -> Path:
-        """The file of a state that a client gave a name: the name itself never becomes part of a path."""
+        """The file of a state that a client named: the name itself never becomes part of a path."""
         return self.folder / f"slot-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{_SAVED}"
 
     def scan(self) -> Iterator[tuple[str, dict[str, Any], int, float]]:
-        """(id, facts, bytes, time of last use) of every sound session. Damaged ones are set aside."""
+        """(id, facts, bytes, time of last use) of every intact session. Damaged ones are set aside."""
         for file in sorted(self.folder.glob("*" + _SUFFIX), key=lambda f: f.stat().st_mtime):
             try:
                 facts = self.read(file)
@@ -90,7 +90,7 @@ class SessionStore:
         return unpack(peek_session(file)[1], file)
 
     def set_aside(self, file: Path) -> None:
-        """Keep a damaged file under another name, where it is not tried again."""
+        """Rename a damaged file, so that it is kept and not tried again."""
         aside = file.with_name(file.name + _DAMAGED)
         try:
             file.replace(aside)
@@ -104,7 +104,7 @@ class SessionStore:
 
     @property
     def can_write(self) -> bool:
-        """Whether a write would begin, or be the next one: no more sessions than that are copied to memory."""
+        """Whether a write would start now or be the next one: no more sessions than that are copied to memory."""
         self._writes = {write: file for write, file in self._writes.items() if not write.done()}
         return len(self._writes) < _MAX_COPIES
 
@@ -118,9 +118,8 @@ class SessionStore:
         wait(self._writes)
 
     def write(self, snapshot: Snapshot, path: Path) -> Future[None]:
-        """Have a session written, and its memory freed. What goes wrong is logged, and is the future's exception."""
-
-        size = (path, snapshot.n_bytes)
+        """Have a session written, and its memory freed. An error is logged, and is the future's exception."""
+        size = path, snapshot.n_bytes  # the snapshot is closed by another thread
 
         def work() -> None:
             try:
@@ -139,7 +138,7 @@ class SessionStore:
     #
 
     def files(self) -> dict[Path, tuple[int, float]]:
-        """(bytes, time of last use) of every file under the root, as they are when all writes have ended."""
+        """(bytes, time of last use) of every file under the root, as they will be when all writes have ended."""
         found = {}
         for folder, _, names in os.walk(self.root):
             for name in names:
@@ -152,26 +151,47 @@ class SessionStore:
         return found
 
     def n_saved(self) -> int:
-        """States that clients gave names."""
+        """How many states clients have saved by name."""
         return sum(file.suffix == _SAVED and file.parent == self.folder for file in self.files())
 
-    def may_delete(self, file: Path) -> bool:
-        """Whether a file is a conversation's, or damaged, and no other running server's."""
+    def excess(
+        self, path: Path, n_bytes: int, in_use: Collection[Path], order: Mapping[Path, tuple[bool, float]]
+    ) -> list[Path] | None:
+        """The files to delete before n_bytes fit at a path; None if they never would.
+
+        First those set aside, then by `order`, which is by time of last use for files that it lacks. States saved by
+        name, files in use and those of other running servers stay. A session that is alone may be larger than
+        max_bytes.
+        """
+        files = self.files()
+        files.pop(path, None)
+        excess = sum(size for size, _ in files.values()) + n_bytes - self.max_bytes
+        if excess <= 0:
+            return []
+        deletable = [file for file in files if self._may_delete(file) and file not in in_use]
+        if len(deletable) < len(files) and excess > sum(files[file][0] for file in deletable):
+            return None
+        deletable.sort(key=lambda file: (file.suffix != _DAMAGED, order.get(file, (False, files[file][1]))))
+        chosen = []
+        for file in deletable:
+            if excess <= 0:
+                break
+            excess -= files[file][0]
+            chosen.append(file)
+        return chosen
+
+    def _may_delete(self, file: Path) -> bool:
+        """Whether a file is a session's, or damaged, and not another running server's."""
         return file.suffix in (_SUFFIX, _DAMAGED) and (file.parent == self.folder or not _is_locked(file.parent))
 
-    @staticmethod
-    def is_damaged(file: Path) -> bool:
-        """Whether a file was set aside."""
-        return file.suffix == _DAMAGED
-
     def close(self) -> None:
-        """Finish what is being written, and let another server have the folder."""
+        """Finish writing and unlock the folder."""
         self._pool.shutdown()
         os.close(self._lock)
 
 
 def is_damage(error: EdgeStreamError) -> bool:
-    """Whether a session's content is wrong, as opposed to what a later attempt may overcome (no memory, no handles)."""
+    """Whether a session's content is wrong, as opposed to errors that may pass (no memory, no file handles)."""
     return error.status == _native.FORMAT
 
 
@@ -192,14 +212,16 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def pack(facts: dict[str, Any], entries: list[Entry]) -> bytes:
-    """A conversation's facts and log as the caller's bytes of a session."""
-    rows = [[e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.ended, e.n_bytes] for e in entries]
+def pack(facts: dict[str, Any]) -> bytes:
+    """A session's facts, its log's entries among them, as the caller's bytes of a session file."""
+    rows = [
+        [e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.ended, e.n_bytes] for e in facts["entries"]
+    ]
     return json.dumps({"format": _FORMAT, **facts, "entries": rows}).encode()
 
 
 def unpack(data: bytes, file: Path) -> dict[str, Any]:
-    """The other way. Raises SessionError."""
+    """The facts in a session file's bytes. Raises SessionError."""
     try:
         facts = json.loads(data)
         if facts["format"] > _FORMAT:
@@ -214,5 +236,5 @@ def unpack(data: bytes, file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise SessionError(f"{file} is a session, but not of a server's conversation")
+        raise SessionError(f"{file} is a session, but not one of a server")
     return facts  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""An answer as it is written, and the entry it leaves in its session's log, which matches text, tokens and cache."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.server.history.prefix_matching import History, PrefixLog, canonical, chain
+from edge_stream.server.history.rendering import Renderer
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.server.history.tools import ToolParser
+    from edge_stream.stream import Stream
+
+# newest tokens of an answer that can be taken back when it ends inside a token or after a stop string
+_MAX_TAKE_BACK = 1024
+
+
+@dataclass
+class Answer:
+    """One choice. prefix: what the client wrote of it already. close: what the template writes after it.
+
+    parts: its text as generated, calls included. n_bytes: of its tokens, the end-of-turn token aside.
+    """
+
+    prefix: str = ""
+    close: list[int] = field(default_factory=list)
+    parser: ToolParser | None = None
+    parts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    n_bytes: int = 0
+
+    def begin(self, parser: ToolParser | None) -> None:
+        """Start an empty one, with the same prefix and close."""
+        self.parser, self.parts, self.tokens, self.n_bytes = parser, [], [], 0
+
+    def piece(self, engine: Engine, token: int) -> bytes:
+        """What a token adds to the text; control tokens count where tools are looked for."""
+        return engine.token_to_piece(token, special=self.parser is not None)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """It as the client will send it back."""
+        if self.parser is None:
+            return {"role": "assistant", "content": self.prefix + "".join(self.parts)}
+        return {"role": "assistant", "content": self.prefix + self.parser.shown, "tool_calls": self.parser.calls}
+
+
+def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, renderer: Renderer) -> None:
+    """Log an answer to a history, as the text that the client was sent.
+
+    how: `eos`, `stop` (a stop string), `length`, `grammar` (it allows nothing more), or `cut` (by the client or the
+    time limit). Where tokens that the client was not sent cannot be taken back, the log ends before the answer, and a
+    client that continues from it has its text read again.
+    """
+    assert log.last is not None
+
+    def take_back(n: int) -> bool:
+        """Take the newest n tokens back; False if the stream cannot."""
+        try:
+            stream.rewind(n)
+        except EdgeStreamError:  # a sink, or a recurrent state that is not kept
+            return False
+        log.taken_back(n)
+        del answer.tokens[-n:]
+        return True
+
+    text = "".join(answer.parts)
+    pending = [] if how in ("eos", "length") else _take_back_unsent(answer, text, renderer.engine, take_back)
+    if pending is None:
+        return
+    if history.text is not None:
+        if how == "eos" and not take_back(1):  # in a text nothing stands for the end
+            return
+        is_tokens = history.variables.get("tokens")
+        more = array("i", answer.tokens).tobytes() if is_tokens else text.encode("utf-8", errors="surrogatepass")
+        key, n_bytes = history.text_key(more), len(history.text) + len(more)
+        if key == log.last.key:
+            return  # nothing was written
+        if not pending:  # logits are not kept: to continue from here, the last token is read again
+            pending = answer.tokens[-1:]
+            if not take_back(1):
+                return
+        log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
+        return
+    close, ended = answer.close, False
+    if how == "eos":
+        close = renderer.after_end(answer.close)
+        # some templates write the end of an answer with the next message only: it must not be written twice
+        ended = close == answer.close
+    keys = [history.root, *(unit.key for unit in history.units)]
+    before = keys[-2] if history.units[-1].kind == "assistant" else keys[-1]
+    log.add(chain(before, canonical(answer.message)), stream.stats.n_past, "assistant", pending + close, ended)
+
+
+def _take_back_unsent(answer: Answer, text: str, engine: Engine, take_back: Callable[[int], bool]) -> list[int] | None:
+    """Take back the tokens that hold nothing of the text that was sent (a stop string, text held back).
+
+    Returns the tokens of what was sent of the last one taken back, to be fed with whatever comes next; None if they
+    cannot be taken back.
+    """
+    if "\ufffd" in text:
+        return []  # not valid UTF-8: the text does not tell which tokens were sent
+    surplus = answer.n_bytes - len(text.encode("utf-8", errors="surrogatepass"))
+    n, rest = 0, b""
+    while surplus > 0 and n < min(len(answer.tokens), _MAX_TAKE_BACK):
+        n += 1
+        piece = answer.piece(engine, answer.tokens[-n])
+        if len(piece) > surplus:
+            rest = piece[: len(piece) - surplus]
+        surplus -= len(piece)
+    if n == 0:
+        return []
+    if surplus > 0 or not take_back(n):
+        return None
+    return engine.tokenize(rest.decode("utf-8", errors="replace")) if rest else []

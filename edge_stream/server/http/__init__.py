@@ -1,0 +1,1 @@
+"""The HTTP API: routes, request checks, responses, the page."""

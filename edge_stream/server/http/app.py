@@ -1,0 +1,109 @@
+"""The ASGI application: endpoints, page and middleware put together; errors as responses; the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from edge_stream._version import __version__
+from edge_stream.errors import EdgeStreamError
+from edge_stream.server import errors
+from edge_stream.server.errors import ApiError
+from edge_stream.server.http.endpoints import HISTORY_HEADER, Endpoints
+from edge_stream.server.http.guard import Guard, error_response
+from edge_stream.server.http.page_files import page_files, page_route
+from edge_stream.server.scheduling.scheduler import Scheduler
+from edge_stream.server.settings import Settings
+
+
+def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
+    """The application, whose lifespan starts and stops the scheduler."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        await asyncio.to_thread(scheduler.stop)
+
+    app = FastAPI(
+        title="edge-stream",
+        version=__version__,
+        description="Endless conversations over the OpenAI API.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    page = page_files()
+    app.include_router(Endpoints(scheduler, settings).router)
+    for path in page:
+        app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
+    app.add_middleware(Guard, settings=settings, page=frozenset(page))
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[HISTORY_HEADER],
+        )
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(EdgeStreamError, _on_library_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
+    return app
+
+
+async def _on_api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _on_library_error(_request: Request, error: Exception) -> Response:
+    return error_response(errors.invalid(str(error)))
+
+
+async def _on_validation(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return error_response(errors.invalid(message[:500]))
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = errors.NOT_FOUND if error.status_code == 404 else errors.INVALID
+    headers = dict(error.headers or {})
+    return error_response(ApiError(error.status_code, str(error.detail), kind, headers))
+
+
+async def _on_bug(_request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "an internal error: see the server's log", errors.SERVER))
+
+
+def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
+    """FastAPI's document, corrected: errors are 400, not 422, and some endpoints need a key."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    if settings.api_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        document["paths"]["/health"]["get"]["security"] = []
+    app.openapi_schema = document
+    return document

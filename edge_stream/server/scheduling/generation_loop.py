@@ -1,0 +1,320 @@
+"""The tasks in slots, step by step: read a portion of one prompt, write one token of every answer, log, save.
+
+Runs on the engine's thread only. An error ends the task it belongs to, and no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.server import errors
+from edge_stream.server.history.answer import log_answer
+from edge_stream.server.history.rendering import Renderer
+from edge_stream.server.scheduling.events import Delta, Done, Failed, Finished, TokenLogprobs
+from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.prefill import Prefill
+from edge_stream.server.scheduling.sessions import PrefixMatch, Sessions
+from edge_stream.server.scheduling.tasks import Stage, Task
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.server.settings import Settings
+    from edge_stream.stream import Stream
+
+log = logging.getLogger("edge_stream.server")
+
+_STOPPED = "the request was stopped before its answer began"
+
+Top = list[tuple[int, float]]  # the likeliest tokens and the natural logs of their probabilities
+
+
+class GenerationLoop:
+    """The tasks that are not queued. `wake` is called, by another thread, when one can go on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+        sessions: Sessions,
+        renderer: Renderer,
+        pool: ThreadPoolExecutor,
+        wake: Callable[[], None],
+    ) -> None:
+        self.engine, self.settings, self.metrics = engine, settings, metrics
+        self.sessions, self.renderer = sessions, renderer
+        self.prefill = Prefill(engine, settings.n_prefill, metrics, sessions, renderer, pool, wake)
+        sessions.on_written = wake
+        self.tasks: list[Task] = []
+
+    def begin(self, task: Task, match: PrefixMatch | None, slot: int) -> None:
+        """Start a task in a slot."""
+        self.tasks.append(task)
+        self._guard(task, self.prefill.begin, task, match, slot)
+
+    def step(self) -> bool:
+        """One token of every answer being written, one portion of one prompt. False if there was nothing to do."""
+        for task in [t for t in self.tasks if t.rendering and t.rendering.done()]:
+            self._guard(task, self.prefill.take_rendered, task)
+        self.sessions.collect()
+        for task in [t for t in self.tasks if t.stage is Stage.SAVING]:
+            self._guard(task, self._save, task)
+        writing = [t for t in self.tasks if t.stage is Stage.WRITING and not self._is_stalled(t)]
+        if writing:
+            self._write(writing)
+        reading = next((t for t in self.tasks if t.stage is Stage.READING), None)
+        if reading:
+            self._guard(reading, self._read, reading)
+            if reading.stage is Stage.READING:  # the next step reads another prompt
+                self.tasks.remove(reading)
+                self.tasks.append(reading)
+        return bool(writing or reading)
+
+    def _is_stalled(self, task: Task) -> bool:
+        """Whether the client is so far behind that its generation waits."""
+        stalled = task.n_behind >= self.settings.limits.backlog
+        task.t_stalled = (task.t_stalled or time.monotonic()) if stalled else None
+        return stalled
+
+    def cut_short(self, task: Task) -> None:
+        """End a task early (client gone, time over, shutdown), with what it has written."""
+        if task.stage is Stage.WRITING:
+            self._guard(task, self._end_choice, task, "length")
+        elif task.stage is Stage.READING:
+            self.give_up(task, errors.unavailable(_STOPPED, 5))
+        # a rendering is short and cannot be interrupted: it is looked at again when it is done
+        elif task.rendering and task.rendering.done():
+            self._fail(task, errors.unavailable(_STOPPED, 5))
+
+    def give_up(self, task: Task, error: errors.ApiError) -> None:
+        """End a task with an error, its session back at the last entry of its log."""
+        assert task.session is not None
+        self._guard(task, self.sessions.undo, task.session)
+        if task.stage is not Stage.ENDED:
+            self._fail(task, error)
+
+    def fail_all(self) -> None:
+        """After a bug: end every task."""
+        for task in list(self.tasks):
+            try:
+                self._fail(task, errors.ApiError(500, "an internal error: see the server's log", errors.SERVER))
+            except Exception:
+                log.exception("a task could not be ended")
+                self.tasks.remove(task)
+
+    def _guard(self, task: Task, work: Callable[..., object], *args: Any) -> None:
+        """Do something for one task; an error ends that task only."""
+        try:
+            work(*args)
+        except errors.ApiError as error:
+            self._fail(task, error)
+        except EdgeStreamError as error:
+            refused = task.stage in (Stage.QUEUED, Stage.RENDERING)  # by the template, say
+            self._fail(task, errors.invalid(str(error)) if refused else _server_error(error))
+        except Exception as error:
+            log.exception("an internal error")
+            self._fail(task, _server_error(error))
+
+    #
+    # steps
+    #
+
+    def _read(self, task: Task) -> None:
+        if self.prefill.read(task):
+            self._start_writing(task)
+
+    def _start_writing(self, task: Task) -> None:
+        stream, request = task.stream, task.request
+        stream.forget_sampling()
+        sampling = request.sampling
+        if request.n > 1 and sampling.seed >= 0:
+            # choices differ, and each is what a request for it alone would give
+            sampling = replace(sampling, seed=(sampling.seed + task.index) % (2**32 - 1))
+        task.writer = stream.writer(
+            request.max_tokens,
+            sampling=sampling,
+            stop=request.stop,
+            logprobs=request.logprobs,
+            ignore_eos=request.ignore_eos,
+            special=request.tools is not None,
+        )
+        task.answer.begin(request.tools.fresh() if request.tools else None)
+        task.t_writing = task.t_writing or time.perf_counter()
+        task.stage = Stage.WRITING
+        if task.writer.finished:  # nothing was to be written
+            self._end_choice(task, "length")
+
+    def _write(self, tasks: list[Task]) -> None:
+        """Choose a token for every task, feed them in one batch, record them."""
+        chosen: list[tuple[Task, int, Top]] = []
+        for task in tasks:
+            assert task.writer is not None
+            try:
+                n_top = task.request.top_logprobs
+                top = _likeliest(task.stream, n_top) if n_top else []
+                chosen.append((task, task.writer.choose(), top))
+            except EdgeStreamError as error:
+                # a grammar that allows nothing more ends the text
+                if task.request.sampling.grammar is None:
+                    self._fail(task, _server_error(error))
+                else:
+                    self._guard(task, self._end_choice, task, "stop", "grammar")
+        if not chosen:
+            return
+        try:
+            self._feed([(task.stream, token) for task, token, _ in chosen])
+        except EdgeStreamError as error:
+            log.error("a decode failed: %s", error)
+            for task, *_ in chosen:
+                self._fail(task, _server_error(error))
+            return
+        self.metrics.written.inc(len(chosen))
+        self.metrics.steps.inc()
+        for task, token, top in chosen:
+            self._guard(task, self._record, task, token, top)
+
+    def _feed(self, pairs: list[tuple[Stream, int]]) -> None:
+        """Feed a token to each stream: in one batch, but for streams that do not hold all their sinks yet."""
+        batch: list[tuple[Stream, int]] = []
+        single: list[tuple[Stream, int]] = []
+        for stream, token in pairs:
+            stats = stream.stats
+            (batch if stats.n_sinks == stats.n_keep else single).append((stream, token))
+        if batch:
+            self.engine.feed_each([stream for stream, _ in batch], [token for _, token in batch])
+        for stream, token in single:
+            stream.feed([token])
+
+    def _record(self, task: Task, token: int, top: Top) -> None:
+        assert task.writer is not None and task.session is not None
+        record, answer = task.writer.record(), task.answer
+        task.session.log.fed((token,))
+        task.n_written += 1
+        answer.tokens.append(token)
+        if record.finish_reason != "eos":
+            answer.n_bytes += len(answer.piece(self.engine, token))
+        answer.parts.append(record.text)
+        text, calls = record.text, list[dict[str, Any]]()
+        if answer.parser:
+            text, calls = answer.parser.push(text, last=record.finish_reason is not None)
+        logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
+        info = None
+        if task.request.gauges:
+            info = {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
+        task.send(Delta(task.index, text, token, calls or None, logprobs, info))
+        if record.finish_reason:
+            self._end_choice(task, "length" if record.finish_reason == "length" else "stop", record.finish_reason)
+
+    #
+    # ending
+    #
+
+    def _end_choice(self, task: Task, reason: str, how: str = "cut") -> None:
+        """A choice is complete, or cut short: begin the next one, or end the turn. how: see log_answer."""
+        assert task.session is not None
+        parser = task.answer.parser
+        if parser:
+            if how in ("cut", "grammar"):  # text held back as the start of a call is text
+                rest, calls = parser.flush()
+                if rest or calls:
+                    task.send(Delta(task.index, rest, task.answer.tokens[-1], calls or None))
+            if parser.calls:
+                reason = "tool_calls"
+        task.send(Finished(task.index, reason))
+        if how != "cut" and task.choice + 1 < task.request.n:
+            self.prefill.begin_choice(task)
+            return
+        if any(task.answer.parts):
+            log_answer(task.answer, how, task.request.history, task.stream, task.session.log, self.renderer)
+        else:  # nothing was written: back to where the answer would have begun, if the stream can go there
+            self.sessions.undo(task.session)
+        while task.choice + 1 < task.request.n:  # the choices that were not begun
+            task.choice += 1
+            task.send(Finished(task.index, "length"))
+        self._end_turn(task)
+
+    def _end_turn(self, task: Task) -> None:
+        """The stream is idle now: rebase and save it."""
+        assert task.session is not None
+        task.t_end = time.perf_counter()
+        task.stream.rebase()
+        task.session.n_turns += not task.cancelled
+        self.sessions.settle(task.session)
+        task.done = Done(task.usage(), task.timings(), task.info())
+        task.stage = Stage.SAVING
+        # a turn that the client left is saved with the next one, or when its session leaves the slot
+        if task.cancelled or self.sessions.store is None:
+            self._finish(task)
+        else:
+            self._save(task)
+
+    def _save(self, task: Task) -> None:
+        """Copy the session as soon as there is room for a copy; end the task once it is written."""
+        if task.saving is None:
+            assert task.session is not None
+            if not self.sessions.can_save(task.session):
+                return
+            task.saving = self.sessions.save(task.session)
+            self._release(task)
+        if task.saving is None or (task.saving.done() and task.saving.exception()):
+            self.metrics.save_failures.inc()
+        elif task.saving.done():
+            self.metrics.save_seconds.observe(time.perf_counter() - task.t_end)
+        else:
+            return
+        self.sessions.collect()
+        self._finish(task)
+
+    def _finish(self, task: Task) -> None:
+        assert task.done is not None
+        self._end(task)
+        task.send(task.done)
+
+    def _end(self, task: Task) -> None:
+        task.stage = Stage.ENDED
+        self.tasks.remove(task)
+        self._release(task)
+
+    @staticmethod
+    def _release(task: Task) -> None:
+        """Others may have the session and its slot."""
+        if task.session:
+            task.session.busy = False
+            if task.session.stream:
+                task.session.stream.forget_sampling()
+        task.writer = task.session = None
+
+    def _fail(self, task: Task, error: errors.ApiError) -> None:
+        """End a task with an error. Its session stays if it is at the end of its log, and is else as last saved."""
+        session = task.session
+        if task in self.tasks:
+            self._end(task)
+        if session:
+            entry, stream = session.log.last, session.stream
+            if stream is None or entry is None or stream.stats.n_past != entry.n_past:
+                self.sessions.drop(session)
+        task.send(Failed(error))
+
+
+def _server_error(error: Exception) -> errors.ApiError:
+    return errors.ApiError(500, f"the answer failed: {error}", errors.SERVER)
+
+
+def _likeliest(stream: Stream, n: int) -> Top:
+    """The n likeliest next tokens."""
+    import numpy as np
+
+    logits = stream.logits
+    if logits is None:
+        return []
+    wide = logits.astype(np.float64)
+    wide -= wide.max() + np.log(np.exp(wide - wide.max()).sum())
+    n = min(n, len(wide))
+    best = np.argpartition(-wide, n - 1)[:n]
+    return [(int(i), float(wide[i])) for i in best[np.argsort(-wide[best], kind="stable")]]
