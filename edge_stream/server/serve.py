@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.metrics import MIB
+from edge_stream.measure.metrics import MIB
 from edge_stream.server.http.app import make_app
 from edge_stream.server.http.header_timeout import HeaderTimeoutProtocol
 from edge_stream.server.scheduling.metrics import Metrics

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.chat.sandbox import DeadlineError, within
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import Sampling, check_sampling, schema_grammar
-from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of

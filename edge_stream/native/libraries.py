@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from edge_stream import _scheduling
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import scheduling
 
 # GNU OpenMP: for how many rounds a waiting thread spins before it sleeps; the user's own setting wins. Ours waits there
 # between tokens only (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
@@ -28,7 +28,7 @@ _SPIN_COUNT_STOCK = "500"
 
 def lib_dir() -> Path:
     """The folder of our own native libraries (it may not exist in a source tree that was not built)."""
-    return Path(__file__).resolve().parent / "lib"
+    return Path(__file__).resolve().parent.parent / "lib"
 
 
 def _lib_name(name: str) -> str:
@@ -66,7 +66,7 @@ def llama() -> ModuleType:
         )
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT if folder == lib_dir() else _SPIN_COUNT_STOCK
-        _scheduling.ask_for_short_slices()
+        scheduling.ask_for_short_slices()
     if folder != _stock_lib_dir():
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     try:
