@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,20 @@ class Stage:
             if (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
-        (self.folder / ".venv").symlink_to(ROOT / ".venv")
+        self.make_venv()
+
+    def make_venv(self) -> None:
+        """An environment with this one's packages and tools, but edge_stream and llama_cpp of the stage."""
+        venv.create(self.folder / ".venv", with_pip=False)
+        folders = [self.folder, self.bindings, *(path for path in sys.path if path.endswith("site-packages"))]
+        site = Path(
+            self.run("site", self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
+        (site / "stage.pth").write_text("".join(f"{folder}\n" for folder in folders))
+        for tool in (ROOT / ".venv" / "bin").iterdir():
+            link = self.python.with_name(tool.name)
+            if not link.exists() and tool.name != "edge-stream":
+                link.symlink_to(tool)
 
     def fetch(self) -> llama_pin.Pin:
         archive = fetch_llama.download(self.llama, self.version)
@@ -89,14 +103,13 @@ class Stage:
 
     def test(self) -> str:
         """pytest's last line."""
-        path = f"{self.folder}{os.pathsep}{self.bindings}"
         wanted = f"{self.version} {self.folder / 'edge_stream' / 'lib'}"
-        code = "import edge_stream._libs as l, llama_cpp; l.llama(); print(llama_cpp.__version__, l.llama_dir())"
-        loaded = self.run("loaded", self.python, "-c", code, PYTHONPATH=path).strip()
+        code = "import edge_stream._libs as l; l.llama(); import llama_cpp; print(llama_cpp.__version__, l.llama_dir())"
+        loaded = self.run("loaded", self.python, "-c", code).strip()
         if loaded != wanted:
             raise StepFailed(f"the tests would run against {loaded}, not {wanted}")
         tests = [f"tests/{name}.py" for name in TESTS]
-        return self.run("tests", self.python, "-m", "pytest", "-q", *tests, PYTHONPATH=path).rstrip().split("\n")[-1]
+        return self.run("tests", self.python, "-m", "pytest", "-q", *tests).rstrip().split("\n")[-1]
 
 
 def newest() -> str:
