@@ -23,7 +23,8 @@ import llama_changes
 import llama_pin
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_stream_exact", "test_session", "test_graph_cost", "test_rpc", "test_bad_input")
+# test_rpc is last: the servers that it kills stay among the devices of the process
+TESTS = ("test_bad_input", "test_graph_cost", "test_session", "test_stream_exact", "test_rpc")
 # of the stage, the tests must not see the libraries or the options of the outer tree, nor make its variables
 _DROPPED = ("LLAMA_CPP_LIB_PATH", "EDGE_STREAM_LLAMA", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "VERSION")
 _SHOWN = 40  # lines of a failed step's output, from the first error on
