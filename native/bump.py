@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import llama_changes
 import llama_pin
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_stream_exact", "test_session", "test_graph_cost", "test_rpc", "test_bad_input")
+# test_rpc is last: the servers that it kills stay among the devices of the process
+TESTS = ("test_bad_input", "test_graph_cost", "test_session", "test_stream_exact", "test_rpc")
 # of the stage, the tests must not see the libraries or the options of the outer tree, nor make its variables
 _DROPPED = ("LLAMA_CPP_LIB_PATH", "EDGE_STREAM_LLAMA", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "VERSION")
 _SHOWN = 40  # lines of a failed step's output, from the first error on
@@ -68,7 +70,20 @@ class Stage:
             if (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
-        (self.folder / ".venv").symlink_to(ROOT / ".venv")
+        self.make_venv()
+
+    def make_venv(self) -> None:
+        """An environment with this one's packages and tools, but edge_stream and llama_cpp of the stage."""
+        venv.create(self.folder / ".venv", with_pip=False)
+        folders = [self.folder, self.bindings, *(path for path in sys.path if path.endswith("site-packages"))]
+        site = Path(
+            self.run("site", self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
+        (site / "stage.pth").write_text("".join(f"{folder}\n" for folder in folders))
+        for tool in (ROOT / ".venv" / "bin").iterdir():
+            link = self.python.with_name(tool.name)
+            if not link.exists() and tool.name != "edge-stream":
+                link.symlink_to(tool)
 
     def fetch(self) -> llama_pin.Pin:
         archive = fetch_llama.download(self.llama, self.version)
@@ -89,15 +104,14 @@ class Stage:
 
     def test(self) -> str:
         """pytest's last line."""
-        path = f"{self.folder}{os.pathsep}{self.bindings}"
         wanted = f"{self.version} {self.folder / 'edge_stream' / 'lib'}"
-        code = "from edge_stream.native import libraries as l; import llama_cpp; l.llama(); "
-        code += "print(llama_cpp.__version__, l.llama_dir())"
-        loaded = self.run("loaded", self.python, "-c", code, PYTHONPATH=path).strip()
+        code = "from edge_stream.native import libraries as l; l.llama(); "
+        code += "import llama_cpp; print(llama_cpp.__version__, l.llama_dir())"
+        loaded = self.run("loaded", self.python, "-c", code).strip()
         if loaded != wanted:
             raise StepFailed(f"the tests would run against {loaded}, not {wanted}")
         tests = [f"tests/{name}.py" for name in TESTS]
-        return self.run("tests", self.python, "-m", "pytest", "-q", *tests, PYTHONPATH=path).rstrip().split("\n")[-1]
+        return self.run("tests", self.python, "-m", "pytest", "-q", *tests).rstrip().split("\n")[-1]
 
 
 def newest() -> str:
