@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import paged_mlc
 import pytest
 from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
@@ -21,7 +22,6 @@ from edge_stream.converters.mlc import MlcOptions
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.reference import logits as numpy_logits
 from edge_stream.families import RopeScaling
-from edge_stream.mlc import paged
 from edge_stream.mlc.rope import frequencies
 from edge_stream.models.conversion import open_source
 
@@ -188,7 +188,7 @@ def paged_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_paged(folder: Path, n_keep: int, n_ctx: int = N_CTX) -> Engine:
-    return paged.load_paged(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
+    return paged_mlc.load_paged(folder, n_ctx=n_ctx, n_keep=n_keep, cache_type_k="f32", cache_type_v="f32")
 
 
 @pytest.mark.parametrize("n_keep", [0, 4, 17])
