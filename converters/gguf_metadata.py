@@ -145,7 +145,7 @@ def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None
     for reserved in filter(None, (family.gguf.reserved_name for family in families().values())):
         if re.search(reserved.pattern, metadata.name, re.IGNORECASE) and not reserved.tokens <= tokens:
             raise EdgeStreamError(
-                f"llama.cpp cannot load a model named {metadata.name!r} without {reserved.whose}'s tokenizer: "
+                f"llama.cpp cannot load a model named {metadata.name!r} without {reserved.models}'s tokenizer: "
                 "use --model-name"
             )
     writer.add_type("model")
