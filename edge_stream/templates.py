@@ -209,7 +209,7 @@ class TurnRenderer:
         if not stable and self.note is None:
             self.note = (
                 "the chat template of this model rewrites earlier turns when a turn is added; "
-                "on a stream every turn stays as it was read"
+                "on a stream every turn stays as first read"
             )
         # Without the system prompt, which some templates repeat in the last user message.
         past = past[len(self._system) :]
