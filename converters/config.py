@@ -1,7 +1,7 @@
-"""config.json, checked and typed: what a decoder needs to be computed, and nothing else.
+"""config.json, validated and typed: only what is needed to compute a decoder.
 
-Missing keys take the value that transformers' config class gives them; a value of the wrong kind is an error in one
-sentence, never a guess.
+Missing keys get the default of transformers' config class. A value of the wrong type is an error of one sentence, never
+a guess.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Family, ModelConfig, RopeScaling, families, find_family
 
 _MAX_COUNT = 1 << 31
-_NEEDED = object()
+_REQUIRED = object()
 
 
 class _Reader:
@@ -25,21 +25,21 @@ class _Reader:
         self._config = config
         self._defaults = defaults
 
-    def get(self, key: str, default: Any = _NEEDED) -> Any:
+    def get(self, key: str, default: Any = _REQUIRED) -> Any:
         value = self._config.get(key)
         if value is not None:
             return value
-        if key in self._config and default is not _NEEDED:
+        if key in self._config and default is not _REQUIRED:
             return default  # an explicit null switches a feature off
         value = self._defaults.get(key, default)
-        if value is _NEEDED:
+        if value is _REQUIRED:
             raise EdgeStreamError(f"config.json has no {key}")
         return value
 
-    def count(self, key: str, default: Any = _NEEDED, least: int = 1) -> int:
+    def count(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
         return _count(key, self.get(key, default), least)
 
-    def number(self, key: str, default: Any = _NEEDED, least: float = 0.0) -> float:
+    def number(self, key: str, default: Any = _REQUIRED, least: float = 0.0) -> float:
         return _number(key, self.get(key, default), least)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -71,7 +71,7 @@ def text_config(config: Any) -> dict[str, Any]:
         return config
     if not isinstance(inner, dict):
         raise EdgeStreamError("config.json: text_config is not a JSON object")
-    # a multimodal checkpoint says some things at its top level only
+    # a multimodal checkpoint has some keys at the top level only
     shared = {
         k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id") if k in config
     }
@@ -81,7 +81,7 @@ def text_config(config: Any) -> dict[str, Any]:
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """Check a config (its text part) and type it. Raises EdgeStreamError in one sentence."""
+    """Validate and type a config (its text part). Raises EdgeStreamError in one sentence."""
     family = find_family(config.get("model_type"))
     if family is None:
         known = ", ".join(families())
@@ -90,11 +90,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         )
     r = _Reader(config, family.defaults)
     if config.get("quantization_config") is not None:
-        raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original one")
+        raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original")
     act = r.get("hidden_activation", None) or r.get("hidden_act", family.activation)
     if act not in family.activations:
         raise EdgeStreamError(
-            f"config.json: activation {quoted(act)} is not {family.activation}, which {family.model_type} has"
+            f"config.json: activation {quoted(act)} is not {family.activation}, as {family.model_type} needs"
         )
     if r.flag("mlp_bias", False):
         raise EdgeStreamError("config.json: mlp_bias is not supported")
@@ -121,7 +121,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     n_rot = int(head_dim * partial)
     if not 0 < n_rot <= head_dim or n_rot % 2:
         raise EdgeStreamError(
-            f"config.json: partial_rotary_factor = {partial:g} turns {n_rot} of {head_dim} dimensions"
+            f"config.json: partial_rotary_factor = {partial:g} rotates {n_rot} of {head_dim} dimensions"
         )
     window, layers = _sliding_window(r, family, n_layer)
     qkv_bias = family.qkv_bias or r.flag("attention_bias", False)
@@ -150,7 +150,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         rope_scaling=_rope_scaling(rope, r, n_ctx_train, n_rot),
         tied=r.flag("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
-        o_bias=not family.qkv_bias and qkv_bias,  # attention_bias means all four
+        o_bias=not family.qkv_bias and qkv_bias,  # attention_bias covers q, k, v and o
         sliding_window=window,
         swa_layers=layers,
         attn_scale=1.0 / math.sqrt(scalar),
@@ -160,7 +160,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rotary settings of full and of sliding-window layers: rope_scaling, or rope_parameters of transformers 5."""
+    """Rotary settings of full and of sliding-window layers, from rope_scaling, or rope_parameters of transformers 5."""
     found = config.get("rope_parameters")
     found = config.get("rope_scaling") if found is None else found
     if found is None:
@@ -231,7 +231,7 @@ def _longrope(rope: dict[str, Any], n_ctx_train: int, n_ctx_orig: int, n_rot: in
 
 
 def _sliding_window(r: _Reader, family: Family, n_layer: int) -> tuple[int, tuple[bool, ...]]:
-    """The window, and which layers attend through it."""
+    """The window's size, and which layers use it."""
     none = 0, (False,) * n_layer
     if family.windowed is None:
         return none

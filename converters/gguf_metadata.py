@@ -1,6 +1,6 @@
-"""The metadata of a GGUF file: general.*, the architecture's hyperparameters, rope scaling, the streaming defaults.
+"""GGUF metadata: general.*, the architecture's hyperparameters, rope scaling, streaming defaults.
 
-Keys and meanings: docs/gguf.md of ggml; what each architecture must have is read off llama.cpp's loader (src/models).
+Keys and meanings: ggml's docs/gguf.md; what each architecture requires: llama.cpp's loader (src/models).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _FILE_TYPES = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-# set anew for every file
-_OWN = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.", "edge_stream.")
+# keys that every conversion sets itself
+_OURS = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.", "edge_stream.")
 
 
 @dataclass(frozen=True)
 class StreamingDefaults:
-    """Written into the model, and honoured by run and chat unless a flag says otherwise."""
+    """Written into the model; the defaults of run and chat."""
 
     n_keep: int
     n_ctx: int
 
 
 def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None = None) -> StreamingDefaults:
-    """Streaming defaults for a model, the given ones if they are valid.
+    """Streaming defaults for a model, or the given values if they are valid.
 
-    n_ctx: 4,096, or less if the model attends less far: in-cache distances never exceed n_ctx, so neither the length
-    before rope scaling nor a sliding window that all layers share should be smaller than it.
+    n_ctx: 4,096, or less if the model's reach is shorter: in-cache distances go up to n_ctx, which should exceed
+    neither the length before rope scaling nor a sliding window that all layers share.
     Raises EdgeStreamError if n_keep does not leave a window.
     """
     limit = min(DEFAULT_N_CTX, model.n_ctx_train)
@@ -60,7 +60,7 @@ def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None =
 
 
 def check_supported(model: ModelConfig) -> None:
-    """Raise EdgeStreamError for what config.json can say and llama.cpp's loader of that architecture cannot."""
+    """Raise EdgeStreamError for settings that llama.cpp's loader of the architecture cannot represent."""
     loader = model.family.gguf
     name = loader.arch
     scaling = model.rope_scaling.kind if model.rope_scaling else None
@@ -89,13 +89,13 @@ def check_supported(model: ModelConfig) -> None:
 
 
 def notes(model: ModelConfig) -> list[str]:
-    """What llama.cpp will compute differently from the checkpoint, in words."""
+    """Notes for the user on what llama.cpp will compute differently from the checkpoint."""
     loader = model.family.gguf
     if model.sliding_window and not loader.masks_window:
         layers = sum(model.swa_layers)
         return [
             f"llama.cpp does not mask {loader.arch}'s sliding window of {model.sliding_window} tokens "
-            f"({layers} layers): a cache of at most that many tokens is the same"
+            f"({layers} layers): a cache of at most that many tokens makes no difference"
         ]
     return []
 
@@ -103,7 +103,7 @@ def notes(model: ModelConfig) -> list[str]:
 def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
-    """Add every key but the tensors' to a writer. model_name: general.name, if not the source's."""
+    """Add all metadata to a writer. model_name: general.name, if not the source's."""
     writer.add_file_type(_FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
@@ -123,9 +123,9 @@ def add_metadata(
 
 
 def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) -> None:
-    """Copy the metadata of another GGUF file, but for the keys that are set anew."""
+    """Copy the metadata of another GGUF file, except the keys that the conversion sets itself."""
     for key, found in fields.items():
-        if key.startswith(_OWN):
+        if key.startswith(_OURS):
             continue
         kind = found.types[0]
         inner = found.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
@@ -133,7 +133,7 @@ def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) ->
 
 
 def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
-    """Name, licence, sampling settings: gathered by the gguf package from a folder's name, model card and configs."""
+    """Name, licence, sampling settings, as the gguf package reads them from folder name, model card and configs."""
     folder = getattr(source, "folder", None)
     total = sum(t.n_elements for t in source.tensors.values())
     metadata = gguf.Metadata.load(None, folder, model_name, total)
@@ -145,7 +145,7 @@ def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None
     for reserved in filter(None, (family.gguf.reserved_name for family in families().values())):
         if re.search(reserved.pattern, metadata.name, re.IGNORECASE) and not reserved.tokens <= tokens:
             raise EdgeStreamError(
-                f"llama.cpp cannot load a model named {metadata.name!r} without {reserved.whose}'s tokenizer: "
+                f"llama.cpp cannot load a model named {metadata.name!r} without {reserved.models}'s tokenizer: "
                 "use --model-name"
             )
     writer.add_type("model")
@@ -190,7 +190,7 @@ def _add_rope(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
     if scaling.kind == "longrope":
         writer.add_rope_scaling_attn_factors(scaling.magnitude)
     if scaling.kind == "yarn":
-        # llama.cpp multiplies by 1 + 0.1 ln(factor) of its own accord (llama-context.cpp); the key comes on top
+        # llama.cpp multiplies by 1 + 0.1 ln(factor) by itself (llama-context.cpp), and by this key in addition
         usual = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
         if not math.isclose(scaling.magnitude, usual, rel_tol=1e-6):
             writer.add_rope_scaling_attn_factors(scaling.magnitude / usual)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from edge_stream.converters.vocab import Vocab
 
-_KEYS = {  # of config.json -> after the architecture's name, where a family has them
+_KEYS = {  # config.json -> GGUF, after the architecture's prefix; only some families have them
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "sliding_window": "attention.sliding_window",
@@ -36,12 +36,12 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GgufSource:
-    """See source.Source. gguf_fields: the file's metadata, which a GGUF writer copies as it is."""
+    """See source.Source. gguf_fields: the file's metadata, which a GGUF writer copies verbatim."""
 
     def __init__(self, path: Path) -> None:
-        """Open a GGUF file, all parts of a split one. Raises EdgeStreamError if it is not one of the architectures."""
+        """Open a GGUF file, with all parts of a split one. Raises EdgeStreamError for an unsupported architecture."""
         self.path = path
-        with _sensible(path):
+        with _valid_metadata(path):
             self._read()
 
     def _read(self) -> None:
@@ -71,7 +71,7 @@ class GgufSource:
 
     @property
     def tokenizer_files(self) -> Mapping[str, Path | bytes]:
-        """tokenizer.json and tokenizer_config.json, rebuilt from the metadata at the first use."""
+        """tokenizer.json and tokenizer_config.json, rebuilt from the metadata on first use."""
         if self._tokenizer_files is None:
             from edge_stream.converters.tokenizer_files import rebuild
 
@@ -84,7 +84,7 @@ class GgufSource:
         rows = info.shape[0]
         stop = rows if stop is None else min(stop, rows)
         pairs = self.model.family.gguf.permuted and gguf_tensors.is_qk(name)
-        if pairs:  # heads cannot be cut
+        if pairs:  # needs whole heads
             head = self.model.head_dim
             first, last = start // head * head, -(-stop // head) * head
             values = gguf_tensors.to_halves(self._rows(name, first, last), head)[start - first : stop - first]
@@ -95,7 +95,7 @@ class GgufSource:
         return values
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[np.floating[Any]]:
-        """Rows as llama.cpp has them, dequantised."""
+        """Rows in llama.cpp's layout, dequantised."""
         path, tensor = self._stored[self._gguf_names[name]]
         shape = _shape(tensor)
         row_bytes = int(tensor.n_bytes) // shape[0]
@@ -124,7 +124,7 @@ class GgufSource:
 
     def vocab(self) -> Vocab:
         """See Source.vocab."""
-        with _sensible(self.path):
+        with _valid_metadata(self.path):
             return self._vocab()
 
     def _vocab(self) -> Vocab:
@@ -138,11 +138,11 @@ class GgufSource:
         kind = meta.get("tokenizer.ggml.model")
         tokens = array("tokens")
         if kind not in ("llama", "gpt2") or not tokens:
-            raise EdgeStreamError(f"{self.path.name} has a {quoted(kind)} tokenizer; llama and gpt2 are known")
+            raise EdgeStreamError(f"{self.path.name} has a {quoted(kind)} tokenizer; llama and gpt2 are supported")
         special = {"unk": "unknown", "pad": "padding"}
         ids = {n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id") for n in ("bos", "eos", "unk", "pad")}
         pre = str(meta.get("tokenizer.ggml.pre", "default"))
-        # what llama.cpp assumes where the file is silent (llama-vocab.cpp)
+        # llama.cpp's default if the key is missing (llama-vocab.cpp)
         add_bos = meta.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in ("llama-bpe", "tekken"))
         prefix = meta.get("tokenizer.ggml.add_space_prefix", True) if kind == "llama" else None
         return Vocab(
@@ -169,13 +169,11 @@ class GgufSource:
         return self._meta.get(f"{self._meta['general.architecture']}.{name}", default)
 
     def _config(self) -> dict[str, Any]:
-        """config.json as the checkpoint must have had it."""
+        """config.json, reconstructed from the metadata."""
         arch = self._meta.get("general.architecture")
         known = gguf_families()
         if arch not in known:
-            raise EdgeStreamError(
-                f"{self.path.name} has architecture {quoted(arch)}; {', '.join(known)} can be converted"
-            )
+            raise EdgeStreamError(f"{self.path.name} has architecture {quoted(arch)}; supported are {', '.join(known)}")
         family = known[arch]
         key = self._key
         n_embd, n_head = key("embedding_length"), key("attention.head_count")
@@ -217,10 +215,10 @@ class GgufSource:
             config["hidden_activation"] = family.activation
         if "query_pre_attn_scalar" in family.defaults:
             config["query_pre_attn_scalar"] = family.gguf.attn_scalar(n_layer, n_embd, n_head, head_dim)
-        return config | self._own_keys(family.gguf, n_layer)
+        return config | self._family_keys(family.gguf, n_layer)
 
-    def _own_keys(self, family: Gguf, n_layer: int) -> dict[str, Any]:
-        """What only some families have in their config."""
+    def _family_keys(self, family: Gguf, n_layer: int) -> dict[str, Any]:
+        """Keys of config.json that only some families have."""
         config: dict[str, Any] = {}
         for name, default in family.config_keys.items():
             value = self._key(_KEYS[name], default)
@@ -262,7 +260,7 @@ class GgufSource:
         return np.fromfile(path, "<f4", int(tensor.n_elements), offset=int(tensor.data_offset))
 
     def _llama3_scaling(self, head_dim: int) -> dict[str, Any]:
-        """The parameters that give rope_freqs. The file has the divisors only; published models have 1, 4 and 8192."""
+        """The parameters behind rope_freqs, which has only the divisors. Published models use 1, 4 and 8192."""
         divisors = self._vector("rope_freqs.weight")
         base = float(self._key("rope.freq_base", 10000.0))
         factor = float(divisors.max(initial=1.0))
@@ -320,16 +318,16 @@ class GgufSource:
 
 
 @contextmanager
-def _sensible(path: Path) -> Iterator[None]:
-    """Metadata of unexpected types or lengths, and text that is not UTF-8, become one sentence."""
+def _valid_metadata(path: Path) -> Iterator[None]:
+    """Turn errors from metadata of unexpected types or lengths, or not in UTF-8, into one EdgeStreamError."""
     try:
         yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise EdgeStreamError(f"{path.name} has metadata that makes no sense") from error
+        raise EdgeStreamError(f"{path.name} has invalid metadata") from error
 
 
 def round_float32(value: Any) -> float:
-    """The shortest decimal number that is this float32: 9.999999747378752e-06 is 1e-05."""
+    """The shortest decimal that rounds to this float32: 9.999999747378752e-06 becomes 1e-05."""
     if not isinstance(value, (int, float, np.floating)):
         raise EdgeStreamError(f"the GGUF metadata has {quoted(value)} where a number is needed")
     return float(str(np.float32(value)))
@@ -340,7 +338,7 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """All parts of a split model, from the first."""
+    """All parts of a split model, in order; of another, the file itself."""
     match = _PART.search(path.name)
     if match is None:
         return [path]
@@ -348,7 +346,7 @@ def _parts(path: Path) -> list[Path]:
     parts = [path.with_name(f"{path.name[: match.start()]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
     for part in parts:
         if not part.exists():
-            raise EdgeStreamError(f"{path.name} is split, and its part {part.name} is missing")
+            raise EdgeStreamError(f"{path.name} is split and its part {part.name} is missing")
     return parts
 
 
@@ -357,5 +355,5 @@ def _open(path: Path) -> gguf.GGUFReader:
         return gguf.GGUFReader(path)
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file makes the reader fail in many ways
+    except Exception as error:  # the reader fails in many ways on a damaged file
         raise EdgeStreamError(f"{path.name} is a damaged GGUF file") from error

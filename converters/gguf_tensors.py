@@ -30,7 +30,7 @@ _F16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the output: `name` in GGUF, made of `source` (None: of `values`)."""
+    """A tensor of the output: `name` in GGUF, made from `source` (None: from `values`)."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,9 +46,9 @@ class PlannedTensor:
 
 
 def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
-    """`auto` is f16 if the matrices are stored so, else bf16: what convert_hf_to_gguf.py calls auto.
+    """Resolve `auto` as convert_hf_to_gguf.py does: f16 if the embedding is stored as f16, else bf16.
 
-    exact: for a file that is quantised at once, `auto` keeps every value (f32 unless all are f16, or all bf16).
+    exact: for an intermediate file to be quantised, `auto` is lossless (f32 unless all are f16, or all bf16).
     """
     if outtype != "auto":
         return outtype
@@ -59,7 +59,7 @@ def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
 
 
 def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
-    """Every tensor of the output. Raises EdgeStreamError if llama.cpp has no place for one."""
+    """Every tensor of the output. Raises EdgeStreamError for one that llama.cpp does not have."""
     arch = source.model.family.gguf.arch
     by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(by_name[arch], source.model.n_layer)
@@ -76,7 +76,7 @@ def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
 
 
 def _type_of(shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
-    """Vectors stay float32; rows that do not divide into blocks stay float16."""
+    """Vectors become float32; matrices with rows that do not divide into blocks become float16."""
     if len(shape) < 2:
         return _TYPES["f32"]
     block, _ = gguf.GGML_QUANT_SIZES[_TYPES[outtype]]
@@ -84,7 +84,7 @@ def _type_of(shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
 
 
 def rope_tensors(model: ModelConfig) -> dict[str, tuple[float, ...]]:
-    """Divisors of the rotary frequencies that llama.cpp keeps as tensors, by name without suffix."""
+    """Divisors of the rotary frequencies that GGUF stores as tensors, by name without suffix."""
     scaling = model.rope_scaling
     if scaling is not None and scaling.kind == "llama3":
         return {"rope_freqs": llama3_divisors(scaling, model.rope_base, model.n_rot)}

@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
 )
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON = 256 << 20
-# a multimodal checkpoint holds the language model under one of these, and other towers beside it
+# multimodal checkpoints hold the language model under one of these prefixes, beside other towers
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
 _OTHER_TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 # buffers that old versions of transformers saved; they follow from the config
@@ -39,10 +39,10 @@ _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
 
 class HfSource:
-    """See source.Source. left_out: tensors of the file that are not part of the language model."""
+    """See source.Source. left_out: tensors that are not part of the language model."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
-        """Open and check a folder: every tensor is there, with the shape that config.json implies, and no other."""
+        """Open and check a folder, which must hold exactly the tensors that config.json implies, in those shapes."""
         self.folder = folder
         self._root = _root(folder)
         self.name = name or folder.resolve().name
@@ -74,7 +74,7 @@ class HfSource:
         return self.model.n_vocab
 
     def vocab(self) -> Vocab:
-        """The tokenizer's facts. Raises EdgeStreamError if llama.cpp has no equivalent."""
+        """The vocabulary. Raises EdgeStreamError if llama.cpp has no equivalent."""
         from edge_stream.converters.vocab import read_vocab
 
         if self._vocab is None:
@@ -86,7 +86,7 @@ class HfSource:
     #
 
     def _find(self, file: str) -> Path | None:
-        """The file if it is there. Raises EdgeStreamError if it lies outside of the folder."""
+        """The file's path if it exists. Raises EdgeStreamError if it resolves to outside the folder."""
         path = self.folder / file
         if not path.exists():
             return None
@@ -119,7 +119,7 @@ class HfSource:
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             template = named.get("default")
         if template is not None and not isinstance(template, str):
-            raise EdgeStreamError("tokenizer_config.json: chat_template is not a text")
+            raise EdgeStreamError("tokenizer_config.json: chat_template is not a string")
         return template
 
     #
@@ -139,7 +139,7 @@ class HfSource:
         if pickles:
             raise EdgeStreamError(
                 f"{self.folder} holds its weights as pickle ({pickles[0]}), which can run code when read and is never "
-                "loaded: a version in safetensors is needed"
+                "loaded: use a version in safetensors"
             )
         raise EdgeStreamError(f"{self.folder} has no safetensors files")
 
@@ -168,7 +168,7 @@ class HfSource:
         return entries
 
     def _select(self, entries: dict[str, safetensors_files.Entry]) -> dict[str, safetensors_files.Entry]:
-        """The language model's tensors under their usual names, all of them and with the right shapes."""
+        """The language model's tensors by standard name; checks that all are there in the right shapes."""
         found: dict[str, safetensors_files.Entry] = {}
         for stored, entry in entries.items():
             name = _text_name(stored)
@@ -201,7 +201,7 @@ class HfSource:
         return {name: found[name] for name in expected}
 
     def _check_tied_copy(self, found: dict[str, safetensors_files.Entry]) -> None:
-        """With tied embeddings a stored lm_head must be the embedding: else leaving it out would change the model."""
+        """With tied embeddings, a stored lm_head must equal the embedding, or dropping it would change the model."""
         head, embedding = found.pop("lm_head.weight"), found.get("model.embed_tokens.weight")
         if embedding is None:
             return  # reported as missing
@@ -228,7 +228,7 @@ def _text_name(stored: str) -> str:
 
 
 def _root(folder: Path) -> Path:
-    """Where the folder's files may lie: inside it, or, in huggingface_hub's cache, inside the repository's folder."""
+    """Where files may resolve to: inside the folder or, in huggingface_hub's cache, inside the repository's folder."""
     resolved = folder.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent

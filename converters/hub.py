@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub: only the files that a conversion reads are downloaded."""
+"""Download checkpoints from the Hugging Face hub, only the files that a conversion reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATTERNS = ("config.json", "generation_config.json", "chat_template.jinja", *TO
 
 
 def download(src: str) -> Path:
-    """The local folder of `hf:user/repo`. Raises EdgeStreamError if it cannot be had."""
+    """Download `hf:user/repo` and return its local folder. Raises EdgeStreamError."""
     repo = src.removeprefix("hf:")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise EdgeStreamError(f"{src} is not of the form hf:user/repo")
@@ -23,6 +23,6 @@ def download(src: str) -> Path:
     try:
         weights = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
         return Path(snapshot_download(repo, allow_patterns=[*_PATTERNS, *weights]))
-    except Exception as error:  # the hub client raises many kinds; the user needs one sentence
+    except Exception as error:  # the hub client raises many types; the user needs one sentence
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EdgeStreamError(f"cannot download {src}: {reason[0]}") from error

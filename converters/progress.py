@@ -1,18 +1,18 @@
-"""How far a conversion is, told to the caller by a callback."""
+"""Progress of a conversion, reported through a callback."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # task, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]  # task, bytes done, bytes in total
 
 
 def silent(_task: str, _done: int, _total: int) -> None:
-    """A Progress for callers who do not ask."""
+    """A Progress that does nothing."""
 
 
 def counter(progress: Progress, task: str, total: int) -> Callable[[int], None]:
-    """A function that is called with the bytes of each step and reports their sum."""
+    """A function to call with the bytes of each step; it reports the running total."""
     done = 0
 
     def advance(n_bytes: int) -> None:

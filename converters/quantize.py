@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PREFIX = "LLAMA_FTYPE_MOSTLY_"
-# without an importance matrix these give garbage, and libllama refuses some of them halfway through
+# these are useless without an importance matrix; libllama refuses some of them, but only halfway through
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K_S")
 _NOT_FOR_DENSE = ("MXFP4_MOE", "NVFP4", "TQ1_0", "TQ2_0", "F16", "BF16")
 _RELEASE_SECONDS = 0.2
@@ -29,7 +29,7 @@ MAX_BUFFER = 256 << 20  # bytes of rows that libllama holds at a time
 
 
 def file_types() -> dict[str, int]:
-    """Names as llama-quantize knows them (Q4_K_M, Q4_0, ...) -> enum llama_ftype."""
+    """llama-quantize's names (Q4_K_M, Q4_0, ...) -> enum llama_ftype."""
     from edge_stream.native import libraries
 
     llama = libraries.llama()
@@ -58,12 +58,12 @@ def quantize(
     verbose: bool = False,
     started: Callable[[str], None] = lambda _tensor: None,
 ) -> list[str]:
-    """Quantise a GGUF file (the first of its parts) into another.
+    """Quantise a GGUF file (the first part of a split one) into another.
 
     imatrix: tensor name -> importance of each column. integers: metadata to add, e.g. the streaming defaults.
-    started: called, in another thread, with the name of each tensor as libllama begins it.
-    Returns libllama's warnings about tensors that got another type. Raises EdgeStreamError with libllama's reason if it
-    fails; the target may then be there, unfinished.
+    started: called from another thread with each tensor's name as libllama starts on it.
+    Returns libllama's warnings about tensors that got another type. Raises EdgeStreamError with libllama's reason; an
+    unfinished target may then be left behind.
     """
     from edge_stream.native import libraries
 
@@ -105,7 +105,8 @@ def quantize(
             override.value.val_i64 = value
         params.kv_overrides = overrides
 
-    held = params, imatrix  # by the call, which outlives a caller that is interrupted; ctypes holds the other arrays
+    # kept alive for the call, which outlives an interrupted caller; ctypes keeps the other arrays
+    held = params, imatrix
 
     def work() -> int:
         with _logging_to(sink):
@@ -122,7 +123,7 @@ def quantize(
 
 @contextmanager
 def _logging_to(sink: Callable[[int, bytes, object], None]) -> Iterator[None]:
-    """Send libllama's messages to a function, and afterwards to where they went before."""
+    """Send libllama's messages to a function; restores the previous callback afterwards."""
     from edge_stream.native import libraries
 
     llama = libraries.llama()
@@ -136,7 +137,7 @@ def _logging_to(sink: Callable[[int, bytes, object], None]) -> Iterator[None]:
 
 
 def _interruptible(call: Callable[[], int]) -> int:
-    """Run a native call beside this thread, so that Ctrl-C is answered at once; the call itself cannot be stopped."""
+    """Run a native call in another thread, so that Ctrl-C works at once; the call itself cannot be stopped."""
     result: list[int] = []
     thread = threading.Thread(target=lambda: result.append(int(call())), daemon=True)
     thread.start()
@@ -147,10 +148,10 @@ def _interruptible(call: Callable[[], int]) -> int:
 
 @contextmanager
 def _releasing_pages(folder: Path) -> Iterator[None]:
-    """Give mapped pages of the files in a folder back while libllama reads them.
+    """Release mapped pages of a folder's files while libllama reads them.
 
-    libllama maps its input, so all of a model counts as this process's memory by the end. The pages are clean copies
-    of the file: dropping them (madvise MADV_DONTNEED on a shared file mapping) costs at most reading one again. Linux.
+    libllama maps its input, so in the end the whole model counts as this process's memory. The pages are clean, so
+    dropping them (madvise MADV_DONTNEED on a shared file mapping) costs at most another read. Linux only.
     """
     stop = threading.Event()
 
@@ -179,10 +180,10 @@ def _releasing_pages(folder: Path) -> Iterator[None]:
 
 
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
-    """An importance matrix that llama-imatrix wrote (its GGUF form): tensor name -> mean squared activation per column.
+    """Read llama-imatrix's importance matrix (GGUF form): tensor name -> mean squared activation per column.
 
     The file holds `NAME.in_sum2` (sums of squares) and `NAME.counts` for each tensor (tools/imatrix of llama.cpp).
-    Raises EdgeStreamError for the older binary form and for anything else.
+    Raises EdgeStreamError for anything else, including the older binary form.
     """
     import gguf
     import numpy as np

@@ -1,7 +1,7 @@
-"""A forward pass of a checkpoint in NumPy float64, as transformers defines it: what converted models are compared with.
+"""A forward pass in NumPy float64, as transformers defines it: the reference for converted models.
 
-It knows nothing of llama.cpp or TVM, keeps no cache, and reads weights some rows at a time, so that its memory does not
-grow with the model. Slow: for short texts.
+Independent of llama.cpp and TVM, without a cache. Weights are read a few rows at a time, so memory does not grow with
+the model. Slow: for short texts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def logits(source: Source, tokens: Sequence[int]) -> F64:
         [source.load("model.embed_tokens.weight", t, t + 1)[0].astype(np.float64) for t in tokens]
     )  # [n, n_embd]
     if family.scaled_embedding:
-        # transformers rounds the factor to the weights' type; in float32 that changes nothing one could see
+        # transformers rounds the factor to the weights' dtype, which is negligible in float32
         x *= math.sqrt(model.n_embd)
     cos, sin = rope_table(model, len(tokens), model.rope_base, model.rope_scaling)
     cos_swa, sin_swa = rope_table(model, len(tokens), model.rope_base_swa, None)
@@ -112,7 +112,7 @@ def mlp(source: Source, p: str, x: F64) -> F64:
 
 
 def rotate(x: F64, cos: F64, sin: F64) -> F64:
-    """Rotate x [heads, n, d] by cos, sin [n, n_rot/2]: pairs (i, i + n_rot/2); the dimensions beyond n_rot stay."""
+    """Rotate x [heads, n, d] by cos, sin [n, n_rot/2]: pairs (i, i + n_rot/2); dimensions from n_rot on stay."""
     half = cos.shape[1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
@@ -141,7 +141,7 @@ def _scaled(frequency: F64, s: RopeScaling, n: int, base: float, n_rot: int) -> 
         between = (1.0 - smooth) * frequency / s.factor + smooth * frequency
         return np.where(wavelength < high, frequency, np.where(wavelength > low, frequency / s.factor, between))
 
-    def dimension(turns: float) -> float:  # the pair that makes so many turns within the original context
+    def dimension(turns: float) -> float:  # the pair with this many turns within the original context
         return n_rot * math.log(s.n_ctx_orig / (turns * 2.0 * math.pi)) / (2.0 * math.log(base))
 
     first = max(0, math.floor(dimension(s.beta_fast)))

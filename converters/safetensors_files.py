@@ -1,7 +1,7 @@
 """Safetensors files, read a few rows at a time.
 
 The format (safetensors' README): 8 bytes little-endian length of a JSON header, the header, the tensors' bytes without
-gaps. The header is checked here so that each fault has its own sentence, then once more by the safetensors library.
+gaps. The header is checked here, for a specific message about each fault, and again by the safetensors library.
 Bytes are read, not mapped: mapped pages would count as this process's memory.
 """
 
@@ -30,7 +30,7 @@ _CHECK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies. offset is from the beginning of the file."""
+    """Where a tensor is stored. offset: from the beginning of the file."""
 
     path: Path
     dtype: str  # f32, f16, bf16
@@ -40,7 +40,7 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of one file. Raises EdgeStreamError, in one sentence, for anything that is not as the format says."""
+    """The tensors of one file. Raises EdgeStreamError, in one sentence, for any violation of the format."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         if name != "__metadata__":
             entries[name] = _entry(path, name, value, 8 + length)
     _check_layout(path, entries, 8 + length, size)
-    _second_opinion(path)
+    _check_with_library(path)
     return entries
 
 
@@ -93,7 +93,7 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
         raise EdgeStreamError(f"{where} has no description")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise EdgeStreamError(f"{where} has dtype {quoted(dtype, 30)}; F32, F16 and BF16 can be converted")
+        raise EdgeStreamError(f"{where} has dtype {quoted(dtype, 30)}; supported are F32, F16 and BF16")
     if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
         raise EdgeStreamError(f"{where} has no valid shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
@@ -126,13 +126,13 @@ def _check_layout(path: Path, entries: Mapping[str, Entry], base: int, size: int
         raise EdgeStreamError(f"{path.name} {what} {size:,} bytes, its header describes {end:,}")
 
 
-def _second_opinion(path: Path) -> None:
+def _check_with_library(path: Path) -> None:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass
-    except Exception as error:  # the library raises several kinds
+    except Exception as error:  # the library raises several types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EdgeStreamError(f"{path.name} is not a valid safetensors file: {reason}") from error
 
@@ -145,7 +145,7 @@ class Reader:
         self._file: io.FileIO | None = None
 
     def read(self, name: str, entry: Entry, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
-        """Rows start..stop: float16 for f16, else float32. Raises EdgeStreamError at a short read, NaN or infinity."""
+        """Rows start..stop: float16 for f16, else float32. Raises EdgeStreamError for a short read, NaN or infinity."""
         import numpy as np
 
         rows = entry.shape[0] if entry.shape else 1

@@ -1,7 +1,7 @@
-"""What is converted: a checkpoint behind one interface, whether it is a Hugging Face folder or a GGUF file.
+"""Source: one interface to a checkpoint, whether a Hugging Face folder or a GGUF file.
 
-Every writer sees Hugging Face's names and layout. Nothing is loaded before it is asked for, and a tensor can be read
-some rows at a time, so that memory does not grow with the model.
+Writers see Hugging Face's names and layout. Tensors are loaded on demand and can be read a few rows at a time, so that
+memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that has not been read. dtype is how the source stores it: f32, f16, bf16, or a ggml type's name."""
+    """A tensor's description. dtype: as the source stores it, f32, f16, bf16, or a ggml type's name."""
 
     name: str  # Hugging Face's, e.g. model.layers.0.self_attn.q_proj.weight
     shape: tuple[int, ...]  # (rows, columns) of a matrix, as in PyTorch
@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def model(self) -> ModelConfig:
-        """The same, checked and typed."""
+        """The same, validated and typed."""
         ...
 
     @property
@@ -63,7 +63,7 @@ class Source(Protocol):
 
     @property
     def tokenizer_files(self) -> Mapping[str, Path | bytes]:
-        """tokenizer.json, tokenizer.model, tokenizer_config.json, ... where there are any; rebuilt ones as bytes."""
+        """tokenizer.json, tokenizer.model, tokenizer_config.json, ... if present; rebuilt ones as bytes."""
         ...
 
     @property
@@ -78,19 +78,19 @@ class Source(Protocol):
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Names of tensors that the file holds beside the language model."""
+        """Names of tensors that are not part of the language model."""
         ...
 
     def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
         """Rows start..stop of a tensor (all by default), freshly allocated, Hugging Face layout.
 
-        float16 if it is stored as f16, else float32: bf16 is widened exactly, quantised types are dequantised.
+        float16 if stored as f16, else float32: bf16 is widened exactly, quantised types are dequantised.
         Raises EdgeStreamError if the file ends early or holds NaN or infinity.
         """
         ...
 
     def vocab(self) -> Vocab:
-        """The tokenizer's facts as GGUF states them. Raises EdgeStreamError if llama.cpp has no equivalent."""
+        """The vocabulary in GGUF's terms. Raises EdgeStreamError if llama.cpp has no equivalent."""
         ...
 
     def close(self) -> None:
@@ -99,18 +99,20 @@ class Source(Protocol):
 
 
 def open_source(path: Path, name: str | None = None) -> Source:
-    """Open a Hugging Face folder or a GGUF file. name: the folder's, if it is called otherwise than its path."""
+    """Open a Hugging Face folder or a GGUF file. name: the folder's, if it differs from its path."""
     if path.is_dir():
         from edge_stream.converters.hf_source import HfSource
 
         return HfSource(path, name)
     if is_pickle(path):
-        raise EdgeStreamError(f"{path} is a pickle file, which can run code when read: convert it to safetensors first")
+        raise EdgeStreamError(
+            f"{path} is a pickle file, which can run code when loaded: convert it to safetensors first"
+        )
     from edge_stream.converters.gguf_source import GgufSource
 
     return GgufSource(path)
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the name is that of PyTorch's weights in pickle, which are never loaded."""
+    """Whether the suffix is that of PyTorch's pickled weights, which are never loaded."""
     return path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt")

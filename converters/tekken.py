@@ -1,8 +1,8 @@
 """Mistral's tekken.json as a tokenizer.json.
 
-tekken.json (mistral-common) lists byte strings by rank. Merges are implied: of all neighbours, the pair whose union has
-the lowest rank is merged first. So the pair that a token is finally merged from is what remains of it when only lower
-ranks may be merged. Ids are ranks, after the special tokens.
+tekken.json (mistral-common) lists byte strings by rank. Merges are implicit: of all neighbours, the pair that makes the
+token of lowest rank is merged first. So the last merge of a token joins the two parts that remain when only lower ranks
+are merged. Ids are ranks, offset by the number of special tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge_stream.errors import EdgeStreamError
 
 
 def as_tokenizer_json(tekken: Any) -> dict[str, Any]:
-    """The parts of tokenizer.json that say the same. Raises EdgeStreamError if the file is not as expected."""
+    """The equivalent parts of tokenizer.json. Raises EdgeStreamError if the file is not as expected."""
     try:
         config = tekken["config"]
         n_special = int(config["default_num_special_tokens"])
@@ -27,7 +27,7 @@ def as_tokenizer_json(tekken: Any) -> dict[str, Any]:
         special = {int(t["rank"]): str(t["token_str"]) for t in named}
         pattern = str(config["pattern"])
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-        raise EdgeStreamError("tekken.json is not as Mistral writes it") from error
+        raise EdgeStreamError("tekken.json is not in Mistral's format") from error
     ranks = {word: rank for rank, word in enumerate(raw)}
     if len(ranks) != len(raw) or not all(bytes([b]) in ranks for b in range(256)):
         raise EdgeStreamError("tekken.json has a word twice, or lacks one of the 256 bytes")
@@ -61,12 +61,12 @@ def as_tokenizer_json(tekken: Any) -> dict[str, Any]:
 
 
 def _early_special_tokens() -> list[dict[str, Any]]:
-    """The first version of the format does not list them; these three are the ones that a text needs."""
+    """The first version of the format does not list special tokens; text needs these three."""
     return [{"rank": i, "token_str": text} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
 
 
 def _last_pair(word: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts that a word is merged from at last."""
+    """The two parts joined by a word's last merge."""
     limit = ranks[word]
     parts = [word[i : i + 1] for i in range(len(word))]
     while len(parts) > 2:

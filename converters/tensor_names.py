@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint must have, by the names of Hugging Face transformers."""
+"""The tensors that a checkpoint must have, by their Hugging Face names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To GGUF: plan, write, and let libllama quantise."""
+"""Convert to GGUF: plan, write, and have libllama quantise."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from edge_stream.converters.source import Source
 
 Say = Callable[[str], None]
-_METADATA_BYTES = 32 << 20  # a generous guess of a vocabulary's size, for the disk space check
+_METADATA_BYTES = 32 << 20  # generous estimate of the vocabulary, for the disk space check
 
 
 @dataclass(frozen=True)
 class GgufOptions:
-    """What the user chose. quantize: None or a name of quantize.FILE_TYPES. split_max_size: bytes, 0 for one file."""
+    """The user's options. quantize: None or a name of quantize.file_types(). split_max_size: bytes, 0 for one file."""
 
     outtype: str = "auto"
     quantize: str | None = None
@@ -48,11 +48,11 @@ class GgufPlan:
     defaults: gguf_metadata.StreamingDefaults
     size: int  # of the file, or of the intermediate one that is quantised
     disk: int
-    memory: int  # of this process at its peak, beyond what Python and libllama take themselves
+    memory: int  # this process's peak, beyond Python and libllama themselves
 
 
 def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
-    """Decide everything, write nothing. Raises EdgeStreamError for what cannot be converted."""
+    """Plan a conversion without writing. Raises EdgeStreamError for what cannot be converted."""
     gguf_metadata.check_supported(source.model)
     if options.outtype not in gguf_tensors.OUTTYPES:
         raise EdgeStreamError(f"outtype {options.outtype} is unknown: use one of {', '.join(gguf_tensors.OUTTYPES)}")
@@ -61,7 +61,7 @@ def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
         if options.outtype == "q8_0":
             raise EdgeStreamError("--outtype q8_0 and --quantize exclude each other: quantising twice loses accuracy")
     elif options.imatrix is not None:
-        raise EdgeStreamError("--imatrix is of use with --quantize only")
+        raise EdgeStreamError("--imatrix works with --quantize only")
     outtype = gguf_tensors.choose_outtype(source, options.outtype, exact=options.quantize is not None)
     tensors = gguf_tensors.plan_tensors(source, outtype)
     size = sum(t.nbytes for t in tensors) + _METADATA_BYTES
@@ -78,8 +78,8 @@ def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
 def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress: Progress = silent) -> list[Path]:
     """Write `out` (several files if it is split) and return what was written; nothing with --dry-run.
 
-    say: called with what the user should know, one line at a time. progress: called with bytes. Raises EdgeStreamError;
-    then nothing is left behind.
+    say: called with messages for the user, one line each. progress: called with bytes. On EdgeStreamError nothing is
+    left behind.
     """
     plan = make_plan(source, options)
     vocab = source.vocab()
@@ -125,7 +125,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
         lines.append(f"left out          {len(source.left_out)} tensors, e.g. {source.left_out[0]}")
     odd = [t.name for t in plan.tensors if len(t.shape) > 1 and t.type.name.lower() != plan.outtype]
     if odd:
-        lines.append(f"kept as f16       {len(odd)} tensors whose rows are no multiple of 32, e.g. {odd[0]}")
+        lines.append(f"kept as f16       {len(odd)} tensors with rows that are not a multiple of 32, e.g. {odd[0]}")
     if options.verbose:
         lines += [f"  {t.source or '(computed)'} -> {t.name} {list(t.shape)} {t.type.name}" for t in plan.tensors]
     return lines
@@ -160,7 +160,7 @@ def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, pro
 
 
 def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], tuple[int, ...]]:
-    """The tensor as the writer wants it described: bytes, so the last dimension counts bytes."""
+    """The tensor as described to the writer: bytes, so that the last dimension counts bytes."""
     block, size = gguf.GGML_QUANT_SIZES[tensor.type]
     return np.dtype(np.uint8), (*tensor.shape[:-1], tensor.shape[-1] // block * size)
 
@@ -168,13 +168,13 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
 def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions, progress: Progress) -> list[str]:
     assert options.quantize is not None
     imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
-    if len(parts) > 1:  # libllama adds the numbers of the parts itself
+    if len(parts) > 1:  # libllama appends the part numbers
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
     sizes = {t.name: t.nbytes for t in plan.tensors}
     advance = counter(progress, "quantising", sum(sizes.values()))
     last: list[str] = []
 
-    def started(tensor: str) -> None:  # so the one before it is done
+    def started(tensor: str) -> None:  # so the previous one is done
         advance(sum(sizes.get(name, 0) for name in last))
         last[:] = [tensor]
 

@@ -1,4 +1,4 @@
-"""tokenizer.json and tokenizer_config.json, rebuilt from what a GGUF file says."""
+"""Rebuild tokenizer.json and tokenizer_config.json from a GGUF vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPACE = "▁"
 
 
 def rebuild(vocab: Vocab, chat_template: str | None, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> content. Raises EdgeStreamError for a pre-tokenizer that has no equivalent here."""
+    """File name -> content. Raises EdgeStreamError for an unknown pre-tokenizer."""
     tokenizer = _byte_level(vocab) if vocab.kind == "gpt2" else _sentencepiece(vocab)
     added = [
         {
@@ -72,7 +72,7 @@ def _bytes_step(use_regex: bool) -> dict[str, Any]:
 
 
 def _sentencepiece(vocab: Vocab) -> dict[str, Any]:
-    """BPE with byte fallback. Its merges are all pairs of pieces whose union is a piece, the best union first."""
+    """BPE with byte fallback. Merges are all pairs of pieces that make another piece, by its score, best first."""
     ids = {text: i for i, text in enumerate(vocab.tokens) if vocab.types[i] not in (CONTROL, UNKNOWN)}
     ranked: list[tuple[float, int, list[str]]] = []
     for text, i in ids.items():

@@ -1,4 +1,4 @@
-"""--verify: the converted model, in its own engine, against a float64 forward pass of the source."""
+"""--verify: compare the converted model, run by its engine, with a float64 forward pass of the source."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Logits of the engine less those of the reference, over all positions and tokens."""
+    """The engine's logits minus the reference's, over all positions and tokens."""
 
     n_tokens: int
     max: float
     mean: float
-    spread: float  # standard deviation of the reference's logits, to judge the others by
+    spread: float  # standard deviation of the reference's logits, for scale
     agreement: float  # share of positions with the same best token
 
     def __str__(self) -> str:

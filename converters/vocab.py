@@ -1,6 +1,6 @@
-"""The tokenizer as GGUF states it: tokens, scores or merges, special tokens.
+"""The tokenizer in GGUF's terms: tokens, scores or merges, special tokens.
 
-Two kinds are known to llama.cpp under the names `llama` (SentencePiece BPE with byte fallback, merged by score) and
+llama.cpp calls the two supported kinds `llama` (SentencePiece BPE with byte fallback, merged by score) and
 `gpt2` (byte-level BPE, merged by rank, with a named pre-tokenizer). Keys: docs/gguf.md of ggml.
 """
 
@@ -25,7 +25,7 @@ _SPACE = "▁"  # SentencePiece's visible space
 
 @dataclass
 class Vocab:
-    """What is written under tokenizer.ggml.*. Lists are by token id and as long as the model's vocabulary."""
+    """The keys tokenizer.ggml.*. Lists are indexed by token id and as long as the model's vocabulary."""
 
     kind: str  # llama or gpt2
     pre: str
@@ -37,7 +37,7 @@ class Vocab:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None  # llama only
-    notes: list[str] = field(default_factory=list)  # where llama.cpp will tokenise differently
+    notes: list[str] = field(default_factory=list)  # how llama.cpp will tokenise differently
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         """Add the keys to a GGUF writer."""
@@ -65,16 +65,16 @@ class Vocab:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is matched in the text before the tokenizer proper sees it."""
+    """A token that is matched in the text before the tokenizer runs."""
 
     id: int
     text: str
     special: bool
-    strips: bool = False  # takes the spaces beside it along
+    strips: bool = False  # also consumes adjacent spaces
 
 
 class TokenizerSource(Protocol):
-    """What is read of a source."""
+    """The parts of a source that read_vocab needs."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -93,7 +93,7 @@ class TokenizerSource(Protocol):
 
     @property
     def tokenizer_files(self) -> Mapping[str, Path]:
-        """The tokenizer files that there are."""
+        """The tokenizer files that exist."""
         ...
 
     @property
@@ -103,10 +103,10 @@ class TokenizerSource(Protocol):
 
 
 def read_vocab(source: TokenizerSource) -> Vocab:
-    """The vocabulary of a checkpoint folder. Raises EdgeStreamError if there is none that llama.cpp can be told."""
+    """The vocabulary of a checkpoint folder. Raises EdgeStreamError if llama.cpp has no equivalent."""
     try:
         return _read_vocab(source)
-    except (TypeError, AttributeError, KeyError, ValueError) as error:  # JSON of another shape than expected
+    except (TypeError, AttributeError, KeyError, ValueError) as error:  # JSON of unexpected structure
         files = ", ".join(f for f in source.tokenizer_files if f.endswith(".json"))
         raise EdgeStreamError(f"the tokenizer's files are damaged, or of an unknown kind ({files})") from error
 
@@ -131,7 +131,7 @@ def _read_vocab(source: TokenizerSource) -> Vocab:
         vocab = vocab_spm.from_model_file(files["tokenizer.model"], tokenizer, source.n_vocab)
     elif tokenizer is None:
         raise EdgeStreamError(
-            "the checkpoint has no tokenizer: tokenizer.json, tokenizer.model or tekken.json is needed"
+            "the checkpoint has no tokenizer: it needs tokenizer.json, tokenizer.model or tekken.json"
         )
     elif vocab_bpe.is_byte_level(tokenizer):
         vocab = vocab_bpe.from_tokenizer_json(tokenizer, source.n_vocab)
@@ -150,12 +150,12 @@ def _read_vocab(source: TokenizerSource) -> Vocab:
 
 
 def empty_vocab(n_vocab: int) -> tuple[list[str], list[int]]:
-    """Tokens and types to be filled in."""
+    """Tokens and types, to be filled in."""
     return [""] * n_vocab, [UNUSED] * n_vocab
 
 
 def check_id(token_id: object, text: str, n_vocab: int) -> int:
-    """A token id that the embedding has a row for."""
+    """Return a token id after checking that the embedding has a row for it. Raises EdgeStreamError."""
     if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
         raise EdgeStreamError(f"the tokenizer gives token {quoted(text)} the id {quoted(token_id)}")
     if token_id >= n_vocab:
@@ -166,7 +166,7 @@ def check_id(token_id: object, text: str, n_vocab: int) -> int:
 
 
 def words_and_merges(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Vocabulary and merges of a BPE model in tokenizer.json, unchecked but for their kind."""
+    """Vocabulary and merges of a BPE model in tokenizer.json; only their JSON types are checked."""
     words, merges = model.get("vocab"), model.get("merges")
     if not isinstance(words, dict) or not isinstance(merges, list) or not words:
         raise EdgeStreamError("tokenizer.json has no vocab or no merges")
@@ -174,7 +174,7 @@ def words_and_merges(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any
 
 
 def merge_pair(merge: Any, words: Mapping[str, Any]) -> list[str]:
-    """The two parts of a merge, whose union is a token."""
+    """The two parts of a merge. Raises EdgeStreamError if they do not make a token."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
         raise EdgeStreamError(f"tokenizer.json has a merge that is not a pair: {quoted(merge)}")
@@ -186,7 +186,7 @@ def merge_pair(merge: Any, words: Mapping[str, Any]) -> list[str]:
 
 
 def _added_tokens(source: TokenizerSource, tokenizer: dict[str, Any] | None) -> list[AddedToken]:
-    """Added tokens of all the files that may name them; tokenizer.json has the last word."""
+    """Added tokens from all files that may list them; tokenizer.json takes precedence."""
     from edge_stream.converters.hf_source import read_json
 
     found: dict[int, AddedToken] = {}
@@ -217,7 +217,7 @@ def _added_tokens(source: TokenizerSource, tokenizer: dict[str, Any] | None) -> 
 
 
 def _looks_special(text: str) -> bool:
-    """Some checkpoints do not mark their control tokens; these never are ordinary text."""
+    """Recognise control tokens that a checkpoint does not mark as such."""
     if text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
         return True
     marks = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
@@ -231,9 +231,9 @@ def _place_added(vocab: Vocab, added: Sequence[AddedToken]) -> None:
             f"{len(beyond)} added tokens have no row in the embedding and are left out ({quoted(beyond[0].text)})"
         )
     strips = [t.text for t in added if t.strips and t.id < len(vocab.tokens)]
-    if strips:  # llama.cpp does this for models that are named Phi-3, and for the right-hand side only
+    if strips:  # llama.cpp does this only for models named Phi-3, and only on the right-hand side
         vocab.notes.append(
-            f"spaces beside {quoted(strips[0])} (and {len(strips) - 1} more) are part of it, not so in llama.cpp"
+            f"spaces beside {quoted(strips[0])} (and {len(strips) - 1} more) belong to it, but not in llama.cpp"
         )
     for token in added:
         if token.id >= len(vocab.tokens) or vocab.types[token.id] in (UNKNOWN, BYTE):
@@ -265,9 +265,9 @@ def _special_tokens(vocab: Vocab, source: TokenizerSource, added: Sequence[Added
 
 
 def _add_flags(vocab: Vocab, source: TokenizerSource, tokenizer: dict[str, Any] | None) -> None:
-    """Whether BOS and EOS belong around a text: a flag, else tokenizer.json's template, else the kind's custom."""
+    """Whether text gets BOS and EOS: by flag, else tokenizer.json's template, else the default of the kind."""
     template = _template(tokenizer)
-    custom = {"bos": vocab.kind == "llama", "eos": False}
+    defaults = {"bos": vocab.kind == "llama", "eos": False}
     values = {}
     for name in ("bos", "eos"):
         flag = source.tokenizer_config.get(f"add_{name}_token")
@@ -277,7 +277,7 @@ def _add_flags(vocab: Vocab, source: TokenizerSource, tokenizer: dict[str, Any] 
             text = vocab.tokens[vocab.special[name]] if name in vocab.special else None
             values[name] = text is not None and text in template
         else:
-            values[name] = custom[name] and name in vocab.special
+            values[name] = defaults[name] and name in vocab.special
     vocab.add_bos, vocab.add_eos = values["bos"], values["eos"]
 
 

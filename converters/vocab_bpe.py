@@ -1,8 +1,8 @@
-"""Byte-level BPE (GPT-2's kind) out of tokenizer.json, and the name that llama.cpp gives its pre-tokenizer.
+"""Byte-level BPE (as in GPT-2) from tokenizer.json, and llama.cpp's name for its pre-tokenizer.
 
-llama.cpp does not run tokenizer.json's regular expression: it has one of its own under each name of
-`tokenizer.ggml.pre`. The name is found here by the pre-tokenizer's structure, so it does not depend on the vocabulary;
-a structure that is not in the table is refused, since a wrong pre-tokenizer makes a model slightly and silently worse.
+llama.cpp does not run tokenizer.json's regular expression but its own, selected by `tokenizer.ggml.pre`. The name is
+derived from the pre-tokenizer's structure, independently of the vocabulary. An unknown structure is refused, since a
+wrong pre-tokenizer makes a model slightly and silently worse.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edge_stream.converters.text import quoted
 from edge_stream.converters.vocab import NORMAL, Vocab, check_id, empty_vocab, merge_pair, words_and_merges
 from edge_stream.errors import EdgeStreamError
 
-# What every recent expression ends with: runs of other characters, line ends, spaces.
+# Building blocks of recent expressions, which end with runs of other characters, line ends, spaces.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -42,17 +42,17 @@ _NAMES: dict[tuple[str, bool], str] = {
 
 
 def expression(pre: str) -> list[str]:
-    """The structure that a name stands for, as _signature writes it: for rebuilding tokenizer.json."""
+    """The structure behind a name, in _signature's notation, for rebuilding tokenizer.json."""
     for (signature, _), name in _NAMES.items():
         if name == pre:
             if signature.startswith("split:"):
                 return [signature.removesuffix(" bytes"), "bytes"]
             return signature.split()
-    raise EdgeStreamError(f"the pre-tokenizer {quoted(pre)} has no tokenizer.json equivalent here")
+    raise EdgeStreamError(f"the pre-tokenizer {quoted(pre)} has no known tokenizer.json equivalent")
 
 
 def ignores_merges(pre: str) -> bool:
-    """Whether a whole word that is a token is taken as it is."""
+    """Whether a word that is itself a token skips the merges."""
     return any(name == pre and ignore for (_, ignore), name in _NAMES.items())
 
 
@@ -89,20 +89,20 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
     if ignores_merges(vocab.pre) != bool(model.get("ignore_merges")):
         vocab.notes.append(f"the tokenizer differs from llama.cpp's {vocab.pre} in ignore_merges")
     if vocab.pre in ("tekken", "gpt-4o"):
-        vocab.notes.append("the tokenizer splits words where case changes, llama.cpp for ASCII letters only")
+        vocab.notes.append("the tokenizer splits words where case changes, llama.cpp only for ASCII letters")
     if "NFC" in _normalizers(tokenizer):
         vocab.notes.append(
-            "the tokenizer brings text to Unicode NFC first, llama.cpp does not: decomposed letters differ"
+            "the tokenizer normalises text to Unicode NFC first, llama.cpp does not: decomposed letters differ"
         )
     return vocab
 
 
 def pre_name(tokenizer: dict[str, Any]) -> str:
-    """tokenizer.ggml.pre. Raises EdgeStreamError if llama.cpp has none for this structure that is known here."""
+    """The value of tokenizer.ggml.pre. Raises EdgeStreamError for an unknown structure."""
     unknown = set(_normalizers(tokenizer)) - {"NFC"}
     if unknown:
         raise EdgeStreamError(
-            f"tokenizer.json normalises text ({quoted(', '.join(sorted(unknown)))}), which llama.cpp cannot do here"
+            f"tokenizer.json normalises text ({quoted(', '.join(sorted(unknown)))}), which llama.cpp does not support"
         )
     signature = _signature(_steps(tokenizer.get("pre_tokenizer")))
     ignore = bool(tokenizer["model"].get("ignore_merges"))
@@ -123,7 +123,7 @@ def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def _signature(steps: list[dict[str, Any]]) -> str:
-    """A pre-tokenizer in words: `split:<expression>`, `digits`, `gpt2` (ByteLevel's own expression), `bytes`."""
+    """A pre-tokenizer as text: `split:<expression>`, `digits`, `gpt2` (ByteLevel's own expression), `bytes`."""
     words = []
     for step in steps:
         kind = step.get("type")
@@ -135,7 +135,7 @@ def _signature(steps: list[dict[str, Any]]) -> str:
             pattern = step.get("pattern")
             words.append(f"split:{pattern.get('Regex') if isinstance(pattern, dict) else pattern}")
         elif kind == "Split" and step.get("behavior") == "Removed" and step.get("invert"):
-            pattern = step.get("pattern")  # the same said the other way round
+            pattern = step.get("pattern")  # the same, expressed inversely
             words.append(f"split:{pattern.get('Regex') if isinstance(pattern, dict) else pattern}")
         else:
             words.append(f"{kind}({', '.join(f'{k}={v}' for k, v in sorted(step.items()) if k != 'type')})")

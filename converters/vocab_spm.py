@@ -1,7 +1,7 @@
-"""SentencePiece BPE with byte fallback, out of tokenizer.model or of a tokenizer.json that states the same.
+"""SentencePiece BPE with byte fallback, from tokenizer.model or an equivalent tokenizer.json.
 
-llama.cpp merges by score: of all neighbouring pieces whose union is a piece, the union with the highest score first.
-It does not normalise text, except for the space in front.
+llama.cpp merges by score: of all neighbours that make a piece, those that make the piece of highest score first. It
+does not normalise text, except for the leading space.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge_stream.converters.vocab import (
 from edge_stream.errors import EdgeStreamError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_UNREACHABLE = -1e9  # score of a piece that no merge makes: one character, or never used
+_UNREACHABLE = -1e9  # score of a piece that no merge makes: a single character, or unused
 
 
 def from_model_file(path: Path, tokenizer: dict[str, Any] | None, n_vocab: int) -> Vocab:
@@ -58,19 +58,19 @@ def from_model_file(path: Path, tokenizer: dict[str, Any] | None, n_vocab: int) 
     _check_bpe(path, tokens, types, scores)
     probe = processor.Normalize("ﬁ  e\u0301")
     if probe.lstrip("▁").replace("▁", " ") != "ﬁ  e\u0301":
-        raise EdgeStreamError(f"{path.name} normalises text before it is tokenised, which llama.cpp does not")
+        raise EdgeStreamError(f"{path.name} normalises text before tokenisation, which llama.cpp does not")
     vocab = Vocab("llama", "default", tokens, types, scores, add_space_prefix=probe.startswith("▁"))
     _note_first_only(vocab, tokenizer)
     return vocab
 
 
 def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
-    """The vocabulary of a tokenizer.json that restates SentencePiece BPE: a piece's score is minus its merge's rank."""
+    """The vocabulary of a tokenizer.json equivalent to SentencePiece BPE: a piece's score is minus its merge's rank."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
         kind = model.get("type") if isinstance(model, dict) else None
         raise EdgeStreamError(
-            f"tokenizer.json holds a {quoted(kind)} tokenizer: byte-level BPE and BPE with byte fallback are known"
+            f"tokenizer.json holds a {quoted(kind)} tokenizer: supported are byte-level BPE and BPE with byte fallback"
         )
     words, merges = words_and_merges(model)
     tokens, types = empty_vocab(n_vocab)
@@ -95,16 +95,16 @@ def _check_bpe(path: Path, tokens: list[str], types: list[int], scores: list[flo
     """BPE scores are whole numbers (minus the rank of the merge), a unigram model's are log-probabilities."""
     fractional = sum(s != round(s) for s, t in zip(scores, types, strict=True) if t == NORMAL)
     if fractional:
-        raise EdgeStreamError(f"{path.name} is a unigram model; llama.cpp's tokenizer of this name is for BPE models")
+        raise EdgeStreamError(f"{path.name} is a unigram model; llama.cpp's `llama` tokenizer is for BPE models")
     n_bytes = sum(t == BYTE for t in types)
     if n_bytes not in (0, 256):
-        raise EdgeStreamError(f"{path.name} has {n_bytes} byte tokens; 256 are needed")
+        raise EdgeStreamError(f"{path.name} has {n_bytes} byte tokens, not 256")
     if not any(t in (NORMAL, USER_DEFINED) for t in types):
         raise EdgeStreamError(f"{path.name} has no tokens")
 
 
 def _space_prefix(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space is put before the text. Raises EdgeStreamError for a normaliser that is not SentencePiece's."""
+    """Whether text gets a leading space. Raises EdgeStreamError for normalisers other than SentencePiece's."""
     prefix = False
     normalizer = tokenizer.get("normalizer")
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
@@ -113,14 +113,14 @@ def _space_prefix(tokenizer: dict[str, Any]) -> bool:
         if kind == "Prepend" and step.get("prepend") == "▁":
             prefix = True
         elif not (kind == "Replace" and step.get("content") == "▁" and step.get("pattern") == {"String": " "}):
-            raise EdgeStreamError(f"tokenizer.json normalises text ({quoted(kind)}), which llama.cpp cannot do here")
+            raise EdgeStreamError(f"tokenizer.json normalises text ({quoted(kind)}), which llama.cpp does not support")
     pre = tokenizer.get("pre_tokenizer")
     if isinstance(pre, dict) and pre.get("type") == "Metaspace":
         scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
         prefix = prefix or scheme in ("always", "first")
     elif isinstance(pre, dict) and not (pre.get("type") == "Split" and pre.get("pattern") == {"String": " "}):
         raise EdgeStreamError(
-            f"tokenizer.json has a pre-tokenizer ({quoted(pre.get('type'))}) that llama.cpp does not know here"
+            f"tokenizer.json has a pre-tokenizer ({quoted(pre.get('type'))}) that llama.cpp does not support"
         )
     return prefix
 
@@ -128,4 +128,4 @@ def _space_prefix(tokenizer: dict[str, Any]) -> bool:
 def _note_first_only(vocab: Vocab, tokenizer: dict[str, Any] | None) -> None:
     pre = (tokenizer or {}).get("pre_tokenizer")
     if isinstance(pre, dict) and pre.get("prepend_scheme") == "first" and vocab.add_space_prefix:
-        vocab.notes.append("the tokenizer puts a space before a text only, llama.cpp also after each special token")
+        vocab.notes.append("the tokenizer puts a space only before the text, llama.cpp also after each special token")

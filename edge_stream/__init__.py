@@ -1,4 +1,4 @@
-"""edge-stream: a language model on a device reads and writes a token stream of any length at constant memory.
+"""edge-stream: a language model that reads and writes a token stream of any length, on a device, at constant memory.
 
 >>> from edge_stream import Engine
 >>> with Engine.load("demo", n_ctx=512) as engine:

@@ -1,4 +1,4 @@
-"""The types of the KV cache, and what they mean for flash attention. A new type is one line of CACHE_TYPES."""
+"""KV cache types, and what they imply for flash attention. A new type is one line in CACHE_TYPES."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edge_stream.errors import EdgeStreamError
 
 
 class CacheType(NamedTuple):
-    """ggml_type: value of enum ggml_type. n_block, n_bytes: elements and bytes of one of its blocks."""
+    """ggml_type: value of enum ggml_type. n_block, n_bytes: elements and bytes per block."""
 
     ggml_type: int
     n_block: int
@@ -38,11 +38,11 @@ CACHE_TYPES = {
 
 
 def choose_flash_attn(wanted: str, type_k: str, type_v: str, *, independent: bool = False) -> tuple[str, str]:
-    """What `-fa auto` means for these cache types: (auto, on or off; a note for the user, or "").
+    """Resolve `-fa` for these cache types: (auto, on or off; a note for the user, or "").
 
-    independent: streams that are decoded together must not change each other's logits, which only the CPU without flash
-    attention guarantees. llama.cpp (llama-context.cpp, and build_attn_mha in llama-graph.cpp) needs flash attention for
-    a quantised V, and casts f32 to f16 for it. Raises EdgeStreamError where the choice contradicts the types.
+    independent: streams decoded together must not affect each other's logits, which only the CPU without flash
+    attention guarantees. llama.cpp (llama-context.cpp, and build_attn_mha in llama-graph.cpp) requires flash attention
+    for a quantised V, and casts f32 to f16 for it. Raises EdgeStreamError if `wanted` contradicts the types.
     """
     quantised = CACHE_TYPES[type_v].is_quantised
     rounded = " and ".join(part for part, name in (("keys", type_k), ("values", type_v)) if name == "f32")

@@ -1,4 +1,4 @@
-"""Engine: a model on a backend, and the streams on it. Start here to embed edge-stream in Python."""
+"""Engine: a loaded model and its streams. Start here to embed edge-stream in Python."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """A loaded model with a KV cache of fixed size, which holds one stream at a time, or n_parallel of them.
+    """A loaded model with a KV cache of fixed size, for one stream, or n_parallel of them.
 
-    Use `Engine.load`; close with `close()` or a `with` block. Not for several threads at once.
+    Use `Engine.load`; close with `close()` or a `with` block. Not thread-safe.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.proof: proofs.Proof | None = None  # None: nobody asked for one
-        self._streams: dict[int, Stream] = {}  # sequence -> the stream that holds its cells
+        self.proof: proofs.Proof | None = None  # None: loaded without a proof
+        self._streams: dict[int, Stream] = {}  # sequence id -> its open stream
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> Engine:
@@ -40,10 +40,10 @@ class Engine:
 
     @classmethod
     def over(cls, backend: Backend) -> Engine:
-        """An engine over a loaded backend, which it closes. Raises UnsupportedModelError if the model cannot stream."""
+        """An engine that owns a loaded backend. Raises UnsupportedModelError if the model cannot stream."""
         engine = cls(backend)
         try:
-            # creating a stream checks everything else: better now than at first use
+            # creating a stream makes the remaining checks: better now than at first use
             with engine.stream() as stream:
                 backend.sink_move = stream.stats.sink_move
                 if backend.options.proof:
@@ -70,7 +70,7 @@ class Engine:
     def stream(
         self, *, n_keep: int | None = None, n_boundary: int = 0, n_ctx: int | None = None, seq_id: int = 0
     ) -> Stream:
-        """An empty stream. It takes over its sequence (0..n_parallel-1): the earlier stream there is closed."""
+        """An empty stream in a sequence (0..n_parallel-1); an earlier stream of that sequence is closed."""
         if not 0 <= seq_id < self.n_parallel:
             raise EdgeStreamError(f"seq_id = {seq_id} must be between 0 and {self.n_parallel - 1}")
         params = bindings.library().es_stream_default_params()
@@ -96,21 +96,21 @@ class Engine:
     def feed_each(self, streams: Sequence[Stream], tokens: Sequence[int]) -> None:
         """Feed tokens[i] to streams[i], all in one decode. The streams must hold all their sinks.
 
-        On failure no token was taken.
+        On failure no token has been fed.
         """
         if len(streams) != len(tokens):
             raise EdgeStreamError(f"{len(tokens)} tokens were given for {len(streams)} streams")
         if len(streams) == 1:
             streams[0].feed_tokens(tokens)
             return
-        # in a cache of separate cells only neighbours are decoded together
+        # without unified cells llama.cpp puts only neighbouring sequences into one ubatch
         pairs = sorted(zip(streams, tokens, strict=True), key=lambda pair: pair[0].seq_id)
         handles = (C.c_void_p * len(pairs))(*(stream.handle.value for stream, _ in pairs))
         array = token_array([token for _, token in pairs])
         bindings.check(bindings.library().es_streams_feed(handles, array, len(pairs)))
 
     def restore(self, path: str | Path, *, seq_id: int = 0) -> Stream:
-        """The stream that `Stream.save` wrote, in a sequence. Raises SessionError; the file stays as it is."""
+        """The stream that `Stream.save` wrote, in a sequence. Raises SessionError. The file is only read."""
         info, user = peek_session(path)
         if info.n_ctx > self.n_ctx:
             raise SessionError(
@@ -142,7 +142,7 @@ class Engine:
     #
 
     def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:
-        """Tokens of a text. special: text like `<|im_end|>` becomes the control token that it spells."""
+        """Tokens of a text. special: parse text such as `<|im_end|>` as control tokens."""
         return self.backend.vocabulary.tokenize(text, add_bos=add_bos, special=special)
 
     def token_to_piece(self, token: int, special: bool = False) -> bytes:
@@ -171,7 +171,7 @@ class Engine:
 
     @property
     def add_bos(self) -> bool:
-        """True if the model wants BOS at the start of a text."""
+        """True if the model expects BOS at the start of a text."""
         return self.backend.vocabulary.add_bos
 
     @property
@@ -219,12 +219,12 @@ class Engine:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the model's file says of itself; arrays are left out."""
+        """Metadata of the model's file, without arrays."""
         return self.backend.facts.metadata
 
     @property
     def n_ctx_train(self) -> int:
-        """Tokens that the model was trained on."""
+        """The model's training context length, in tokens."""
         return self.backend.facts.n_ctx_train
 
     @property
@@ -234,12 +234,12 @@ class Engine:
 
     @property
     def is_recurrent(self) -> bool:
-        """True for a model that keeps a state and no keys: sinks and n_ctx mean nothing to it."""
+        """True for a model with a state and no KV cache; sinks and n_ctx do not apply."""
         return self.backend.facts.is_recurrent
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the recurrent layers' states, however long the streams (0: none, or a stock libllama)."""
+        """Bytes of the recurrent layers' states, constant in stream length (0: none, or a stock libllama)."""
         return self.backend.state_bytes
 
     @property
@@ -248,10 +248,10 @@ class Engine:
         return self.backend.kv_bytes_per_token
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
-        """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""
+        """Bytes of a KV cache of n_cells: (in host memory, in device memory)."""
         return self.backend.cache_bytes(n_cells)
 
     @property
     def devices(self) -> list[Device]:
-        """The devices that hold layers of the model; empty if all are with the CPU."""
+        """The devices that hold layers of the model; empty if all are on the CPU."""
         return self.backend.devices

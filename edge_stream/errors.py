@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class EdgeStreamError(Exception):
-    """Something that the user can understand and act on. `status` is the C API's code, 0 where it has none."""
+    """An error that the user can understand and act on. status: the C API's code, 0 if there is none."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -16,4 +16,4 @@ class UnsupportedModelError(EdgeStreamError):
 
 
 class SessionError(EdgeStreamError):
-    """A session file could not be read, written or restored; an existing file is untouched."""
+    """A session file could not be read, written or restored; an existing file is unchanged."""

@@ -1,4 +1,4 @@
-"""A generation: a record for each token, and where it ends."""
+"""Generation: a record for each token, and when to stop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Token:
     """One generated token.
 
-    text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's own
-    probability, if asked for. finish_reason: None, or on the last record `stop` (a stop string), `eos`, `length`.
-    n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: speed since the
-    generation began.
+    text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's
+    unmodified probability, if requested. finish_reason: None, or on the last record `stop` (a stop string), `eos` or
+    `length`. n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: mean speed since
+    the generation began.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Token:
 
 
 class Writer:
-    """A generation step by step: `next`, or `choose` a token, feed it, take its `record`. Made by Stream.writer."""
+    """Generates step by step: `next`, or `choose` a token, feed it, take its `record`. Made by Stream.writer."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Writer:
         return self._record(self._chosen.n_past, self._chosen.n_cached)
 
     def choose(self) -> int:
-        """The next token, by the stream's logits."""
+        """The next token, sampled from the stream's logits."""
         self._call(self._native.es_sampler_choose, self.stream.sampler, self.stream.handle)
         return int(self._chosen.token)
 
     def record(self) -> Token:
-        """What the chosen token gives, once it was fed."""
+        """The record of the chosen token, once it has been fed."""
         stats = self.stream.stats
         return self._record(stats.n_past, stats.n_cached)
 

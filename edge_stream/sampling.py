@@ -1,4 +1,4 @@
-"""How tokens are chosen: the settings, and the native sampler that they make."""
+"""Sampling settings, and the native sampler made from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; names, order and defaults are llama.cpp's. temp <= 0 is greedy; seed -1 draws one."""
+    """Sampling settings; names, order and defaults are llama.cpp's. temp <= 0 is greedy; seed -1 is random."""
 
     seed: int = -1
     temp: float = 0.8
@@ -37,7 +37,7 @@ _NUMBERS = [f.name for f in fields(Sampling) if f.type in ("int", "float") and f
 
 
 def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -> C.c_void_p:
-    """An es_sampler, for es_sampler_free. Raises EdgeStreamError if no sampler can be made so."""
+    """A new es_sampler, to be freed with es_sampler_free. Raises EdgeStreamError for invalid settings."""
     lib = bindings.library()
     params = lib.es_sampler_default_params()
     params.seed = sampling.seed & 0xFFFFFFFF if sampling.seed >= 0 else _RANDOM_SEED
@@ -60,17 +60,17 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -
 
 
 def check_sampling(vocabulary: Vocabulary, sampling: Sampling) -> None:
-    """Raise EdgeStreamError if no sampler can be made so. Any thread may call it."""
+    """Raise EdgeStreamError for invalid settings. Thread-safe."""
     bindings.library().es_sampler_free(make_sampler(vocabulary, sampling, False))
 
 
 def schema_grammar(schema: str | Mapping[str, Any]) -> str:
-    """GBNF of a JSON schema, by llama-cpp-python's converter."""
+    """A JSON schema as a GBNF grammar, by llama-cpp-python's converter."""
     libraries.llama()
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         return str(json_schema_to_gbnf(json.dumps(json.loads(text))))
-    except Exception as error:  # the converter raises assertion and key errors on schemas it does not know
+    except Exception as error:  # the converter raises AssertionError or KeyError for unknown schemas
         raise EdgeStreamError(f"the JSON schema cannot be used: {error or type(error).__name__}") from error

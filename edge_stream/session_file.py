@@ -1,4 +1,4 @@
-"""Session files: what one says of itself, and one that is still in memory."""
+"""Session files: read a file's header, and write one from a snapshot in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge_stream.native import bindings
 
 
 def peek_session(path: str | Path) -> tuple[bindings.SessionInfo, bytes]:
-    """Facts of a session file and its caller's bytes, both verified; the cache in it is not read.
+    """A session file's header and the caller's bytes, both verified. The cached keys and values are not read.
 
     Raises SessionError.
     """
@@ -22,7 +22,7 @@ def peek_session(path: str | Path) -> tuple[bindings.SessionInfo, bytes]:
 
 
 class Snapshot:
-    """A session in memory. For one thread at a time, any; free it with `close` or a `with` block."""
+    """A session in memory. Use it from one thread at a time; free it with `close` or a `with` block."""
 
     def __init__(self, handle: C.c_void_p) -> None:
         self._native, self._handle = bindings.library(), handle
@@ -33,7 +33,7 @@ class Snapshot:
         return int(self._native.es_snapshot_size(self._handle))
 
     def write(self, path: str | Path) -> None:
-        """Write the session file: all or nothing. Raises SessionError."""
+        """Write the session file atomically. Raises SessionError."""
         bindings.check(self._native.es_snapshot_write(self._handle, os.fsencode(path)))
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ class Stream:
         self.handle = backend.init_stream(params)
 
     def call(self, function: Any, *arguments: Any) -> None:
-        """A native call on the stream. Raises what it says, and what a callback of the backend's raised."""
+        """Make a native call. Raises its error, or what one of the backend's callbacks raised."""
         bindings.check(self.backend.callbacks.run(function, *arguments))
 
     #
@@ -77,10 +77,10 @@ class Stream:
         special: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Read a text or tokens of any length; returns the number of tokens.
+        """Feed a text or tokens of any length; returns the number of tokens.
 
-        A text at the stream's start gets BOS where the model wants it. special: see Vocabulary.tokenize.
-        on_progress(done, total) is called as tokens are decoded. Raises EdgeStreamError if there is nothing to feed.
+        A text at the stream's start gets BOS if the model expects it. special: see Vocabulary.tokenize.
+        on_progress(done, total) is called as tokens are decoded. Raises EdgeStreamError for an empty input.
         """
         if isinstance(text, str):
             add_bos = self.stats.n_past == 0 and self.backend.vocabulary.add_bos
@@ -99,7 +99,7 @@ class Stream:
     def feed_tokens(
         self, tokens: Sequence[int], on_logits: Callable[[int, NDArray[np.float32]], None] | None = None
     ) -> None:
-        """Feed tokens, of which there may be none. on_logits(i, [n_vocab] float32) sees what follows each token i."""
+        """Feed tokens, possibly none. on_logits(i, [n_vocab] float32) gets the logits after each token i."""
         callback = bindings.NO_CALLBACK if on_logits is None else self._logits_callback(on_logits)
         array = token_array(tokens)
         self.call(self._native.es_stream_feed, self.handle, array, len(array), callback, None)
@@ -127,7 +127,7 @@ class Stream:
         """Feed tokens and return their negative log-likelihoods in nats, [n_tokens] float64.
 
         Item i is the NLL of tokens[i] given the stream before it; item 0 is NaN if the stream was empty.
-        chunk: most tokens decoded at once (1: eviction token by token, as published); None: the stream's own.
+        chunk: most tokens decoded at once (1: eviction token by token, as published); None: the stream's default.
         """
         import numpy as np
 
@@ -166,10 +166,10 @@ class Stream:
         logprobs: bool = False,
         ignore_eos: bool = False,
     ) -> Iterator[Token]:
-        """Generate tokens (-1: for ever), each fed back before its record is yielded.
+        """Generate max_tokens tokens (-1: no limit), each fed back before its record is yielded.
 
-        Ends at max_tokens, at a stop string (which is not part of the text), or at an end-of-generation token
-        unless ignore_eos. The same Sampling object continues its random sequence from call to call.
+        Ends at max_tokens, at a stop string (not included in the text), or at an end-of-generation token unless
+        ignore_eos. Calls with the same Sampling continue its random sequence.
         """
         writer = self.writer(max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
         while not writer.finished:
@@ -185,20 +185,20 @@ class Stream:
         ignore_eos: bool = False,
         special: bool = False,
     ) -> Writer:
-        """The steps of `generate` one by one, for whoever feeds the tokens (see Engine.feed_each).
+        """`generate` step by step, for callers that feed the tokens themselves (see Engine.feed_each).
 
-        special: control tokens that do not end the text are part of it (`[TOOL_CALLS]`, say).
+        special: include control tokens that do not end the text (`[TOOL_CALLS]`, say).
         """
         self._use_sampling(sampling or Sampling(), ignore_eos)
         return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special)
 
     def forget_sampling(self) -> None:
-        """The next generation draws from the start of its seed, and a session saved now holds no sampler."""
+        """Drop the sampler: the next generation restarts from its seed, and a session saved now has no sampler."""
         self._free_sampler()
         self._sampling = None
 
     def _use_sampling(self, sampling: Sampling, ignore_eos: bool) -> None:
-        """Make the sampler, unless the last generation's goes on. A grammar always starts anew."""
+        """Make the sampler, unless the last generation's can continue. A grammar always restarts."""
         wanted = (sampling, ignore_eos)
         if self.sampler and wanted == self._sampling and not (sampling.grammar or sampling.json_schema):
             return
@@ -244,13 +244,13 @@ class Stream:
         self.call(self._native.es_stream_rewind, self.handle, n)
 
     def rebase(self) -> None:
-        """At an idle moment: bring absolute positions back if they have grown by n_ctx or more."""
+        """Reduce absolute positions if they have grown by n_ctx or more. For idle moments."""
         self.call(self._native.es_stream_rebase, self.handle)
 
     def place(self, n_past: int) -> None:
-        """For benchmarks: count as if n_past tokens had been read. The cache, its positions and the logits remain.
+        """For benchmarks: pretend that n_past tokens have been read. Cache, positions and logits do not change.
 
-        Raises EdgeStreamError unless the cache is full and n_past is not less than now.
+        Raises EdgeStreamError unless the cache is full and n_past is no less than the current value.
         """
         self.call(self._native.es_stream_set_n_past, self.handle, n_past)
 
@@ -264,18 +264,18 @@ class Stream:
     #
 
     def save(self, path: str | Path, user: bytes = b"") -> None:
-        """Write the session file: all or nothing. user: bytes of the caller's, given back as `.user`."""
+        """Write the session file atomically. user: the caller's bytes, returned as `.user` after a restore."""
         types, name = self._cache_types(), os.fsencode(path)
         self.call(self._native.es_session_save, self.handle, self.sampler, *types, name, user, len(user))
 
     def snapshot(self, user: bytes = b"") -> Snapshot:
-        """A copy of the session in memory, so that the stream can go on while another thread writes it."""
+        """A copy of the session in memory, so that the stream can continue while another thread writes it."""
         handle, types = C.c_void_p(), self._cache_types()
         self.call(self._native.es_snapshot_init, self.handle, self.sampler, *types, user, len(user), C.byref(handle))
         return Snapshot(handle)
 
     def load(self, path: str | Path, user: bytes) -> None:
-        """Become the stream of a session file, whose bytes of the caller's are `user`. Raises SessionError."""
+        """Restore a session file; `user` is what its caller's bytes were. Raises SessionError."""
         self.call(self._native.es_session_load, self.handle, *self._cache_types(), os.fsencode(path))
         self.user = user
 
@@ -284,7 +284,7 @@ class Stream:
         return type_k.ggml_type, type_v.ggml_type
 
     def close(self) -> None:
-        """Free the stream; the engine can make another."""
+        """Free the stream. The engine can create another."""
         self._native.es_stream_free(self.handle)
         self.handle = C.c_void_p()
         self._free_sampler()
@@ -297,7 +297,7 @@ class Stream:
 
 
 def token_array(tokens: Sequence[int]) -> C.Array[C.c_int32]:
-    """Tokens as the C API takes them. Raises EdgeStreamError for what cannot be a token."""
+    """Tokens as a C array. Raises EdgeStreamError for values that cannot be tokens."""
     try:
         values = [operator.index(token) for token in tokens]
     except TypeError as error:

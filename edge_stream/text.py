@@ -1,4 +1,4 @@
-"""From token bytes to text that can be shown: whole UTF-8 characters, nothing of a stop string."""
+"""From token bytes to text for display: whole UTF-8 characters, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def sendable(text: str) -> str:
 
 
 class Utf8Assembler:
-    """Tokens may end inside a character: bytes go in, whole characters come out, bad bytes become U+FFFD."""
+    """Turns the bytes of tokens, which may split a character, into whole characters. Bad bytes become U+FFFD."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, data: bytes) -> str:
-        """The characters that are complete now."""
+        """The characters that are now complete."""
         return self._decoder.decode(data)
 
     def flush(self) -> str:
@@ -27,14 +27,14 @@ class Utf8Assembler:
 
 
 class StopMatcher:
-    """Holds text back while it may be the beginning of a stop string."""
+    """Holds back text that may be the beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Returns (text to show, True if a stop string came: then the text ends before it)."""
+        """Returns (text to show, whether a stop string was found; if so the text ends before it)."""
         text = self._held + text
         hits = [text.find(stop) for stop in self._stops if stop in text]
         if hits:
@@ -45,13 +45,13 @@ class StopMatcher:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """The text held back, once it is known that no more comes."""
+        """The text held back, at the end of the stream."""
         text, self._held = self._held, ""
         return text
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of text that begins stop."""
+        """Length of the longest suffix of text that is a proper prefix of stop."""
         for n in range(min(len(stop) - 1, len(text)), 0, -1):
             if text.endswith(stop[:n]):
                 return n

@@ -1,4 +1,4 @@
-"""Text to tokens and back, by llama.cpp's tokenizer. An MLC folder's tokenizer becomes a model of nothing else."""
+"""Text to tokens and back, with llama.cpp's tokenizer. MLC folders get a vocabulary-only llama.cpp model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Vocabulary:
         self._vocab = self._llama.llama_model_get_vocab(model)
 
     def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:
-        """Tokens of a text. special: text like `<|im_end|>` becomes the control token that it spells."""
+        """Tokens of a text. special: parse text such as `<|im_end|>` as control tokens."""
         data = text.encode("utf-8", errors="surrogatepass")
         size = len(data) + 2
         while True:
@@ -63,7 +63,7 @@ class Vocabulary:
 
     @cached_property
     def add_bos(self) -> bool:
-        """True if the model wants BOS at the start of a text."""
+        """True if the model expects BOS at the start of a text."""
         return bool(self._llama.llama_vocab_get_add_bos(self._vocab))
 
     @cached_property

@@ -1,8 +1,8 @@
-"""The engine over TVM's own paged cache, with MLC's functions: the oracle that the ring cache is compared with.
+"""An engine on TVM's paged cache with MLC's functions: the reference that the ring cache is tested against.
 
-That cache evicts after attention: with a window of W a token sees W cached ones and itself. A window of n_ctx - 1 is
-therefore what evicting before attention down to n_ctx means, for one token at a time; so once tokens are evicted they
-are decoded one by one. It cannot rewind once it has slid (TVM 0.27 then mixes up its pages), so it is never asked to.
+That cache evicts after attention: with a window of W, a token sees W cached tokens and itself. For one token at a time,
+a window of n_ctx - 1 is therefore the same as evicting down to n_ctx before attention, so once the cache slides, tokens
+are decoded one by one. It cannot rewind after it has slid (TVM 0.27 mixes up its pages), so that is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_paged(folder: Path, **options: Any) -> Engine:
 
 
 class PagedDecoder:
-    """See ring.RingDecoder. The library is the folder's lib.so, else one that is compiled for the occasion."""
+    """See ring.RingDecoder. Uses the folder's lib.so, or compiles one for this run."""
 
     def __init__(self, folder: Path, n_ctx: int, n_batch: int) -> None:
         from edge_stream.converters.mlc.compile import compile_library
@@ -66,12 +66,12 @@ class PagedDecoder:
             raise EdgeStreamError(f"TVM's paged cache holds {self._n_cached} tokens, not {step.n_cached}")
         logits = self._library.step("decode" if len(tokens) == 1 else "batch_verify", [int(t) for t in tokens])[0]
         self._n_cached = step.n_cached + len(tokens)
-        if self._n_cached == step.n_ctx:  # it has evicted one already
+        if self._n_cached == step.n_ctx:  # the cache has already evicted one
             self._n_cached, self._slid = step.n_ctx - 1, True
         return np.ascontiguousarray(logits if all_logits else logits[-1:])
 
     def rebase(self, _step: Step, _delta: int) -> None:
-        """Its positions are those in the cache already."""
+        """Nothing to do: the cache already uses in-cache positions."""
 
     def state_size(self, _step: Step) -> int:
         """Raises EdgeStreamError: TVM's cache cannot be written to a file."""

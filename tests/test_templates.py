@@ -229,4 +229,4 @@ def test_the_stand_in_in_a_message_is_refused_not_misread() -> None:
     from edge_stream.chat import templates
 
     with pytest.raises(EdgeStreamError, match="cannot be used on a stream"):
-        TurnRenderer(ChatTemplate(None)).next(templates._STAND_IN)
+        TurnRenderer(ChatTemplate(None)).next(templates._PLACEHOLDER)

@@ -1,6 +1,6 @@
-"""To MLC: quantised weights in TVM's tensor cache, mlc-chat-config.json, the tokenizer, and perhaps a compiled library.
+"""Convert to MLC: weights in TVM's tensor cache, mlc-chat-config.json, the tokenizer, optionally a compiled library.
 
-What `mlc_llm convert_weight`, `gen_config` and `compile` make in three steps, without torch and in little memory.
+Does what `mlc_llm convert_weight`, `gen_config` and `compile` do, without torch and in little memory.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 DEVICES = ("none", "cpu", "macos", "iphone", "metal", "cuda", "android")
-_OTHER_BYTES = 32 << 20  # tokenizer and library, guessed generously for the disk space check
-# what the converter writes, and nothing else: a folder with other files is not replaced
+_OTHER_BYTES = 32 << 20  # generous estimate of tokenizer and library, for the disk space check
+# what the converter writes; a folder with any other files is not replaced
 _OURS = ("params_shard_*.bin", "tensor-cache*.json", "ndarray-cache*.json", "mlc-chat-config.json", "lib.*")
 
 
 @dataclass(frozen=True)
 class MlcOptions:
-    """What the user chose. None: decided by the model. conv_template: a name of MLC's, or a JSON file."""
+    """The user's options. None: decided by the model. conv_template: one of MLC's names, or a JSON file."""
 
     quantization: str = "q4f16_1"
     conv_template: str | None = None
@@ -63,7 +63,7 @@ class MlcPlan:
 
 
 def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
-    """Decide everything, write nothing. Raises EdgeStreamError for what cannot be converted."""
+    """Plan a conversion without writing. Raises EdgeStreamError for what cannot be converted."""
     q = find_quantization(options.quantization)
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
@@ -82,7 +82,7 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
     config = chat_config.build(source, q.name, streaming, facts, conv.value)
     size = sum(t.nbytes for t in tensors) + sum(map(len, files.values()))
-    # a parameter as it is stored, its copy as it is encoded, a shard, and a block that is being quantised
+    # a parameter as stored, its encoded copy, a shard, and a block being quantised
     largest = max(sum(parameters.stored_bytes(t) for t in parameters.stored_tensors(p, q)) for p in listed)
     memory = 2 * largest + SHARD_CAP + parameters.BLOCK_BYTES
     return MlcPlan(q, listed, tensors, streaming, config, files, [*notes, *conv.notes], size, memory)
@@ -91,8 +91,8 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
 def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: Progress = silent) -> list[Path]:
     """Write the folder `out` and return [out]; nothing with --dry-run. progress: called with bytes.
 
-    The folder appears when it is complete; an MLC model that is there already is replaced then. Raises EdgeStreamError
-    in one sentence, and leaves nothing behind, if something is wrong with the source, the disk or the compiler.
+    The folder appears, or replaces an existing MLC model, only when it is complete. Raises EdgeStreamError in one
+    sentence, and leaves nothing behind, if the source, the disk or the compiler fails.
     """
     if not options.dry_run:
         _restore(out)
@@ -127,7 +127,7 @@ def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[st
         f"prefill_chunk_size {plan.config['prefill_chunk_size']}"
     )
     if source.left_out:
-        yield f"left out: {len(source.left_out)} tensors that are not the language model's"
+        yield f"left out: {len(source.left_out)} tensors that are not part of the language model"
     for note in plan.notes:
         yield f"note: {note}"
     if options.verbose:
@@ -153,7 +153,7 @@ def _write_weights(source: Source, plan: MlcPlan, folder: Path, progress: Progre
 
 
 def _check_target(out: Path) -> None:
-    """Raise EdgeStreamError if `out` is there and is not an MLC model that may be replaced."""
+    """Raise EdgeStreamError if `out` exists and is not an MLC model, which may be replaced."""
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
@@ -165,7 +165,7 @@ def _check_target(out: Path) -> None:
 
 
 def _restore(out: Path) -> None:
-    """Bring back, or remove, what a process left that was killed while it replaced `out`."""
+    """Restore, or remove, what is left of a process that was killed while it replaced `out`."""
     if not out.parent.is_dir():
         return
     for aside in abandoned(out.parent, f".{out.name}.old-"):
@@ -175,7 +175,7 @@ def _restore(out: Path) -> None:
 
 
 def _publish(folder: Path, out: Path) -> None:
-    """Sync and move the folder to its place. What was there is moved aside first and removed at the end."""
+    """Sync the folder and move it into place. A folder there is moved aside first and removed at the end."""
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -1,10 +1,10 @@
-"""mlc-chat-config.json: what MLC's runtime and compiler read about a model.
+"""mlc-chat-config.json, which MLC's runtime and compiler read.
 
-Keys are those of mlc-llm, python/mlc_llm/protocol/mlc_chat_config.py; `model_config` those of its Config classes. The
-runtime (cpp/serve/model.cc) takes sliding_window_size and attention_sink_size from the top level whatever the
-model_type, and its paged cache slides for all of them, so both are written for every architecture. Only its compiler's
-command line treats them as Mistral's: other Config classes have no such field and check the chunk against
-context_window_size, so `model_config` names the capacity there under both names.
+Keys: mlc-llm, python/mlc_llm/protocol/mlc_chat_config.py; those of `model_config`: its Config classes. The runtime
+(cpp/serve/model.cc) reads sliding_window_size and attention_sink_size at the top level for any model_type, and its
+paged cache can slide for all of them, so both are written for every architecture. Only the compiler's command line
+limits them to Mistral: other Config classes have no such field and check the chunk against context_window_size, so
+`model_config` gives the capacity under both names.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _SAMPLING: dict[str, float] = {
     "repetition_penalty": 1.0,
     "top_p": 1.0,
 }
-# of config.json, copied into model_config
+# keys of config.json, copied into model_config
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the tokenizer contributes. ids: bos, eos, pad."""
+    """The tokenizer's part of the configuration. ids: bos, eos, pad."""
 
     files: tuple[str, ...]
     info: Mapping[str, Any]
@@ -76,7 +76,7 @@ def build(
 
 
 def prefill_chunk_size(streaming: StreamingDefaults) -> int:
-    """Tokens decoded at once: a quarter of the window at most, so that a prompt evicts little more than it must."""
+    """Tokens decoded at once: at most a quarter of the window, so that a prompt evicts little more than necessary."""
     return max(1, min(MAX_PREFILL_CHUNK, (streaming.n_ctx - streaming.n_keep) // 4))
 
 
@@ -103,7 +103,7 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def model_config(source: Source, streaming: StreamingDefaults) -> dict[str, Any]:
-    """The part that MLC's compiler builds the model from."""
+    """The part from which MLC's compiler builds the model."""
     model, family = source.model, source.model.family
     config: dict[str, Any] = {key: source.config[key] for key in _SIZES if key in source.config}
     config |= {

@@ -1,7 +1,7 @@
-"""An MLC model library from a converted model: tvm.relax.build in a process of its own.
+"""Compile a converted model to an MLC model library: tvm.relax.build in a separate process.
 
-That process may crash (TVM's schedule of matrix products for Metal does, see SCHEDULES_OFF); then the caller gets one
-sentence. The library is written for MLC's runtime: its functions take parameters in the order of `_metadata()`.
+That process may crash (TVM's matmul schedule for Metal does, see SCHEDULES_OFF); the caller gets an error of one
+sentence. The library is for MLC's runtime: its functions take parameters in the order of `_metadata()`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization"
 
 @dataclass(frozen=True)
 class Device:
-    """What to build for. host: its target triple, None for this machine."""
+    """A build target. host: its target triple, None for this machine."""
 
     target: dict[str, Any]
     host: str | None
     suffix: str  # of the library: .so is linked here, .tar holds object files for the app's own linker
-    ran: bool = False  # whether what is built can run on the machine that builds it
+    ran: bool = False  # the library can run on the machine that builds it
 
 
 _METAL = {"kind": "metal", "max_threads_per_block": 256, "max_shared_memory_per_block": 32768, "thread_warp_size": 1}
@@ -51,26 +51,26 @@ DEVICES = {
 
 def check_supported(source: Source) -> None:
     """Raise EdgeStreamError if the model cannot be compiled here, or TVM is not installed."""
-    lacking = what_is_lacking(source)
+    lacking = unsupported_reason(source)
     if lacking:
         raise EdgeStreamError(f"--device cannot compile this model: {lacking}; use --device none")
     require_tvm()
 
 
-def what_is_lacking(source: Source) -> str | None:
+def unsupported_reason(source: Source) -> str | None:
     """Why TVM's sliding cache (tvm.relax.frontend.nn.llm.kv_cache) cannot compute the model; None if it can."""
     model, family = source.model, source.model.family
     kind = family.model_type
     if model.attn_softcap:
         return f"TVM's attention has no soft cap on scores, which {kind} has"
     if family.own_swa_rope:
-        return f"TVM's cache has one rope base for all layers, {kind} has two"
+        return f"TVM's cache has one rope base for all layers, but {kind} has two"
     if not family.compiles:
-        return f"the decoder that is compiled is Llama's, from which {kind} differs"
+        return f"the compiled decoder is Llama's, from which {kind} differs"
     if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
         return "TVM's sliding cache has no longrope factors"
     if model.n_rot != model.head_dim:
-        return "TVM's sliding cache turns whole heads, this model parts of them"
+        return "TVM's sliding cache rotates whole heads, this model parts of them"
     return None
 
 
@@ -81,18 +81,18 @@ def require_tvm() -> None:
 
 
 def system_lib_prefix(model_type: str, quantization: str) -> str:
-    """Prefix of the library's symbols, `<model type>_<quantization>_` as mlc_llm compile makes it."""
+    """Prefix of the library's symbols, `<model type>_<quantization>_` as in mlc_llm compile."""
     return re.sub(r"\W", "_", f"{model_type}_{quantization}_", flags=re.ASCII)
 
 
 def compile_library(folder: Path, device: str, say: Callable[[str], None], out: Path | None = None) -> Path:
-    """Compile for `device` what mlc-chat-config.json in `folder` describes, to lib.so or lib.tar in `out` or `folder`.
+    """Compile the model in `folder` for `device`, to lib.so or lib.tar in `out`, or else in `folder`.
 
     Raises EdgeStreamError with the last line of the compiler's output if it fails, and with the signal if it crashes.
     """
-    made = DEVICES[device]
-    library = (out or folder) / f"lib{made.suffix}"
-    # the other process must find this very package; not resolved, since converters may be a link
+    spec = DEVICES[device]
+    library = (out or folder) / f"lib{spec.suffix}"
+    # the subprocess must import this same package; not resolved, since converters may be a link
     path = os.pathsep.join(filter(None, [str(Path(__file__).absolute().parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path}
     command = _command(folder.resolve(), device, library.resolve())
@@ -108,7 +108,7 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
     if done.returncode or not library.exists():
         lines = (done.stderr or done.stdout).strip().splitlines() or ["it gave no reason"]
         raise EdgeStreamError(f"TVM cannot compile this model for {device}: {lines[-1].strip()}")
-    say(f"compiled {library.name} for {device}" + ("" if made.ran else ": compiled, not run"))
+    say(f"compiled {library.name} for {device}" + ("" if spec.ran else ": compiled, not run"))
     return library
 
 
@@ -117,7 +117,7 @@ def _command(folder: Path, device: str, library: Path) -> list[str]:
 
 
 def build(folder: Path, device: str, library: Path) -> None:
-    """Do it, in this process."""
+    """Compile in this process."""
     import tvm
     from tvm import relax
     from tvm.target import Target
@@ -127,9 +127,9 @@ def build(folder: Path, device: str, library: Path) -> None:
 
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
     q = find_quantization(config["quantization"])
-    made = DEVICES[device]
-    host = {"kind": "llvm"} | ({"mtriple": made.host} if made.host else {"mcpu": _host_cpu()})
-    target = Target(made.target | host if made.target["kind"] == "llvm" else made.target | {"host": host})
+    spec = DEVICES[device]
+    host = {"kind": "llvm"} | ({"mtriple": spec.host} if spec.host else {"mcpu": _host_cpu()})
+    target = Target(spec.target | host if spec.target["kind"] == "llvm" else spec.target | {"host": host})
     rename = families()[config["model_type"]].mlc.rename
     decoder = Decoder(DecoderConfig.read(config), q, target)
     with target:
@@ -139,7 +139,7 @@ def build(folder: Path, device: str, library: Path) -> None:
     system_lib = device == "iphone"
     if system_lib:
         module = module.with_attr("system_lib_prefix", system_lib_prefix(config["model_type"], q.name))
-    if made.target["kind"] != "llvm":
+    if spec.target["kind"] != "llvm":
         for name in SCHEDULES_OFF:
             getattr(tvm.s_tir.dlight.gpu.matmul, name).apply = lambda *_args, **_kwargs: None
     with target:

@@ -1,9 +1,9 @@
 """MLC's conversation template, derived from the model's own chat template and checked against it.
 
-MLC composes a prompt from fixed strings (mlc-llm, python/mlc_llm/protocol/conversation_protocol.py): the system
-template, then per message role + role_content_sep + content + separator, and at the end the assistant's role +
-role_empty_sep. A Jinja template is a program, so its strings are found by rendering conversations of marked messages
-and cutting at the marks; the result is used only if it reproduces what the program writes.
+MLC builds a prompt from fixed strings (mlc-llm, python/mlc_llm/protocol/conversation_protocol.py): the system template,
+then for each message role + role_content_sep + content + separator, and at the end the assistant's role +
+role_empty_sep. A Jinja template is a program, so these strings are found by rendering conversations of marked messages
+and splitting at the marks. The result is used only if it reproduces the template's output.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _PLACES = {"user": "{user_message}", "assistant": "{assistant_message}", "tool":
 
 @dataclass(frozen=True)
 class ConvTemplate:
-    """A conversation template as it is written into mlc-chat-config.json. value: an object, or a name MLC knows."""
+    """A conversation template for mlc-chat-config.json. value: an object, or one of MLC's names."""
 
     value: dict[str, Any] | str
     notes: tuple[str, ...] = ()
 
 
 class _NoSystemError(EdgeStreamError):
-    """The template does not take a system message in the way MLC places it."""
+    """The template does not place a system message as MLC does."""
 
 
 def choose(
@@ -49,7 +49,7 @@ def choose(
         plain = _template("completion", {"user": "", "assistant": ""}, [""], ids)
         if add_bos and "bos" in ids:
             plain["system_prefix_token_ids"] = [ids["bos"]]
-        return ConvTemplate(plain, ("the model has no chat template: text is completed as it is given",))
+        return ConvTemplate(plain, ("the model has no chat template: text is completed as given",))
     return derive(template, tokens, ids)
 
 
@@ -72,7 +72,7 @@ def _given(given: str) -> ConvTemplate:
 
 
 def derive(template: str, tokens: dict[str, str], ids: dict[str, int]) -> ConvTemplate:
-    """Find a Conversation that writes what the Jinja template writes. Raises EdgeStreamError if there is none."""
+    """Find a Conversation that reproduces the Jinja template. Raises EdgeStreamError if there is none."""
     bos = _written_bos(template, tokens)
     jinja = ChatTemplate(template, bos_token=tokens.get("bos", ""), eos_token=tokens.get("eos", ""))
     notes: list[str] = []
@@ -94,14 +94,14 @@ def derive(template: str, tokens: dict[str, str], ids: dict[str, int]) -> ConvTe
             _check(jinja, conv, bos, [None])
         except EdgeStreamError:
             notes.append(
-                "the model's chat template writes no system message where none is given; "
+                "the model's chat template writes no system message if none is given; "
                 "MLC always writes one, here an empty one"
             )
     return ConvTemplate(conv, tuple(notes))
 
 
 def as_prompt(conv: dict[str, Any], messages: Sequence[tuple[str, str | None]]) -> str:
-    """What MLC's runtime makes of a Conversation: messages are (role, content), content None for an answer to come.
+    """The prompt that MLC's runtime builds. messages: (role, content), content None for the answer to come.
 
     A system message, if any, comes first and replaces the template's own.
     """
@@ -129,12 +129,12 @@ def _messages(system: str | None, turns: int) -> list[tuple[str, str]]:
 
 
 def _written_bos(template: str, tokens: dict[str, str]) -> str:
-    """The bos token if the template puts it in front of everything: MLC has a place of its own for it, by number."""
+    """The bos token if the template begins with it, else "": MLC has a separate field for it, by id."""
     bos = tokens.get("bos", "")
     question = [{"role": "user", "content": _USER}]
     mark = ChatTemplate(template, bos_token="B0s", eos_token=tokens.get("eos", "")).render(question)
     text = ChatTemplate(template, bos_token=bos, eos_token=tokens.get("eos", "")).render(question)
-    # where the same token begins every message (SmolLM), it is not the sequence's
+    # a token that begins every message (SmolLM) is not the sequence's bos
     alone = bool(bos) and text.startswith(bos) and text.count(bos) == 1
     return bos if mark.startswith("B0s") or alone else ""
 
@@ -145,7 +145,7 @@ def _render(jinja: ChatTemplate, messages: Sequence[tuple[str, str]], bos: str, 
 
 
 def _strings(jinja: ChatTemplate, bos: str, ids: dict[str, int], *, system: bool) -> dict[str, Any]:
-    """Cut renderings at the marks and name the pieces."""
+    """Split renderings at the marks into a Conversation's strings."""
     full = _messages(_SYSTEM if system else None, 2)
     text = _render(jinja, full[:-1], bos)
     marks = [content for _, content in full[:-1]]
@@ -171,7 +171,7 @@ def _strings(jinja: ChatTemplate, bos: str, ids: dict[str, int], *, system: bool
         return conv
     if after_system.endswith(user):
         conv["system_template"] = before + "{system_message}" + after_system[: len(after_system) - len(user)]
-    else:  # the system message stands inside the first question
+    else:  # the system message is inside the first question
         conv["system_template"] = before + "{system_message}" + after_system
         conv["add_role_after_system_message"] = False
     conv["system_message"] = _default_system(jinja, bos, before, after_system)
@@ -179,7 +179,7 @@ def _strings(jinja: ChatTemplate, bos: str, ids: dict[str, int], *, system: bool
 
 
 def _default_system(jinja: ChatTemplate, bos: str, before: str, after: str) -> str:
-    """What the template says itself where no system message is given."""
+    """The template's default system message, used if none is given."""
     try:
         head = _render(jinja, _messages(None, 1)[:1], bos).partition(_USER.format(0))[0]
     except EdgeStreamError:
@@ -202,7 +202,7 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
 
 
 def _check(jinja: ChatTemplate, conv: dict[str, Any], bos: str, systems: Sequence[str | None]) -> None:
-    """Compare with the Jinja template on conversations of one to four questions, of other texts than the marks."""
+    """Compare with the Jinja template on conversations of one to four questions, with other texts than the marks."""
     for system in systems:
         for turns in range(1, 5):
             marked = _messages(system, turns)[:-1]

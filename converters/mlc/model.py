@@ -1,6 +1,6 @@
-"""The decoder that is compiled, in tvm.relax.frontend.nn, with the functions and parameters that MLC's runtime expects.
+"""The compiled decoder, in tvm.relax.frontend.nn, with the functions and parameters that MLC's runtime expects.
 
-For families that `compiles` (edge_stream/families), with parameters named as Llama's (Mlc.rename renames them). Shapes:
+For families with `compiles` (edge_stream/families); parameters have Llama's names (see Mlc.rename). Shapes:
 n tokens, d hidden size, v vocabulary, b sequences. Attention is TVM's paged cache (tvm.relax.frontend.nn.llm.kv_cache),
 which keeps sinks and a sliding window once the runtime enables them for a sequence. Function names and signatures:
 mlc-llm, cpp/serve/function_table.cc.
@@ -65,7 +65,7 @@ class DecoderConfig:
 
 
 class Matrix(nn.Module):  # type: ignore[misc]
-    """A weight [rows, columns], quantised or not, and perhaps a bias [rows]."""
+    """A weight [rows, columns], quantised or not, optionally with a bias [rows]."""
 
     def __init__(self, rows: int, columns: int, q: Quantization, *, bias: bool = False, linear: bool = True) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Matrix(nn.Module):  # type: ignore[misc]
         return out + self.bias if self.has_bias else out
 
     def gated(self, x: nn.Tensor) -> nn.Tensor:
-        """For a matrix of gate's and then up's rows: silu(gate(x)) * up(x), [.., rows / 2]."""
+        """For a matrix with gate's rows, then up's: silu(gate(x)) * up(x), [.., rows / 2]."""
         gate, up = nn.op.split(self(x), 2, axis=-1)
         return nn.op.silu(gate) * up
 
@@ -121,7 +121,7 @@ class Matrix(nn.Module):  # type: ignore[misc]
         return nn.op.tensor_expr_op(expression, "dequantize", [words, scales])
 
 
-MatrixType = Callable[..., Any]  # Matrix, or what takes its place (edge_stream.mlc.model)
+MatrixType = Callable[..., Any]  # Matrix, or its replacement (edge_stream.mlc.model)
 
 
 class RMSNorm(nn.Module):  # type: ignore[misc]
@@ -177,7 +177,7 @@ class MLP(nn.Module):  # type: ignore[misc]
 
 
 class Layer(nn.Module):  # type: ignore[misc]
-    """Attention and MLP, each with its norm before it and the input added after it."""
+    """Attention and MLP, each with a norm before and a residual connection."""
 
     def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 
 class Body(nn.Module):  # type: ignore[misc]
-    """All but the output matrix: `model.` in parameter names."""
+    """All but the output matrix; `model.` in parameter names."""
 
     def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         )
 
     def spec(self) -> dict[str, Any]:
-        """Inputs of every function, for export_tvm."""
+        """The inputs of every function, for export_tvm."""
         d, v, dtype = self.config.n_embd, self.config.n_vocab, self.q.dtype
         packed = {"param_mode": "packed", "effect_mode": "none"}
         alone = {"param_mode": "none", "effect_mode": "none"}

@@ -1,7 +1,7 @@
-"""MLC's parameters of a model: their names, which tensors of the checkpoint they are made of, and their values.
+"""MLC's parameters of a model: their names, the checkpoint tensors they are made from, and their values.
 
-Names are those of mlc-llm's model definitions and loaders, python/mlc_llm/model/*/*_{model,loader}.py: q, k and v make
-one matrix in most, gate and up in all, and norms that are stored less 1 get it back. edge_stream/families has the rest.
+Names: mlc-llm's model definitions and loaders, python/mlc_llm/model/*/*_{model,loader}.py. q, k and v are fused in most
+models, gate and up in all, and norm weights stored minus 1 get it back. edge_stream/families has the rest.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from edge_stream.families import Mlc, ModelConfig
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
 
-_BLOCK_ELEMENTS = 1 << 21  # weights that are loaded and quantised at a time
-BLOCK_BYTES = 24 * _BLOCK_ELEMENTS  # about what that takes
+_BLOCK_ELEMENTS = 1 << 21  # weights loaded and quantised at a time
+BLOCK_BYTES = 24 * _BLOCK_ELEMENTS  # roughly the memory for that
 
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter before quantisation. parts: names in the checkpoint, put together along the rows."""
+    """A parameter before quantisation. parts: names in the checkpoint, concatenated along rows."""
 
     name: str  # MLC's, with .weight or .bias
     parts: tuple[str, ...]
@@ -57,7 +57,7 @@ def stored_bytes(tensor: StoredTensor) -> int:
 
 
 def list_params(source: Source) -> list[Param]:
-    """Every parameter in the order of the model. Raises EdgeStreamError for what MLC's model has no place for."""
+    """Every parameter in model order. Raises EdgeStreamError for what MLC's model cannot represent."""
     model, family = source.model, source.model.family
     mlc = check_supported(model)
 
@@ -98,7 +98,7 @@ def list_params(source: Source) -> list[Param]:
 
 
 def check_supported(model: ModelConfig) -> Mlc:
-    """The family in MLC. Raises EdgeStreamError if MLC would compute something else than the checkpoint."""
+    """The family in MLC. Raises EdgeStreamError if MLC would compute something different from the checkpoint."""
     family, mlc = model.family, model.family.mlc
     name = family.hf_class.removesuffix("ForCausalLM")
     if not mlc.known:
@@ -107,7 +107,7 @@ def check_supported(model: ModelConfig) -> Mlc:
         raise EdgeStreamError(f"MLC's {name} has no place for the attention biases of this checkpoint")
     scaling = model.rope_scaling
     if scaling is not None and scaling.kind not in mlc.rope_scalings:
-        raise EdgeStreamError(f"MLC's {name} does not know rope scaling {scaling.kind}, which this checkpoint needs")
+        raise EdgeStreamError(f"MLC's {name} does not support rope scaling {scaling.kind}, which this checkpoint needs")
     lacking = mlc.lacks(model)
     if lacking is not None:
         raise EdgeStreamError(f"MLC's {name} {lacking}")
@@ -115,7 +115,7 @@ def check_supported(model: ModelConfig) -> Mlc:
 
 
 def stored_tensors(param: Param, q: Quantization) -> list[StoredTensor]:
-    """What a parameter becomes: itself, or q_weight and q_scale."""
+    """The stored tensors of a parameter: itself, or q_weight and q_scale."""
     if param.kind == "plain" or not q.bits:
         return [StoredTensor(param.name, param.shape, q.dtype)]
     weight, scale = q.shapes(*param.shape)
@@ -126,7 +126,7 @@ def stored_tensors(param: Param, q: Quantization) -> list[StoredTensor]:
 
 
 def convert_param(source: Source, param: Param, q: Quantization) -> Iterator[tuple[StoredTensor, NDArray[Any]]]:
-    """Load a parameter some rows at a time, and yield what it becomes."""
+    """Load a parameter a few rows at a time, and yield its stored tensors."""
     stored = stored_tensors(param, q)
     arrays = [np.empty(t.shape, t.dtype) for t in stored]
     row = 0

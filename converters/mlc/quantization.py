@@ -1,9 +1,9 @@
-"""MLC's group quantisation in NumPy: packing as `mlc_llm convert_weight` does it, and unpacking.
+"""MLC's group quantisation in NumPy: packing, as in `mlc_llm convert_weight`, and unpacking.
 
 Along the columns of a matrix [N, K], each group of `group_size` weights shares one scale, max|w| / max_int, in the
 model's dtype. A weight is stored as round(w / scale + max_int), limited to 0..2 max_int and rounded half to even, with
 every operation in the model's dtype. `32 // bits` of them make a uint32, the first in its lowest bits. The last group
-is filled up with zero bits. Source: mlc-llm, python/mlc_llm/quantization/{quantization,group_quantization,utils}.py.
+is padded with zero bits. Source: mlc-llm, python/mlc_llm/quantization/{quantization,group_quantization,utils}.py.
 
 A group of zeros has scale 0, and 0 / 0 is not a number: TVM's max and min then pick 0, so MLC writes zero bits and
 scale 0, which unpack to (-max_int) * 0 = -0. So do we. A group whose scale underflows to 0 saturates and unpacks to 0.
@@ -28,7 +28,7 @@ class Quantization:
     """One of MLC's quantisations. bits 0: weights are kept in the model's dtype."""
 
     name: str
-    dtype: str  # of activations, scales and whatever is not quantised: float16 or float32
+    dtype: str  # of activations, scales and unquantised weights: float16 or float32
     bits: int = 0
     group_size: int = 0
     transposed: bool = False  # matrices of linear layers are stored [K, N] ("KN"), embeddings never
@@ -40,7 +40,7 @@ class Quantization:
 
     @property
     def max_int(self) -> int:
-        """What is added to a scaled weight so that it is not negative."""
+        """Added to a scaled weight to make it non-negative."""
         return int(2 ** (self.bits - 1)) - 1
 
     def shapes(self, rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -83,12 +83,12 @@ def pack(weight: NDArray[np.floating[Any]], q: Quantization) -> tuple[U32, NDArr
     n, k = weight.shape
     (_, words), (_, groups) = q.shapes(n, k)
     dtype = np.dtype(q.dtype)
-    # NumPy computes float16 element by element; float32, rounded to float16 after each step, is the same and 4x faster
+    # NumPy's float16 is slow; float32 rounded to float16 after each step gives the same result, 4x faster
     values = np.zeros((n, groups * q.group_size), np.float32)
     values[:, :k] = weight
     grouped = values.reshape(n, groups, q.group_size)
     scale = np.abs(grouped).max(axis=2).astype(dtype) / dtype.type(q.max_int)
-    round_to_dtype = _round_to_float16 if dtype == np.float16 else _keep
+    round_to_dtype = _round_to_float16 if dtype == np.float16 else _no_rounding
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         grouped /= scale.astype(np.float32)[:, :, None]
         round_to_dtype(grouped)
@@ -111,21 +111,21 @@ def pack(weight: NDArray[np.floating[Any]], q: Quantization) -> tuple[U32, NDArr
 def _round_to_float16(values: F32) -> None:
     """Round float32 values to float16's 11 bits in place, half to even.
 
-    float16's coarser steps below 2^-14 and its limit are left out: what is added, and clipped, next hides both.
+    Ignores float16's coarser steps below 2^-14 and its upper limit: the addition and clipping that follow hide both.
     """
     bits = values.view(np.uint32)
     bits += ((bits >> np.uint32(13)) & np.uint32(1)) + np.uint32(0xFFF)
     bits &= np.uint32(0xFFFFE000)
 
 
-def _keep(_values: F32) -> None:
+def _no_rounding(_values: F32) -> None:
     pass
 
 
 def unpack(packed: U32, scale: NDArray[np.floating[Any]], columns: int, q: Quantization) -> F32:
     """Dequantise q_weight [n, words] and q_scale [n, groups] (not transposed) to [n, columns] float32.
 
-    The product is rounded to the model's dtype first, as MLC's kernels do it.
+    The product is rounded to the model's dtype first, as in MLC's kernels.
     """
     shifts = np.arange(q.per_word, dtype=np.uint32) * np.uint32(q.bits)
     values = (packed[:, :, None] >> shifts) & np.uint32(2**q.bits - 1)

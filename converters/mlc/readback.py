@@ -1,4 +1,4 @@
-"""The weights of a converted MLC model, dequantised, under their Hugging Face names."""
+"""Read a converted MLC model's weights back, dequantised and under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ReadBack:
-    """Stands in for the Source that `folder` was converted from, with the converted weights; for reference.logits."""
+    """A substitute for the original Source with `folder`'s converted weights, for reference.logits."""
 
     def __init__(self, folder: Path, source: Source, quantization: str) -> None:
-        """Raises EdgeStreamError if the tensor cache is damaged or is not that of this model."""
+        """Raises EdgeStreamError if the tensor cache is damaged or belongs to another model."""
         self.model: ModelConfig = source.model
         self.tensors: Mapping[str, TensorInfo] = source.tensors
         self._q = find_quantization(quantization)

@@ -1,7 +1,7 @@
-"""A compiled MLC model library run with TVM's own runtime, for --verify and for tests: one sequence, no sampler.
+"""Run a compiled MLC model library on TVM's runtime, for --verify and tests: one sequence, no sampler.
 
-Order of calls on the cache, as in mlc-llm, cpp/serve/model.cc: add_sequence, enable_sliding_window_for_seq, and for
-each step begin_forward, embed, prefill or decode, end_forward.
+Order of cache calls (mlc-llm, cpp/serve/model.cc): add_sequence, enable_sliding_window_for_seq, then for each step
+begin_forward, embed, prefill or decode, end_forward.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PAGE_SIZE = 16
 
 
 class MlcLibrary:
-    """lib.so and weights of a converted model on the CPU, and one sequence that slides as mlc-chat-config.json says."""
+    """A converted model on the CPU, lib.so and weights, with one sequence that slides as in mlc-chat-config.json."""
 
     def __init__(
         self, folder: Path, library: Path | None = None, *, window: int | None = None, chunk: int | None = None
     ) -> None:
         """window: tokens that the cache keeps after a step, sinks included; chunk: most tokens per step.
 
-        Raises EdgeStreamError if something is missing or the parameters are not those that the library expects.
+        Raises EdgeStreamError if something is missing or the parameters do not match the library.
         """
         library = library or folder / "lib.so"
         if not library.exists():
@@ -50,7 +50,7 @@ class MlcLibrary:
         self.clear(self.config["attention_sink_size"])
 
     def clear(self, n_keep: int) -> None:
-        """Begin a new sequence with a number of sinks."""
+        """Start a new sequence with n_keep sinks."""
         _function("kv_state_clear")(self._cache)
         _function("kv_state_add_sequence")(self._cache, 0)
         _function("attention_kv_cache_enable_sliding_window_for_seq")(self._cache, 0, self._window, n_keep)
@@ -60,13 +60,13 @@ class MlcLibrary:
         _function("kv_state_popn")(self._cache, 0, n)
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [n_tokens, n_vocab] of tokens that follow those fed before, in chunks of the prefill's size."""
+        """Feed tokens in chunks of the prefill's size; logits [n_tokens, n_vocab]."""
         chunk = self.config["prefill_chunk_size"]
         parts = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
         return np.concatenate([self.step("decode" if len(p) == 1 else "batch_verify", p)[0] for p in parts])
 
     def step(self, function: str, tokens: Sequence[int], positions: Sequence[int] = ()) -> NDArray[np.float32]:
-        """Call prefill, decode, batch_verify or (with positions) batch_prefill on tokens that follow the cached ones.
+        """Call prefill, decode, batch_verify or (with positions) batch_prefill on the next tokens.
 
         Logits [1, n, n_vocab]: of the last token, of every one, or of those at the positions.
         """
@@ -85,7 +85,7 @@ class MlcLibrary:
 
 
 def load_params(folder: Path, names: Sequence[str]) -> list[Any]:
-    """Tensors of a tensor cache in the order of names, read by TVM's own loader."""
+    """Tensors of a tensor cache in the order of names, read by TVM's loader."""
     _function("tensor_cache.load")(str(folder), tvm.cpu().dlpack_device_type(), 0)
     try:
         return list(_function("param_array_from_cache_by_name")(list(names)))

@@ -1,11 +1,11 @@
-"""TVM's tensor cache: params_shard_N.bin beside tensor-cache.json, written as a stream and read back.
+"""TVM's tensor cache: params_shard_N.bin beside tensor-cache.json; a streaming writer, and a reader.
 
 Format (apache-tvm, python/tvm/contrib/tvmjs.py and src/runtime/vm/tensor_cache_support.cc): the JSON file holds
 {metadata, records: [{dataPath, format "raw-shard", nbytes, md5sum, records: [{name, shape, dtype, format, nbytes,
 byteOffset}]}]}. Tensors are little-endian and C-contiguous. Every record says "f32-to-bf16", as mlc_llm's do, and a
-float32 tensor of that format is stored as bfloat16, rounded to nearest even; "raw" would keep float32 as it is. Older
-runtimes read the same content from ndarray-cache.json, so it is written under both names, and, where there is a float32
-tensor, *-b16.json describes the same bytes as bfloat16.
+float32 tensor of that format is stored as bfloat16, rounded to nearest even; "raw" would keep float32. Older runtimes
+read the same content from ndarray-cache.json, so it is written under both names; if there is a float32 tensor,
+*-b16.json describes the same bytes as bfloat16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint32": 4}
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of float32 values, rounded to nearest even; beyond bfloat16's range truncated to it."""
+    """The upper halves of float32 values, rounded to nearest even; truncated beyond bfloat16's range."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     inside = np.abs(values) < _LARGEST_BF16
     bias = np.where(inside, ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF), np.uint32(0))
@@ -63,7 +63,7 @@ class TensorCacheWriter:
         self.nbytes = 0  # of the tensors as the runtime holds them
 
     def add(self, name: str, tensor: NDArray[Any], encoding: str = "f32-to-bf16") -> None:
-        """Append a float32, float16 or uint32 tensor. Raises ValueError for what the format does not hold."""
+        """Append a float32, float16 or uint32 tensor. Raises ValueError for what the format cannot hold."""
         dtype = str(tensor.dtype)
         if (
             name in self._names
@@ -80,7 +80,7 @@ class TensorCacheWriter:
         data = stored.reshape(-1).view(np.uint8).data
         record = {"name": name, "shape": shape, "dtype": dtype, "format": encoding, "nbytes": data.nbytes}
         if self._size + data.nbytes >= self._cap:
-            if data.nbytes * 2 >= self._cap:  # a shard of its own; what is pending waits for the next
+            if data.nbytes * 2 >= self._cap:  # its own shard; pending tensors wait for the next
                 self._write([data], [record | {"byteOffset": 0}])
                 return
             self._flush()
@@ -89,7 +89,7 @@ class TensorCacheWriter:
         self._size += data.nbytes
 
     def finish(self, metadata: dict[str, Any]) -> list[Path]:
-        """Write what is pending and the JSON files; return all files, tensor-cache.json last."""
+        """Write the pending tensors and the JSON files; return all files, tensor-cache.json last."""
         self._flush()
         files = [self._folder / shard["dataPath"] for shard in self._shards]
         names = {"ndarray-cache": self._shards}
@@ -144,7 +144,7 @@ class TensorCacheReader:
     """Reads a tensor cache, a tensor at a time, without TVM. Sizes are checked at once, md5 sums by `verify`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises EdgeStreamError if a file is missing, cut short, or does not describe itself consistently."""
+        """Raises EdgeStreamError if a file is missing, truncated or inconsistent."""
         self._folder = folder
         try:
             index = json.loads((folder / "tensor-cache.json").read_text(encoding="utf-8"))

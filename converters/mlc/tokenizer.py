@@ -1,7 +1,7 @@
-"""The tokenizer beside an MLC model: which files, and what mlc-chat-config.json says about them.
+"""The tokenizer of an MLC model: its files, and what mlc-chat-config.json says about them.
 
 MLC's runtime reads tokenizer.json in preference to tokenizer.model (mlc-llm, cpp/tokenizers/tokenizers.cc), so a model
-that has only the latter, or only tekken.json, gets a tokenizer.json made from its vocabulary.
+that has only the latter, or only tekken.json, gets a tokenizer.json built from its vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_stream.errors import EdgeStreamError
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
 
-# those that mlc_llm gen_config copies
+# the files that mlc_llm gen_config copies
 FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -50,12 +50,12 @@ def _check_added(content: bytes) -> None:
     for text in texts:
         if texts.count(text) > 1:
             raise EdgeStreamError(
-                f"tokenizer.json has the added token {text!r} twice, which MLC's tokenizer does not take"
+                f"tokenizer.json has the added token {text!r} twice, which MLC's tokenizer does not accept"
             )
 
 
 def info(content: bytes) -> dict[str, Any]:
-    """tokenizer_info of a tokenizer.json, found as mlc-llm's Tokenizer::DetectTokenizerInfo finds it."""
+    """tokenizer_info of a tokenizer.json, as mlc-llm's Tokenizer::DetectTokenizerInfo detects it."""
     tokenizer = _parse(content)
     kinds = {step.get("type") for step in _steps(tokenizer.get("decoder"), "decoders")}
     method = "byte_fallback" if "ByteFallback" in kinds else "byte_level" if "ByteLevel" in kinds else "raw"
@@ -79,7 +79,7 @@ def info(content: bytes) -> dict[str, Any]:
 
 
 def special_tokens(source: Source, files: Mapping[str, bytes]) -> tuple[dict[str, str], dict[str, int]]:
-    """Text and number of the bos, eos and pad tokens that the model has."""
+    """Texts and ids of the model's bos, eos and pad tokens."""
     texts: dict[str, str] = {}
     ids: dict[str, int] = {}
     settings = _parse(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}

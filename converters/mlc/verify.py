@@ -25,12 +25,12 @@ def engine_logits(
 ) -> tuple[list[int], NDArray[np.float64]]:
     """The first n_tokens tokens of a text, and their logits [n, n_vocab].
 
-    The model runs on TVM's runtime, compiled for this machine (again, if the folder has no lib.so). One that cannot be
-    compiled is computed in NumPy from the converted weights, which checks these and nothing else, and says so.
+    The model runs on TVM's runtime, compiled for this machine if the folder has no lib.so. A model that cannot be
+    compiled is computed in NumPy from the converted weights, with a note, which verifies only the weights.
     """
     tokens = tokenize(folder, text)[:n_tokens]
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
-    lacking = compiler.what_is_lacking(source)
+    lacking = compiler.unsupported_reason(source)
     if lacking:
         say(f"note: {lacking}; so the converted weights are verified, in NumPy, and no library")
         return tokens, reference.logits(ReadBack(folder, source, config["quantization"]), tokens)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def engine_logits(
 
 
 def tokenize(folder: Path, text: str) -> list[int]:
-    """As the folder's tokenizer.json does it, without special tokens around."""
+    """Tokenise with the folder's tokenizer.json, without adding special tokens."""
     from tokenizers import Tokenizer
 
     try:

@@ -1,7 +1,7 @@
-"""Backends: what computes. llama.cpp for GGUF files, TVM for MLC folders, behind one protocol.
+"""Backends: llama.cpp for GGUF files and TVM for MLC folders, behind one protocol.
 
-An `Engine` is a backend and the streams on it. Native code (libedge_stream) decides what is evicted and when, samples
-and keeps sessions over either.
+An `Engine` is a backend and its streams. Over either backend, native code (libedge_stream) decides what is evicted and
+when, samples, and saves sessions.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 class LoadOptions:
     """How a model is loaded and its cache allocated.
 
-    n_ctx: cache capacity in tokens, sinks + window (0: the model's training length). n_keep: sinks. n_slide: least
-    tokens per eviction (0: 1, or n_window/16 when sinks are moved by redecoding). n_gpu_layers: layers to hold on
-    devices (None: all). devices: names that layers may go to (`edge-stream info` lists them), ["none"] for none, None
-    for all. split_mode: how layers are spread over several devices (none, layer, row). rpc: RPC servers as host:port,
-    whose devices are used too. rebase_at: absolute position before which positions are brought back (0: default).
-    n_parallel: streams that the cache holds, each of n_ctx tokens. proof: let the model show, once, that it streams
-    exactly, and refuse it otherwise (docs/models.md). eval_callback: llama.cpp's cb_eval, which sees every tensor (a
-    ctypes function, see llama_context_params).
+    n_ctx: cache capacity in tokens, sinks + window (0: the model's training length). n_keep: sinks. n_slide: minimum
+    tokens per eviction (0: 1, or n_window/16 when sinks are moved by redecoding). n_gpu_layers: layers to offload to
+    devices (None: all). devices: names of the devices to use (`edge-stream info` lists them), ["none"] for none, None
+    for all. split_mode: how layers are split over several devices (none, layer, row). rpc: RPC servers as host:port;
+    their devices are used too. rebase_at: absolute position that triggers a rebase (0: default). n_parallel: streams
+    in the cache, each of n_ctx tokens. proof: have the model prove once that it streams exactly, and refuse it if it
+    does not (docs/models.md). eval_callback: llama.cpp's cb_eval, called for every tensor (a ctypes function, see
+    llama_context_params).
     """
 
     n_ctx: int = 4096
@@ -67,7 +67,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do. What it cannot is refused here, in one sentence."""
+    """What a backend can do. Anything else is refused here, in one sentence."""
 
     name: str  # as the subject of a sentence
     max_parallel: int
@@ -75,11 +75,11 @@ class Capabilities:
     flash_attn: tuple[str, ...]
     sink_moves: tuple[str, ...]
     modes: tuple[str, ...]  # of measure/modes.py
-    offloads: bool  # layers can be held on devices and RPC servers
+    offloads: bool  # layers can be offloaded to devices and RPC servers
     has_eval_callback: bool
 
     def check(self, options: LoadOptions) -> None:
-        """Raise EdgeStreamError for an option that the backend does not have."""
+        """Raise EdgeStreamError for an option that the backend does not support."""
         o = options
         elsewhere = o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"]) or o.split_mode != "layer"
         if elsewhere and not self.offloads:
@@ -103,7 +103,7 @@ class Capabilities:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
 
     def check_mode(self, mode: str) -> None:
-        """Raise EdgeStreamError for a way of reading (measure/modes.py) that the backend does not have."""
+        """Raise EdgeStreamError for a mode (measure/modes.py) that the backend does not support."""
         if mode not in self.modes:
             have = _listed(self.modes)
             raise EdgeStreamError(f"mode {mode} drives llama.cpp's cache: {self.name} has modes {have}")
@@ -115,12 +115,12 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model.
+    """Facts about a model.
 
-    desc: one line, e.g. `llama 134M Q4_1`. architecture: llama.cpp's or MLC's name. metadata: what the file says of
-    itself; arrays are left out. n_ctx_train: tokens that it was trained on. n_params, n_bytes: number and bytes of the
-    weights. n_head: attention heads of a layer. is_recurrent: it keeps a state and no keys; sinks and n_ctx mean
-    nothing to it. weights_tag: 64 bits that tell these weights from others.
+    desc: one line, e.g. `llama 134M Q4_1`. architecture: llama.cpp's or MLC's name. metadata: of the model's file,
+    without arrays. n_ctx_train: training context length in tokens. n_params, n_bytes: number and bytes of the weights.
+    n_head: attention heads per layer. is_recurrent: it has a state and no KV cache; sinks and n_ctx do not apply.
+    weights_tag: 64 bits that identify the weights.
     """
 
     desc: str
@@ -138,10 +138,10 @@ class ModelFacts:
 class Backend(Protocol):
     """A loaded model with a KV cache of fixed size.
 
-    sink_move: bank, redecode or none. n_spare: cells that the cache has beyond its streams' (redecode). n_threads:
-    those that decode single tokens. state_bytes: of recurrent layers' states, however long the streams (0: none, or a
-    stock libllama). kv_bytes_per_token: over the layers that have a KV cache. devices: those that hold layers, as they
-    were before the cache; empty if all are with the CPU.
+    sink_move: bank, redecode or none. n_spare: cells of the cache beyond those of its streams (redecode). n_threads:
+    threads that decode single tokens. state_bytes: size of the recurrent layers' states, constant in stream length (0:
+    none, or a stock libllama). kv_bytes_per_token: over the layers that have a KV cache. devices: those that hold
+    layers, as they were before the cache was allocated; empty if all layers are on the CPU.
     """
 
     capabilities: Capabilities
@@ -158,24 +158,24 @@ class Backend(Protocol):
     devices: list[Device]
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
-        """Bytes of a KV cache of n_cells: (in the host's memory, in the devices')."""
+        """Bytes of a KV cache of n_cells: (in host memory, in device memory)."""
 
     def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """A new es_stream."""
 
     def cache(self) -> LlamaCache:
-        """The cache without a stream, for the modes that drive it themselves."""
+        """The cache without a stream, for modes that drive it directly."""
 
     def synchronize(self) -> None:
-        """Wait until the device has finished (timing)."""
+        """Wait until the device has finished (for timing)."""
 
     def close(self) -> None:
-        """Free everything but the streams, which must be freed before."""
+        """Free everything but the streams, which must be freed first."""
 
 
 def capabilities(path: Path) -> Capabilities:
-    """What the backend of a model can do, before it is loaded."""
-    # each is imported when it is needed: TVM is an extra
+    """What a model's backend can do, known before it is loaded."""
+    # imported only when needed: TVM is an extra
     if path.is_dir():
         from edge_stream.backends import tvm
 

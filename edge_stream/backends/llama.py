@@ -63,7 +63,7 @@ class LlamaBackend:
         params.split_mode = device_list.SPLIT_MODES[o.split_mode]
         chosen = device_list.choose(o.devices, o.rpc)
         if chosen is not None:
-            # a list that ends with NULL; llama.cpp copies it
+            # NULL-terminated; llama.cpp copies it
             handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
             params.devices = C.cast(handles, C.c_void_p)
         if o.n_gpu_layers is not None:
@@ -98,7 +98,7 @@ class LlamaBackend:
             raise EdgeStreamError("sink_move = bank needs edge-stream's own libllama; this one is a stock build")
         bank = o.sink_move != "redecode" and has_bank
         self.sink_move = "bank" if bank else "redecode"
-        # redecoding needs room for the sinks a second time, and another sequence to decode them in
+        # redecoding needs cells for a second copy of the sinks, and a sequence to decode it in
         self.n_spare = 0 if bank else max(o.n_keep, 4)
 
         params = self._llama.llama_context_default_params()
@@ -106,7 +106,7 @@ class LlamaBackend:
         params.n_batch = o.n_batch
         params.n_ubatch = min(o.n_ubatch, o.n_batch)
         params.n_seq_max = o.n_parallel if bank else o.n_parallel + 1
-        # with cells of its own, a stream's attention does not look at the others'; redecoding shares cells
+        # with separate cells a stream's attention does not read the others'; redecoding shares cells
         params.kv_unified = not (bank and o.n_parallel > 1)
         params.swa_full = True
         params.type_k, params.type_v = (t.ggml_type for t in o.cache_types)
@@ -129,12 +129,12 @@ class LlamaBackend:
         self.state_bytes = state.value
 
     def _why_no_context(self, n_cells: int) -> str:
-        """A sentence for a context that llama.cpp could not create, or that does not fit: then with one that would."""
+        """Why llama.cpp cannot create the context; if it does not fit, with the n_ctx that would."""
         used, n_ctx = self.devices, self.options.n_ctx
         per_cell = self.cache_bytes(1)[1]
         if not used or not per_cell:
             return f"llama.cpp cannot create a context with n_ctx = {n_ctx}{loading.log_hint()}"
-        # a fifth is left for the graph's own buffers. Trying sizes out instead ends the process with some drivers
+        # a fifth is left for the graph's buffers. Trying sizes instead would abort the process with some drivers
         fits = int(sum(d.free for d in used) * 0.8 / per_cell - self.n_spare) // self.options.n_parallel
         free = ", ".join(f"{d.name} has {d.free / 2**20:,.0f} MiB free" for d in used)
         need = n_cells * per_cell / 2**20
@@ -174,7 +174,7 @@ class LlamaBackend:
         known = int(self._native.es_model_bytes_per_token(self.model, type_k.ggml_type, type_v.ggml_type))
         if known or facts.is_recurrent:
             return known
-        # a stock libllama: as if all layers were alike
+        # a stock libllama does not tell: assume that all layers are alike
         n_head_kv = int(self._llama.llama_model_n_head_kv(self.model))
         head = int(self._llama.llama_model_n_embd(self.model)) // max(1, facts.n_head)
         key, value = (
@@ -186,7 +186,7 @@ class LlamaBackend:
         """See Backend."""
         total = n_cells * self.kv_bytes_per_token
         n_layer = self.facts.n_layer
-        # llama.cpp offloads the last layers; their cache goes with them. The output counts as one layer more
+        # llama.cpp offloads the last layers, and their cache with them. The output counts as one more layer
         wanted = n_layer + 1 if self._n_gpu_layers < 0 else self._n_gpu_layers
         n_offloaded = min(n_layer, max(0, wanted - 1)) if self.devices else 0
         on_devices = total * n_offloaded // n_layer

@@ -1,4 +1,4 @@
-"""llama.cpp's KV cache as it is, without a stream: what the modes of measure/modes.py that we compare with drive."""
+"""llama.cpp's KV cache without a stream, for the baseline modes of measure/modes.py."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ class LlamaCache:
         self.n_cached += len(tokens)
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """What the token at a row of the last decode predicts, [n_vocab], valid until the next one."""
+        """Logits of a row of the last decode, [n_vocab], valid until the next decode."""
         import numpy as np
 
         pointer = self._llama.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(C.cast(pointer, C.POINTER(C.c_float)), shape=(self._n_vocab,))
 
     def why_no_shift(self) -> str | None:
-        """Why `discard` would end the process, or be wrong, with this model."""
+        """Why `discard` would abort the process, or be wrong, with this model; None if it works."""
         return loading.reason(bindings.library().es_model_can_shift, self._model)
 
     def discard(self, first: int, n: int) -> None:
-        """llama.cpp's context shift: n tokens from `first` on go, what follows takes their positions."""
+        """llama.cpp's context shift: remove n tokens from `first` on and move the rest down."""
         self._llama.llama_memory_seq_rm(self._memory, 0, first, first + n)
         self._llama.llama_memory_seq_add(self._memory, 0, first + n, self.n_cached, -n)
         self.n_cached -= n
 
     def truncate(self, n_cached: int) -> None:
-        """Only the first n_cached tokens stay."""
+        """Keep only the first n_cached tokens."""
         self._llama.llama_memory_seq_rm(self._memory, 0, n_cached, -1)
         self.n_cached = n_cached
 
     def clear(self, *, zero: bool = True) -> None:
-        """Nothing stays. zero: the memory is zeroed too."""
+        """Empty the cache. zero: zero its memory too."""
         self._llama.llama_memory_clear(self._memory, zero)
         self.n_cached = 0
 

@@ -1,4 +1,4 @@
-"""What both backends do to load: sizes that are checked, llama.cpp's loader and its log, a tag of the weights."""
+"""Shared by both backends' loading: size checks, llama.cpp's loader and log, a tag of the weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TAG_BLOCK_BYTES = 1 << 16
 
 
 def default_threads() -> int:
-    """The cores this process may use."""
+    """The number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def check_sizes(options: LoadOptions) -> None:
-    """Raise EdgeStreamError for what no cache can have."""
+    """Raise EdgeStreamError for sizes that no cache can have."""
     for name in ("n_ctx", "n_batch", "n_ubatch"):
         value = getattr(options, name)
         if not 1 <= value <= 1 << 28:
@@ -35,7 +35,7 @@ def check_sizes(options: LoadOptions) -> None:
 
 
 def weights_tag(path: Path) -> int:
-    """64-bit tag of a model file: its size and 64 evenly spaced blocks, so that a fine-tune is not its base."""
+    """64-bit hash of a model file's size and 64 evenly spaced blocks, which tells a fine-tune from its base."""
     size = path.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     with path.open("rb") as file:
@@ -46,7 +46,7 @@ def weights_tag(path: Path) -> int:
 
 
 def start(verbose: bool) -> Any:
-    """llama.cpp's functions, its log off the terminal unless verbose."""
+    """Initialise llama.cpp and return its bindings; it logs to the terminal only if verbose."""
     llama = libraries.llama()
     bindings.library().es_log_set(verbose)
     llama.llama_backend_init()
@@ -54,20 +54,20 @@ def start(verbose: bool) -> Any:
 
 
 def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
-    """llama_model_load_from_file, which Ctrl-C ends: a llama_model *, or 0."""
+    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0."""
     llama = libraries.llama()
-    go_on = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
-    params.progress_callback = go_on
+    on_progress = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
+    params.progress_callback = on_progress
     return callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
 
 
 def log_hint() -> str:
-    """The last error that llama.cpp logged, as the end of a sentence."""
+    """The last error that llama.cpp logged, as the end of a sentence, or ""."""
     last = bindings.library().es_log_last_error().decode(errors="replace")
     return f": {last}" if last else ""
 
 
 def reason(function: Any, *arguments: Any) -> str | None:
-    """The sentence of a native check that says no, None if it says yes."""
+    """The reason that a native check gives for failing; None if it passes."""
     buffer = C.create_string_buffer(512)
     return None if function(*arguments, buffer, len(buffer)) else buffer.value.decode(errors="replace")

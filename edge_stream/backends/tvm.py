@@ -1,6 +1,6 @@
-"""TVM: an MLC model folder and a decoder of ours (edge_stream/mlc).
+"""TVM: an MLC model folder and our own decoder (edge_stream/mlc).
 
-llama.cpp is still there for text: the folder's tokenizer becomes a model of nothing but a vocabulary.
+Text still goes through llama.cpp: the folder's tokenizer becomes a vocabulary-only model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CAPABILITIES = Capabilities(
     name="the MLC engine",
     max_parallel=1,
     cache_types=("f32", "f16"),
-    flash_attn=("auto", "off"),  # its attention is another
+    flash_attn=("auto", "off"),  # it has its own attention
     sink_moves=("auto",),
     modes=("stream", "window"),
     offloads=False,
@@ -43,7 +43,7 @@ CAPABILITIES = Capabilities(
 
 
 class TvmBackend:
-    """See Backend. It holds one stream, and runs on the CPU."""
+    """See Backend. One stream, on the CPU."""
 
     capabilities = CAPABILITIES
     sink_move = "none"
@@ -87,7 +87,7 @@ class TvmBackend:
         return Vocabulary(self._model)
 
     def _make_decoder(self) -> RingDecoder:
-        # read when TVM starts its threads; a library that is loaded already is told below
+        # read when TVM starts its threads; if it has started them already, the call below sets the number
         os.environ.setdefault("TVM_NUM_THREADS", str(self.n_threads))
         import tvm
 
@@ -105,7 +105,7 @@ class TvmBackend:
         c, config = self._folder.decoder_config, self._folder.config
         n_q, n_kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
         layer = c.n_embd * (2 * n_q + 2 * n_kv + 3 * c.n_ff + 2)
-        # as they were before quantisation
+        # before quantisation
         n_params = c.n_layer * layer + c.n_vocab * c.n_embd * (1 if c.tied else 2) + c.n_embd
         return ModelFacts(
             desc=f"{config['model_type']} {n_params / 1e6:,.0f}M {config['quantization']} (MLC)",
@@ -136,7 +136,7 @@ class TvmBackend:
         raise EdgeStreamError(f"{CAPABILITIES.name} has no cache of llama.cpp's")
 
     def synchronize(self) -> None:
-        """Decodes are complete when they return."""
+        """Nothing to do: decodes are synchronous."""
 
     def close(self) -> None:
         """See Backend."""
@@ -148,10 +148,10 @@ class TvmBackend:
 
 
 def _decoder_functions(decoder: RingDecoder, callbacks: Callbacks) -> tuple[Any, ...]:
-    """es_decoder's functions over a decoder; whoever gives them to native code keeps them."""
+    """es_decoder's functions over a decoder. The caller must keep them alive while native code uses them."""
     from edge_stream.mlc.ring import Step
 
-    kept: list[Any] = []  # the memory that native code reads until the next decode
+    kept: list[Any] = []  # keeps alive what native code reads until the next decode
 
     def convert(step: Any) -> Step:
         s = step.contents

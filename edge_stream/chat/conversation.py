@@ -1,8 +1,8 @@
-"""A conversation on a stream: each turn adds its own tokens, nothing before it is read again.
+"""A conversation on a stream: each turn adds its own tokens, and nothing before it is read again.
 
-A chat template renders whole conversations. A stream wants only what a new turn adds, so the template is
-rendered with a stand-in for the last answer, and what follows the stand-in is what the turn adds. That
-costs the same for the first turn and the ten thousandth.
+A chat template renders whole conversations. A stream needs only what a new turn adds, so the template is
+rendered with a placeholder for the last answer; whatever follows the placeholder is what the turn adds.
+The ten thousandth turn costs no more than the first.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from edge_stream.stream import Stream
 
 _FORMAT = 1
-# The transcript is for the reader, regeneration and sessions; the model's memory is the cache. It is bounded
-# because everything about a stream is.
+# The transcript serves display, regeneration and sessions; the model's memory is the cache. Like everything in a
+# stream, it is bounded.
 _TRANSCRIPT_CHARACTERS = 1_000_000
 
 
 class Conversation:
     """Messages between a user and a model on one stream, with the system prompt pinned.
 
-    `messages` is the transcript without the system prompt; its oldest messages are dropped when it
-    exceeds a million characters (`n_dropped` counts them).
+    `messages` is the transcript without the system prompt. Beyond a million characters the oldest
+    messages are dropped (`n_dropped` counts them).
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Conversation:
         self._renderer = TurnRenderer(ChatTemplate.of(engine), system)
         self._head = _head_tokens(engine, self._renderer)
         self._close = self._tokens(self._renderer.closing)
-        #: Tokens read between the last message and the first word of its answer.
+        #: Tokens read for the last message, up to the first token of its answer.
         self.n_read = 0
-        self._n_answer = 0  # tokens in the cache of the last answer with the template's frame around it
+        self._n_answer = 0  # cached tokens of the last answer, including the template's markup
         self._answer_start: list[int] = []
-        self._ended = False  # the model wrote an end-of-turn token that the template has yet to write
+        self._ended = False  # the model wrote the end-of-turn token that the template writes with the next message
         if _stream is not None:
             self.stream = _stream
             return
@@ -60,12 +60,12 @@ class Conversation:
                 f"the {n_keep} pinned tokens leave less than a quarter of the cache ({engine.n_ctx} tokens) "
                 "for the conversation: shorten the system prompt or raise --ctx-size"
             )
-        # Evict up to an eighth of the window more than needed if that makes a slide end between messages.
+        # Evict up to an eighth of the window more than needed if the slide then ends between messages.
         self.stream = engine.stream(n_keep=n_keep, n_boundary=(engine.n_ctx - n_keep) // 8)
 
     @property
     def note(self) -> str | None:
-        """A sentence about the template that the user should see, if there is one."""
+        """A sentence about the template for the user, or None."""
         return self._renderer.note
 
     def reply(
@@ -78,10 +78,10 @@ class Conversation:
         ignore_eos: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Generator[Token, None, None]:
-        """Say something; yields the answer token by token.
+        """Send a user message; yields the answer token by token.
 
-        Closing the iterator ends the answer: what was said until then stays, as a closed turn. If reading
-        the message fails or is stopped, the conversation is as it was before.
+        Closing the iterator ends the answer; what was generated so far stays, as a closed turn. If reading
+        the message fails or is interrupted, the conversation is unchanged.
         """
         before = self.stream.stats.n_past
         try:
@@ -105,15 +105,15 @@ class Conversation:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Generator[Token, None, None]:
-        """Take the last answer back and give another one."""
+        """Replace the last answer with a new one."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            raise EdgeStreamError("there is no answer to generate again")
+            raise EdgeStreamError("there is no answer to regenerate")
         answer = self.messages.pop()
         self.n_read = len(self._answer_start)
         try:
             self.stream.rewind(self._n_answer)
         except EdgeStreamError:
-            # The stream slid past the start of the answer: read again what the cache can hold.
+            # The stream slid past the start of the answer: re-read as much as the cache holds.
             try:
                 self._refeed()
             except BaseException:
@@ -141,7 +141,7 @@ class Conversation:
 
     @classmethod
     def resume(cls, engine: Engine, path: str | Path) -> Conversation:
-        """Go on where a saved conversation ended. The file is only read."""
+        """Continue a saved conversation. The file is only read."""
         stream = engine.restore(str(path))
         try:
             user = _read_user(stream.user, path)
@@ -168,7 +168,7 @@ class Conversation:
         message, start = self._renderer.first(text) if first else self._renderer.next(text)
         tokens, answer = (self._head if first else []) + self._tokens(message), self._tokens(start)
         if not answer:
-            # To answer again, something must be read again: without a start of its own, the last token.
+            # Regenerating must feed at least one token: if the template starts no answer, the message's last one.
             tokens, answer = tokens[:-1], tokens[-1:]
         return tokens, answer
 
@@ -191,7 +191,7 @@ class Conversation:
         pieces: list[str] = []
         closed = False
         try:
-            if len(self._answer_start) > 1:  # one token may be the end of the user's message
+            if len(self._answer_start) > 1:  # a single token may be the end of the user's message
                 self.stream.mark()
             self.stream.feed(self._answer_start)
             with closing(self.stream.generate(**options)) as tokens:  # type: ignore[type-var]
@@ -209,18 +209,18 @@ class Conversation:
     def _close_turn(self, closed: bool) -> None:
         """End the answer as the template would: with its end-of-turn token, unless the model wrote it."""
         rest = self._after_end(self._close) if closed else self._close
-        # Some templates write the end of an answer only with the next message: not once more then.
+        # Some templates end an answer only with the next message, which must then not end it a second time.
         self._ended = closed and rest == self._close
         if rest:
             self.stream.feed(rest)
 
     def _after_end(self, tokens: list[int]) -> list[int]:
-        """The tokens after the end-of-turn token that they begin with, if they do."""
+        """The tokens without a leading end-of-turn token, if there is one."""
         ends = [i for i, token in enumerate(tokens[:4]) if self.engine.is_eog(token)]
         return tokens[ends[0] + 1 :] if ends else tokens
 
     def _take_back(self, n: int) -> None:
-        """Undo a message that was read in part."""
+        """Undo a partly read message."""
         if n == 0:
             return
         try:
@@ -229,7 +229,7 @@ class Conversation:
             self._refeed()
 
     def _refeed(self) -> None:
-        """Start the stream again with the newest turns, as many as the cache holds without a slide."""
+        """Restart the stream with as many of the newest turns as the cache holds without a slide."""
         room = self.engine.n_ctx - len(self._head) - 1
         turns: list[list[int]] = []
         for i in reversed([i for i, m in enumerate(self.messages) if m["role"] == "user"]):
@@ -247,7 +247,7 @@ class Conversation:
         self._ended = False
         if not turns:
             return
-        # The oldest turn kept is now the first one, and templates write that one differently.
+        # The oldest turn kept is now the first, and templates render the first turn differently.
         oldest = [i for i, m in enumerate(self.messages) if m["role"] == "user"][-len(turns)]
         message, start = self._turn(self.messages[oldest]["content"], first=True)
         answers = self.messages[oldest + 1 : oldest + 2]
@@ -267,7 +267,7 @@ class Conversation:
 
 
 def count_pinned(engine: Engine, system: str | None) -> int:
-    """Tokens that a system prompt takes with its frame in the template, all of which are pinned."""
+    """Tokens of a system prompt with the template's markup, all of which are pinned."""
     return len(_head_tokens(engine, TurnRenderer(ChatTemplate.of(engine), system)))
 
 
@@ -277,7 +277,7 @@ def _head_tokens(engine: Engine, renderer: TurnRenderer) -> list[int]:
 
 
 def _read_user(data: bytes, path: str | Path) -> dict[str, Any]:
-    """The conversation's part of a session file, checked."""
+    """The conversation's part of a session file, validated."""
     try:
         user = json.loads(data)
         if user["format"] > _FORMAT:

@@ -1,7 +1,7 @@
 """A Jinja sandbox with a deadline and a budget, for templates that come with downloaded files.
 
-Jinja's own sandbox keeps a template from Python's internals and from changing what it is given. This one
-also ends endless loops, and refuses whatever builds far more text than it was given.
+Jinja's own sandbox keeps a template from Python's internals and from modifying its input. This one also
+ends endless loops, and stops templates that build far more text than they were given.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 _MAX_WIDTH = 1000
 _MAX_BITS = 4096
 
-# The methods of str that templates use; others could build much from little (translate, zfill, ...).
+# The methods of str that templates use; others can build long text from short (translate, zfill, ...).
 _STR_METHODS = frozenset(
     [
         "capitalize",
@@ -73,7 +73,7 @@ _UNUSED_FILTERS = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "file
 
 
 class DeadlineError(BaseException):
-    """Out of time. A BaseException, so that no `except Exception` on the way swallows it."""
+    """Out of time. A BaseException, so that no `except Exception` on the way catches it."""
 
 
 class TooBigError(Exception):
@@ -85,7 +85,7 @@ class RefusedError(Exception):
 
 
 class Budget:
-    """The characters that one rendering may still build."""
+    """How many characters one rendering may still build."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -96,7 +96,7 @@ class Budget:
             raise TooBigError
 
     def weigh(self, value: Any) -> int:
-        """Characters that value would take when printed, about; stops counting when over the budget."""
+        """Approximate characters of value when printed. Raises TooBigError as soon as it exceeds the budget."""
         total, stack = 0, [value]
         while stack:
             item = stack.pop()
@@ -116,7 +116,7 @@ class Budget:
 
 
 class _Generator(CodeGenerator):
-    """Compiles `a ~ b` into a call that the environment can watch."""
+    """Compiles `a ~ b` into a call that the environment meters."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.tilde((")
@@ -127,7 +127,7 @@ class _Generator(CodeGenerator):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; here its body is simply rendered."""
+    """`{% generation %}` marks the assistant's text for training; here only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
@@ -140,7 +140,7 @@ _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\d{4,}|\*)|\{[^{}]*:[^{}]*(\d{4,}|\{)")
 
 
 def _check_format(text: Any) -> None:
-    """Refuse widths such as {:>1000000}, %1000000d, and those that come from an argument."""
+    """Raise TooBigError for widths such as {:>1000000} and %1000000d, and for widths taken from an argument."""
     if isinstance(text, str) and _WIDE_FORMAT.search(text):
         raise TooBigError
 
@@ -150,7 +150,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
-        self.budget = Budget(0)  # set anew for each rendering
+        self.budget = Budget(0)  # replaced for each rendering
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -160,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in _UNUSED_FILTERS:
             del self.filters[name]
         for name, function in list(self.filters.items()):
-            self.filters[name] = self._watched(name, function)
+            self.filters[name] = self._metered(name, function)
         self.filters["tojson"] = self._tojson
         self.filters["join"] = self._join
         self.filters["replace"] = self._replace
@@ -224,25 +224,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget.spend(sum(map(len, items)))
         return "".join(items)
 
-    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            # A filter that takes jinja2's context or environment gets it first; it is not the text's.
+    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            # Filters may get jinja2's context or environment first, which does not count as input.
             values = [a for a in (*args, *kwargs.values()) if not isinstance(a, _INTERNAL)]
             if any(isinstance(v, int) and abs(v) > _MAX_WIDTH for v in values[1:]):
                 raise TooBigError
             if name == "format":
                 _check_format(values[0])
             cost = self.budget.weigh(values)
-            if name == "indent":  # the only one left that can multiply: lines times width
+            if name == "indent":  # the only remaining filter that multiplies: lines times width
                 width = next((v for v in values[1:] if isinstance(v, (int, str))), 4)
                 cost += str(values[0]).count("\n") * (width if isinstance(width, int) else len(width))
             if name not in ("length", "count", "string", "first", "last", "default", "d"):
                 self.budget.spend(cost)
             return function(*args, **kwargs)
 
-        # jinja2 marks there whether a filter wants the context or environment first.
-        watched.__dict__.update(getattr(function, "__dict__", {}))
-        return watched
+        # jinja2 marks there whether a filter takes the context or environment first.
+        metered.__dict__.update(getattr(function, "__dict__", {}))
+        return metered
 
     def _join(self, value: Any, d: Any = "", attribute: Any = None) -> str:
         items: list[str] = []
@@ -266,7 +266,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # As Hugging Face does it: jinja2's own filter escapes <, > and & for HTML.
+        # As in Hugging Face transformers: jinja2's own filter escapes <, > and & for HTML.
         wide = indent if isinstance(indent, int) else len(indent or "")
         if not 0 <= wide <= 16:
             raise TooBigError
@@ -288,10 +288,10 @@ def _strftime_now(form: str) -> str:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """Do the work, but raise DeadlineError from whatever line it has reached when the time is over.
+    """Do the work; raise DeadlineError in it if it takes longer than `seconds`.
 
-    A trace function is called at every line of Python and every turn of a loop, so nothing can outrun it,
-    and unlike a signal it works in any thread. A debugger's own trace function is put back afterwards.
+    A trace function runs at every line of Python and every loop iteration, so nothing escapes it, and
+    unlike a signal it works in any thread. A debugger's trace function is restored afterwards.
     """
     end = time.monotonic() + seconds
 

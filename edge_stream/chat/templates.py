@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-# Used only for a model without a template of its own.
+# Used only for a model without a template.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 MAX_SECONDS = 5.0
-# Characters a template may build, on top of a multiple of what it was given.
+# Characters that a template may build, in addition to a multiple of its input.
 MAX_CHARACTERS = 8_000_000
 _PER_INPUT_CHARACTER = 64
 
-_STAND_IN = "Answer-7f3a91."
+_PLACEHOLDER = "Answer-7f3a91."
 
 
 class ChatTemplate:
     """A model's chat template.
 
-    `is_fallback` says that the model has none and ChatML stands in for it.
+    `is_fallback`: the model has none, and ChatML is used instead.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The text of a conversation, as the model was taught to read it.
+        """A conversation as the text that the model was trained on.
 
-        Raises EdgeStreamError if the template is faulty, refuses the messages, or does what it must not.
+        Raises EdgeStreamError if the template is faulty, rejects the messages, or violates the sandbox.
         """
         given = Budget(sys.maxsize).weigh([[dict(m) for m in messages], variables])
         values = {
@@ -88,40 +88,40 @@ class ChatTemplate:
         return self._guarded(given, work)
 
     def _guarded(self, given: int, work: Callable[[], T]) -> T:
-        """Do the work within limits; one sentence for whatever goes wrong in it."""
+        """Do the work within limits; any failure becomes an EdgeStreamError of one sentence."""
         self._sandbox.budget = Budget(self._max_characters + _PER_INPUT_CHARACTER * given)
-        whose = "the model's chat template"
+        subject = "the model's chat template"
         try:
             return within(self._max_seconds, work)
         except DeadlineError:
-            raise EdgeStreamError(f"{whose} was stopped: not done after {self._max_seconds:g} seconds") from None
+            raise EdgeStreamError(f"{subject} was stopped: not done after {self._max_seconds:g} seconds") from None
         except (TooBigError, OverflowError, MemoryError, RecursionError):
-            raise EdgeStreamError(f"{whose} was stopped: it builds far more text than it was given") from None
+            raise EdgeStreamError(f"{subject} was stopped: it builds far more text than it was given") from None
         except SecurityError as error:
-            raise EdgeStreamError(f"{whose} was stopped: {str(error).rstrip('.')}") from error
+            raise EdgeStreamError(f"{subject} was stopped: {str(error).rstrip('.')}") from error
         except RefusedError as error:
-            raise EdgeStreamError(f"{whose} refuses the conversation: {error}") from error
+            raise EdgeStreamError(f"{subject} refuses the conversation: {error}") from error
         except jinja2.TemplateSyntaxError as error:
-            raise EdgeStreamError(f"{whose} is not valid Jinja (line {error.lineno}): {error.message}") from error
-        except Exception as error:  # a faulty program can raise anything
-            raise EdgeStreamError(f"{whose} failed: {error}") from error
+            raise EdgeStreamError(f"{subject} is not valid Jinja (line {error.lineno}): {error.message}") from error
+        except Exception as error:  # a template can raise anything
+            raise EdgeStreamError(f"{subject} failed: {error}") from error
 
 
 def user_message(text: str) -> Message:
-    """What the user says."""
+    """A user's message."""
     return {"role": "user", "content": text}
 
 
 def assistant_message(text: str) -> Message:
-    """What the model says."""
+    """A model's answer."""
     return {"role": "assistant", "content": text}
 
 
 class TurnRenderer:
     """Finds the text that a turn adds, for one model's template and one system prompt.
 
-    `variables` go to the template (tools, say). `note` is a sentence for the user where the template is not quite fit
-    for a stream, else None.
+    `variables` are passed to the template (tools, say). `note` is a sentence for the user if the template only partly
+    suits a stream, else None.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class TurnRenderer:
         """What the messages between two answers add after a closed answer: (messages, start of the answer)."""
 
         def added(whole: str) -> str:
-            spoilt = any(_STAND_IN in str(m.get("content")) for m in messages)
-            after = whole.rpartition(_STAND_IN)[2] if not spoilt else None
+            ambiguous = any(_PLACEHOLDER in str(m.get("content")) for m in messages)
+            after = whole.rpartition(_PLACEHOLDER)[2] if not ambiguous else None
             if after is None or not after.startswith(self.closing):
                 raise EdgeStreamError(
                     "the chat template of this model cannot be used on a stream: what it writes "
@@ -162,10 +162,10 @@ class TurnRenderer:
                 )
             return after[len(self.closing) :]
 
-        return self._split([user_message("Hello"), assistant_message(_STAND_IN), *messages], added)
+        return self._split([user_message("Hello"), assistant_message(_PLACEHOLDER), *messages], added)
 
     def answer(self, message: Mapping[str, Any]) -> str:
-        """An assistant's message as the template writes it, frame included (for those that are more than text)."""
+        """An assistant's message with the template's markup (for messages that are more than text)."""
         question = self._render([user_message("Hello")], add_generation_prompt=False)
         whole = self._render([user_message("Hello"), message], add_generation_prompt=False)
         if not whole.startswith(question):
@@ -184,7 +184,7 @@ class TurnRenderer:
         return message, both[len(message) :]
 
     def _find_head(self) -> str:
-        """What stands before the first user message: the system prompt, as rendered."""
+        """The text before the first user message: the rendered system prompt."""
         one, two = (self._render([*self._system, user_message(text)]) for text in ("One", "two"))
         if self._system:
             try:
@@ -196,10 +196,10 @@ class TurnRenderer:
         return _common_prefix(one, two).rstrip(" ")  # a space belongs to the token of the word after it
 
     def _find_closing(self) -> str:
-        past = [*self._system, user_message("Hello"), assistant_message(_STAND_IN)]
+        past = [*self._system, user_message("Hello"), assistant_message(_PLACEHOLDER)]
         before = self._render(past, add_generation_prompt=False)
         after = self._render([*past, user_message("Good")], add_generation_prompt=True)
-        if _STAND_IN not in before or _STAND_IN not in after:
+        if _PLACEHOLDER not in before or _PLACEHOLDER not in after:
             raise EdgeStreamError(
                 "the chat template of this model cannot be used on a stream: it does not keep "
                 "the assistant's answers as they were written"
@@ -209,17 +209,17 @@ class TurnRenderer:
         if not stable and self.note is None:
             self.note = (
                 "the chat template of this model rewrites earlier turns when a turn is added; "
-                "on a stream every turn stays as it was read"
+                "on a stream every turn stays as first read"
             )
         # Without the system prompt, which some templates repeat in the last user message.
         past = past[len(self._system) :]
         before = self._render(past, add_generation_prompt=False)
         after = self._render([*past, user_message("Good")], add_generation_prompt=True)
-        return _common_prefix(before.rpartition(_STAND_IN)[2], after.rpartition(_STAND_IN)[2])
+        return _common_prefix(before.rpartition(_PLACEHOLDER)[2], after.rpartition(_PLACEHOLDER)[2])
 
 
 def _common_prefix(one: str, two: str) -> str:
-    """What both begin with, without a control token such as <|end|> that only begins in it."""
+    """The common beginning, without a trailing partial control token such as <|end|>."""
     n = 0
     while n < min(len(one), len(two)) and one[n] == two[n]:
         n += 1

@@ -1,11 +1,11 @@
-"""Model families: what is known of each, in one file named after Hugging Face's `model_type`.
+"""Model families: all facts about each, in one file named after Hugging Face's `model_type`.
 
-A file here holds FAMILY, a table of what sets the family apart from Llama, and small functions where a fact needs one.
-Converters and engines ask the table and never name a family. A new file is found by being here: CONTRIBUTING.md has
-the recipe. Nothing else of edge_stream is imported, so that everything may import this.
+A file here defines FAMILY, a table of how the family differs from Llama, with small functions where a fact needs one.
+Converters and engines consult the table and never name a family. New files are discovered: CONTRIBUTING.md has the
+recipe. This package imports nothing else of edge_stream, so that everything may import it.
 
-A decoder is: embedding; per layer RMSNorm, rotary attention with grouped queries, RMSNorm, gated MLP; RMSNorm; output
-matrix. Facts were read off transformers (modeling_*.py, configuration_*.py), llama.cpp (src/models, src/llama-*.cpp)
+The decoder is: embedding; per layer RMSNorm, rotary attention with grouped queries, RMSNorm, gated MLP; RMSNorm; output
+matrix. Sources: transformers (modeling_*.py, configuration_*.py), llama.cpp (src/models, src/llama-*.cpp)
 and mlc-llm (python/mlc_llm/model).
 """
 
@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 class RopeScaling:
     """How rotary frequencies are stretched (transformers, modeling_rope_utils.py).
 
-    kind: linear, llama3, yarn or longrope. magnitude: factor on cosine and sine. Factors are per pair, head_dim/2 or
-    fewer with partial rotation.
+    kind: linear, llama3, yarn or longrope. magnitude: factor on cosine and sine. short_factor, long_factor: one value
+    per pair, head_dim/2 or fewer with partial rotation.
     """
 
     kind: str
     factor: float
-    n_ctx_orig: int  # length that the model was trained on before it was stretched
+    n_ctx_orig: int  # training length before the stretch
     magnitude: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -50,37 +50,37 @@ class ModelConfig:
     n_head: int
     n_head_kv: int
     head_dim: int
-    n_rot: int  # dimensions of a head that turn
+    n_rot: int  # rotated dimensions per head
     n_vocab: int
     n_ctx_train: int
     norm_eps: float
     rope_base: float
     rope_base_swa: float  # of sliding-window layers
-    rope_scaling: RopeScaling | None  # of the other layers where the two differ
+    rope_scaling: RopeScaling | None  # of the full-attention layers if the two differ
     tied: bool  # the output matrix is the embedding
     qkv_bias: bool
     o_bias: bool
     sliding_window: int  # 0: none
-    swa_layers: tuple[bool, ...]  # which layers attend through it
+    swa_layers: tuple[bool, ...]  # which layers use it
     attn_scale: float  # factor on q.k
     attn_softcap: float  # 0: none
     logit_softcap: float
 
 
 class ReservedName(NamedTuple):
-    """A name that llama.cpp recognises a model by, whatever its architecture, to look up tokens of whose tokenizer."""
+    """A model name that makes llama.cpp, whatever the architecture, look up tokens of a family's tokenizer."""
 
     pattern: str  # regular expression, case ignored
-    whose: str
+    models: str  # the family's name, for messages
     tokens: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """A family in llama.cpp. What its loader cannot be told is refused when a model is converted."""
+    """A family in llama.cpp. Conversion refuses a model that llama.cpp's loader cannot represent."""
 
     arch: str  # general.architecture
-    read_back: bool = True  # a file of this architecture is read as this family (llama's is not read as Mistral)
+    read_back: bool = True  # GGUF files of this architecture are read as this family (llama's not as Mistral)
     permuted: bool = False  # rows of q and k are in pair order (2i, 2i + 1); Hugging Face's are in (i, i + d/2)
     rope_scalings: tuple[str, ...] = ("linear", "yarn")
     partial_rotary: bool = True
@@ -89,13 +89,13 @@ class Gguf:
     o_bias: bool = False
     attn_softcap: bool = False
     logit_softcap: bool = False
-    masks_window: bool = False  # computes sliding windows; without it a cache larger than the window differs
-    window_key: bool = False  # wants the window's size although it does not mask
-    wide_scale_n_layer: int = 0  # a model of so many layers scales q.k by hidden_size / heads instead of head_dim
-    # keys of config.json that the file states too -> llama.cpp's value where it does not
+    masks_window: bool = False  # applies the sliding window; if not, a cache larger than the window differs
+    window_key: bool = False  # requires the window's size although it does not mask
+    wide_scale_n_layer: int = 0  # a model with this many layers scales q.k by hidden_size / heads, not head_dim
+    # keys of config.json that GGUF has too -> llama.cpp's value if the file omits them
     config_keys: Mapping[str, Any] = field(default_factory=dict)
     reserved_name: ReservedName | None = None
-    # what else keeps a model from being loaded: `needs ...`, `has no ...`
+    # any other reason that a model cannot be loaded: `needs ...`, `has no ...`
     lacks: Callable[[ModelConfig], str | None] = lambda _model: None
 
     def attn_scalar(self, n_layer: int, n_embd: int, n_head: int, head_dim: int) -> int:
@@ -105,41 +105,41 @@ class Gguf:
 
 @dataclass(frozen=True)
 class Mlc:
-    """A family in mlc-llm: what its model definition and its loader expect."""
+    """A family in mlc-llm: what its model definition and loader expect."""
 
     known: bool = True  # False: mlc-llm has no such model
-    qkv_name: str = "qkv_proj"  # the matrix that q, k and v make; "": they stay apart
+    qkv_name: str = "qkv_proj"  # the matrix that q, k and v are fused into; "": they stay separate
     qkv_bias: bool = False
     rope_scalings: tuple[str, ...] = ()
     lacks: Callable[[ModelConfig], str | None] = lambda _model: None  # as in Gguf
-    rename: Callable[[str], str] = lambda name: name  # from a parameter's name in Llama
-    # model_config of mlc-chat-config.json, from what all families have in it
+    rename: Callable[[str], str] = lambda name: name  # from Llama's parameter name
+    # model_config of mlc-chat-config.json, from the keys that all families have
     config: Callable[[ModelConfig, dict[str, Any]], dict[str, Any]] = lambda _model, config: config
 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart from Llama. Names as in config.json unless said otherwise."""
+    """How a family differs from Llama. Names as in config.json unless stated otherwise."""
 
     model_type: str
-    hf_class: str  # the one in config.json's `architectures`
-    models: str  # what people call its members
+    hf_class: str  # in config.json's `architectures`
+    models: str  # the models' usual names
     gguf: Gguf
     mlc: Mlc = Mlc(known=False)
-    aliases: tuple[str, ...] = ()  # other model_types that mean the same
-    activations: tuple[str, ...] = ("silu", "swish")  # names of the one of the MLP's gate; the first is usual
+    aliases: tuple[str, ...] = ()  # other model_types for the same family
+    activations: tuple[str, ...] = ("silu", "swish")  # accepted names of the MLP's activation; the first is standard
     fused: bool = False  # one qkv_proj and one gate_up_proj matrix
-    qkv_bias: bool = False  # q, k, v have biases whatever the config says, the output matrix has none
+    qkv_bias: bool = False  # q, k, v have biases whatever the config says; the output projection has none
     qk_norm: bool = False  # RMSNorm over each head of q and k
-    post_norms: bool = False  # norms after attention and MLP as well as before
-    norm_offset: float = 0.0  # the weight of a norm is stored less this
+    post_norms: bool = False  # norms after attention and MLP too
+    norm_offset: float = 0.0  # norm weights are stored minus this
     scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
-    own_swa_rope: bool = False  # layers with a sliding window have a rope base of their own, and no scaling
+    own_swa_rope: bool = False  # sliding-window layers have a separate rope base, and no scaling
     window_flag: str = ""  # a key that must be true for sliding_window to count
-    # whether a layer has the sliding window, where layer_types is silent; count(key, least=1) reads a number of the
+    # whether a layer has the sliding window, if layer_types is missing; count(key, least=1) reads an integer from the
     # config. None: sliding_window is ignored
     windowed: Callable[[int, Callable[..., int]], bool] | None = None
-    # what transformers' config class assumes where config.json is silent
+    # defaults of transformers' config class
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -149,7 +149,7 @@ class Family:
 
     @property
     def compiles(self) -> bool:
-        """Whether the decoder that is compiled with TVM (converters/mlc/model.py) computes it."""
+        """Whether the decoder compiled with TVM (converters/mlc/model.py) supports it."""
         return self.mlc.known and self.activation == "silu" and not (self.post_norms or self.scaled_embedding)
 
 
@@ -162,10 +162,10 @@ def families() -> dict[str, Family]:
 
 
 def find_family(model_type: object) -> Family | None:
-    """The family of a config.json's model_type, None if it is not known."""
+    """The family of a config.json's model_type; None if it is unknown."""
     return next((f for f in families().values() if model_type in (f.model_type, *f.aliases)), None)
 
 
 def gguf_families() -> dict[str, Family]:
-    """By general.architecture: the family that a GGUF file is read as."""
+    """The families that GGUF files are read as, by general.architecture."""
     return {f.gguf.arch: f for f in families().values() if f.gguf.read_back}

@@ -1,4 +1,4 @@
-"""Gemma, the first one, and CodeGemma: GELU, scaled embeddings, norms that are stored less 1."""
+"""Gemma 1 and CodeGemma: GELU, scaled embeddings, norm weights stored minus 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILY = Family(
     models="Gemma 1 and 1.1, CodeGemma",
     gguf=Gguf(arch="gemma", rope_scalings=("linear",), lacks=_lacks),
     mlc=Mlc(lacks=_lacks, config=_mlc_config),
-    # published configs say gelu, and were always computed with the tanh form
+    # published configs say gelu but mean the tanh form
     activations=("gelu_pytorch_tanh", "gelu"),
     norm_offset=1.0,
     scaled_embedding=True,

@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after, soft caps on scores and logits, a sliding window in every other layer."""
+"""Gemma 2: norms before and after each block, soft caps on scores and logits, a sliding window in every other layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 3: norms on q and k, and in most layers a sliding window with a rope base of its own."""
+"""Gemma 3: norms on q and k, and in most layers a sliding window with its own rope base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistral: v0.1 has sliding_window 4096, later ones null. llama.cpp has no architecture of its own for it."""
+"""Mistral: v0.1 has sliding_window 4096, later ones null. llama.cpp loads it as Llama."""
 
 from __future__ import annotations
 

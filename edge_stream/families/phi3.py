@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: q, k and v in one matrix, gate and up in another; longrope; partly rotated heads."""
+"""Phi-3, Phi-3.5 and Phi-4: q, k and v in one matrix, gate and up in another; longrope; partial rotation."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ FAMILY = Family(
         arch="phi3",
         rope_scalings=("longrope", "yarn", "linear"),
         free_head_dim=False,
-        window_key=True,  # llama.cpp reads it and ignores it; 0 is how Phi-4 is told from Phi-3
-        # llama-vocab.cpp looks these up, unasked
+        window_key=True,  # llama.cpp ignores the size, but tells Phi-4 from Phi-3 by a 0
+        # llama-vocab.cpp looks these tokens up for any model of that name
         reserved_name=ReservedName("phi-?3", "Phi-3", frozenset({"<unk>", "<s>", "</s>", "<|endoftext|>"})),
     ),
     mlc=Mlc(rope_scalings=("longrope",), rename=_mlc_name, config=_mlc_config),

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: biases on q, k and v; a sliding window in the upper layers, if it is switched on."""
+"""Qwen2 and Qwen2.5: biases on q, k and v; a sliding window in the upper layers, if enabled."""
 
 from edge_stream.families import Family, Gguf, Mlc
 

@@ -1,7 +1,7 @@
-"""The ops that moving and rebasing sinks put into a graph, and whether a device computes them for a type of K cache.
+"""The graph ops that moving and rebasing sinks need, and whether a device supports them for a K cache type.
 
-One list for `edge-stream info`, which asks the devices that are there, and for the table in docs/gpu.md, which asks the
-support functions of backends that are not. The counterpart of native/src/llama/es-bank.cpp.
+One list for `edge-stream info`, which asks the devices present, and for the table in docs/gpu.md, which asks the
+support functions of backends that are not. Mirrors native/src/llama/es-bank.cpp.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _InitParams(C.Structure):
 
 @lru_cache(maxsize=1)
 def _base() -> Any:
-    """libggml-base with the signatures of the functions that make tensors."""
+    """libggml-base, with the signatures of the functions that create tensors."""
     libraries.llama()
     lib = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml-base")))
     p, n, f, i, s = C.c_void_p, C.c_int64, C.c_float, C.c_int, C.c_size_t
@@ -57,10 +57,10 @@ def _base() -> Any:
 
 @contextmanager
 def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, int]]]:
-    """step -> name -> ggml_tensor * of every op of that step that computes, for a K cache of that type.
+    """step -> name -> ggml_tensor * of every op of that step that computes, for this K cache type.
 
     Shapes are Mistral-7B's on a device: 8 KV heads of 128 dimensions, 4 sinks, 4096 cells. (On the CPU the rows of a
-    slide are heads of one position.) The tensors have no data and live as long as the context.
+    slide are heads at one position.) The tensors have no data and are freed on exit.
     """
     lib = _base()
     kind = CACHE_TYPES[cache_type].ggml_type
@@ -113,7 +113,7 @@ def ops(cache_type: str, rope: int = ROPE_NEOX) -> Iterator[dict[str, dict[str, 
 
 
 def unsupported(supports: Callable[[int], bool], cache_type: str) -> dict[str, list[str]]:
-    """step -> names of the ops that `supports` (a function of a ggml_tensor *) refuses; empty lists if none."""
+    """step -> names of the ops that `supports` (called with a ggml_tensor *) rejects; empty lists if none."""
     missing: dict[str, set[str]] = {step: set() for step in STEPS}
     for rope in (ROPE_NORMAL, ROPE_NEOX):
         with ops(cache_type, rope) as steps:

@@ -1,6 +1,6 @@
-"""The devices of ggml's backends, RPC servers on other machines among them, and which of them a model shall use.
+"""The devices of ggml's backends, including RPC servers on other machines, and which of them a model uses.
 
-Everything here asks the libraries in use (ggml-backend.h, ggml-rpc.h); a stock libllama's answer the same.
+Everything here queries the loaded libraries (ggml-backend.h, ggml-rpc.h), ours or stock ones alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _registered: dict[str, list[str]] = {}  # endpoint -> names of its devices
 
 @dataclass(frozen=True)
 class Device:
-    """One device. total, free: bytes of its memory, as its backend tells. handle: ggml_backend_dev_t."""
+    """One device. total, free: bytes of its memory, as reported by its backend. handle: ggml_backend_dev_t."""
 
     name: str
     description: str
@@ -39,7 +39,7 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """True if layers can be moved to it."""
+        """True if layers can be offloaded to it."""
         return self.kind in ("GPU", "integrated GPU", "several GPUs")
 
     @property
@@ -48,13 +48,13 @@ class Device:
 
     @property
     def is_local_gpu(self) -> bool:
-        """True for a GPU of this machine: an RPC server that any model used stays among the devices."""
+        """True for a GPU of this machine. RPC servers stay registered once any model has used them."""
         return self.is_gpu and not self.is_rpc
 
 
 @lru_cache(maxsize=1)
 def ggml() -> Any:
-    """libggml, which holds the registry of backends, with the signatures that are used here."""
+    """libggml, which holds the backend registry, with the signatures used here."""
     libraries.llama().llama_backend_init()
     lib = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml")))
     size = C.POINTER(C.c_size_t)
@@ -81,7 +81,7 @@ def ggml() -> Any:
 
 
 def devices() -> list[Device]:
-    """Every device, in the order of their backends."""
+    """Every device, in backend order."""
     lib = ggml()
     return [device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
 
@@ -107,18 +107,18 @@ def _text(value: bytes | None) -> str:
 
 
 def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device] | None:
-    """The devices that a model's layers may go to, in llama.cpp's order: RPC servers first, then GPUs.
+    """The devices that may hold a model's layers, in llama.cpp's order: RPC servers first, then GPUs.
 
-    names: as `--device` takes them; ["none"] is no device at all, None llama.cpp's own choice. rpc: servers as
-    host:port, which are asked for their devices. Returns None where llama.cpp shall choose by itself. Raises
-    EdgeStreamError for a name or a server that is not there.
+    names: as in `--device`; ["none"] for no device, None for llama.cpp's choice. rpc: servers as host:port, which are
+    queried for their devices. Returns None if llama.cpp is to choose. Raises EdgeStreamError for an unknown name or a
+    server that does not answer.
     """
     remote = [name for endpoint in rpc for name in add_rpc_server(endpoint)]
     if names is None and not _registered:
         return None
     there = {d.name: d for d in devices()}
     if names is None:
-        # a server that an earlier model used stays registered, but this one did not ask for it
+        # an earlier model's RPC server is still registered, but this model did not name it
         local = [d for d in there.values() if d.is_local_gpu]
         discrete = [d for d in local if d.kind != "integrated GPU"]
         return [there[name] for name in remote] + (discrete or local)
@@ -135,7 +135,7 @@ def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]
 
 
 def layer_devices(n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]:
-    """The GPUs that a model would be spread over; [] if the CPU would compute all layers. Raises what `choose` does.
+    """The GPUs that would hold a model's layers; [] if they all stay on the CPU. Raises what `choose` does.
 
     n_gpu_layers: layers to offload, None or negative for all. names, rpc: see `choose`.
     """
@@ -146,7 +146,7 @@ def layer_devices(n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Se
 
 
 def add_rpc_server(endpoint: str) -> list[str]:
-    """Make the devices of an RPC server (`host:port`) known; their names. Raises EdgeStreamError."""
+    """Register the devices of an RPC server (`host:port`) and return their names. Raises EdgeStreamError."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise EdgeStreamError(f"RPC server {endpoint!r} must be given as host:port")
@@ -156,7 +156,7 @@ def add_rpc_server(endpoint: str) -> list[str]:
     if not address:
         raise EdgeStreamError("this build of llama.cpp has no RPC backend (CMAKE_ARGS=-DGGML_RPC=ON)")
     try:
-        # llama.cpp would wait for minutes where nothing answers
+        # llama.cpp would wait for minutes if nothing answers
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
         raise EdgeStreamError(f"no RPC server answers at {endpoint}: {error.strerror or error}") from error
@@ -171,10 +171,10 @@ def add_rpc_server(endpoint: str) -> list[str]:
 
 
 def serve_rpc(host: str, port: int, n_threads: int, names: Sequence[str] | None) -> None:
-    """Lend devices to whoever connects, one client at a time, until the process is ended. Raises EdgeStreamError.
+    """Serve devices over RPC, one client at a time, until the process is killed. Raises EdgeStreamError.
 
-    names: devices as `--device` takes them; None: the GPUs, or the CPU where there is none. Whoever can reach the
-    port can use this process (llama.cpp's protocol has no authentication).
+    names: devices, as in `--device`; None: the GPUs, or the CPU if there are none. Anyone who can reach the port can
+    use this process: llama.cpp's protocol has no authentication.
     """
     lib = ggml()
     registry = lib.ggml_backend_reg_by_name(b"RPC")
@@ -187,7 +187,9 @@ def serve_rpc(host: str, port: int, n_threads: int, names: Sequence[str] | None)
     else:
         lent = [d for d in there if d.name in names]
         if len(lent) != len(names):
-            raise EdgeStreamError(f"devices are {', '.join(d.name for d in there)}; {', '.join(names)} were asked for")
+            raise EdgeStreamError(
+                f"unknown device in {', '.join(names)}: devices are {', '.join(d.name for d in there)}"
+            )
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -195,7 +197,7 @@ def serve_rpc(host: str, port: int, n_threads: int, names: Sequence[str] | None)
     except OSError as error:
         raise EdgeStreamError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
     handles = (C.c_void_p * len(lent))(*(d.handle for d in lent))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the call does not come back to Python
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the call never returns to Python
     sys.stdout.flush()
     signature = C.CFUNCTYPE(None, C.c_char_p, C.c_char_p, C.c_size_t, C.c_size_t, C.POINTER(C.c_void_p))
     signature(address)(f"{host}:{port}".encode(), None, n_threads, len(lent), handles)

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether a cache fits."""
+"""How much memory is available, and whether a cache fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from edge_stream.errors import EdgeStreamError
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can be had now, None where the system does not tell."""
+    """Bytes of memory available now; None if the system does not report it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -18,7 +18,7 @@ def available_memory() -> int | None:
 
 
 def check_fits(n_bytes: int, n_ctx: int, n_parallel: int, bytes_per_token: int) -> None:
-    """Raise EdgeStreamError, with a cache size that would fit, if n_bytes of host memory cannot be had."""
+    """Raise EdgeStreamError, naming a cache size that would fit, if n_bytes of host memory are not available."""
     available = available_memory()
     if available is not None and n_bytes > available:
         times = f" for each of {n_parallel} streams" if n_parallel > 1 else ""

@@ -1,4 +1,4 @@
-"""A model for the iOS app: a folder with a GGUF file and a manifest that says how to run it on a phone."""
+"""Export a model for the iOS app: a folder with a GGUF file and a manifest of settings for a phone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edge_stream.native import app_bindings, bindings
 from edge_stream.output.staging import check_space, staging_folder
 
 FORMAT = 1  # of the manifest; ModelManifest.swift reads it
-RESERVE = 256 << 20  # bytes for the app itself, as MemoryBudget.swift keeps
-LEAST_N_CTX = 1024
-MOST_N_CTX = 8192  # a larger window costs time per token and, past the trained length, quality
+RESERVE = 256 << 20  # bytes for the app itself, as in MemoryBudget.swift
+MIN_N_CTX = 1024
+MAX_N_CTX = 8192  # a larger window costs time per token and, past the trained length, quality
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user decides; None: chosen here."""
+    """The user's settings; None: chosen here."""
 
     n_ctx: int | None = None
     n_keep: int | None = None
@@ -36,7 +36,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Choice:
-    """Cache settings and what they take, in bytes (es_app_memory, for this machine's backend)."""
+    """Cache settings and the memory they take, in bytes (es_app_memory, for this machine's backend)."""
 
     n_ctx: int
     n_keep: int
@@ -46,7 +46,7 @@ class Choice:
 
     @property
     def peak(self) -> int:
-        """Bytes while a session is saved, which takes one more copy of the cache, and the app's own."""
+        """Bytes while a session is saved, which takes a second copy of the cache, including the app itself."""
         return self.memory["total"] + self.memory["cache"] + RESERVE
 
 
@@ -73,17 +73,17 @@ def choose(path: Path, wishes: Wishes, limit: int) -> Choice:
 
 def _candidates(info: dict[str, int], wishes: Wishes) -> Iterator[tuple[int, str, str]]:
     """Settings in order of preference."""
-    n_ctx = wishes.n_ctx or info["n_ctx"] or max(LEAST_N_CTX, min(info["n_ctx_train"], MOST_N_CTX))
+    n_ctx = wishes.n_ctx or info["n_ctx"] or max(MIN_N_CTX, min(info["n_ctx_train"], MAX_N_CTX))
     while True:
         for default in ("f16", "q8_0"):
             yield n_ctx, wishes.cache_type_k or default, wishes.cache_type_v or default
         n_ctx //= 2
-        if wishes.n_ctx or n_ctx < LEAST_N_CTX:
+        if wishes.n_ctx or n_ctx < MIN_N_CTX:
             return
 
 
 def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
-    """Sizes that the model was trained with and asks for (n_ctx: 0 if it asks for none)."""
+    """The model's training length and its defaults (n_ctx: 0 if it has none)."""
     lib, model, info = app_bindings.library(), C.c_void_p(), app_bindings.ModelInfo()
     bindings.check(lib.es_app_model_load(os.fsencode(path), lib.es_app_model_default_params(), C.byref(model)))
     try:
@@ -96,7 +96,7 @@ def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
         bindings.check(lib.es_app_model_get_info(model, C.byref(info)))
     finally:
         lib.es_app_model_free(model)
-    asked = read_model_defaults(path).get("n_ctx", 0)  # info.n_ctx would be a default of the facade's
+    asked = read_model_defaults(path).get("n_ctx", 0)  # info.n_ctx would be the facade's default
     return {"n_ctx_train": info.n_ctx_train, "n_ctx": asked, "n_keep": info.n_keep}
 
 
@@ -120,7 +120,7 @@ def export(
     chat_template: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/model.gguf and OUT/manifest.json, both or nothing; returns the manifest.
+    """Write OUT/model.gguf and OUT/manifest.json, both or neither; returns the manifest.
 
     on_progress(done, total): bytes. Raises EdgeStreamError if OUT exists or cannot be written.
     """

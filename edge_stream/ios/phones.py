@@ -1,21 +1,21 @@
-"""How much memory an app may take on which iPhone, with the source of every figure.
+"""How much memory an app may use on each iPhone, with the source of every figure.
 
-Apple publishes neither. RAM is known from Xcode's device files and the press. The limit is what an app with the
-increased-memory-limit entitlement got, as somebody measured it on a phone with that much RAM, mostly with
-`os_proc_available_memory` at launch. The app asks the phone itself before it loads anything, so a figure that is too
-high costs a notice, not a crash.
+Apple publishes neither RAM nor limit. RAM is known from Xcode's device files and the press. The limit is what an app
+with the increased-memory-limit entitlement was measured to get on a phone with that much RAM, mostly with
+`os_proc_available_memory` at launch. The app asks the phone before it loads anything, so a figure that is too high
+costs a notice, not a crash.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-GB = 1_000_000_000  # sources say GB without saying which; this is the smaller one
+GB = 1_000_000_000  # sources do not say GB or GiB; this is the smaller one
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Bytes that an app may take. source: where it was measured."""
+    """Bytes that an app may use. source: where that was measured."""
 
     n_bytes: int
     source: str
@@ -32,7 +32,7 @@ class Phone:
 
     @property
     def limit(self) -> Limit:
-        """What an app may take."""
+        """What an app may use."""
         return LIMITS[self.ram]
 
 

@@ -1,4 +1,4 @@
-"""What a stream costs: resident memory, and latencies in constant space."""
+"""Measurements of a stream: resident memory, and latencies in constant space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 
 def resident_mib() -> float | None:
-    """Memory of this process that is in RAM now, in MiB; None where the system does not tell."""
+    """Resident memory of this process in MiB; None if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
@@ -25,7 +25,7 @@ def resident_mib() -> float | None:
 
 
 def _resident_from_ps() -> float | None:
-    """MacOS and the BSDs have no statm, but a `ps` that counts KiB."""
+    """For macOS and the BSDs, which have no statm: `ps`, which reports KiB."""
     try:
         answer = subprocess.run(
             ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, timeout=5, check=True
@@ -36,7 +36,7 @@ def _resident_from_ps() -> float | None:
 
 
 def _resident_peak() -> float | None:
-    """The largest it has been: an upper bound, better than nothing."""
+    """The peak so far: an upper bound, better than nothing."""
     try:
         import resource
     except ImportError:
@@ -46,7 +46,7 @@ def _resident_peak() -> float | None:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The q-th percentile (0..100) of values, linear between neighbours; nan if there are none."""
+    """The q-th percentile (0..100) of values, interpolated linearly; nan if there are none."""
     if not 0 <= q <= 100:
         raise ValueError("q must be between 0 and 100")
     if not values:
@@ -59,10 +59,10 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 class Latencies:
-    """Durations of an endless run in constant space: a histogram whose buckets grow by 1%.
+    """Durations of an endless run in constant space: a histogram with buckets that grow by 1%.
 
-    Percentiles are right to within 1% between a microsecond and a quarter of an hour; mean and
-    maximum are exact.
+    Percentiles are accurate to 1% between a microsecond and a quarter of an hour; mean and maximum
+    are exact.
     """
 
     _LEAST_MS = 1e-3
@@ -84,7 +84,7 @@ class Latencies:
         self.max_ms = max(self.max_ms, ms)
 
     def percentile(self, q: float) -> float:
-        """The least bucket bound that q percent of the durations do not exceed; nan if there are none."""
+        """The smallest bucket bound that q percent of the durations do not exceed; nan if there are none."""
         if not 0 <= q <= 100:
             raise ValueError("q must be between 0 and 100")
         if not self.count:
@@ -98,12 +98,12 @@ class Latencies:
 
     @property
     def per_second(self) -> float:
-        """Mean rate; 0 if nothing was counted."""
+        """Mean rate; 0 without durations."""
         return 1000 * self.count / self.total_ms if self.total_ms else 0.0
 
 
 def is_full(stream: Stream) -> bool:
-    """Whether a stream's cache is full, or was and has slid since."""
+    """Whether a stream's cache is full, or has already slid."""
     stats = stream.stats
     return stats.n_slides > 0 or stats.n_cached >= stats.n_ctx
 
@@ -111,9 +111,8 @@ def is_full(stream: Stream) -> bool:
 class MemoryWatch:
     """Resident memory from the moment the cache is full.
 
-    `start` is taken when the cache is full for the first time: before that, pages of the cache that
-    were never touched are not resident yet, and their arrival would look like growth. If the cache never
-    fills, `start` is the first sample.
+    `start` is taken when the cache is first full: until then some of its pages have not been touched and are
+    not resident, and would later look like growth. If the cache never fills, `start` is the first sample.
     """
 
     def __init__(self) -> None:
@@ -121,7 +120,7 @@ class MemoryWatch:
         self._full: float | None = None
 
     def sample(self, full: bool) -> None:
-        """Look, cheaply if there is nothing new to learn."""
+        """Take a sample if `start` needs one."""
         if self._first is None:
             self._first = resident_mib()
         if full and self._full is None:
@@ -129,10 +128,10 @@ class MemoryWatch:
 
     @property
     def filled(self) -> bool:
-        """Whether the cache was seen full."""
+        """Whether a sample saw the cache full."""
         return self._full is not None
 
     @property
     def start(self) -> float | None:
-        """MiB when the cache was full for the first time."""
+        """MiB when the cache was first full."""
         return self._full if self._full is not None else self._first

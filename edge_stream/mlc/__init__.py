@@ -1,1 +1,1 @@
-"""The engine on Apache TVM, for MLC model folders: see docs/mlc.md. Nothing here is imported for a GGUF model."""
+"""The decoder on Apache TVM for MLC model folders, see docs/mlc.md. Not imported for GGUF models."""

@@ -1,7 +1,7 @@
-"""The decoder's library for this machine: built once, then found on disk by a hash of whatever it depends on.
+"""The decoder's library for this machine: built once and cached on disk under a hash of everything it depends on.
 
-Folder: $EDGE_STREAM_CACHE, else $XDG_CACHE_HOME/edge-stream, else ~/.cache/edge-stream; in it `mlc/<hash>.so`, and
-beside it the file's own SHA-256: a library that is not whole would crash the process that loads it, so it is made anew.
+Folder: $EDGE_STREAM_CACHE, else $XDG_CACHE_HOME/edge-stream, else ~/.cache/edge-stream; in it `mlc/<hash>.so` with its
+SHA-256 beside it. A truncated library would crash the process that loads it, so it is rebuilt.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from edge_stream.converters.mlc.model import DecoderConfig
     from edge_stream.converters.mlc.quantization import Quantization
 
-# the two fit each other exactly: others fail while they are loaded, or later
+# only these two versions fit each other: others fail at import, or later
 VERSIONS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.15.post2"}
 
 
 def require_tvm() -> None:
-    """Raise EdgeStreamError unless TVM is installed, in the version that all of this was written for."""
+    """Raise EdgeStreamError unless TVM is installed, in the version that this code needs."""
     if importlib.util.find_spec("tvm") is None:
         raise EdgeStreamError("MLC models run on Apache TVM, which is not installed: pip install 'edge-stream[mlc]'")
     if importlib.util.find_spec("gguf") is None:
@@ -49,14 +49,14 @@ def require_tvm() -> None:
 
 
 def host_target() -> dict[str, str]:
-    """TVM's target for the processor that this runs on."""
+    """TVM's target for this machine's processor."""
     import tvm
 
     return {"kind": "llvm", "mcpu": str(tvm.get_global_func("target.llvm_get_system_cpu")())}
 
 
 def target_lanes(target: dict[str, str]) -> Lanes:
-    """The vectors of a target: 512 bits where there is AVX-512, 256 on other x86, 128 elsewhere (NEON)."""
+    """A target's vector width: 512 bits with AVX-512, 256 on other x86, 128 elsewhere (NEON)."""
     import tvm
 
     features = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(target))
@@ -69,18 +69,18 @@ def target_lanes(target: dict[str, str]) -> Lanes:
 def library(
     config: DecoderConfig, q: Quantization, dtype: tuple[str, str], say: Callable[[str], None]
 ) -> tuple[Path, Lanes]:
-    """The library of a model shape on this machine, built if it is not there yet. Raises EdgeStreamError."""
+    """The library for a model shape on this machine, built if it is not cached. Raises EdgeStreamError."""
     target = host_target()
     lanes = target_lanes(target)
-    shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # the host's affair
+    shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # not compiled in
     path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
-    if not _is_whole(path):
+    if not _is_intact(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)
     return path, lanes
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         return path.with_suffix(".sha256").read_text(encoding="ascii") == _sha256(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""An MLC model folder: its configuration, checked, its tokenizer as llama.cpp knows it, and its weights' tag."""
+"""An MLC model folder: its validated configuration, its tokenizer for llama.cpp, and a tag of its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUANTIZATIONS = ("q0f32", "q0f16", "q4f32_1", "q4f16_1", "q4f16_0")
 
 
 class MlcFolder:
-    """What `edge-stream convert --to mlc` writes. Raises EdgeStreamError in one sentence for anything else."""
+    """A folder written by `edge-stream convert --to mlc`. Raises EdgeStreamError in one sentence for anything else."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,9 +55,11 @@ class MlcFolder:
         float(config.rope_base), float(config.norm_eps)
         m = self.config["model_config"]
         if m.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModelError(f"{self.path.name} turns parts of its heads, which the MLC engine does not")
+            raise UnsupportedModelError(
+                f"{self.path.name} uses partial rotation, which the MLC engine does not support"
+            )
         if m.get("attention_bias", False) and not self.family.mlc.qkv_bias:
-            raise UnsupportedModelError(f"{self.path.name} has attention biases, which the MLC engine does not know")
+            raise UnsupportedModelError(f"{self.path.name} has attention biases, which the MLC engine does not support")
 
     def _object(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -73,7 +75,7 @@ class MlcFolder:
 
     @property
     def decoder_config(self) -> DecoderConfig:
-        """Sizes of the model."""
+        """The model's sizes."""
         from edge_stream.converters.mlc.model import DecoderConfig
 
         return DecoderConfig.read(self.config)
@@ -87,19 +89,19 @@ class MlcFolder:
 
     @property
     def n_ctx_train(self) -> int:
-        """The folder does not say what the model was trained on: the cache size that it recommends."""
+        """The recommended cache size: the folder does not state the training length."""
         m = self.config["model_config"]
         found = [self.config.get("sliding_window_size"), m.get("context_window_size"), 4096]
         return next(int(n) for n in found if isinstance(n, int) and n > 0)
 
     def tag(self) -> int:
-        """64-bit tag of the weights: of the checksums that tensor-cache.json lists."""
+        """64-bit hash of the checksums in tensor-cache.json, which identifies the weights."""
         records = self._object("tensor-cache.json").get("records")
         sums = [r.get("md5sum") for r in records if isinstance(r, Mapping)] if isinstance(records, list) else []
         return int.from_bytes(hashlib.sha256(json.dumps(sums).encode()).digest()[:8], "little")
 
     def expected_tensors(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """(name, shape, dtype) of every tensor that is stored, in the order of the model's parameters."""
+        """(name, shape, dtype) of every stored tensor, in the order of the model's parameters."""
         from edge_stream.converters.mlc.params import Param, stored_tensors
 
         c, q = self.decoder_config, self.quantization

@@ -1,4 +1,4 @@
-"""Weights as MLC stores them, rearranged into the blocks of rows that the CPU kernels read."""
+"""Rearrange weights from MLC's layout into the blocks of rows that the CPU kernels read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edge_stream.mlc.kernels import Lanes
 
 
 def block_rows(matrix: NDArray[Any], out: NDArray[Any]) -> None:
-    """matrix [rows, columns] into out [blocks, columns, block]; missing rows are left as they are.
+    """Copy matrix [rows, columns] to out [blocks, columns, block]; missing rows are left unchanged.
 
-    Some blocks at a time, so that no second copy of a large matrix is made.
+    Makes no second copy of a large matrix.
     """
     width, (rows, columns) = out.shape[2], matrix.shape
     whole = rows // width
@@ -23,7 +23,7 @@ def block_rows(matrix: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 def blocked_shape(name: str, shape: tuple[int, ...], dtype: str, q: Quantization, lanes: Lanes) -> tuple[Any, str]:
-    """Shape and dtype in the decoder of a stored tensor. Vectors keep their shape; there is no float16 any more."""
+    """A stored tensor's shape and dtype in the decoder. Vectors keep their shape; float16 becomes float32."""
     if len(shape) == 1:
         return shape, "float32"
     rows, columns = shape[::-1] if _transposed(name, q) else shape
@@ -31,7 +31,7 @@ def blocked_shape(name: str, shape: tuple[int, ...], dtype: str, q: Quantization
 
 
 def fill(name: str, stored: NDArray[Any], out: NDArray[Any], q: Quantization) -> None:
-    """Put a stored tensor into the decoder's, of blocked_shape."""
+    """Copy a stored tensor into the decoder's, which has its blocked_shape."""
     if stored.ndim == 1:
         out[:] = stored
     else:
@@ -39,5 +39,5 @@ def fill(name: str, stored: NDArray[Any], out: NDArray[Any], q: Quantization) ->
 
 
 def _transposed(name: str, q: Quantization) -> bool:
-    """q4f16_0 stores matrices of linear layers as [columns, rows], embeddings not."""
+    """q4f16_0 stores the matrices of linear layers, but not embeddings, as [columns, rows]."""
     return q.transposed and name.endswith((".q_weight", ".q_scale")) and "embed_tokens" not in name

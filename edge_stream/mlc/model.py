@@ -1,6 +1,6 @@
-"""The one model definition (converters/mlc/model.py) over our CPU kernels: blocks of rows, and the ring cache.
+"""The converters' model definition (converters/mlc/model.py) on our CPU kernels and ring cache.
 
-Compiled for a fixed number of rows m, once for each of ROWS: a step of any length is cut into those.
+Compiled once for each number of rows m in ROWS; a step of any length is split into those.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from edge_stream.mlc.kernels import Lanes, linear
 from edge_stream.mlc.kernels.attention import attention
 from edge_stream.mlc.kernels.elementwise import gated_silu
 
-ROWS = (1, 8)  # one row is bound by memory; at eight, registers hold the sums of a vector of rows
+ROWS = (1, 8)  # one row is memory-bound; with eight, the sums of a vector of rows fit into registers
 
 
 def blocked(lanes: Lanes) -> type[Any]:
-    """A class of matrices that takes the place of edge_stream.converters.mlc.model.Matrix: layout.py has its layout."""
+    """A replacement for edge_stream.converters.mlc.model.Matrix, with the layout of layout.py."""
 
     class BlockedMatrix(nn.Module):  # type: ignore[misc]
-        """A weight [rows, columns] in blocks of rows, float32 or 4 bits, and perhaps a bias [rows]."""
+        """A weight [rows, columns] in blocks of rows, float32 or 4 bits, optionally with a bias [rows]."""
 
         def __init__(self, rows: int, columns: int, q: Quantization, *, bias: bool = False, linear: bool = True):
             super().__init__()
@@ -66,7 +66,7 @@ def blocked(lanes: Lanes) -> type[Any]:
 
 
 class RingCache:
-    """Stands in for TVM's paged cache while the model is traced. See kernels/attention.py for the arguments."""
+    """Replaces TVM's paged cache while the model is traced. See kernels/attention.py for the arguments."""
 
     def __init__(self, config: DecoderConfig, dtype: tuple[str, str], lanes: Lanes, **arguments: nn.Tensor) -> None:
         self.config, self.dtype, self.lanes = config, dtype, lanes
@@ -89,7 +89,7 @@ class RingCache:
 
 
 class StepDecoder(Decoder):
-    """Functions of a library: hidden_m (m tokens into the cache) and logits_m, for every m of ROWS."""
+    """The library's functions: hidden_m (feeds m tokens) and logits_m, for every m in ROWS."""
 
     def __init__(self, config: DecoderConfig, q: Quantization, dtype: tuple[str, str], lanes: Lanes, target: Target):
         super().__init__(config, q, target, blocked(lanes))
@@ -119,7 +119,7 @@ class StepDecoder(Decoder):
         return self.model(x, cache)
 
     def spec(self) -> dict[str, Any]:
-        """Inputs of every function, for export_tvm."""
+        """The inputs of every function, for export_tvm."""
         c, width = self.config, self.lanes.block
         packed = {"param_mode": "packed", "effect_mode": "none"}
         found: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""The decoder on the CPU: weights, the ring cache's memory, and steps of any length over the compiled functions.
+"""The CPU decoder: weights, the ring cache's memory, and steps of any length over the compiled functions.
 
-Positions and slots. The window tokens of a stream have consecutive absolute positions, so the one at position p lives
-in ring slot (p + turn) mod ring size; `turn` changes at a rebase only. Nothing is moved, and nothing needs to be told
-what was evicted or rewound: which slots are seen follows from the step.
+Positions and slots: a stream's window tokens have consecutive absolute positions, and the one at position p is in ring
+slot (p + offset) mod ring size; `offset` changes only at a rebase. Nothing is moved, and evictions and rewinds need no
+bookkeeping: the step determines which slots are visible.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load_weights(
 ) -> list[Tensor]:
     """The tensors of a folder in the decoder's layout and order. names: (name, stored shape, dtype) as expected.
 
-    Raises EdgeStreamError for a folder whose tensors are not those of the model.
+    Raises EdgeStreamError if the folder's tensors are not the model's.
     """
     reader = TensorCacheReader(folder)
     reader.verify()
@@ -107,16 +107,16 @@ class RingDecoder:
         self._rows = {m: _Rows(m, c, n, self.width) for m in ROWS}
         self._ring = Tensor((4,), "int32")
         self._frequencies = frequencies(c)
-        self._turn = 0
+        self._offset = 0
 
     def decode(self, tokens: NDArray[np.int32], step: Step, all_logits: bool) -> F32:
-        """Logits [n or 1, n_vocab] of tokens that follow what is cached."""
+        """Logits [n or 1, n_vocab] of tokens that follow the cached ones."""
         n = len(tokens)
         most = max(ROWS)
         out = np.empty((n if all_logits else 1, self.config.n_vocab), np.float32)
         at = 0
         while at < n:
-            # a few tokens left over go one by one, more of them with padding
+            # up to two remaining tokens go one by one, more with padding
             m = most if n - at > 2 else 1
             count = min(m, n - at)
             hidden = self._hidden(tokens[at : at + count], m, step, at)
@@ -131,7 +131,7 @@ class RingDecoder:
         return out
 
     def _hidden(self, tokens: NDArray[np.int32], m: int, step: Step, done: int) -> Any:
-        """Put some of a step's tokens, of which `done` are in the cache already, through all layers."""
+        """Run some of a step's tokens, `done` of which are already cached, through all layers."""
         rows, count = self._rows[m], len(tokens)
         sinks = step.n_sinks < step.n_keep
         n_sinks = step.n_sinks + (done if sinks else 0)
@@ -148,10 +148,10 @@ class RingDecoder:
             table[:count, 1] = n_sinks + index + 1
             table[:count, 2] = 0
         else:
-            table[:count, 0] = sink_blocks * self.width + (position + self._turn) % ring_size
+            table[:count, 0] = sink_blocks * self.width + (position + self._offset) % ring_size
             table[:count, 1] = n_sinks
             table[:count, 2] = n_window + index + 1
-        start = (step.pos_window + self._turn) % ring_size
+        start = (step.pos_window + self._offset) % ring_size
         end = start + n_window + count
         reach = 0 if sinks else ring_size if end > ring_size else end
         self._ring.np[:] = (sink_blocks, start, ring_size, sink_blocks + -(-reach // self.width))
@@ -175,13 +175,13 @@ class RingDecoder:
         return -(-step.n_keep // self.width), step.n_ctx - step.n_keep
 
     def _slots(self, step: Step) -> NDArray[np.int64]:
-        """Slots of what is cached, in order."""
+        """Slots of the cached tokens, in order."""
         sink_blocks, ring_size = self._layout(step)
-        window = (step.pos_window + np.arange(step.n_window) + self._turn) % ring_size
+        window = (step.pos_window + np.arange(step.n_window) + self._offset) % ring_size
         return np.concatenate([np.arange(step.n_sinks), sink_blocks * self.width + window])
 
     def rebase(self, step: Step, delta: int) -> None:
-        """Turn the window's keys back by delta positions. Slots stay, sinks stay."""
+        """Rotate the window's keys back by delta positions. Slots and sinks do not change."""
         slots = self._slots(step)[step.n_sinks :]
         half = self.config.head_dim // 2
         angle = -delta * self._frequencies
@@ -191,7 +191,7 @@ class RingDecoder:
             keys = layer[:, block, :, lane].astype(np.float64).T  # [head_dim, kv heads, n]
             a, b = keys[:half], keys[half:]
             layer[:, block, :, lane] = np.concatenate([a * cos - b * sin, a * sin + b * cos]).T
-        self._turn += delta
+        self._offset += delta
 
     def state_size(self, step: Step) -> int:
         """Bytes of `state`."""
@@ -200,14 +200,14 @@ class RingDecoder:
         return step.n_cached * each * (self._keys.np.itemsize + self._values.np.itemsize)
 
     def state(self, step: Step) -> bytes:
-        """Keys, then values, of what is cached: [n, layers, kv heads, head_dim], wherever they lie in the ring."""
+        """Keys, then values, of the cached tokens, [n, layers, kv heads, head_dim], in stream order."""
         block, lane = np.divmod(self._slots(step), self.width)
         keys = self._keys.np[:, :, block, :, lane]
         values = self._values.np[:, :, block, lane].transpose(2, 0, 1, 3)
         return bytes(keys.tobytes() + values.tobytes())
 
     def set_state(self, step: Step, data: bytes) -> bool:
-        """Take back what `state` gave; False if the size differs."""
+        """Restore what `state` returned; False if the size differs."""
         if len(data) != self.state_size(step):
             return False
         c = self.config
@@ -221,7 +221,7 @@ class RingDecoder:
 
 
 class _Rows:
-    """Inputs of the functions of m rows, filled anew for each call, and their scratch memory."""
+    """Inputs of the functions for m rows, refilled for each call, and their scratch memory."""
 
     def __init__(self, m: int, c: DecoderConfig, n_blocks: int, width: int) -> None:
         self.ids = Tensor((m,), "int32")

@@ -1,4 +1,4 @@
-"""Rotary frequencies of a model, in float64 (transformers, modeling_rope_utils.py)."""
+"""A model's rotary frequencies, in float64 (transformers, modeling_rope_utils.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def frequencies(config: DecoderConfig) -> NDArray[np.float64]:
         raise UnsupportedModelError(f"the MLC engine does not know rope scaling {scaling['rope_type']}")
     factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = original * plain / (2.0 * math.pi)  # within the length of the first training
+    turns = original * plain / (2.0 * math.pi)  # within the original training length
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     scaled: NDArray[np.float64] = plain * (smooth + (1.0 - smooth) / factor)
     return scaled

@@ -1,5 +1,5 @@
-"""Where the converters meet the rest, which they do not import: what the user calls a model becomes a Source, and the
-result of a conversion is loaded and compared.
+"""What `convert` needs beyond the converters, which do not import the engine: open the model that the user named as a
+Source, and load the result to compare it with the source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge_stream.converters.source import Source
     from edge_stream.converters.verify import Difference
 
-_N_TOKENS = 48  # that --verify compares
+_N_TOKENS = 48  # compared by --verify
 
 
 def open_source(src: str) -> Source:
@@ -32,10 +32,10 @@ def open_source(src: str) -> Source:
 
 
 def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) -> Difference:
-    """Load the result of a conversion and compare it with the source on a short text.
+    """Load a converted model and compare its logits with the source's on a short text.
 
-    path: a GGUF file (the first of its parts), or the folder of an MLC model. The difference of a quantised model is
-    that of its quantisation. Raises EdgeStreamError if the result cannot be loaded.
+    path: a GGUF file (the first part of a split one) or an MLC folder. A quantised model's difference includes its
+    quantisation error. Raises EdgeStreamError if the result cannot be loaded.
     """
     from edge_stream.converters.verify import TEXT, compare
 
@@ -52,7 +52,7 @@ def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) 
 
 
 def _llama_logits(path: Path, text: str) -> tuple[list[int], NDArray[np.float32]]:
-    """The first tokens of a text, and their logits [n, n_vocab]."""
+    """The first tokens of a text and their logits, [n, n_vocab]."""
     from edge_stream import Engine
 
     with Engine.load(path, n_ctx=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off") as engine:

@@ -1,4 +1,4 @@
-"""Streaming defaults that `edge-stream convert` writes: edge_stream.n_keep and n_ctx in GGUF, MLC's own in a folder."""
+"""Streaming defaults written by `edge-stream convert`: edge_stream.n_keep and n_ctx in GGUF, MLC's keys in a folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class _InitParams(C.Structure):
 
 
 def read_model_defaults(path: Path) -> dict[str, int]:
-    """The defaults that the file has, by their name without prefix; {} for other files, and for unreadable ones.
+    """The file's defaults by unprefixed name; {} for other files and unreadable ones.
 
-    Of a GGUF file the header is read only, with ggml's own parser.
+    Of a GGUF file only the header is read, with ggml's own parser.
     """
     if path.is_dir():
         return _read_folder(path)

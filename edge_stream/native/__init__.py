@@ -1,1 +1,1 @@
-"""The native libraries: where they are, their declarations, and how Python's callbacks go with them."""
+"""The native libraries: finding and loading them, their ctypes declarations, and callbacks into Python."""

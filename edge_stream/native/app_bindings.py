@@ -1,4 +1,4 @@
-"""ctypes declarations of what Python needs of native/include/edge_stream_app.h. No logic."""
+"""ctypes declarations of the parts of native/include/edge_stream_app.h that Python uses. No logic."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @lru_cache(maxsize=1)
 def library() -> Any:
-    """libedge_stream with the signatures of the facade's functions set."""
+    """libedge_stream, with the facade's signatures declared."""
     libraries.llama()  # the facade binds to it
     lib = bindings.library()
     for name, (restype, argtypes) in _SIGNATURES.items():

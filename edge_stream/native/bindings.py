@@ -225,7 +225,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @lru_cache(maxsize=1)
 def library() -> Any:
-    """libedge_stream with every function's signature set."""
+    """libedge_stream, with every function's signature declared."""
     lib = edge_stream_library()
     for name, (restype, argtypes) in _SIGNATURES.items():
         function = getattr(lib, name)
@@ -235,7 +235,7 @@ def library() -> Any:
 
 
 def check(status: int) -> None:
-    """Raise the error that a status code and the thread's last sentence describe."""
+    """Raise the exception for a status code, with this thread's last error message. Nothing for OK."""
     if status == OK:
         return
     message = library().es_last_error().decode(errors="replace")

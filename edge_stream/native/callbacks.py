@@ -1,4 +1,4 @@
-"""Native calls that call back into Python: nothing that is raised in a callback is lost."""
+"""Native calls that call back into Python, without losing exceptions raised in callbacks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 
 class Callbacks:
-    """Guards Python functions for native code, and makes the calls that use them.
+    """Wraps Python functions as native callbacks, and makes the native calls that use them.
 
-    ctypes drops what a callback raises. `guard` keeps it, tells native code to stop, and `run` raises it once native
-    code has returned. Python delivers Ctrl-C at a callback's first instruction, before any `try` is entered; `run`
-    therefore holds SIGINT back, and the guard delivers it inside its `try`.
+    ctypes drops exceptions raised in a callback. `guard` keeps the exception and tells native code to stop; `run`
+    raises it once native code has returned. Python delivers Ctrl-C at a callback's first instruction, before any `try`
+    is entered; `run` therefore defers SIGINT, and the guard delivers it inside its `try`.
     """
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._held: tuple[int, FrameType | None] | None = None
+        self._deferred: tuple[int, FrameType | None] | None = None
         self._handler: Any = None
 
     def guard(self, kind: Any, function: Callable[..., Any], failed: Any = 0) -> Any:
-        """function as a ctypes callback of a kind. It returns `failed` from the first exception to the end of `run`."""
+        """function as a ctypes callback of type `kind`. After an exception it returns `failed` until `run` ends."""
 
         def call(*arguments: Any) -> Any:
             try:
@@ -38,8 +38,8 @@ class Callbacks:
         return kind(call)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a native function returns. Raises what a callback raised meanwhile, KeyboardInterrupt included."""
-        with self._hold_interrupt():
+        """Call a native function. Raises what a callback raised meanwhile, including KeyboardInterrupt."""
+        with self._defer_interrupt():
             result = function(*arguments)
         error, self._error = self._error, None
         if error is not None:
@@ -48,23 +48,23 @@ class Callbacks:
         return result
 
     @contextmanager
-    def _hold_interrupt(self) -> Iterator[None]:
+    def _defer_interrupt(self) -> Iterator[None]:
         handler = signal.getsignal(signal.SIGINT)
-        # signals are the main thread's; without a handler in Python there is nothing to hold back
+        # Python runs signal handlers in the main thread only; without one in Python there is nothing to defer
         if threading.current_thread() is not threading.main_thread() or not callable(handler):
             yield
             return
         self._handler = handler
-        signal.signal(signal.SIGINT, self._hold)
+        signal.signal(signal.SIGINT, self._defer)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, handler)
 
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        self._held = number, frame
+    def _defer(self, number: int, frame: FrameType | None) -> None:
+        self._deferred = number, frame
 
     def _deliver(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self._handler(*held)
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            self._handler(*deferred)

@@ -1,8 +1,8 @@
 """Find and load the native libraries: libllama (ours or a stock one) and libedge_stream.
 
-Order: the folder in LLAMA_CPP_LIB_PATH, if the user set it; with EDGE_STREAM_LLAMA=installed the libraries inside
-the installed llama-cpp-python (a prebuilt GPU wheel, say); else ours (`edge_stream/lib`), which carry the sink
-bank; else those inside llama-cpp-python. Whichever it is, libedge_stream finds out what it can do.
+Search order: the folder in LLAMA_CPP_LIB_PATH, if the user set it; with EDGE_STREAM_LLAMA=installed, the libraries
+inside the installed llama-cpp-python (a prebuilt GPU wheel, say); else ours (`edge_stream/lib`), which have the sink
+bank; else those inside llama-cpp-python. libedge_stream detects what the one in use can do.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from types import ModuleType
 from edge_stream.errors import EdgeStreamError
 from edge_stream.native import scheduling
 
-# GNU OpenMP: for how many rounds a waiting thread spins before it sleeps; the user's own setting wins. Ours waits there
-# between tokens only (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
-# libllama's threads meet there after every graph node, where the default (some 300,000 rounds) starves other programs
-# and itself when cores are shared. benchmarks/waiting.py measures it.
+# GNU OpenMP: rounds that a waiting thread spins before it sleeps; the user's own setting wins. Our libllama waits there
+# only between tokens (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
+# libllama waits there after every graph node, where the default (some 300,000 rounds) starves other programs, and
+# itself when cores are shared. Measured by benchmarks/waiting.py.
 _SPIN_COUNT = "10000"
 _SPIN_COUNT_STOCK = "500"
 
 
 def lib_dir() -> Path:
-    """The folder of our own native libraries (it may not exist in a source tree that was not built)."""
+    """The folder of our own native libraries (absent from a source tree that has not been built)."""
     return Path(__file__).resolve().parent.parent / "lib"
 
 
@@ -75,7 +75,7 @@ def llama() -> ModuleType:
         raise EdgeStreamError(f"llama-cpp-python cannot load {folder}: {error}") from error
     loaded = Path(bindings._lib._name).resolve().parent
     if loaded != folder.resolve():
-        # two libllamas in one process would read each other's structures
+        # two libllamas in one process would misread each other's structs
         raise EdgeStreamError(
             f"llama_cpp was imported before edge_stream, with the libraries of {loaded}: import edge_stream first, or "
             "set EDGE_STREAM_LLAMA=installed"
@@ -91,7 +91,7 @@ def edge_stream_library() -> ctypes.CDLL:
     if not path.exists():
         raise EdgeStreamError(f"{path.name} is missing from {path.parent}: build edge-stream (make build)")
     try:
-        # libllama must be there first, and visible: whichever one it is, the names resolve to it
+        # libllama must be loaded first, with global symbols, for ours to resolve against it
         ctypes.CDLL(str(llama_dir() / _lib_name("llama")), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except OSError as error:

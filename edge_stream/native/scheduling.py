@@ -1,4 +1,4 @@
-"""Short time slices on Linux, so that a thread that others wait for at a barrier runs soon on a busy machine.
+"""Ask Linux for short time slices, so that busy processes do not hold up threads that wait at a barrier.
 
 A side project that streaming does not depend on: docs/architecture.md, "How CPU threads wait".
 """
@@ -12,7 +12,7 @@ import sys
 
 # sched_setattr and sched_getattr: syscall numbers of the kernel's unistd tables
 _SYSCALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
-_SLICE_NS = 100_000  # the least that Linux accepts for an ordinary thread
+_SLICE_NS = 100_000  # the minimum that Linux accepts for a normal thread
 
 
 class _SchedAttr(ctypes.Structure):
@@ -31,10 +31,10 @@ class _SchedAttr(ctypes.Structure):
 
 
 def ask_for_short_slices() -> bool:
-    """Give the calling thread, and those it starts from now on, slices of 0.1 ms (Linux 6.12; ignored before).
+    """Give the calling thread, and threads it starts later, slices of 0.1 ms (Linux 6.12; ignored before).
 
-    The share of the processor stays the same; a thread that was asleep gets its turn sooner. Returns whether the
-    kernel accepted it. Policies other than the ordinary one are left alone.
+    Its share of the processor stays the same; a thread that wakes up runs sooner. Returns whether the kernel accepted
+    it. Threads with a policy other than SCHED_OTHER are left alone.
     """
     if not sys.platform.startswith("linux") or platform.machine() not in _SYSCALLS:
         return False

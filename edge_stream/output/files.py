@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_stream.errors import EdgeStreamError
 
 
 def check_writable(path: Path) -> None:
-    """Raise EdgeStreamError if path cannot be written: better now than after an hour of work."""
+    """Raise EdgeStreamError if path cannot be written. For checks before long work."""
     folder = path.parent
     if not folder.is_dir():
         raise EdgeStreamError(f"cannot write {path}: the folder {folder} does not exist")
@@ -22,7 +22,7 @@ def check_writable(path: Path) -> None:
 
 
 def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
-    """Have write(name) fill a temporary file, and rename it to path. Raises EdgeStreamError; path is unchanged then."""
+    """Let write(name) fill a temporary file, then rename it to path. On EdgeStreamError path is unchanged."""
     target = Path(path)
     temporary = None
     try:
@@ -42,5 +42,5 @@ def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Write a text file of UTF-8, as replace_file does."""
+    """Write a UTF-8 text file with replace_file."""
     replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Where output grows: a hidden folder beside the target, renamed at the end, removed if something fails.
+"""Staging: output is written to a hidden folder beside the target, renamed at the end, removed on failure.
 
-The folder is locked while its process lives. A process that was killed (`kill -9`, a power cut) cannot remove it; the
-next conversion to the same target finds it without a lock, and does.
+The folder is locked while its process lives. A killed process (`kill -9`, a power cut) cannot remove it; the next
+conversion to the same target finds it unlocked and does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SPARE = 64 << 20  # room for metadata, and for the file system's own needs
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder `.NAME.partial-XXXX` beside the target, gone at the end whatever happens."""
+    """A new folder `.NAME.partial-XXXX` beside the target, always removed at the end."""
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def abandoned(parent: Path, prefix: str) -> list[Path]:
-    """Folders of this prefix whose process is gone."""
+    """Folders with this prefix that no live process has locked."""
     found = []
     for folder in parent.iterdir():
         if not folder.name.startswith(prefix) or folder.is_symlink() or not folder.is_dir():
@@ -60,7 +60,7 @@ def abandoned(parent: Path, prefix: str) -> list[Path]:
 
 
 def publish(files: list[Path], folder: Path) -> list[Path]:
-    """Sync files of a staging folder to the disk and move them to their place, the first of several parts last."""
+    """Sync files of a staging folder to disk and move them into place, the first of several parts last."""
     for file in files:
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())

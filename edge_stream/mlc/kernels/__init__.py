@@ -1,7 +1,7 @@
-"""CPU kernels in TIR, scheduled by hand: each is a loop nest as it will run, with its vectors and its parallel loop.
+"""CPU kernels in TIR, scheduled by hand: each is the loop nest that will run, with explicit vectors and parallel loop.
 
-`Lanes` says how wide vectors are. Weights and keys are stored in blocks of `block` rows, so that one vector holds the
-same column of many rows: a product needs no sum across a vector.
+`Lanes` is the vector width. Weights and keys are stored in blocks of `block` rows, so that one vector holds the same
+column of many rows and a product needs no sum across a vector.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lanes:
-    """vector: float32 values in a register. block: rows, or cache slots, of a block; a few registers' worth."""
+    """vector: float32 values in a register. block: rows, or cache slots, of a block; a few registers."""
 
     vector: int
 

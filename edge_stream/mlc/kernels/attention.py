@@ -1,14 +1,14 @@
-"""Attention over sinks and a ring of window tokens, without ever turning a cached key again.
+"""Attention over sinks and a ring of window tokens, without ever re-rotating a cached key.
 
 A key is stored once, rotated at its absolute position. Window keys are scored with the query at its absolute position,
 sinks, whose absolute and in-cache positions are the same, with the query at its in-cache position: every score then
-depends on in-cache distances, as StreamingLLM wants it (Xiao et al. 2023, section 3.2). Angles come from the host.
+depends on in-cache distances, as in StreamingLLM (Xiao et al. 2023, section 3.2). Angles come from the host.
 
 Slots: the sinks' first, padded to whole blocks, then the ring. Keys are stored in blocks of slots,
 [layers, kv heads, blocks, head_dim, block], values [layers, kv heads, slots, head_dim].
 """
 
-# TVMScript is read by TVM, not by Python
+# TVMScript is parsed by TVM, not run by Python
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type,no-redef"
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from edge_stream.mlc.kernels.elementwise import exp
 # columns of `rows`, [m, 3] int32
 SLOT, SEE_SINKS, SEE_RING = range(3)  # where the token goes (-1: padding), sinks and ring slots it attends to
 # entries of `ring`, [4] int32
-SINK_BLOCKS, RING_START, RING_SIZE, BLOCKS = range(4)  # the last: blocks in use, of sinks and ring
+SINK_BLOCKS, RING_START, RING_SIZE, BLOCKS = range(4)  # BLOCKS: blocks in use, of sinks and ring
 
-_HIDDEN = -1e30  # score of what is not attended to
+_HIDDEN = -1e30  # score of masked slots
 
 
 @cache  # parsing takes longer than compiling
@@ -34,10 +34,10 @@ def attention(
 ) -> Any:
     """A PrimFunc that appends m tokens to the cache of one layer and attends to it.
 
-    qkv: [1, m, n_head + 2 n_head_kv, head_dim] float32 before rotation. angles: [2, m, head_dim / 2] float32 twice,
-    cosines and sines, of absolute and of in-cache positions. scores: room for [n_head, m, slots]. layers: the
-    layer, [1] int32. y: [1, m, n_head,
-    head_dim]. dtype: of keys and values. All rows of a step are sinks, or none is.
+    qkv: [1, m, n_head + 2 n_head_kv, head_dim] float32 before rotation. at_absolute, at_cached: [2, m, head_dim / 2]
+    float32, cosines and sines of absolute and of in-cache positions. scores: scratch for [n_head, m, slots]. layers:
+    the layer, [1] int32. y: [1, m, n_head, head_dim]. dtype: of keys and values. All rows of a step are sinks, or none
+    is.
     """
     d, half, group = head_dim, head_dim // 2, n_head // n_head_kv
     width, vector = lanes.block, lanes.block if m == 1 else lanes.vector

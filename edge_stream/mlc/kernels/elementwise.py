@@ -1,6 +1,6 @@
-"""Functions of single elements, vectorised."""
+"""Vectorised elementwise functions."""
 
-# TVMScript is read by TVM, not by Python
+# TVMScript is parsed by TVM, not run by Python
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type,no-redef"
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exp(x: Any) -> Any:
     """e^x for x <= 0 as an expression that vectorises: 2^n times a polynomial of degree 6, relative error 2e-7."""
     x = T.max(x, T.float32(-87.0))
     n = T.floor(x * T.float32(1.4426950408889634) + T.float32(0.5))
-    # ln 2 in two parts, the first of few bits, so that n times it is exact
+    # ln 2 in two parts, the first with few bits so that n times it is exact
     r = x - n * T.float32(0.693359375) - n * T.float32(-2.12194440e-4)
     p: Any = T.float32(1.0 / 720.0)
     for coefficient in (1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0):

@@ -1,14 +1,14 @@
-"""Products of a few rows with a weight matrix, and rows of one: 4-bit groups (MLC's q4*_1) and float32.
+"""Products of a few rows with a weight matrix, and lookup of its rows: 4-bit groups (MLC's q4*_1) and float32.
 
 A matrix [n, k] is stored in blocks of rows (layout.py): float32 as [blocks, k, block]; 4 bits as words
 [blocks, k / 8, block] uint32, the first column in the lowest bits, and scales [blocks, k / 32, block] float32. A weight
 is (nibble - 7) * scale. With x' = x 2^(-4i) for a column at nibble i, nibble * x = (word & 15 << 4i) * x': no shift
-but for the highest, and 7 times the sum of x over a group is taken off once per group.
+except for the highest, and 7 times the sum of x over a group is subtracted once per group.
 
-Both are bound by memory for one row, by arithmetic for eight; a block is one task of the parallel loop.
+Both are memory-bound for one row and compute-bound for eight. A block is one task of the parallel loop.
 """
 
-# TVMScript is read by TVM, not by Python
+# TVMScript is parsed by TVM, not run by Python
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type,no-redef"
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def matmul_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
 
 
 def nibble_scale(p: Any) -> Any:
-    """2^(-4p), but 1 for the last nibble, which is shifted. p: its number, 0..7."""
+    """2^(-4p), but 1 for the last nibble, which is shifted. p: index of the nibble, 0..7."""
     return T.Select(p < 7, T.reinterpret("float32", (127 - 4 * p) << 23), T.float32(1))
 
 
