@@ -272,6 +272,18 @@ final class ChatModelTests {
     // a long transcript
     //
 
+    private func section(_ tag: Data, _ bytes: Data) -> Data {
+        let length = withUnsafeBytes(of: UInt64(bytes.count).littleEndian) { Data($0) }
+        let table = (0..<256).map { n in
+            (0..<8).reduce(UInt32(n)) { c, _ in c >> 1 ^ (c & 1 == 0 ? 0 : 0xEDB8_8320) }
+        }
+        var crc = ~UInt32(0)
+        for byte in [UInt8](tag + length + bytes) {
+            crc = crc >> 8 ^ table[Int(UInt8(truncatingIfNeeded: crc) ^ byte)]
+        }
+        return tag + withUnsafeBytes(of: (~crc).littleEndian) { Data($0) } + length + bytes
+    }
+
     /// Makes the first answer in a session file a million bytes long, which is all that a transcript keeps.
     private func fillTranscript(_ file: URL) throws {
         // a section: tag, CRC-32 of tag, size and bytes, size, bytes
@@ -284,13 +296,11 @@ final class ChatModelTests {
         messages[1]["content"] = String(repeating: "x", count: 1_000_000)
         conversation["messages"] = messages
         let new = try JSONSerialization.data(withJSONObject: conversation)
-        let tag = data[(start - 16)..<(start - 12)]
         let length = withUnsafeBytes(of: UInt64(new.count).littleEndian) { Data($0) }
-        let crc = ~(tag + length + new).reduce(~UInt32(0)) { crc, byte in
-            (0..<8).reduce(crc ^ UInt32(byte)) { c, _ in c >> 1 ^ (c & 1 == 0 ? 0 : 0xEDB8_8320) }
-        }
-        let sum = withUnsafeBytes(of: crc.littleEndian) { Data($0) }
-        data.replaceSubrange((start - 16)..<(start + size), with: tag + sum + length + new)
+        let user = section(data[(start - 16)..<(start - 12)], new)
+        data.replaceSubrange((start - 16)..<(start + size), with: user)
+        data.replaceSubrange(72..<80, with: length)  // the header, at 16, has the size as well
+        data.replaceSubrange(16..<104, with: section(data[16..<20], data[32..<104]))
         try data.write(to: file)
     }
 
