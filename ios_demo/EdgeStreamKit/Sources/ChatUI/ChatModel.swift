@@ -107,11 +107,16 @@ public final class ChatModel {
 
     public func remove(_ entry: ModelStore.Entry) async {
         if entry == current {
-            await close()
+            await perform([.settle, .release], because: .background)  // its conversation goes with it
+            current = nil
+            state.apply(.closed)
         }
         do {
             try store.remove(entry)
-            try? FileManager.default.removeItem(at: sessionFile(entry))
+            let file = sessionFile(entry)
+            if FileManager.default.fileExists(atPath: file.path) {
+                try FileManager.default.removeItem(at: file)
+            }
         } catch {
             fail(error)
         }
@@ -122,18 +127,20 @@ public final class ChatModel {
     // life of a session
     //
 
-    /// Loads a model, and goes on where its conversation was.
+    /// Loads a model and resumes its conversation. If the open conversation cannot be saved, it stays open instead.
     public func open(_ entry: ModelStore.Entry) async {
-        await close()
+        guard await close() else { return }
         current = entry
         await load()
     }
 
-    /// Saves and lets go.
-    public func close() async {
-        await perform([.settle, .save, .release], because: .background)
+    /// Saves the conversation and releases the model. False, with a notice, if saving failed: everything stays open.
+    @discardableResult
+    public func close() async -> Bool {
+        guard await perform([.settle, .save, .release], because: .background) else { return false }
         current = nil
         state.apply(.closed)
+        return true
     }
 
     private func load() async {
@@ -169,7 +176,7 @@ public final class ChatModel {
             if let saved, saved.belongs(to: model.info) {
                 session = try await Session.restore(model, from: file, options: options)
             } else {
-                if saved != nil { setAside(file) }
+                if saved != nil { try setAside(file) }
                 session = try await Session.open(model, options: options)
             }
             try Task.checkCancellation()
@@ -241,16 +248,16 @@ public final class ChatModel {
         do {
             return try await Session.peek(file)
         } catch let error where [.format, .version].contains(error.code) {
-            setAside(file)
+            try setAside(file)
             return nil
         }
     }
 
-    /// A session that cannot be restored is not ours to delete.
-    private func setAside(_ file: URL) {
-        let other = file.appendingPathExtension("old")
-        try? FileManager.default.removeItem(at: other)
-        try? FileManager.default.moveItem(at: file, to: other)
+    /// A session that cannot be restored is not ours to delete, nor are those that were set aside before it.
+    private func setAside(_ file: URL) throws {
+        let names = sequence(first: 1) { $0 + 1 }.lazy.map { file.appendingPathExtension($0 == 1 ? "old" : "old\($0)") }
+        let other = names.first { !FileManager.default.fileExists(atPath: $0.path) }!
+        try FileManager.default.moveItem(at: file, to: other)
         state.apply(.noticed(.sessionLost(other.lastPathComponent)))
     }
 
@@ -262,7 +269,7 @@ public final class ChatModel {
         let text = text.trimmingCharacters(in: .whitespacesAndNewlines)
         guard !text.isEmpty, state.canSend, await wakeUp(), let session else { return }
         state.apply(.said(text))
-        let before = await session.transcript().count
+        let before = await session.messageCount()
         let stream = session.answer(to: text, options: answerOptions) { done, total in
             Task { @MainActor in self.state.apply(.reading(done: done, total: total)) }
         }
@@ -315,9 +322,13 @@ public final class ChatModel {
             } catch {
                 failure = error
             }
-            try? await session.settle()
+            do {
+                try await session.settle()
+            } catch {
+                failure = failure ?? error
+            }
             let isCut = Task.isCancelled || failure != nil
-            if let messagesBefore, await session.transcript().count == messagesBefore {
+            if let messagesBefore, await session.messageCount() == messagesBefore {
                 state.apply(.tookBack)
             } else {
                 state.apply(.ended(isCut: isCut))
@@ -402,7 +413,9 @@ public final class ChatModel {
         }
     }
 
-    private func perform(_ steps: [LifecyclePolicy.Step], because reason: ChatState.SuspensionReason) async {
+    /// False, with a notice, if a step failed. The steps after it are left out: what could not be saved is not released.
+    @discardableResult
+    private func perform(_ steps: [LifecyclePolicy.Step], because reason: ChatState.SuspensionReason) async -> Bool {
         let time = system.beginBackgroundTime()
         defer { system.endBackgroundTime(time) }
         for step in steps {
@@ -423,10 +436,14 @@ public final class ChatModel {
                 case .tell(let notice):
                     state.apply(.noticed(notice))
                 }
+            } catch let error as EdgeStreamError where error.code == .closed {
+                continue  // it was saved and released meanwhile
             } catch {
                 fail(error)
+                return false
             }
         }
+        return true
     }
 
     private func save(_ entry: ModelStore.Entry) async throws {
@@ -459,7 +476,7 @@ public final class ChatModel {
         state.apply(.measured(gauge))
     }
 
-    private func fail(_ error: any Error) {
+    func fail(_ error: any Error) {
         // a session that was closed meanwhile was closed here
         if !(error is CancellationError), (error as? EdgeStreamError)?.code != .closed {
             state.apply(.noticed(.failure((error as? any LocalizedError)?.errorDescription ?? "\(error)")))
