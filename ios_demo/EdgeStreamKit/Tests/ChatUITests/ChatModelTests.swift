@@ -144,6 +144,18 @@ final class ChatModelTests {
         #expect(chat.state.messages.count == 4)
     }
 
+    @Test func afterAFailedRegenerationTheScreenShowsWhatTheSessionHas() async throws {
+        let chat = try await opened()
+        await chat.send("Hello")
+        chat.answerOptions.sampling.logitBias[-1] = 1  // refused
+        await chat.regenerate()
+        #expect(isFailure(chat.state.notice) && chat.state.phase == .idle)
+        let messages = chat.state.messages.map(\.text)
+        #expect(!messages.contains("") && messages.first == "Hello")
+        await chat.close()
+        #expect(try await opened().state.messages.map(\.text) == messages)
+    }
+
     //
     // background
     //
@@ -266,6 +278,16 @@ final class ChatModelTests {
         #expect(await chat.close())
         #expect(chat.state.phase == .noModel && chat.current == nil)
         #expect(try await Session.peek(session).messageCount == 2)
+    }
+
+    @Test func removingTheOpenModelNeedsNoSave() async throws {
+        let chat = try await opened()
+        await chat.send("Hello")
+        try await withoutSessions {
+            await chat.remove(try #require(chat.current))
+        }
+        #expect(chat.current == nil && chat.models.isEmpty)
+        #expect(chat.state.phase == .noModel && chat.state.notice == nil)
     }
 
     //
