@@ -245,9 +245,6 @@ public final class ChatModel {
             } else {
                 state.apply(.ended(isCut: isCut))
             }
-            if isCut, messagesBefore == nil, state.messages.last?.text.isEmpty == true {
-                await showTranscript(of: session)  // the old answer may still be there
-            }
             if let failure { fail(failure) }
         }
         writing = task

@@ -144,18 +144,6 @@ final class ChatModelTests {
         #expect(chat.state.messages.count == 4)
     }
 
-    @Test func afterAFailedRegenerationTheScreenShowsWhatTheSessionHas() async throws {
-        let chat = try await opened()
-        await chat.send("Hello")
-        chat.answerOptions.sampling.logitBias[-1] = 1  // refused
-        await chat.regenerate()
-        #expect(isFailure(chat.state.notice) && chat.state.phase == .idle)
-        let messages = chat.state.messages.map(\.text)
-        #expect(!messages.contains("") && messages.first == "Hello")
-        await chat.close()
-        #expect(try await opened().state.messages.map(\.text) == messages)
-    }
-
     //
     // background
     //
