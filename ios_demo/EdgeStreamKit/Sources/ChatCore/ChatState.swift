@@ -108,7 +108,9 @@ public struct ChatState: Sendable, Equatable {
         case .suspended(let reason):
             phase = .suspended(reason)
         case .closed:
+            let last = notice  // the user may not have read it yet
             self = ChatState()
+            notice = last
         case .cleared:
             messages = []
             (byteCount, droppedCount) = (0, 0)

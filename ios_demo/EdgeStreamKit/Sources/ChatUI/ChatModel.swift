@@ -3,17 +3,14 @@ import EdgeStreamKit
 import Foundation
 import Observation
 
-/// What the screens show and do: one conversation with one model of the store.
+/// What the screens show and do: one conversation with one model.
 ///
-/// It owns the session and carries out what the policies of ChatCore decide. It knows the system only by `ChatSystem`.
+/// It owns the session and carries out what ChatCore's policies decide. It sees the system only through `ChatSystem`.
 @MainActor
 @Observable
 public final class ChatModel {
     public private(set) var state = ChatState()
-    public private(set) var models: [ModelStore.Entry] = []
     public private(set) var current: ModelStore.Entry?
-    /// Imports and downloads on their way, by name: 0...1.
-    public private(set) var arriving: [String: Double] = [:]
 
     /// For conversations begun from now on.
     public var systemPrompt: String?
@@ -26,26 +23,22 @@ public final class ChatModel {
     /// Threads of the engine; nil: as many as there are cores.
     @ObservationIgnored public var threads: Int?
 
-    @ObservationIgnored private let store: ModelStore
-    @ObservationIgnored private let source: any ModelSource
-    @ObservationIgnored private let sessions: URL
+    @ObservationIgnored private let library: ModelLibrary
+    @ObservationIgnored private let loader: SessionLoader
     @ObservationIgnored private let system: any ChatSystem
     @ObservationIgnored private var session: Session?
     @ObservationIgnored private var loading: Task<Void, Never>?
     @ObservationIgnored private var writing: Task<Void, Never>?
-    @ObservationIgnored private var thermal = ThermalPolicy()
-    @ObservationIgnored private var resting: [CheckedContinuation<Void, Never>] = []
+    @ObservationIgnored private let pacer = AnswerPacer()
     @ObservationIgnored private var lastSave = ContinuousClock.now
     @ObservationIgnored private let clock = ContinuousClock()
 
     /// Files go into `folder`: models, and a session per model.
     public init(folder: URL, system: any ChatSystem, source: any ModelSource) throws {
-        store = try ModelStore(folder: folder.appendingPathComponent("models")) { try await sha256(of: $0) }
-        sessions = folder.appendingPathComponent("sessions")
-        try FileManager.default.createDirectory(at: sessions, withIntermediateDirectories: true)
+        library = try ModelLibrary(folder: folder.appendingPathComponent("models"), source: source)
+        loader = try SessionLoader(folder: folder.appendingPathComponent("sessions"), system: system)
         self.system = system
-        self.source = source
-        thermal.update(system.thermalLevel)
+        pacer.update(system.thermalLevel)
         refreshModels()
     }
 
@@ -60,9 +53,13 @@ public final class ChatModel {
     // models
     //
 
+    public var models: [ModelStore.Entry] { library.models }
+    /// Imports and downloads on their way, by name: 0...1.
+    public var arriving: [String: Double] { library.arriving }
+
     public func refreshModels() {
         do {
-            models = try store.entries()
+            try library.refresh()
         } catch {
             fail(error)
         }
@@ -70,48 +67,36 @@ public final class ChatModel {
 
     /// Imports a GGUF file or a folder of `edge-stream export-ios`.
     public func add(_ url: URL) async {
-        await arrive(url.lastPathComponent) { progress in
-            try await self.store.add(url, onProgress: progress)
-        }
-    }
-
-    public func files(of repository: HubRepository) async throws -> [HubRepository.File] {
-        try await source.files(of: repository)
-    }
-
-    public func download(_ file: HubRepository.File) async {
-        await arrive(file.manifest.name) { progress in
-            let arrived = try await self.source.download(file, onProgress: progress)
-            defer { try? FileManager.default.removeItem(at: arrived) }
-            return try await self.store.add(arrived, expected: file.manifest, move: true)
-        }
-    }
-
-    private func arrive(
-        _ name: String, _ work: (_ progress: @escaping @Sendable (Double) -> Void) async throws -> ModelStore.Entry
-    ) async {
-        guard arriving[name] == nil else { return }
-        arriving[name] = 0
         do {
-            _ = try await work { share in
-                Task { @MainActor in
-                    if self.arriving[name] != nil { self.arriving[name] = share }
-                }
-            }
+            try await library.add(url)
         } catch {
             fail(error)
         }
-        arriving[name] = nil
+        refreshModels()
+    }
+
+    public func files(of repository: HubRepository) async throws -> [HubRepository.File] {
+        try await library.source.files(of: repository)
+    }
+
+    public func download(_ file: HubRepository.File) async {
+        do {
+            try await library.download(file)
+        } catch {
+            fail(error)
+        }
         refreshModels()
     }
 
     public func remove(_ entry: ModelStore.Entry) async {
         if entry == current {
-            await close()
+            await perform([.settle, .release], because: .background)  // its conversation goes with it
+            current = nil
+            state.apply(.closed)
         }
         do {
-            try store.remove(entry)
-            try? FileManager.default.removeItem(at: sessionFile(entry))
+            try library.remove(entry)
+            try loader.remove(sessionOf: entry)
         } catch {
             fail(error)
         }
@@ -122,18 +107,20 @@ public final class ChatModel {
     // life of a session
     //
 
-    /// Loads a model, and goes on where its conversation was.
+    /// Loads a model and resumes its conversation. If the open conversation cannot be saved, it stays open instead.
     public func open(_ entry: ModelStore.Entry) async {
-        await close()
+        guard await close() else { return }
         current = entry
         await load()
     }
 
-    /// Saves and lets go.
-    public func close() async {
-        await perform([.settle, .save, .release], because: .background)
+    /// Saves the conversation and releases the model. False, with a notice, if saving failed: everything stays open.
+    @discardableResult
+    public func close() async -> Bool {
+        guard await perform([.settle, .save, .release], because: .background) else { return false }
         current = nil
         state.apply(.closed)
+        return true
     }
 
     private func load() async {
@@ -157,24 +144,17 @@ public final class ChatModel {
 
     private func load(_ entry: ModelStore.Entry) async {
         do {
-            let file = sessionFile(entry)
-            let saved = try await usableSession(file)
-            guard let options = try await fittingOptions(entry, saved) else { return }
-            let model = try await Model.load(entry.file) { done, total in
+            var options = SessionOptions(systemPrompt: systemPrompt)
+            options.threads = threads
+            let (session, notice) = try await loader.load(entry, options: options, budget: budget) { done, total in
                 Task { @MainActor in
                     if case .loading = self.state.phase { self.state.apply(.loading(Double(done) / Double(total))) }
                 }
             }
-            let session: Session
-            if let saved, saved.belongs(to: model.info) {
-                session = try await Session.restore(model, from: file, options: options)
-            } else {
-                if saved != nil { setAside(file) }
-                session = try await Session.open(model, options: options)
-            }
             try Task.checkCancellation()
             self.session = session
             await showTranscript(of: session)
+            if let notice { state.apply(.noticed(notice)) }
             try await measure()
         } catch {
             if !Task.isCancelled {
@@ -193,67 +173,6 @@ public final class ChatModel {
         state.apply(.opened(transcript: messages, dropped: dropped))
     }
 
-    /// The options of a model's manifest, with the largest cache that fits into memory. Nil, and a notice, if none does.
-    private func fittingOptions(_ entry: ModelStore.Entry, _ saved: SavedSession?) async throws -> SessionOptions? {
-        var options = SessionOptions(contextSize: entry.manifest.contextSize, systemPrompt: systemPrompt)
-        options.threads = threads
-        options.sinks = entry.manifest.sinks ?? 4
-        options.keyType = try cacheType(entry.manifest.keyType)
-        options.valueType = try cacheType(entry.manifest.valueType)
-        options.chatTemplate = entry.manifest.chatTemplate
-        if let saved {
-            options.contextSize = saved.contextSize  // what a restored session will have
-        }
-        let wanted = try await Model.memoryNeed(of: entry.file, session: options)
-        guard case .refused(let short) = budget.judge(need: wanted.peak, available: system.availableMemory) else {
-            return options
-        }
-        // a saved session has the size it has
-        for size in sequence(first: wanted.contextSize / 2, next: { $0 / 2 }).prefix(while: { saved == nil && $0 >= 1024 }) {
-            options.contextSize = size
-            let need = try await Model.memoryNeed(of: entry.file, session: options).peak
-            if budget.judge(need: need, available: system.availableMemory) == .fits {
-                state.apply(.noticed(.smallerCache(size)))
-                return options
-            }
-        }
-        state.apply(.closed)
-        let need = ByteCountFormatter.string(fromByteCount: Int64(clamping: wanted.peak), countStyle: .memory)
-        let missing = ByteCountFormatter.string(fromByteCount: Int64(clamping: short), countStyle: .memory)
-        state.apply(.noticed(.failure("The model needs \(need) of memory: \(missing) more than there is.")))
-        return nil
-    }
-
-    private func cacheType(_ name: String?) throws -> CacheType {
-        guard let name else { return .f16 }
-        guard let type = CacheType(rawValue: name) else {
-            throw EdgeStreamError(.invalid, "the manifest asks for the cache type \(name), which is unknown")
-        }
-        return type
-    }
-
-    private func sessionFile(_ entry: ModelStore.Entry) -> URL {
-        sessions.appendingPathComponent(entry.id + ".session")
-    }
-
-    private func usableSession(_ file: URL) async throws -> SavedSession? {
-        guard FileManager.default.fileExists(atPath: file.path) else { return nil }
-        do {
-            return try await Session.peek(file)
-        } catch let error where [.format, .version].contains(error.code) {
-            setAside(file)
-            return nil
-        }
-    }
-
-    /// A session that cannot be restored is not ours to delete.
-    private func setAside(_ file: URL) {
-        let other = file.appendingPathExtension("old")
-        try? FileManager.default.removeItem(at: other)
-        try? FileManager.default.moveItem(at: file, to: other)
-        state.apply(.noticed(.sessionLost(other.lastPathComponent)))
-    }
-
     //
     // talking
     //
@@ -262,7 +181,7 @@ public final class ChatModel {
         let text = text.trimmingCharacters(in: .whitespacesAndNewlines)
         guard !text.isEmpty, state.canSend, await wakeUp(), let session else { return }
         state.apply(.said(text))
-        let before = await session.transcript().count
+        let before = await session.messageCount()
         let stream = session.answer(to: text, options: answerOptions) { done, total in
             Task { @MainActor in self.state.apply(.reading(done: done, total: total)) }
         }
@@ -278,7 +197,7 @@ public final class ChatModel {
     /// Ends the answer that is being written, and returns when nothing is computed any more.
     public func stop() async {
         writing?.cancel()
-        letGoOn()
+        pacer.wake()
         await writing?.value
     }
 
@@ -287,7 +206,7 @@ public final class ChatModel {
         do {
             try await session.clear()
             state.apply(.cleared)
-            try await session.save(to: sessionFile(current))
+            try await session.save(to: loader.file(of: current))
             try await measure()
         } catch {
             fail(error)
@@ -315,9 +234,13 @@ public final class ChatModel {
             } catch {
                 failure = error
             }
-            try? await session.settle()
+            do {
+                try await session.settle()
+            } catch {
+                failure = failure ?? error
+            }
             let isCut = Task.isCancelled || failure != nil
-            if let messagesBefore, await session.transcript().count == messagesBefore {
+            if let messagesBefore, await session.messageCount() == messagesBefore {
                 state.apply(.tookBack)
             } else {
                 state.apply(.ended(isCut: isCut))
@@ -350,34 +273,17 @@ public final class ChatModel {
                 measure(token)
             }
             if token.finish == nil {
-                try await rest(after: now - asked)
+                try await pacer.rest(after: now - asked, system)
             }
             asked = clock.now
         }
     }
 
-    /// Rests as the temperature asks for: a while, or until it has cooled down.
-    private func rest(after token: Duration) async throws {
-        while !Task.isCancelled {
-            if let pause = thermal.rest(after: token) {
-                return pause > .zero ? try await system.sleep(for: pause) : ()
-            }
-            await withCheckedContinuation { resting.append($0) }
-        }
-    }
-
     /// Returns once a hot phone has paused the answer that is being written.
     func pausedByHeat() async {
-        while resting.isEmpty && writing != nil {
+        while !pacer.isHolding && writing != nil {
             await Task.yield()
         }
-    }
-
-    private func letGoOn() {
-        for continuation in resting {
-            continuation.resume()
-        }
-        resting = []
     }
 
     //
@@ -387,11 +293,8 @@ public final class ChatModel {
     /// What a screen of an app hears from its system; public for apps that hear it elsewhere.
     public func handle(_ event: SystemEvent) async {
         if case .thermal(let level) = event {
-            thermal.update(level)
-            if thermal.pace != .paused {
-                letGoOn()
-                if state.notice == .tooHot { dismissNotice() }
-            }
+            pacer.update(level)
+            if !pacer.isPaused, state.notice == .tooHot { dismissNotice() }
             var gauge = state.gauge
             gauge.thermal = level
             state.apply(.measured(gauge))
@@ -402,7 +305,9 @@ public final class ChatModel {
         }
     }
 
-    private func perform(_ steps: [LifecyclePolicy.Step], because reason: ChatState.SuspensionReason) async {
+    /// False, with a notice, if a step failed. The steps after it are left out: what could not be saved is not released.
+    @discardableResult
+    private func perform(_ steps: [LifecyclePolicy.Step], because reason: ChatState.SuspensionReason) async -> Bool {
         let time = system.beginBackgroundTime()
         defer { system.endBackgroundTime(time) }
         for step in steps {
@@ -423,14 +328,18 @@ public final class ChatModel {
                 case .tell(let notice):
                     state.apply(.noticed(notice))
                 }
+            } catch let error as EdgeStreamError where error.code == .closed {
+                continue  // it was saved and released meanwhile
             } catch {
                 fail(error)
+                return false
             }
         }
+        return true
     }
 
     private func save(_ entry: ModelStore.Entry) async throws {
-        try await session?.save(to: sessionFile(entry))
+        try await session?.save(to: loader.file(of: entry))
         lastSave = clock.now
     }
 
@@ -459,7 +368,7 @@ public final class ChatModel {
         state.apply(.measured(gauge))
     }
 
-    private func fail(_ error: any Error) {
+    func fail(_ error: any Error) {
         // a session that was closed meanwhile was closed here
         if !(error is CancellationError), (error as? EdgeStreamError)?.code != .closed {
             state.apply(.noticed(.failure((error as? any LocalizedError)?.errorDescription ?? "\(error)")))

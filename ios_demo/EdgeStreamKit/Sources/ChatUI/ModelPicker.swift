@@ -32,8 +32,9 @@
                     }
                 }
                 .fileImporter(isPresented: $importsFile, allowedContentTypes: [.folder, .data]) { result in
-                    if case .success(let url) = result {
-                        Task { await add(url) }
+                    switch result {
+                    case .success(let url): Task { await add(url) }
+                    case .failure(let error): chat.fail(error)
                     }
                 }
             }

@@ -150,6 +150,11 @@ public actor Session {
         }
     }
 
+    /// Messages since the conversation began, dropped ones included: a message that was taken back does not count.
+    public func messageCount() -> Int {
+        handle.pointer.map { Int(es_app_message_count($0) + es_app_message_dropped($0)) } ?? 0
+    }
+
     /// Messages that the transcript no longer has.
     public func droppedMessageCount() -> Int {
         handle.pointer.map { Int(es_app_message_dropped($0)) } ?? 0

@@ -49,6 +49,9 @@ import Testing
         #expect(!state.canSend)
         state.apply(.closed)
         #expect(state == ChatState())
+        state.apply(.noticed(.failure("No space")))
+        state.apply(.closed)
+        #expect(state.phase == .noModel && state.notice == .failure("No space"))
     }
 
     @Test func theScreenIsBoundedAsTheStreamIs() {

@@ -219,6 +219,115 @@ final class ChatModelTests {
         #expect(try Data(contentsOf: session.appendingPathExtension("old")) == Data("not a session".utf8))
     }
 
+    @Test func sessionsSetAsideBeforeAreKept() async throws {
+        try FileManager.default.createDirectory(at: session.deletingLastPathComponent(), withIntermediateDirectories: true)
+        for name in ["first", "second"] {
+            try Data(name.utf8).write(to: session)
+            let chat = try await opened()
+            #expect(chat.state.notice == .sessionLost(name == "first" ? "demo.session.old" : "demo.session.old2"))
+        }
+        #expect(try Data(contentsOf: session.appendingPathExtension("old")) == Data("first".utf8))
+        #expect(try Data(contentsOf: session.appendingPathExtension("old2")) == Data("second".utf8))
+    }
+
+    /// While `body` runs, a file is in the place of the folder of sessions: saving fails.
+    private func withoutSessions(_ body: () async throws -> Void) async throws {
+        let folder = session.deletingLastPathComponent()
+        try FileManager.default.removeItem(at: folder)
+        try Data().write(to: folder)
+        try await body()
+        try FileManager.default.removeItem(at: folder)
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: false)
+    }
+
+    private func isFailure(_ notice: ChatState.Notice?) -> Bool {
+        if case .failure = notice { true } else { false }
+    }
+
+    @Test func whatCannotBeSavedStaysOpen() async throws {
+        let chat = try await opened()
+        await chat.send("Hello")
+        let messages = chat.state.messages
+        let entry = try #require(chat.current)
+        system.availableMemory = 1 << 20
+        try await withoutSessions {
+            #expect(await chat.close() == false)
+            #expect(isFailure(chat.state.notice))
+            chat.dismissNotice()
+            await chat.open(entry)
+            #expect(isFailure(chat.state.notice))
+            for event in [SystemEvent.background, .memoryWarning] {
+                chat.dismissNotice()
+                await self.event(event, chat)
+                #expect(isFailure(chat.state.notice))
+            }
+            #expect(chat.state.phase == .idle && chat.state.messages == messages && chat.current == entry)
+        }
+        #expect(await chat.close())
+        #expect(chat.state.phase == .noModel && chat.current == nil)
+        #expect(try await Session.peek(session).messageCount == 2)
+    }
+
+    @Test func removingTheOpenModelNeedsNoSave() async throws {
+        let chat = try await opened()
+        await chat.send("Hello")
+        try await withoutSessions {
+            await chat.remove(try #require(chat.current))
+        }
+        #expect(chat.current == nil && chat.models.isEmpty)
+        #expect(chat.state.phase == .noModel && chat.state.notice == nil)
+    }
+
+    //
+    // a long transcript
+    //
+
+    private func section(_ tag: Data, _ bytes: Data) -> Data {
+        let length = withUnsafeBytes(of: UInt64(bytes.count).littleEndian) { Data($0) }
+        let table = (0..<256).map { n in
+            (0..<8).reduce(UInt32(n)) { c, _ in c >> 1 ^ (c & 1 == 0 ? 0 : 0xEDB8_8320) }
+        }
+        var crc = ~UInt32(0)
+        for byte in [UInt8](tag + length + bytes) {
+            crc = crc >> 8 ^ table[Int(UInt8(truncatingIfNeeded: crc) ^ byte)]
+        }
+        return tag + withUnsafeBytes(of: (~crc).littleEndian) { Data($0) } + length + bytes
+    }
+
+    /// Makes the first answer in a session file a million bytes long, which is all that a transcript keeps.
+    private func fillTranscript(_ file: URL) throws {
+        // a section: tag, CRC-32 of tag, size and bytes, size, bytes
+        var data = try Data(contentsOf: file)
+        let start = try #require(data.range(of: Data(#"{"answer_start""#.utf8))).lowerBound
+        let size = data[(start - 8)..<start].reversed().reduce(0) { $0 << 8 | Int($1) }
+        let json = try JSONSerialization.jsonObject(with: data[start..<(start + size)])
+        var conversation = try #require(json as? [String: Any])
+        var messages = try #require(conversation["messages"] as? [[String: Any]])
+        messages[1]["content"] = String(repeating: "x", count: 1_000_000)
+        conversation["messages"] = messages
+        let new = try JSONSerialization.data(withJSONObject: conversation)
+        let length = withUnsafeBytes(of: UInt64(new.count).littleEndian) { Data($0) }
+        let user = section(data[(start - 16)..<(start - 12)], new)
+        data.replaceSubrange((start - 16)..<(start + size), with: user)
+        data.replaceSubrange(72..<80, with: length)  // the header, at 16, has the size as well
+        data.replaceSubrange(16..<104, with: section(data[16..<20], data[32..<104]))
+        try data.write(to: file)
+    }
+
+    @Test func aTurnStaysOnTheScreenWhereTheTranscriptDropsOlderOnes() async throws {
+        let first = try await opened()
+        await first.send("Hello")
+        await first.close()
+        try fillTranscript(session)
+        let chat = try await opened()
+        #expect(chat.state.notice == nil && chat.state.messages.last?.text.utf8.count == 1_000_000)
+        await chat.send("Still there?")
+        #expect(chat.state.messages.map(\.role) == [.user, .assistant] && chat.state.droppedCount == 2)
+        #expect(chat.state.messages.first?.text == "Still there?" && chat.state.messages.last?.text.isEmpty == false)
+        await chat.close()
+        #expect(try await Session.peek(session).messageCount == 2)
+    }
+
     //
     // memory
     //
