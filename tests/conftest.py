@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from mlc_models import write_mlc
@@ -22,6 +23,10 @@ from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 from edge_stream import Engine
 from edge_stream.hardware import devices
 from edge_stream.native import bindings
+
+# no test measures wall-clock time
+hypothesis.settings.register_profile("edge-stream", deadline=None)
+hypothesis.settings.load_profile("edge-stream")
 
 # proofs and compiled libraries of earlier runs are nobody's business
 _CACHE = tempfile.TemporaryDirectory(prefix="edge-stream-cache-")
