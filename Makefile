@@ -3,7 +3,7 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 LIB     := edge_stream/lib
-NATIVE  := $(shell find native -type f -not -path 'native/tests/*') CMakeLists.txt edge_stream/_version.py
+NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*.py*') CMakeLists.txt edge_stream/_version.py
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

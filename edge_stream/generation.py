@@ -55,8 +55,8 @@ class Writer:
         self._n = 0
 
     def next(self) -> Token:
-        """Choose a token and feed it, in one native call."""
-        self._call(self._native.es_stream_next, self.stream.handle, self.stream.sampler)
+        """Choose a token and feed it, in one native call. Ctrl-C meanwhile waits for callbacks.deliver."""
+        self._call(self._native.es_stream_next, self.stream.handle, self.stream.sampler, late=True)
         return self._record(self._chosen.n_past, self._chosen.n_cached)
 
     def choose(self) -> int:
@@ -69,8 +69,8 @@ class Writer:
         stats = self.stream.stats
         return self._record(stats.n_past, stats.n_cached)
 
-    def _call(self, function: object, *handles: C.c_void_p) -> None:
-        self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen))
+    def _call(self, function: object, *handles: C.c_void_p, late: bool = False) -> None:
+        self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen), late=late)
         self._piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
 
     def _record(self, n_past: int, n_cached: int) -> Token:

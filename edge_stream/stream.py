@@ -62,9 +62,19 @@ class Stream:
         self._sampling: tuple[Sampling, bool] | None = None
         self.handle = backend.init_stream(params)
 
-    def call(self, function: Any, *arguments: Any) -> None:
-        """Make a native call. Raises its error, or what one of the backend's callbacks raised."""
-        bindings.check(self.backend.callbacks.run(function, *arguments))
+    def call(self, function: Any, *arguments: Any, late: bool = False) -> None:
+        """A native call on the stream. Raises its error, or what a callback of the backend raised.
+
+        late: Ctrl-C does not hide that the call succeeded; callbacks.deliver raises it.
+        """
+        callbacks = self.backend.callbacks
+        try:
+            bindings.check(callbacks.run(function, *arguments))
+        except BaseException:
+            callbacks.deliver()
+            raise
+        if not late:
+            callbacks.deliver()
 
     #
     # reading
@@ -173,7 +183,11 @@ class Stream:
         """
         writer = self.writer(max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
         while not writer.finished:
-            yield writer.next()
+            token = writer.next()
+            try:
+                yield token
+            finally:
+                self.backend.callbacks.deliver()  # Ctrl-C while the token was computed, which the stream has seen
 
     def writer(
         self,
@@ -271,8 +285,14 @@ class Stream:
     def snapshot(self, user: bytes = b"") -> Snapshot:
         """A copy of the session in memory, so that the stream can continue while another thread writes it."""
         handle, types = C.c_void_p(), self._cache_types()
-        self.call(self._native.es_snapshot_init, self.handle, self.sampler, *types, user, len(user), C.byref(handle))
-        return Snapshot(handle)
+        snapshot = Snapshot(handle)
+        try:
+            arguments = (self.handle, self.sampler, *types, user, len(user), C.byref(handle))
+            self.call(self._native.es_snapshot_init, *arguments)
+        except BaseException:
+            snapshot.close()
+            raise
+        return snapshot
 
     def load(self, path: str | Path, user: bytes) -> None:
         """Restore a session file; `user` is what its caller's bytes were. Raises SessionError."""

@@ -67,9 +67,9 @@ class Stage:
                 shutil.rmtree(path)
         names = self.run("files", "git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z")
         for name in filter(None, names.split("\0")):
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_symlink() or (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.folder / name)
+                shutil.copy2(ROOT / name, self.folder / name, follow_symlinks=False)
         self.make_venv()
 
     def make_venv(self) -> None:

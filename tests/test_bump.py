@@ -152,3 +152,13 @@ def test_which_version(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sys.argv", ["bump.py", *args])
     with pytest.raises(SystemExit, match="which version"):
         bump.main()
+
+
+def test_the_copy_has_the_tree_with_its_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """edge_stream/converters is a link to a folder; without it no test of the copy can be collected."""
+    monkeypatch.setattr(bump.Stage, "make_venv", lambda _stage: None)
+    stage = bump.Stage("9.8.7")
+    monkeypatch.setattr(stage, "folder", tmp_path / "stage")
+    stage.copy()
+    link = stage.folder / "edge_stream" / "converters"
+    assert link.is_symlink() and (link / "to_gguf.py").exists() and (stage.folder / "pyproject.toml").exists()

@@ -159,3 +159,44 @@ def test_one_native_call_per_generated_token(load: Callable[..., Engine], draw: 
         assert calls == ["es_stream_next"] * 5
         assert [r.n_past for r in records] == [11, 12, 13, 14, 15]
         assert records[-1].n_cached == stream.stats.n_cached
+
+
+def test_a_token_that_was_fed_is_yielded_before_ctrl_c(load: Callable[..., Engine], draw: Draw) -> None:
+    """The text is never a token short of the stream."""
+    engine = load("chat", n_ctx=64)
+    with engine.stream() as stream:
+        stream.feed(draw(10))
+        run, seen = engine.backend.callbacks.run, []
+
+        def interrupted(function: Any, *arguments: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                status = function(*arguments)
+                if function.__name__ == "es_stream_next" and len(seen) == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return status
+
+            return run(call, *arguments)
+
+        engine.backend.callbacks.run = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            seen.extend(token.token for token in stream.generate(10, ignore_eos=True))
+        assert len(seen) == 3 and stream.tokens()[-3:] == seen and stream.stats.n_past == 13
+
+
+def test_an_interrupt_goes_to_the_handler_of_its_time() -> None:
+    """Also where the call fails: nothing is left for the next call."""
+    callbacks, seen = Callbacks(), []
+
+    def fail() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise ZeroDivisionError
+
+    first = signal.signal(signal.SIGINT, lambda *_: seen.append("first"))
+    with pytest.raises(ZeroDivisionError):
+        callbacks.run(fail)
+    signal.signal(signal.SIGINT, lambda *_: seen.append("second"))
+    callbacks.deliver()
+    assert callbacks.run(lambda: 7) == 7
+    callbacks.deliver()
+    signal.signal(signal.SIGINT, first)
+    assert seen == ["first"]

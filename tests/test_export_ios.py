@@ -17,7 +17,7 @@ from tiny_models import write_tiny_llama
 from edge_stream.cli import cli
 from edge_stream.errors import EdgeStreamError
 from edge_stream.ios import export
-from edge_stream.ios.export import Wishes, choose
+from edge_stream.ios.export import ExportRequest, choose
 from edge_stream.ios.phones import PHONES
 from edge_stream.models import names
 
@@ -39,33 +39,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_largest_cache_that_fits(tiny: Path) -> None:
-    wishes = Wishes(chat_template="chatml", n_ctx=None)
-    roomy = choose(tiny, wishes, 10**12)
+    request = ExportRequest(chat_template="chatml", n_ctx=None)
+    roomy = choose(tiny, request, 10**12)
     assert (roomy.cache_type_k, roomy.cache_type_v) == ("f16", "f16")
     assert roomy.n_ctx >= 1024 and roomy.n_keep == 4
     # a byte less than that: smaller keys before a smaller window
-    tighter = choose(tiny, wishes, roomy.peak - 1)
+    tighter = choose(tiny, request, roomy.peak - 1)
     assert (tighter.n_ctx, tighter.cache_type_k) == (roomy.n_ctx, "q8_0")
     assert tighter.peak < roomy.peak and tighter.memory["cache"] < roomy.memory["cache"]
     with pytest.raises(EdgeStreamError, match="does not fit: with n_ctx = "):
-        choose(tiny, wishes, 1000)
+        choose(tiny, request, 1000)
 
 
 def test_the_window_is_halved_before_it_is_refused() -> None:
     demo = names.resolve("demo")
-    whole = choose(demo, Wishes(), 10**12)
-    q8 = choose(demo, Wishes(), whole.peak - 1)
-    half = choose(demo, Wishes(), q8.peak - 1)
+    whole = choose(demo, ExportRequest(), 10**12)
+    q8 = choose(demo, ExportRequest(), whole.peak - 1)
+    half = choose(demo, ExportRequest(), q8.peak - 1)
     assert (whole.n_ctx, q8.n_ctx, half.n_ctx) == (8192, 8192, 4096)
     assert q8.cache_type_k == "q8_0"
     # what the user asks for is not made smaller
     with pytest.raises(EdgeStreamError, match="n_ctx = 8192"):
-        choose(demo, Wishes(n_ctx=8192), q8.peak - 1)
-    assert choose(demo, Wishes(n_ctx=2048, cache_type_k="q4_0"), 10**12).cache_type_k == "q4_0"
+        choose(demo, ExportRequest(n_ctx=8192), q8.peak - 1)
+    assert choose(demo, ExportRequest(n_ctx=2048, cache_type_k="q4_0"), 10**12).cache_type_k == "q4_0"
 
 
 def test_memory_adds_up() -> None:
-    choice = choose(names.resolve("demo"), Wishes(n_ctx=1024), 10**12)
+    choice = choose(names.resolve("demo"), ExportRequest(n_ctx=1024), 10**12)
     memory = choice.memory
     assert memory["cache"] == 1024 * 30 * 2 * 3 * 64 * 2  # 30 layers, keys and values, 3 heads of 64, float16
     assert memory["total"] == sum(memory[part] for part in ("weights", "cache", "sinks", "compute"))
@@ -92,7 +92,7 @@ def test_nothing_half_written(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    choice = choose(tiny, Wishes(chat_template="chatml"), 10**12)
+    choice = choose(tiny, ExportRequest(chat_template="chatml"), 10**12)
     monkeypatch.setattr(export, "_copy", full)
     with pytest.raises(EdgeStreamError, match="No space left"):
         export.export(tiny, tmp_path / "out", choice, name="tiny", device="x")

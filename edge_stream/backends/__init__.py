@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from edge_stream.vocabulary import Vocabulary
 
 
+MODES = ("stream", "window", "dense", "recompute", "shift")  # ways of reading a long text: measure/modes.py
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How a model is loaded and its cache allocated.

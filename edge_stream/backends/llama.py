@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
+from edge_stream.backends import MODES, Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.backends.llama_cache import LlamaCache
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
@@ -27,7 +27,7 @@ CAPABILITIES = Capabilities(
     cache_types=tuple(CACHE_TYPES),
     flash_attn=tuple(FLASH_ATTN),
     sink_moves=tuple(bindings.SINK_MOVES),
-    modes=("stream", "window", "dense", "recompute", "shift"),
+    modes=MODES,
     offloads=True,
     has_eval_callback=True,
 )

@@ -58,7 +58,15 @@ def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
     llama = libraries.llama()
     on_progress = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
     params.progress_callback = on_progress
-    return callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
+    model: int = 0
+    try:
+        model = callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
+        callbacks.deliver()
+    except BaseException:
+        if model:
+            llama.llama_model_free(model)
+        raise
+    return model
 
 
 def log_hint() -> str:

@@ -80,7 +80,7 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
         raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
-    choice = export.choose(path, export.Wishes(**flags), allowed)
+    choice = export.choose(path, export.ExportRequest(**flags), allowed)
     with Meter(in_bytes=True) as meter:
         manifest = export.export(
             path,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_stream.backends import MODES
 from edge_stream.cli import options
 from edge_stream.cli.console import read_text
 from edge_stream.cli.lists import ChoiceList
@@ -16,8 +17,6 @@ from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
-
-MODES = ("stream", "window", "dense", "recompute", "shift")  # those of measure.modes, which imports NumPy
 
 
 # the model, its cache and its speed, as the other commands have them

@@ -24,7 +24,7 @@ MAX_N_CTX = 8192  # a larger window costs time per token and, past the trained l
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ExportRequest:
     """The user's settings; None: chosen here."""
 
     n_ctx: int | None = None
@@ -50,16 +50,16 @@ class Choice:
         return self.memory["total"] + self.memory["cache"] + RESERVE
 
 
-def choose(path: Path, wishes: Wishes, limit: int) -> Choice:
+def choose(path: Path, request: ExportRequest, limit: int) -> Choice:
     """The largest cache that fits into `limit` bytes: f16 before q8_0, q8_0 before half the window.
 
     Raises EdgeStreamError if none fits, or if the model cannot stream or chat.
     """
-    info = _inspect(path, wishes.chat_template)
-    n_keep = info["n_keep"] if wishes.n_keep is None else wishes.n_keep
+    info = _inspect(path, request.chat_template)
+    n_keep = info["n_keep"] if request.n_keep is None else request.n_keep
     smallest: Choice | None = None
-    for n_ctx, type_k, type_v in _candidates(info, wishes):
-        memory = _memory(path, n_ctx, n_keep, type_k, type_v, wishes.chat_template)
+    for n_ctx, type_k, type_v in _candidates(info, request):
+        memory = _memory(path, n_ctx, n_keep, type_k, type_v, request.chat_template)
         choice = Choice(n_ctx, n_keep, type_k, type_v, memory)
         if choice.peak <= limit:
             return choice
@@ -71,14 +71,14 @@ def choose(path: Path, wishes: Wishes, limit: int) -> Choice:
     )
 
 
-def _candidates(info: dict[str, int], wishes: Wishes) -> Iterator[tuple[int, str, str]]:
+def _candidates(info: dict[str, int], request: ExportRequest) -> Iterator[tuple[int, str, str]]:
     """Settings in order of preference."""
-    n_ctx = wishes.n_ctx or info["n_ctx"] or max(MIN_N_CTX, min(info["n_ctx_train"], MAX_N_CTX))
+    n_ctx = request.n_ctx or info["n_ctx"] or max(MIN_N_CTX, min(info["n_ctx_train"], MAX_N_CTX))
     while True:
         for default in ("f16", "q8_0"):
-            yield n_ctx, wishes.cache_type_k or default, wishes.cache_type_v or default
+            yield n_ctx, request.cache_type_k or default, request.cache_type_v or default
         n_ctx //= 2
-        if wishes.n_ctx or n_ctx < MIN_N_CTX:
+        if request.n_ctx or n_ctx < MIN_N_CTX:
             return
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_stream.backends import MODES
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
 from edge_stream.stream import nll
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from edge_stream.stream import Stream
 
-MODES = ("stream", "window", "dense", "recompute", "shift")
 SINKLESS = ("window", "dense", "recompute")  # n_keep means nothing to them
 
 

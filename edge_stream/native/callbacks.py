@@ -20,15 +20,14 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._deferred: tuple[int, FrameType | None] | None = None
-        self._handler: Any = None
+        self._deferred: tuple[Any, int, FrameType | None] | None = None  # handler, and what it is to be called with
 
     def guard(self, kind: Any, function: Callable[..., Any], failed: Any = 0) -> Any:
         """function as a ctypes callback of type `kind`. After an exception it returns `failed` until `run` ends."""
 
         def call(*arguments: Any) -> Any:
             try:
-                self._deliver()
+                self.deliver()
                 if self._error is None:
                     return function(*arguments)
             except BaseException as error:
@@ -38,14 +37,25 @@ class Callbacks:
         return kind(call)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a native function. Raises what a callback raised meanwhile, including KeyboardInterrupt."""
+        """Call a native function. Raises what a callback raised meanwhile, including KeyboardInterrupt.
+
+        An interrupt that no callback saw waits for `deliver`: call it once the result is in a safe place.
+        """
         with self._defer_interrupt():
-            result = function(*arguments)
-        error, self._error = self._error, None
+            try:
+                result = function(*arguments)
+            finally:
+                error, self._error = self._error, None
         if error is not None:
             raise error
-        self._deliver()
         return result
+
+    def deliver(self) -> None:
+        """Hand a deferred interrupt to its handler, which may raise KeyboardInterrupt."""
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            handler, *arguments = deferred
+            handler(*arguments)
 
     @contextmanager
     def _defer_interrupt(self) -> Iterator[None]:
@@ -54,17 +64,12 @@ class Callbacks:
         if threading.current_thread() is not threading.main_thread() or not callable(handler):
             yield
             return
-        self._handler = handler
-        signal.signal(signal.SIGINT, self._defer)
+
+        def defer(number: int, frame: FrameType | None) -> None:
+            self._deferred = handler, number, frame
+
+        signal.signal(signal.SIGINT, defer)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, handler)
-
-    def _defer(self, number: int, frame: FrameType | None) -> None:
-        self._deferred = number, frame
-
-    def _deliver(self) -> None:
-        deferred, self._deferred = self._deferred, None
-        if deferred is not None:
-            self._handler(*deferred)

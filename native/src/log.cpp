@@ -9,8 +9,17 @@
 namespace {
 
 std::atomic<bool> is_verbose{ false };
-std::mutex        mutex;
-std::string       last_error;
+
+struct error_log {
+    std::mutex  mutex;
+    std::string last;
+};
+
+// never destroyed: some backends log while the process ends
+error_log & errors() {
+    static auto * e = new error_log;
+    return *e;
+}
 
 void keep(ggml_log_level level, const char * text, void *) {
     if (is_verbose) {
@@ -21,8 +30,8 @@ void keep(ggml_log_level level, const char * text, void *) {
         const std::string line = text;
         const size_t      end  = line.find_last_not_of(" \n");
 
-        const std::lock_guard<std::mutex> lock(mutex);
-        last_error = line.substr(0, end == std::string::npos ? 0 : end + 1);
+        const std::lock_guard<std::mutex> lock(errors().mutex);
+        errors().last = line.substr(0, end == std::string::npos ? 0 : end + 1);
     }
 }
 
@@ -31,15 +40,15 @@ void keep(ggml_log_level level, const char * text, void *) {
 void es_log_set(bool verbose) {
     is_verbose = verbose;
     {
-        const std::lock_guard<std::mutex> lock(mutex);
-        last_error.clear();
+        const std::lock_guard<std::mutex> lock(errors().mutex);
+        errors().last.clear();
     }
     llama_log_set(keep, nullptr);
 }
 
 const char * es_log_last_error(void) {
     static thread_local std::string   copy;
-    const std::lock_guard<std::mutex> lock(mutex);
-    copy = last_error;
+    const std::lock_guard<std::mutex> lock(errors().mutex);
+    copy = errors().last;
     return copy.c_str();
 }

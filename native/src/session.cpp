@@ -166,7 +166,12 @@ int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, i
 }
 
 uint64_t es_snapshot_size(const es_snapshot * snapshot) {
-    return es_session_size(snapshot->view());
+    uint64_t n = 0;
+    (void) es_guard([&]() -> int32_t {
+        n = snapshot ? es_session_size(snapshot->view()) : 0;
+        return ES_OK;
+    });
+    return n;
 }
 
 int32_t es_snapshot_write(const es_snapshot * snapshot, const char * path) {

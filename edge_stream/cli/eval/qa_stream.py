@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from edge_stream.backends import MODES
 from edge_stream.cli.console import read_text
-from edge_stream.cli.measuring import MODES, emit, engine_options, mode_option, output_option, prepare
+from edge_stream.cli.measuring import emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
 from edge_stream.output.files import check_writable, replace_text
 
