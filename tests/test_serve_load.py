@@ -275,6 +275,17 @@ def test_a_time_limit_ends_the_answer(load: Load) -> None:
         assert answer["choices"][0]["finish_reason"] == "length" and answer["edge_stream"]["timed_out"]
 
 
+def test_a_shutdown_tells_the_requests_that_wait(load: Load) -> None:
+    events: list[Any] = []
+    with serve(load("chat", n_ctx=96), backlog=8) as served:
+        for i, emit in enumerate((lambda _: None, events.append)):
+            request = GenerationRequest(chat_history(hello(i), {}), Sampling(), ignore_eos=True)
+            served.scheduler.submit(make_task(request, served.scheduler.settings, emit))
+        served.on_engine(lambda: None)
+    assert isinstance(events[-1], Failed) and events[-1].error.code == 503
+    assert events[-1].error.message == "the server is shutting down"
+
+
 def test_a_shutdown_ends_answers_and_saves_them(load: Load, tmp_path: Path) -> None:
     with serve(load("chat", n_ctx=96), tmp_path) as served:
         with served.client.stream(

@@ -1,4 +1,4 @@
-"""Bind, say what it costs, serve, and save everything at the end."""
+"""Start the server: bind, log the memory it takes, serve, and save everything at the end."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_stream.server")
 
-_GRACE_SECONDS = 10  # for connections, once every answer has been ended
+_GRACE_SECONDS = 10  # for open connections, once every answer has ended
 
 
 class _Server(uvicorn.Server):
-    """uvicorn waits for open connections at the end; answers without end must be told to end first."""
+    """uvicorn waits for open connections at shutdown, so endless answers have to be ended first."""
 
     def __init__(self, config: uvicorn.Config, scheduler: Scheduler) -> None:
         super().__init__(config)
         self._scheduler = scheduler
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGINT, SIGTERM: an orderly end, with status 0; a second SIGINT does not wait for connections."""
+        """SIGINT, SIGTERM: shut down with status 0; a second SIGINT does not wait for connections."""
         self._scheduler.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
 
 def memory(engine: Engine) -> dict[str, float]:
-    """MiB that the server takes at most, by purpose. Nothing of it grows with the length of conversations."""
+    """Maximum memory of the server in MiB, by purpose. It does not grow with the length of conversations."""
     cache = engine.n_ctx * engine.kv_bytes_per_token
     # float32 keys of at most half a cache, where the bank moves them
     pinned = engine.n_ctx // 2 * engine.kv_bytes_per_token * 2 if engine.sink_move == "bank" else 0
@@ -54,7 +54,7 @@ def memory(engine: Engine) -> dict[str, float]:
 
 
 def serve(engine: Engine, settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises EdgeStreamError if the address cannot be had."""
+    """Serve until SIGINT or SIGTERM. Raises EdgeStreamError if the address cannot be bound."""
     _raise_file_limit(settings.limits.connections)
     scheduler = Scheduler(engine, settings, Metrics())
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -82,7 +82,7 @@ def serve(engine: Engine, settings: Settings) -> None:
             settings.session_bytes / 2**30,
         )
     if not settings.api_keys and not settings.is_loopback:
-        log.warning("anybody who can reach %s can use this server: there is no API key", settings.host)
+        log.warning("anyone who can reach %s can use this server: there is no API key", settings.host)
     config = uvicorn.Config(
         make_app(scheduler, settings),
         http=HeaderTimeoutProtocol,
@@ -104,7 +104,7 @@ def serve(engine: Engine, settings: Settings) -> None:
 
 
 def _raise_file_limit(n_connections: int) -> None:
-    """Every connection is a file; many systems allow 1,024 of them until asked."""
+    """Every connection is a file, and many systems allow only 1,024 by default."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""What the server is told at its start: addresses, limits, defaults of requests."""
+"""The server's settings: address, limits, request defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client can ask for. Whatever is over a limit is refused with a sentence, never cut silently."""
+    """What one client can ask for. Anything beyond a limit is refused with a message, never truncated silently."""
 
     body_bytes: int = 16 << 20
     body_seconds: float = 30.0  # a request must have arrived by then
@@ -25,16 +25,16 @@ class Limits:
     schema_repeats: int = 200
     tools: int = 128
     logit_bias: int = 1024
-    queue: int = 64  # requests that wait for a slot
+    queue: int = 64  # requests waiting for a slot
     connections: int = 1024
-    request_seconds: float = 3600.0  # reading and writing of one request
-    backlog: int = 256  # records that a slow reader may be behind before its generation waits
-    stall_seconds: float = 20.0  # a generation that waits so long for its reader, while others wait for a slot, ends
+    request_seconds: float = 3600.0  # from arrival to the end of the answer
+    backlog: int = 256  # events that a client may be behind before its generation waits
+    stall_seconds: float = 20.0  # after which a generation that waits for its client ends, if others need the slot
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it. `api_keys` empty: no key is asked for. `session_dir` None: nothing is written to disk."""
+    """Settings. `api_keys` empty: no key is needed. `session_dir` None: nothing is written to disk."""
 
     alias: str
     host: str = "127.0.0.1"
@@ -43,7 +43,7 @@ class Settings:
     cors: tuple[str, ...] = ()
     session_dir: Path | None = None
     session_bytes: int = 4 << 30
-    n_prefill: int = 64  # tokens of a prompt that are read between two steps of the other conversations
+    n_prefill: int = 64  # tokens of a prompt read between two steps of the other conversations
     n_predict: int = -1
     sampling: Sampling = field(default_factory=Sampling)
     ping_seconds: float = 15.0
@@ -51,5 +51,5 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """True if only this machine can connect."""
         return self.host in LOOPBACK

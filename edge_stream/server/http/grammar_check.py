@@ -1,4 +1,4 @@
-"""How ambiguous is a grammar? llama.cpp follows all readings of a text at once, and some short grammars have billions.
+"""How ambiguous is a grammar? llama.cpp follows all parses of a text at once, and short grammars can have billions.
 
 Its parser keeps a stack for every reading (llama_grammar_advance_stack). What is counted here, on the grammar's text,
 is how many readings one place can have: one for each alternative, and further ones wherever something that may be

@@ -1,4 +1,4 @@
-"""The page at `/`: static files of this package, served from memory under a strict policy."""
+"""The page at `/`: static files of this package, served from memory under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import Response
 
-# The page loads its own files and talks to this server; nothing else, whatever a model writes.
+# Whatever a model writes, the page loads its own files and talks to this server only.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -16,7 +16,7 @@ _POLICY = (
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
-    """The page's files by the path they are served at: read once, so that no request reaches the file system."""
+    """The page's files by URL path, read once: no request reaches the file system."""
     folder = Path(__file__).resolve().parent / "page"
     out = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -227,10 +227,10 @@ class Timings(BaseModel):
 
 
 class StreamInfo(BaseModel):
-    """The conversation's stream. history: how the request's was recognised.
+    """The conversation's stream. history: how the request's history was matched.
 
     `new`, `continued` (only what is new was read), `branched` (taken back to the last common message) or `rebuilt`
-    (not known: read anew, without the oldest n_messages_dropped messages if the cache cannot hold them).
+    (unknown: read again, without the oldest n_messages_dropped messages if the cache cannot hold them).
     """
 
     conversation: str

@@ -156,12 +156,13 @@ class Scheduler:
     def _sweep(self) -> None:
         """End tasks whose client has gone or whose time is over; all of them at shutdown."""
         now = time.monotonic()
+        why = "the server is shutting down" if self._closing else "the request waited too long in the queue"
         for task in list(self._queue):
             if task.cancelled or self._closing or now > task.deadline:
                 self._queue.remove(task)
                 self._left_queue()
                 if not task.cancelled:
-                    task.send(Failed(errors.unavailable("the request waited too long in the queue", 5)))
+                    task.send(Failed(errors.unavailable(why, 5)))
                 task.stage = Stage.ENDED
         for task in list(self.loop.tasks):
             task.timed_out = now > task.deadline

@@ -1,4 +1,4 @@
-// The server: its facts, and answers as a stream of chunks. What goes wrong is one sentence for people.
+// The server: its facts, and answers as a stream of chunks. Errors are one readable sentence.
 
 export class ServerError extends Error {
   constructor(message, status = 0) {

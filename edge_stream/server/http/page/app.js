@@ -3,14 +3,14 @@
 import { answer, props } from "./api.js";
 import { Store, addMessage, choose, newConversation, path, removeMessage, storage, toChat } from "./conversations.js";
 import { $, button, download, fit, h, iconButton } from "./dom.js";
-import { recognition, showGauge } from "./gauge.js";
+import { showGauge } from "./gauge.js";
 import { Messages } from "./messages.js";
 
 const SETTINGS = "edge-stream/settings";
 const THEME = "edge-stream/theme";
 const KEY = "edge-stream/key";
 const CURRENT = "edge-stream/current";
-const SAVE_MS = 2000; // how often a growing answer is saved
+const SAVE_MS = 2000; // between two saves of a growing answer
 
 const running = new Map(); // conversation id -> {controller, message}
 const problems = new Map(); // conversation id -> {text, status, retry}, shown under its last message
@@ -44,7 +44,7 @@ const parentOf = (message) => current.messages.find((m) => m.id === message.pare
 // answers
 //
 
-// Answer a message of the user in a new branch, or go on with the answer `begun`.
+// Answer a user's message in a new branch, or continue the answer `begun`.
 async function generate(conversation, question, begun = null) {
   if (running.has(conversation.id)) return;
   problems.delete(conversation.id);
@@ -162,12 +162,12 @@ function listConversations() {
   $("conversations").replaceChildren(...rows);
 }
 
-// What a screen reader says; the whole answer once it is complete, not its pieces.
+// What a screen reader says: the whole answer once it is complete.
 function say(conversation, text) {
   if (conversation === current) $("status").textContent = text;
 }
 
-// A sentence at the bottom, with something to do about it.
+// A message at the bottom, with an action.
 function notify(text, action = null, work = null) {
   const close = iconButton("close", "Close", () => $("notice").replaceChildren());
   const act = action ? [button(action, () => ($("notice").replaceChildren(), work()))] : [];
@@ -175,7 +175,7 @@ function notify(text, action = null, work = null) {
 }
 
 //
-// scrolling: with the newest text, unless somebody has scrolled up
+// scrolling: with the newest text, unless the user has scrolled up
 //
 
 const scroller = $("scroller");
@@ -192,7 +192,7 @@ const fromEnd = () => scroller.scrollHeight - scroller.clientHeight - scroller.s
 scroller.addEventListener("scroll", () => {
   const top = scroller.scrollTop;
   if (fromEnd() < 2) stick = true;
-  else if (top < lastTop) stick = false; // text only grows: someone went up
+  else if (top < lastTop) stick = false; // text only grows: the user scrolled up
   else if (fromEnd() < 24) stick = true;
   lastTop = top;
   $("to-end").hidden = stick;

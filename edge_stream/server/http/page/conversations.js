@@ -161,7 +161,7 @@ export const storage = {
       localStorage.setItem(key, value);
       return null;
     } catch (error) {
-      return error.name === "QuotaExceededError" ? "The browser's storage is full." : "The browser keeps nothing for this page.";
+      return error.name === "QuotaExceededError" ? "The browser's storage is full." : "The browser does not allow this page to store anything.";
     }
   },
   remove(key) {

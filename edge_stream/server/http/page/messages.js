@@ -5,9 +5,9 @@ import { button, copyButton, fit, h } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 
 const NOTES = {
-  length: "Ended at the limit of tokens.",
+  length: "Reached the token limit.",
   stopped: "Stopped.",
-  failed: "Not complete.",
+  failed: "Incomplete.",
   writing: "",
   stop: "",
 };
@@ -26,7 +26,7 @@ export class Messages {
     for (; i < messages.length; i++) this.list.append(this.build(conversation, messages[i]));
   }
 
-  // Make one message's node anew, where it is shown.
+  // Rebuild one message's node, if it is shown.
   refresh(conversation, message) {
     const old = this.nodeOf(message);
     if (!old) return;
@@ -40,7 +40,7 @@ export class Messages {
     return [...this.list.children].findLast((node) => node.message === message);
   }
 
-  // An answer has grown. Gives whether it is shown.
+  // An answer has grown. Returns whether it is shown.
   grow(message) {
     const view = this.nodeOf(message)?.view;
     view?.update(message.content);
@@ -88,7 +88,7 @@ export class Messages {
     return foot;
   }
 
-  // The text becomes a field; saving it begins a branch.
+  // Turn the text into a field; saving it starts a branch.
   edit(node) {
     const { message } = node;
     const field = h("textarea", { value: message.content, ariaLabel: "Edited message" });
