@@ -19,9 +19,10 @@ from typing import Any
 CHECK = """
 import json, shutil, sys
 from pathlib import Path
-from edge_stream import _libs, devices
+from edge_stream.native import libraries
+from edge_stream.hardware import devices
 print(json.dumps({"compilers": [c for c in ("cc", "c++", "gcc", "g++", "clang", "cmake", "ninja") if shutil.which(c)],
-                  "libraries": str(_libs.llama_dir()), "prefix": sys.prefix,
+                  "libraries": str(libraries.llama_dir()), "prefix": sys.prefix,
                   "devices": [d.name for d in devices.devices()]}))
 """
 

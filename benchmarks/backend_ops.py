@@ -2,7 +2,7 @@
 
 CUDA's and Metal's support functions are taken out of the llama.cpp that is built (build/llama.cpp), reduced to the
 cases that the patch's ops meet, compiled against ggml's headers and asked about the very tensors that
-edge_stream/bank_ops.py describes: no hardware is needed. What they say is a promise: whether an op that a backend takes
+edge_stream/hardware/bank_ops.py describes: no hardware is needed. What they say is a promise: whether an op that a backend takes
 on computes the right thing only a run can tell.
 
     python benchmarks/backend_ops.py             # print the table
@@ -19,8 +19,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_stream import _libs, bank_ops, devices
 from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.hardware import bank_ops, devices
+from edge_stream.native import libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = ROOT / "build" / "llama.cpp" / "llama.cpp"
@@ -100,9 +101,9 @@ extern "C" bool es_metal(const ggml_tensor * op, bool bfloat) {{
 
 def loaded(library: Path) -> ctypes.CDLL:
     """A library that takes ggml's functions from this process: they are there first, one of each."""
-    _libs.llama()
+    libraries.llama()
     for part in ("ggml-base", "ggml"):
-        ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name(part)), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(libraries.llama_dir() / libraries._lib_name(part)), mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(library))
 
 
@@ -112,7 +113,7 @@ def backends() -> dict[str, Callable[[int], bool]]:
         source, library = Path(folder) / "ops.cpp", Path(folder) / "ops.so"
         source.write_text(program(), encoding="utf-8")
         include = [f"-I{LLAMA / 'ggml' / part}" for part in ("include", "src")]
-        link = [f"-L{_libs.lib_dir()}", "-lggml-base"]
+        link = [f"-L{libraries.lib_dir()}", "-lggml-base"]
         command = ["c++", "-std=c++17", "-w", "-shared", "-fPIC", *include, str(source), "-o", str(library), *link]
         subprocess.run(command, check=True)
         lib = loaded(library)

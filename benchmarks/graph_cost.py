@@ -94,11 +94,11 @@ def measure(model: str | Path, n_ctx: int = 512, **options: Any) -> dict[str, di
     counter = ctypes.CDLL(None)
     if not hasattr(counter, "es_counts_take"):
         raise RuntimeError(f"{COUNTER} is not preloaded")
-    from edge_stream import _libs
     from edge_stream.engine import Engine
+    from edge_stream.native import libraries
 
     raw = (ctypes.c_int64 * 1024)()
-    ggml = ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
+    ggml = ctypes.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml-base")))
     ggml.ggml_op_name.restype, ggml.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
 
     def take() -> list[int]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_stream.conversion import open_source
 from edge_stream.converters import reference
 from edge_stream.converters.mlc import MlcOptions, convert
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.mlc.verify import tokenize
 from edge_stream.measure.corpus import help_topics
+from edge_stream.models.conversion import open_source
 
 
 def perplexity(source: Any, tokens: list[int]) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edge_stream.engine import Engine
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
 
 
 def text_tokens(engine: Engine, n: int) -> list[int]:

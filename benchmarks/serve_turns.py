@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import httpx
 from serving_bench import Answer, ServerProcess, chat, edge_stream_command, print_stamp, scratch
 
-from edge_stream import models
+from edge_stream.models import names
 
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
@@ -115,7 +115,7 @@ def main() -> None:
     with scratch() as folder:
         servers = {"edge-stream serve": edge_stream_command(args.model, folder, *size, "-np", "2")}
         if args.llama_server:
-            command = [args.llama_server, "-m", str(models.resolve(args.model)), "--port", "{port}", *size]
+            command = [args.llama_server, "-m", str(names.resolve(args.model)), "--port", "{port}", *size]
             command += ["-np", "1", "--context-shift", "--keep", "4", "--no-webui", "--jinja"]
             servers["llama-server --context-shift"] = command
             if args.cache_reuse:

@@ -2,7 +2,7 @@
 
 llama.cpp's CPU threads meet at barriers many times per token. Policies: "default", llama.cpp's barrier with GNU
 OpenMP's spinning; "passive", the same with OMP_WAIT_POLICY=passive; "ours", native/src/ggml/es-barrier.h with time
-slices of 0.1 ms (edge_stream/_scheduling.py), edge-stream's default; "sleep", ours without spinning. Each policy runs
+slices of 0.1 ms (edge_stream/native/scheduling.py), edge-stream's default; "sleep", ours without spinning. Each policy runs
 in its own process (settings are read once), and policies take turns over several rounds. The load is one busy Python
 process per core; the fair share is then half of the quiet speed of the default. "of default" is the median of the
 rounds' ratios, since the speed of a shared machine drifts from round to round.

@@ -30,9 +30,9 @@ MAX_BUFFER = 256 << 20  # bytes of rows that libllama holds at a time
 
 def file_types() -> dict[str, int]:
     """llama-quantize's names (Q4_K_M, Q4_0, ...) -> enum llama_ftype."""
-    from edge_stream import _libs
+    from edge_stream.native import libraries
 
-    llama = _libs.llama()
+    llama = libraries.llama()
     names = [n.removeprefix(_PREFIX) for n in dir(llama) if n.startswith(_PREFIX)]
     return {n: int(getattr(llama, _PREFIX + n)) for n in sorted(names) if n not in _NOT_FOR_DENSE}
 
@@ -65,11 +65,11 @@ def quantize(
     Returns libllama's warnings about tensors that got another type. Raises EdgeStreamError with libllama's reason; an
     unfinished target may then be left behind.
     """
-    from edge_stream import _libs
+    from edge_stream.native import libraries
 
     if name.upper() in _NEED_IMATRIX and imatrix is None:
         raise EdgeStreamError(f"{name.upper()} needs an importance matrix: give --imatrix FILE (made by llama-imatrix)")
-    llama = _libs.llama()
+    llama = libraries.llama()
     last_error = [""]
     warnings: list[str] = []
 
@@ -123,9 +123,9 @@ def quantize(
 @contextmanager
 def _logging_to(sink: Callable[[int, bytes, object], None]) -> Iterator[None]:
     """Send libllama's messages to a function; restores the previous callback afterwards."""
-    from edge_stream import _libs
+    from edge_stream.native import libraries
 
-    llama = _libs.llama()
+    llama = libraries.llama()
     callback, before, user = llama.llama_log_callback(sink), llama.llama_log_callback(), C.c_void_p()
     llama.llama_log_get(C.byref(before), C.byref(user))
     llama.llama_log_set(callback, None)

@@ -14,7 +14,7 @@ import numpy as np
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
-from edge_stream.staging import check_space, publish, staging_folder
+from edge_stream.output.staging import check_space, publish, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source

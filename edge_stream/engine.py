@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import _native, models, proofs
 from edge_stream.backends import Backend, LoadOptions, open_backend
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
+from edge_stream.models import names, proofs
+from edge_stream.native import bindings
 from edge_stream.session_file import peek_session
 from edge_stream.stream import Stream, token_array
 
 if TYPE_CHECKING:
-    from edge_stream.devices import Device
+    from edge_stream.hardware.devices import Device
 
 
 class Engine:
@@ -35,7 +36,7 @@ class Engine:
         model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. options: the fields of
         backends.LoadOptions. Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
         """
-        return cls.over(open_backend(models.resolve(str(model)), LoadOptions(**options)))
+        return cls.over(open_backend(names.resolve(str(model)), LoadOptions(**options)))
 
     @classmethod
     def over(cls, backend: Backend) -> Engine:
@@ -72,7 +73,7 @@ class Engine:
         """An empty stream in a sequence (0..n_parallel-1); an earlier stream of that sequence is closed."""
         if not 0 <= seq_id < self.n_parallel:
             raise EdgeStreamError(f"seq_id = {seq_id} must be between 0 and {self.n_parallel - 1}")
-        params = _native.library().es_stream_default_params()
+        params = bindings.library().es_stream_default_params()
         params.seq_id = seq_id
         params.scratch_seq_id = self.n_parallel
         params.n_ctx = self.n_ctx if n_ctx is None else n_ctx
@@ -85,7 +86,7 @@ class Engine:
         params.n_slide = self.backend.options.n_slide
         params.rebase_at = self.backend.options.rebase_at
         params.n_boundary = n_boundary
-        params.sink_move = _native.SINK_MOVES.get(self.sink_move, 0)
+        params.sink_move = bindings.SINK_MOVES.get(self.sink_move, 0)
         params.model_tag = self.backend.facts.weights_tag
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()
@@ -106,7 +107,7 @@ class Engine:
         pairs = sorted(zip(streams, tokens, strict=True), key=lambda pair: pair[0].seq_id)
         handles = (C.c_void_p * len(pairs))(*(stream.handle.value for stream, _ in pairs))
         array = token_array([token for _, token in pairs])
-        _native.check(_native.library().es_streams_feed(handles, array, len(pairs)))
+        bindings.check(bindings.library().es_streams_feed(handles, array, len(pairs)))
 
     def restore(self, path: str | Path, *, seq_id: int = 0) -> Stream:
         """The stream that `Stream.save` wrote, in a sequence. Raises SessionError. The file is only read."""

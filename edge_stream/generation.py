@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_stream import _native
+from edge_stream.native import bindings
 from edge_stream.text import StopMatcher, Utf8Assembler
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Writer:
         self.finished = max_tokens == 0
         self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
-        self._native, self._chosen = _native.library(), _native.GeneratedToken()
+        self._native, self._chosen = bindings.library(), bindings.GeneratedToken()
         self._piece = b""
         self._start = time.perf_counter()
         self._n = 0

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edge_stream import _libs, _native
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings, libraries
 from edge_stream.vocabulary import Vocabulary
 
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
@@ -38,7 +38,7 @@ _NUMBERS = [f.name for f in fields(Sampling) if f.type in ("int", "float") and f
 
 def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -> C.c_void_p:
     """A new es_sampler, to be freed with es_sampler_free. Raises EdgeStreamError for invalid settings."""
-    lib = _native.library()
+    lib = bindings.library()
     params = lib.es_sampler_default_params()
     params.seed = sampling.seed & 0xFFFFFFFF if sampling.seed >= 0 else _RANDOM_SEED
     for name in _NUMBERS:
@@ -47,7 +47,7 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -
     if ignore_eos:
         bias |= dict.fromkeys(vocabulary.eog_tokens, float("-inf"))
     if bias:
-        array = (_native.LogitBias * len(bias))(*(_native.LogitBias(*item) for item in bias.items()))
+        array = (bindings.LogitBias * len(bias))(*(bindings.LogitBias(*item) for item in bias.items()))
         params.logit_bias, params.n_logit_bias = array, len(bias)
     if sampling.grammar and sampling.json_schema:
         raise EdgeStreamError("give a grammar or a JSON schema, not both")
@@ -55,18 +55,18 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -
     if grammar:
         params.grammar = grammar.encode()
     handle = C.c_void_p()
-    _native.check(lib.es_sampler_init(vocabulary.model, params, C.byref(handle)))
+    bindings.check(lib.es_sampler_init(vocabulary.model, params, C.byref(handle)))
     return handle
 
 
 def check_sampling(vocabulary: Vocabulary, sampling: Sampling) -> None:
     """Raise EdgeStreamError for invalid settings. Thread-safe."""
-    _native.library().es_sampler_free(make_sampler(vocabulary, sampling, False))
+    bindings.library().es_sampler_free(make_sampler(vocabulary, sampling, False))
 
 
 def schema_grammar(schema: str | Mapping[str, Any]) -> str:
     """A JSON schema as a GBNF grammar, by llama-cpp-python's converter."""
-    _libs.llama()
+    libraries.llama()
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:

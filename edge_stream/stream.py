@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import _native
 from edge_stream.errors import EdgeStreamError
 from edge_stream.generation import Token, Writer
+from edge_stream.native import bindings
 from edge_stream.sampling import Sampling, make_sampler
 from edge_stream.session_file import Snapshot
 from edge_stream.text import StopMatcher
@@ -53,18 +53,18 @@ class Stream:
     handle, sampler: es_stream * and es_sampler *, for native calls.
     """
 
-    def __init__(self, backend: Backend, params: _native.StreamParams) -> None:
+    def __init__(self, backend: Backend, params: bindings.StreamParams) -> None:
         self.backend = backend
         self.seq_id = int(params.seq_id)
         self.user = b""
         self.sampler = C.c_void_p()
-        self._native = _native.library()
+        self._native = bindings.library()
         self._sampling: tuple[Sampling, bool] | None = None
         self.handle = backend.init_stream(params)
 
     def call(self, function: Any, *arguments: Any) -> None:
         """Make a native call. Raises its error, or what one of the backend's callbacks raised."""
-        _native.check(self.backend.callbacks.run(function, *arguments))
+        bindings.check(self.backend.callbacks.run(function, *arguments))
 
     #
     # reading
@@ -100,7 +100,7 @@ class Stream:
         self, tokens: Sequence[int], on_logits: Callable[[int, NDArray[np.float32]], None] | None = None
     ) -> None:
         """Feed tokens, possibly none. on_logits(i, [n_vocab] float32) gets the logits after each token i."""
-        callback = _native.NO_CALLBACK if on_logits is None else self._logits_callback(on_logits)
+        callback = bindings.NO_CALLBACK if on_logits is None else self._logits_callback(on_logits)
         array = token_array(tokens)
         self.call(self._native.es_stream_feed, self.handle, array, len(array), callback, None)
 
@@ -113,7 +113,7 @@ class Stream:
             on_logits(index - first, np.ctypeslib.as_array(logits, shape=shape))
             return True
 
-        return self.backend.callbacks.guard(_native.LogitsCallback, see, failed=False)
+        return self.backend.callbacks.guard(bindings.LogitsCallback, see, failed=False)
 
     def logits_of(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens and return [n_tokens, n_vocab] float32: row i predicts what follows token i."""
@@ -207,7 +207,7 @@ class Stream:
         self._sampling = wanted
         if not self._native.es_sampler_restore(self.sampler, self.handle):
             for token in self.tokens()[-sampling.repeat_last_n :] if sampling.repeat_last_n > 0 else ():
-                _native.check(self._native.es_sampler_accept(self.sampler, token))
+                bindings.check(self._native.es_sampler_accept(self.sampler, token))
 
     def _free_sampler(self) -> None:
         self._native.es_sampler_free(self.sampler)
@@ -220,10 +220,10 @@ class Stream:
     @property
     def stats(self) -> StreamStats:
         """Positions, counters and times."""
-        raw = _native.StreamStats()
-        _native.check(self._native.es_stream_get_stats(self.handle, C.byref(raw)))
+        raw = bindings.StreamStats()
+        bindings.check(self._native.es_stream_get_stats(self.handle, C.byref(raw)))
         values = {name: getattr(raw, name) for name, *_ in raw._fields_}
-        values["sink_move"] = _native.SINK_MOVE_NAMES[raw.sink_move]
+        values["sink_move"] = bindings.SINK_MOVE_NAMES[raw.sink_move]
         return StreamStats(n_cached=raw.n_sinks + raw.n_window, **values)
 
     def tokens(self) -> list[int]:

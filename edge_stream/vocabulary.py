@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 from functools import cached_property
 
-from edge_stream import _libs
+from edge_stream.native import libraries
 
 
 class Vocabulary:
@@ -13,7 +13,7 @@ class Vocabulary:
 
     def __init__(self, model: int) -> None:
         self.model = model  # llama_model *
-        self._llama = _libs.llama()
+        self._llama = libraries.llama()
         self._vocab = self._llama.llama_model_get_vocab(model)
 
     def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:

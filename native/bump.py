@@ -91,7 +91,7 @@ class Stage:
         """pytest's last line."""
         path = f"{self.folder}{os.pathsep}{self.bindings}"
         wanted = f"{self.version} {self.folder / 'edge_stream' / 'lib'}"
-        code = "import edge_stream._libs as l, llama_cpp; l.llama(); print(llama_cpp.__version__, l.llama_dir())"
+        code = "import edge_stream.native.libraries as l, llama_cpp; l.llama(); print(llama_cpp.__version__, l.llama_dir())"
         loaded = self.run("loaded", self.python, "-c", code, PYTHONPATH=path).strip()
         if loaded != wanted:
             raise StepFailed(f"the tests would run against {loaded}, not {wanted}")

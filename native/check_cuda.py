@@ -28,7 +28,7 @@ PACKAGES = (
     "nvidia-cublas==13.1.0.3",
 )
 ARCHITECTURE = "80-real"
-# by the ops of edge_stream/bank_ops.py; ggml-cuda.cu dispatches, and decides what is supported and fused
+# by the ops of edge_stream/hardware/bank_ops.py; ggml-cuda.cu dispatches, and decides what is supported and fused
 FILES = ("ggml-cuda", "rope", "set-rows", "cpy", "fwht", "mmvf", "mmf", "convert", "getrows")
 
 

@@ -19,7 +19,9 @@ from reference import Reference, load_reference
 from serving_template import SPECIAL, TEMPLATE
 from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 
-from edge_stream import Engine, _native, devices
+from edge_stream import Engine
+from edge_stream.hardware import devices
+from edge_stream.native import bindings
 
 # proofs and compiled libraries of earlier runs are nobody's business
 _CACHE = tempfile.TemporaryDirectory(prefix="edge-stream-cache-")
@@ -41,7 +43,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the bank need a libllama of ours: with a stock one only the fallback is there to test."""
-    if _native.library().es_bank_available():
+    if bindings.library().es_bank_available():
         return
     for item in items:
         if "bank" in getattr(getattr(item, "callspec", None), "params", {}).values():

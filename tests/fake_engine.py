@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from edge_stream.chat.templates import CHATML
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.generation import Token
 from edge_stream.sampling import Sampling
-from edge_stream.templates import CHATML
 from edge_stream.text import StopMatcher
 
 SPECIAL = {"<s>": 0x200000, "<|im_start|>": 0x200001, "<|im_end|>": 0x200002, "</s>": 0x200003}

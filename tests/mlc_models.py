@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_stream.conversion import open_source
 from edge_stream.converters import mlc
 from edge_stream.converters.mlc import MlcOptions, params
 from edge_stream.converters.mlc.quantization import find_quantization
 from edge_stream.converters.mlc.tensor_cache import TensorCacheWriter
+from edge_stream.models.conversion import open_source
 
 
 def write_mlc(gguf: Path, out: Path, quantization: str = "q0f32", **options: object) -> Path:

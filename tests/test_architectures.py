@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from tiny_architectures import EXACT, FIXTURES, NO_FIXTURE, REFUSED, Result, names, run
 
-from edge_stream import _native
+from edge_stream.native import bindings
 
 # fmt: off
 MUST_STREAM = {
@@ -35,7 +35,7 @@ def result(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Result]]:
     """result(name): what came of the model. Those that this session tests are examined two at a time."""
-    if not _native.library().es_bank_available():
+    if not bindings.library().es_bank_available():
         pytest.skip("a stock libllama has no sink bank")
     folder = tmp_path_factory.mktemp("architectures")
     mine = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]

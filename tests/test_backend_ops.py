@@ -10,8 +10,8 @@ from functools import partial
 import backend_ops
 import pytest
 
-from edge_stream import bank_ops, devices
 from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.hardware import bank_ops, devices
 
 needs_source = pytest.mark.skipif(
     not (backend_ops.LLAMA / backend_ops.CUDA).exists() or not shutil.which("c++"),

@@ -12,7 +12,8 @@ import pytest
 from tiny_architectures import FIXTURES, Fixture, copy_with, make
 from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
 
-from edge_stream import EdgeStreamError, Engine, Sampling, UnsupportedModelError, models
+from edge_stream import EdgeStreamError, Engine, Sampling, UnsupportedModelError
+from edge_stream.models import names
 
 
 def one_sentence(error: BaseException) -> str:
@@ -182,7 +183,7 @@ def test_lone_surrogates_are_text(good: Path) -> None:
 def test_demo_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EdgeStreamError, match=r"edge-stream\[demo\]"):
-        models.resolve("demo")
+        names.resolve("demo")
 
 
 def test_choose_quant() -> None:
@@ -193,9 +194,9 @@ def test_choose_quant() -> None:
         "big-F16-00001-of-00002.gguf",
         "big-F16-00002-of-00002.gguf",
     ]
-    assert models.choose_quant(files, "", "u/m") == ["m-Q4_K_M.gguf"]
-    assert models.choose_quant(files, "q8_0", "u/m") == ["m-Q8_0.gguf"]
-    assert models.choose_quant(files, "F16", "u/m") == files[3:]
-    assert models.choose_quant(["only.gguf"], "", "u/m") == ["only.gguf"]
+    assert names.choose_quant(files, "", "u/m") == ["m-Q4_K_M.gguf"]
+    assert names.choose_quant(files, "q8_0", "u/m") == ["m-Q8_0.gguf"]
+    assert names.choose_quant(files, "F16", "u/m") == files[3:]
+    assert names.choose_quant(["only.gguf"], "", "u/m") == ["only.gguf"]
     with pytest.raises(EdgeStreamError, match=re.escape("no Q2_K file (it has m-Q4_K_M.gguf")):
-        models.choose_quant(files, "Q2_K", "u/m")
+        names.choose_quant(files, "Q2_K", "u/m")

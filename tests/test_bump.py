@@ -49,7 +49,8 @@ def test_one_place_names_the_version() -> None:
     pin = llama_pin.read()
     named = re.compile(rf"llama[-_]cpp[-_]python(==| |-)v?\d|{pin.sha256}|{pin.commit}")
     files = [
-        ROOT / name for name in ("Makefile", "CMakeLists.txt", "README.md", "CONTRIBUTING.md", "edge_stream/_libs.py")
+        ROOT / name
+        for name in ("Makefile", "CMakeLists.txt", "README.md", "CONTRIBUTING.md", "edge_stream/native/libraries.py")
     ]
     for folder in ("native", ".github", ".ci", "edge_stream", "converters"):
         files += [

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fake_engine import EOS, FakeEngine
 
-from edge_stream import conversation as module
-from edge_stream.conversation import Conversation
+from edge_stream.chat import conversation as module
+from edge_stream.chat.conversation import Conversation
+from edge_stream.chat.templates import ChatTemplate
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.templates import ChatTemplate
 
 
 def say(conversation: Conversation, text: str, answer: str, **options: object) -> str:

@@ -18,11 +18,11 @@ import tiny_checkpoints as tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_stream import staging
-from edge_stream.conversion import open_source
 from edge_stream.converters import safetensors_files, to_gguf
 from edge_stream.converters.config import read_config, text_config
 from edge_stream.errors import EdgeStreamError
+from edge_stream.models.conversion import open_source
+from edge_stream.output import staging
 
 NAME = "llama-linear"
 SINGLE = "model.safetensors"

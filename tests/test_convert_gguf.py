@@ -21,13 +21,14 @@ from awkward_strings import awkward_strings
 from click.testing import CliRunner
 from tiny_architectures import EXACT, examine
 
-from edge_stream import Engine, _libs, _native
+from edge_stream import Engine
 from edge_stream.cli import cli
-from edge_stream.conversion import open_source
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize, reference, to_gguf, vocab_bpe
 from edge_stream.converters.config import read_config
 from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
+from edge_stream.models.conversion import open_source
+from edge_stream.native import bindings, libraries
 
 TEXT = "The quick brown fox, naïve 3.14 — 你好! if (x) { return 1; }"
 N_TOKENS = 48
@@ -164,7 +165,7 @@ def test_what_llama_cpp_cannot_be_told_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", tiny.CHECKPOINTS)
 def test_a_converted_model_streams_exactly(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """Three cache lengths past the end of the cache, against llama.cpp driven by hand: no window moves there."""
-    if not _native.library().es_bank_available():
+    if not bindings.library().es_bank_available():
         pytest.skip("a stock libllama has no sink bank")
     convert(checkpoint(name), tmp_path / "m.gguf")
     found = examine(name, tmp_path / "m.gguf")
@@ -572,7 +573,7 @@ def test_nothing_of_a_quantisation_stays(wide: Path, tmp_path: Path) -> None:
 
 def log_callback() -> int | None:
     """The address of the function that libllama's messages go to."""
-    llama = _libs.llama()
+    llama = libraries.llama()
     callback, user = llama.llama_log_callback(), C.c_void_p()
     llama.llama_log_get(C.byref(callback), C.byref(user))
     return C.cast(callback, C.c_void_p).value

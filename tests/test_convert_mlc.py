@@ -19,13 +19,13 @@ from click.testing import CliRunner
 from tiny_checkpoints import CHECKPOINTS, N_VOCAB, config_of, random_tensors, save_tensors, write_tiny
 
 from edge_stream.cli import cli
-from edge_stream.conversion import open_source
 from edge_stream.converters import mlc, reference
 from edge_stream.converters.mlc import MlcOptions, params
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.mlc.tensor_cache import TensorCacheReader, from_bf16, to_bf16
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Mlc, families
+from edge_stream.models.conversion import open_source
 
 REFUSED = {
     "llama-linear": "rope scaling linear",
@@ -290,7 +290,7 @@ def test_an_mlc_model_is_replaced_and_anything_else_is_not(tmp_path: Path) -> No
 
 def test_disk_space_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny(tmp_path / "hf", "qwen3")
-    monkeypatch.setattr("edge_stream.staging.shutil.disk_usage", lambda _path: _Usage())
+    monkeypatch.setattr("edge_stream.output.staging.shutil.disk_usage", lambda _path: _Usage())
     with pytest.raises(EdgeStreamError, match="MiB are free"):
         convert(folder, tmp_path / "out")
 

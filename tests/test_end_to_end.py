@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from tiny_models import write_tiny_gpt2, write_tiny_llama
 
-from edge_stream import EdgeStreamError, Engine, models
-from edge_stream.metrics import resident_mib
+from edge_stream import EdgeStreamError, Engine
+from edge_stream.measure.metrics import resident_mib
+from edge_stream.models import names
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -163,8 +164,8 @@ def test_hub_models_come_through_huggingface_hub(model: Path, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: ["a-Q8_0.gguf", "a-Q4_K_M.gguf"])
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert models.resolve("hf:me/a") == model
-    assert models.resolve("hf:me/a:q8_0") == model
+    assert names.resolve("hf:me/a") == model
+    assert names.resolve("hf:me/a:q8_0") == model
     assert asked == ["me/a/a-Q4_K_M.gguf", "me/a/a-Q8_0.gguf"]
 
     def offline(self: Any, repo: str) -> list[str]:
@@ -172,7 +173,7 @@ def test_hub_models_come_through_huggingface_hub(model: Path, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
     with pytest.raises(EdgeStreamError, match=r"cannot download hf:me/a: no network$"):
-        models.resolve("hf:me/a")
+        names.resolve("hf:me/a")
 
 
 def test_generation_ends_where_it_should(load: Callable[..., Any], draw: Callable[..., list[int]]) -> None:

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_models import write_tiny_llama
 
-from edge_stream import export_ios, models
 from edge_stream.cli import cli
 from edge_stream.errors import EdgeStreamError
-from edge_stream.export_ios import Wishes, choose
-from edge_stream.phones import PHONES
+from edge_stream.ios import export
+from edge_stream.ios.export import Wishes, choose
+from edge_stream.ios.phones import PHONES
+from edge_stream.models import names
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., Result]
@@ -51,7 +52,7 @@ def test_the_largest_cache_that_fits(tiny: Path) -> None:
 
 
 def test_the_window_is_halved_before_it_is_refused() -> None:
-    demo = models.resolve("demo")
+    demo = names.resolve("demo")
     whole = choose(demo, Wishes(), 10**12)
     q8 = choose(demo, Wishes(), whole.peak - 1)
     half = choose(demo, Wishes(), q8.peak - 1)
@@ -64,11 +65,11 @@ def test_the_window_is_halved_before_it_is_refused() -> None:
 
 
 def test_memory_adds_up() -> None:
-    choice = choose(models.resolve("demo"), Wishes(n_ctx=1024), 10**12)
+    choice = choose(names.resolve("demo"), Wishes(n_ctx=1024), 10**12)
     memory = choice.memory
     assert memory["cache"] == 1024 * 30 * 2 * 3 * 64 * 2  # 30 layers, keys and values, 3 heads of 64, float16
     assert memory["total"] == sum(memory[part] for part in ("weights", "cache", "sinks", "compute"))
-    assert choice.peak == memory["total"] + memory["cache"] + export_ios.RESERVE
+    assert choice.peak == memory["total"] + memory["cache"] + export.RESERVE
 
 
 def test_export(run: Run, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_export(run: Run, tmp_path: Path) -> None:
     result = run("-m", "demo", "-o", str(out), "--device", "iphone-13", "--name", "Démo")
     assert result.exit_code == 0, result.output
     assert "n_ctx 8192" in result.output and "iPhone 13" in result.output
-    demo = models.resolve("demo")
+    demo = names.resolve("demo")
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert (out / "model.gguf").read_bytes() == demo.read_bytes()
     assert manifest["sha256"] == hashlib.sha256(demo.read_bytes()).hexdigest()
@@ -92,9 +93,9 @@ def test_nothing_half_written(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     choice = choose(tiny, Wishes(chat_template="chatml"), 10**12)
-    monkeypatch.setattr(export_ios, "_copy", full)
+    monkeypatch.setattr(export, "_copy", full)
     with pytest.raises(EdgeStreamError, match="No space left"):
-        export_ios.export(tiny, tmp_path / "out", choice, name="tiny", device="x")
+        export.export(tiny, tmp_path / "out", choice, name="tiny", device="x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_stream import devices
 from edge_stream.backends import llama, tvm
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.cli.serve import main as serve
 from edge_stream.errors import EdgeStreamError
+from edge_stream.hardware import devices
 
 CPU = devices.Device("CPU", "a processor", "CPU", "CPU", 0, 0, 1)
 GPU = devices.Device("GPU0", "a card", "GPU", "CUDA", 2**34, 2**34, 2)

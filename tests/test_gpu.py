@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_stream import EdgeStreamError, devices
+from edge_stream import EdgeStreamError
+from edge_stream.hardware import devices
 
 Load = Callable[..., Any]
 Draw = Callable[..., list[int]]

@@ -16,11 +16,12 @@ import graph_cost
 import pytest
 import tiny_architectures
 
-from edge_stream import _libs, _native, devices
+from edge_stream.hardware import devices
+from edge_stream.native import bindings, libraries
 
 pytestmark = [
     pytest.mark.skipif(not graph_cost.COUNTER.exists(), reason="the counter is built on Linux only (make build)"),
-    pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank"),
+    pytest.mark.skipif(not bindings.library().es_bank_available(), reason="a stock libllama has no sink bank"),
 ]
 
 
@@ -105,7 +106,7 @@ def test_sliding_window_layers(tiny: Callable[[str], Path]) -> None:
     check(counted(tiny("gemma3")), 4, n_caches=2, in_pairs=False)
 
 
-@pytest.mark.skipif(_libs.llama_dir() != _libs.lib_dir(), reason="minutes on a software GPU")
+@pytest.mark.skipif(libraries.llama_dir() != libraries.lib_dir(), reason="minutes on a software GPU")
 @pytest.mark.parametrize(("model", "n_layer"), [("demo", 30), ("mistral-shape", 32)])
 def test_real_shapes(model: str, n_layer: int) -> None:
     check(counted(model), n_layer)

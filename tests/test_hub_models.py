@@ -9,8 +9,8 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
-from edge_stream import models
 from edge_stream.errors import EdgeStreamError
+from edge_stream.models import names
 
 
 class Hub:
@@ -49,8 +49,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def test_a_cached_file_needs_no_network(hub: Hub) -> None:
     hub.add("a-Q4_K_M.gguf", "a-Q8_0.gguf", "mmproj-a-Q8_0.gguf")
-    assert models.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf")
-    assert models.resolve("hf:me/a:q8_0") == hub.path("a-Q8_0.gguf")
+    assert names.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf")
+    assert names.resolve("hf:me/a:q8_0") == hub.path("a-Q8_0.gguf")
     assert hub.n_calls == 0
 
 
@@ -58,38 +58,38 @@ def test_a_cached_split_model_needs_all_its_parts(hub: Hub) -> None:
     parts = [f"big/a-F16-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     hub.add(*parts[:2])
     with pytest.raises(EdgeStreamError, match="cannot download hf:me/a:F16: no network"):
-        models.resolve("hf:me/a:F16")
+        names.resolve("hf:me/a:F16")
     hub.add(parts[2])
-    assert models.resolve("hf:me/a:F16") == hub.path(parts[0])
+    assert names.resolve("hf:me/a:F16") == hub.path(parts[0])
     assert hub.n_calls == 1
 
 
 def test_the_current_snapshot_comes_before_older_ones(hub: Hub) -> None:
     hub.add("a-Q4_K_M.gguf", "a-Q8_0.gguf", commit="a-old", main=False)
     hub.add("a-Q4_K_M.gguf", commit="b-new")
-    assert models.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf", "b-new")
-    assert models.resolve("hf:me/a:Q8_0") == hub.path("a-Q8_0.gguf", "a-old")
+    assert names.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf", "b-new")
+    assert names.resolve("hf:me/a:Q8_0") == hub.path("a-Q8_0.gguf", "a-old")
 
 
 def test_the_only_cached_file_serves_offline_where_no_tag_was_given(hub: Hub) -> None:
     """The hub is asked first: it may have the default, Q4_K_M."""
     hub.add("a-Q5_0.gguf")
-    assert models.resolve("hf:me/a") == hub.path("a-Q5_0.gguf")
+    assert names.resolve("hf:me/a") == hub.path("a-Q5_0.gguf")
     assert hub.n_calls == 1
     with pytest.raises(EdgeStreamError, match=r"^cannot download hf:me/a:Q8_0: no network \(cached: a-Q5_0.gguf\)$"):
-        models.resolve("hf:me/a:Q8_0")
+        names.resolve("hf:me/a:Q8_0")
 
 
 def test_an_unfinished_download_is_not_a_file(hub: Hub) -> None:
     hub.add("other.txt")
     hub.path("a-Q4_K_M.gguf").symlink_to("absent-blob")
     with pytest.raises(EdgeStreamError, match=r"^cannot download hf:me/a: no network$"):
-        models.resolve("hf:me/a")
+        names.resolve("hf:me/a")
 
 
 def test_nothing_cached_is_one_sentence(hub: Hub) -> None:
     with pytest.raises(EdgeStreamError, match=r"^cannot download hf:me/a:Q8_0: no network$"):
-        models.resolve("hf:me/a:Q8_0")
+        names.resolve("hf:me/a:Q8_0")
 
 
 def test_what_is_not_cached_is_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +102,4 @@ def test_what_is_not_cached_is_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPa
     files = ["a-Q4_K_M.gguf", "a-Q8_0.gguf"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _self, _repo: files)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert models.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf")
+    assert names.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from edge_stream import metrics
-from edge_stream.metrics import Latencies, MemoryWatch, percentile
+from edge_stream.measure import metrics
+from edge_stream.measure.metrics import Latencies, MemoryWatch, percentile
 
 
 def test_percentiles() -> None:
@@ -51,7 +51,7 @@ def test_memory_start_is_when_the_cache_is_full(monkeypatch: pytest.MonkeyPatch)
 def test_resident_memory_sees_an_allocation() -> None:
     """In a process of its own: what earlier tests left is given back at any moment."""
     program = """
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
 before = resident_mib()
 block = bytearray(64 << 20)
 block[::4096] = b"x" * len(block[::4096])

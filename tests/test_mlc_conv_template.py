@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_stream.chat.templates import ChatTemplate
 from edge_stream.converters.mlc import conv_templates
 from edge_stream.converters.mlc.conv_templates import as_prompt, derive
 from edge_stream.errors import EdgeStreamError
-from edge_stream.templates import ChatTemplate
 
 TOKENS = {"bos": "<s>", "eos": "</s>"}
 IDS = {"bos": 1, "eos": 2}

@@ -10,9 +10,9 @@ import pytest
 from mlc_models import write_mlc
 
 from edge_stream import Engine, Sampling
-from edge_stream.conversion import open_source
 from edge_stream.converters import to_gguf
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
+from edge_stream.models.conversion import open_source
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
 
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
-from edge_stream.conversion import open_source
 from edge_stream.converters import mlc
 from edge_stream.converters.gguf_tensors import llama3_divisors
 from edge_stream.converters.mlc import MlcOptions
@@ -24,6 +23,7 @@ from edge_stream.converters.reference import logits as numpy_logits
 from edge_stream.families import RopeScaling
 from edge_stream.mlc import paged
 from edge_stream.mlc.rope import frequencies
+from edge_stream.models.conversion import open_source
 
 N_CTX = 51  # neither a page of TVM's cache nor a block of ours
 N_TOKENS = N_CTX + 400

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from serving import WORDS, serve
 
-from edge_stream import EdgeStreamError, Engine, Sampling, _libs, _native
-from edge_stream.conversation import Conversation
+from edge_stream import EdgeStreamError, Engine, Sampling
+from edge_stream.chat.conversation import Conversation
 from edge_stream.measure.modes import open_reader
+from edge_stream.native import bindings, libraries
 
-pytestmark = pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank")
+pytestmark = pytest.mark.skipif(not bindings.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
 N_CTX = 48
 TOLERANCE = 1e-3
@@ -187,14 +188,14 @@ def test_what_cannot_be_rewound_is_an_error(name: str, load_kind: Load, draw: Dr
 def test_a_callback_that_stops_inside_a_chunk(name: str, load_kind: Load, draw: Draw) -> None:
     """The stream holds every token that was reported, and no other."""
     tokens = draw(N_CTX + 30)
-    native = _native.library()
+    native = bindings.library()
     engine = load_kind(name)
     with engine.stream() as stream:
         one_by_one(stream, tokens[:40])
         seen = []
-        stop = _native.LogitsCallback(lambda _user, index, _logits: (seen.append(index), index < 44)[1])
+        stop = bindings.LogitsCallback(lambda _user, index, _logits: (seen.append(index), index < 44)[1])
         array = (C.c_int32 * 8)(*tokens[40:48])
-        assert native.es_stream_feed(stream.handle, array, 8, stop, None) == _native.STOPPED
+        assert native.es_stream_feed(stream.handle, array, 8, stop, None) == bindings.STOPPED
         assert seen[-1] == 44
         assert stream.stats.n_past == 45
         got = one_by_one(stream, tokens[45:48])
@@ -210,11 +211,11 @@ def test_a_decode_that_fails_is_undone(name: str, n_before: int, load_kind: Load
     tokens = draw(n_before + 20)
     engine = load_kind(name, n_keep=4)
     aborting = False
-    callback = _libs.llama().ggml_abort_callback(lambda _data: aborting)
+    callback = libraries.llama().ggml_abort_callback(lambda _data: aborting)
     with engine.stream() as stream:
         one_by_one(stream, tokens[:n_before])
         stream.mark()
-        _libs.llama().llama_set_abort_callback(engine.backend.context, callback, None)
+        libraries.llama().llama_set_abort_callback(engine.backend.context, callback, None)
         aborting = True
         with pytest.raises(EdgeStreamError, match="aborted"):
             stream.feed(draw(5, seed=9))
@@ -250,7 +251,7 @@ def test_a_recurrent_model_is_told_apart(load_kind: Load, draw: Draw) -> None:
 def test_memory_counts_the_layers_that_have_a_cache(name: str, n_attention: int, load_kind: Load) -> None:
     engine = load_kind(name)
     cache, state = C.c_uint64(), C.c_uint64()
-    _native.library().es_context_memory(engine.backend.context, C.byref(cache), C.byref(state))
+    bindings.library().es_context_memory(engine.backend.context, C.byref(cache), C.byref(state))
     n_cells = -(-N_CTX // 256) * 256  # llama.cpp rounds up
     assert cache.value == engine.kv_bytes_per_token * n_cells
     assert (state.value > 0) == (name != "smollm3")

@@ -12,9 +12,11 @@ import pytest
 import tiny_architectures
 from test_architectures import MUST_STREAM
 
-from edge_stream import Engine, UnsupportedModelError, _libs, _native, models, proofs
+from edge_stream import Engine, UnsupportedModelError
+from edge_stream.models import names, proofs
+from edge_stream.native import bindings, libraries
 
-pytestmark = pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank")
+pytestmark = pytest.mark.skipif(not bindings.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
 SIGN, BASE, NOPE = 1, 2, 3  # enum es_bank_fault
 OPTIONS: dict[str, Any] = {"n_ctx": tiny_architectures.N_CTX, "n_threads": 1}
@@ -29,16 +31,16 @@ def no_kept_proofs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fault() -> Iterator[Callable[[int], None]]:
     """fault(kind): contexts made from now on learn a wrong rotation."""
-    _libs.llama()
-    library = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("llama")))
+    libraries.llama()
+    library = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("llama")))
     library.llama_es_bank_fault.argtypes = [C.c_int32]
     yield library.llama_es_bank_fault
     library.llama_es_bank_fault(0)
 
 
-def prove(path: Path) -> tuple[str, _native.Proof]:
+def prove(path: Path) -> tuple[str, bindings.Proof]:
     """The reason why a model is refused ("" if it is not) and what it showed."""
-    native, raw = _native.library(), _native.Proof()
+    native, raw = bindings.library(), bindings.Proof()
     with Engine.load(path, **OPTIONS, proof=False) as engine, engine.stream() as stream:
         status = native.es_stream_prove(stream.handle, C.byref(raw))
     return (native.es_last_error().decode() if status else ""), raw
@@ -67,7 +69,7 @@ def test_a_wrong_rotation_is_refused(name: str, made: Callable[[str], Path], fau
 @pytest.mark.parametrize("kind", [SIGN, BASE])
 def test_quantised_weights_hide_no_wrong_rotation(kind: int, fault: Callable[[int], None]) -> None:
     """The runtime's rounding makes differences of a tenth of the spread; a wrong rotation makes far larger ones."""
-    demo = models.resolve("demo")
+    demo = names.resolve("demo")
     reason, right = prove(demo)
     assert reason == "" and right.parallel
     fault(kind)
@@ -94,7 +96,7 @@ def test_absolute_positions_are_named(made: Callable[[str], Path], monkeypatch: 
 
 def test_once_per_weights(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept on disk, for streams that get no further; for other weights, or a damaged file, it is made again."""
-    native, made_proofs = _native.library(), []
+    native, made_proofs = bindings.library(), []
     real = native.es_stream_prove
     monkeypatch.setattr(native, "es_stream_prove", lambda *args: (made_proofs.append(1), real(*args))[1])
 
@@ -111,7 +113,7 @@ def test_once_per_weights(made: Callable[[str], Path], tmp_path: Path, monkeypat
     assert len(made_proofs) == 2
     load("qwen3")
     assert len(made_proofs) == 3
-    files = sorted((models.cache_folder() / "proofs").iterdir())
+    files = sorted((names.cache_folder() / "proofs").iterdir())
     assert [file.suffix for file in files] == [".json", ".json"]
     for file in files:
         file.write_text(json.dumps({"key": [], "proof": 5}))

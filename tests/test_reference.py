@@ -29,7 +29,7 @@ from tiny_models import (
     write_tiny_qwen3,
 )
 
-from edge_stream import _libs
+from edge_stream.native import libraries
 
 N_TOKENS = 40
 
@@ -91,7 +91,7 @@ class Tiny:
 @contextmanager
 def open_llama(path: Path, n_ctx: int = 256, **params: Any) -> Iterator[Any]:
     """Helper: a llama_context over ``path``, CPU, F32 cache, no flash attention; yields (lib, model, ctx)."""
-    lib = _libs.llama()
+    lib = libraries.llama()
     lib.llama_backend_init()
     mp = lib.llama_model_default_params()
     mp.n_gpu_layers = 0

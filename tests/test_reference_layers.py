@@ -30,7 +30,8 @@ from reference_layers import (
 from tiny_architectures import EVERY_2ND, FIXTURES, Fixture, Llama, Raw, decoder, make, mamba
 from tiny_models import write_tiny_llama
 
-from edge_stream import Engine, _native
+from edge_stream import Engine
+from edge_stream.native import bindings
 
 N_CTX, N_KEEP = 48, 4
 N_TOKENS = 4 * N_CTX  # three cache lengths past the end
@@ -65,7 +66,7 @@ UNROTATED = ["smollm3", "granitehybrid"]  # some layers, all layers
 RECURRENT = ["lfm2", "granitehybrid", "granitehybrid-rope", "falcon-h1", "qwen35"]
 STILL = ["qwen2vl-still", "qwen3vl-still"]
 
-needs_bank = pytest.mark.skipif(not _native.library().es_bank_available(), reason="a stock libllama has no sink bank")
+needs_bank = pytest.mark.skipif(not bindings.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
 
 TOKENS: list[int] = np.random.default_rng(0).integers(10, 256, N_TOKENS).tolist()

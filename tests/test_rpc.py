@@ -14,7 +14,8 @@ import graph_cost
 import pytest
 from test_graph_cost import check, counted
 
-from edge_stream import EdgeStreamError, Sampling, devices
+from edge_stream import EdgeStreamError, Sampling
+from edge_stream.hardware import devices
 
 Load = Callable[..., Any]
 Draw = Callable[..., list[int]]

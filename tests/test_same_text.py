@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_stream import Engine, Sampling, _libs, models
-from edge_stream.conversation import Conversation
+from edge_stream import Engine, Sampling
+from edge_stream.chat.conversation import Conversation
+from edge_stream.models import names
+from edge_stream.native import libraries
 
 ROOT = Path(__file__).parent.parent
 SYSTEM = "You are a pirate. Ünïcode: 漢字 😀."
@@ -20,7 +22,7 @@ N_CTX, N_TOKENS, SEED, TEMP = 128, 100, 11, 0.7  # beyond the cache with the fir
 
 @pytest.fixture(scope="module")
 def demo() -> Path:
-    return models.resolve("demo")
+    return names.resolve("demo")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    lib, program = _libs.lib_dir(), tmp_path_factory.mktemp("c") / "endless_chat"
+    lib, program = libraries.lib_dir(), tmp_path_factory.mktemp("c") / "endless_chat"
     libraries = [f"-l{name}" for name in ("edge_stream", "llama", "ggml", "ggml-base")]
     source = [str(ROOT / "native/examples/endless_chat.c"), f"-I{ROOT / 'native/include'}"]
     subprocess.run([compiler, *source, f"-L{lib}", f"-Wl,-rpath,{lib}", *libraries, "-o", str(program)], check=True)

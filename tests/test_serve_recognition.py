@@ -10,7 +10,7 @@ import pytest
 from serving import WORDS, Served, serve
 
 from edge_stream import Sampling
-from edge_stream.conversation import Conversation
+from edge_stream.chat.conversation import Conversation
 from edge_stream.engine import Engine
 from edge_stream.server.recognition import verify
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from serving import WORDS, Served, serve
 
-from edge_stream import _native
 from edge_stream.engine import Engine
 from edge_stream.errors import SessionError
+from edge_stream.native import bindings
 from edge_stream.server import turns
 from edge_stream.server.generation import Stage
 from edge_stream.session_file import Snapshot
@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_session_before(
     before, write = sessions(tmp_path), Snapshot.write
 
     def full(snapshot: Snapshot, path: Any) -> None:
-        raise SessionError("the disk is full", _native.NO_SPACE)
+        raise SessionError("the disk is full", bindings.NO_SPACE)
 
     monkeypatch.setattr(Snapshot, "write", full)
     one_slot.client.turn(messages, "Two.", seed=1)
@@ -145,7 +145,7 @@ def test_a_failed_write_leaves_the_session_before(
     assert facts["history"] == "continued" and facts["restored"]
 
 
-@pytest.mark.parametrize("status", [_native.IO, _native.MEMORY, _native.INTERNAL])
+@pytest.mark.parametrize("status", [bindings.IO, bindings.MEMORY, bindings.INTERNAL])
 def test_an_error_that_passes_costs_no_session(
     status: int, one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_stream import EdgeStreamError, UnsupportedModelError, devices
+from edge_stream import EdgeStreamError, UnsupportedModelError
+from edge_stream.hardware import devices
 
 N_CTX = 48
 N_TOKENS = 4 * N_CTX  # three cache lengths past the end

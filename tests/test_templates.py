@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from edge_stream.chat.templates import ChatTemplate, TurnRenderer
 from edge_stream.errors import EdgeStreamError
-from edge_stream.templates import ChatTemplate, TurnRenderer
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -226,7 +226,7 @@ def test_a_template_without_answers_cannot_be_used() -> None:
 
 
 def test_the_stand_in_in_a_message_is_refused_not_misread() -> None:
-    from edge_stream import templates
+    from edge_stream.chat import templates
 
     with pytest.raises(EdgeStreamError, match="cannot be used on a stream"):
         TurnRenderer(ChatTemplate(None)).next(templates._PLACEHOLDER)

@@ -40,7 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tiny_models import BOS, EOS, N_VOCAB, UNK, build_vocab
 
-from edge_stream import EdgeStreamError, Engine, UnsupportedModelError, _libs
+from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.native import libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA_SOURCE = ROOT / "build" / "llama.cpp" / "llama.cpp" / "src" / "llama-arch.cpp"
@@ -646,14 +647,14 @@ class Llama:
     """libllama's and ggml's functions that are called here, and what libllama last complained about."""
 
     def __init__(self) -> None:
-        self.api = _libs.llama()
+        self.api = libraries.llama()
         self.errors: list[str] = []
         self._log = self.api.llama_log_callback(self._hear)
         _LOG_CALLBACKS.append(self._log)  # libllama keeps the pointer for the life of the process
         self.quiet()
         self.lib = self.api._lib
         suffix = "dylib" if sys.platform == "darwin" else "so"
-        self.ggml = ggml = C.CDLL(str(_libs.llama_dir() / f"libggml-base.{suffix}"))
+        self.ggml = ggml = C.CDLL(str(libraries.llama_dir() / f"libggml-base.{suffix}"))
         ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = C.c_char_p, [C.c_void_p]
         ggml.ggml_n_dims.argtypes = [C.c_void_p]
         ggml.ggml_backend_tensor_set.argtypes = [C.c_void_p, C.c_void_p, C.c_size_t, C.c_size_t]

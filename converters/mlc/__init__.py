@@ -22,7 +22,7 @@ from edge_stream.converters.mlc.quantization import Quantization, find_quantizat
 from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
-from edge_stream.staging import abandoned, check_space, staging_folder
+from edge_stream.output.staging import abandoned, check_space, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source

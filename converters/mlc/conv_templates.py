@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_stream.chat.templates import ChatTemplate
 from edge_stream.errors import EdgeStreamError
-from edge_stream.templates import ChatTemplate
 
 _SYSTEM, _USER, _ANSWER = "Sys7tem1", "Us3er{}q", "Ans5wer{}w"
 _PLACES = {"user": "{user_message}", "assistant": "{assistant_message}", "tool": "{tool_message}"}

@@ -16,9 +16,9 @@ from edge_stream.cache_types import CACHE_TYPES, CacheType
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
-    from edge_stream import _native
     from edge_stream.backends.llama_cache import LlamaCache
-    from edge_stream.devices import Device
+    from edge_stream.hardware.devices import Device
+    from edge_stream.native import bindings
     from edge_stream.native.callbacks import Callbacks
     from edge_stream.vocabulary import Vocabulary
 
@@ -160,7 +160,7 @@ class Backend(Protocol):
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         """Bytes of a KV cache of n_cells: (in host memory, in device memory)."""
 
-    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+    def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """A new es_stream."""
 
     def cache(self) -> LlamaCache:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_stream import _native, memory
-from edge_stream import devices as device_list
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.backends.llama_cache import LlamaCache
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
+from edge_stream.hardware import devices as device_list
+from edge_stream.hardware import memory
+from edge_stream.native import bindings
 from edge_stream.native.callbacks import Callbacks
 from edge_stream.vocabulary import Vocabulary
 
@@ -25,7 +26,7 @@ CAPABILITIES = Capabilities(
     max_parallel=64,
     cache_types=tuple(CACHE_TYPES),
     flash_attn=tuple(FLASH_ATTN),
-    sink_moves=tuple(_native.SINK_MOVES),
+    sink_moves=tuple(bindings.SINK_MOVES),
     modes=("stream", "window", "dense", "recompute", "shift"),
     offloads=True,
     has_eval_callback=True,
@@ -44,7 +45,7 @@ class LlamaBackend:
         self.model: int = 0  # llama_model *
         self.context: int = 0  # llama_context *
         self.n_spare = 0
-        self._native = _native.library()
+        self._native = bindings.library()
         self._llama = loading.start(options.verbose)
         try:
             self._load_model()
@@ -191,10 +192,10 @@ class LlamaBackend:
         on_devices = total * n_offloaded // n_layer
         return total - on_devices, on_devices
 
-    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+    def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """See Backend."""
         handle = C.c_void_p()
-        _native.check(self._native.es_stream_init(self.context, params, C.byref(handle)))
+        bindings.check(self._native.es_stream_init(self.context, params, C.byref(handle)))
         return handle
 
     def cache(self) -> LlamaCache:

@@ -6,9 +6,9 @@ import ctypes as C
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge_stream import _libs, _native
 from edge_stream.backends import loading
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings, libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ class LlamaCache:
     """Sequence 0 of a context that no stream uses: n_cached tokens at positions 0..n_cached-1."""
 
     def __init__(self, model: int, context: int, n_vocab: int) -> None:
-        self._llama = _libs.llama()
+        self._llama = libraries.llama()
         self._model, self._context, self._n_vocab = model, context, n_vocab
         self._memory = self._llama.llama_get_memory(context)
         self.n_batch = int(self._llama.llama_n_batch(context))
@@ -50,7 +50,7 @@ class LlamaCache:
 
     def why_no_shift(self) -> str | None:
         """Why `discard` would abort the process, or be wrong, with this model; None if it works."""
-        return loading.reason(_native.library().es_model_can_shift, self._model)
+        return loading.reason(bindings.library().es_model_can_shift, self._model)
 
     def discard(self, first: int, n: int) -> None:
         """llama.cpp's context shift: remove n tokens from `first` on and move the rest down."""

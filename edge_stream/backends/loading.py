@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from edge_stream import _libs, _native
 from edge_stream.backends import LoadOptions
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings, libraries
 from edge_stream.native.callbacks import Callbacks
 
 _TAG_BLOCKS = 64
@@ -47,15 +47,15 @@ def weights_tag(path: Path) -> int:
 
 def start(verbose: bool) -> Any:
     """Initialise llama.cpp and return its bindings; it logs to the terminal only if verbose."""
-    llama = _libs.llama()
-    _native.library().es_log_set(verbose)
+    llama = libraries.llama()
+    bindings.library().es_log_set(verbose)
     llama.llama_backend_init()
     return llama
 
 
 def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
     """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0."""
-    llama = _libs.llama()
+    llama = libraries.llama()
     on_progress = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
     params.progress_callback = on_progress
     return callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
@@ -63,7 +63,7 @@ def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
 
 def log_hint() -> str:
     """The last error that llama.cpp logged, as the end of a sentence, or ""."""
-    last = _native.library().es_log_last_error().decode(errors="replace")
+    last = bindings.library().es_log_last_error().decode(errors="replace")
     return f": {last}" if last else ""
 
 

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_stream import _native, memory
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.errors import EdgeStreamError
+from edge_stream.hardware import memory
 from edge_stream.mlc.compile import library, require_tvm
 from edge_stream.mlc.folder import MlcFolder
+from edge_stream.native import bindings
 from edge_stream.native.callbacks import Callbacks
 from edge_stream.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from edge_stream.backends.llama_cache import LlamaCache
-    from edge_stream.devices import Device
+    from edge_stream.hardware.devices import Device
     from edge_stream.mlc.ring import RingDecoder, Step
 
 CAPABILITIES = Capabilities(
@@ -123,11 +124,11 @@ class TvmBackend:
         """See Backend."""
         return n_cells * self.kv_bytes_per_token, 0
 
-    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+    def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """See Backend."""
         o, handle = self.options, C.c_void_p()
-        decoder = _native.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions)
-        _native.check(_native.library().es_stream_init_decoder(self._model, decoder, params, C.byref(handle)))
+        decoder = bindings.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions)
+        bindings.check(bindings.library().es_stream_init_decoder(self._model, decoder, params, C.byref(handle)))
         return handle
 
     def cache(self) -> LlamaCache:
@@ -180,10 +181,10 @@ def _decoder_functions(decoder: RingDecoder, callbacks: Callbacks) -> tuple[Any,
         return decoder.set_state(convert(step), C.string_at(data, size))
 
     functions: list[tuple[Any, Callable[..., Any]]] = [
-        (_native.DecodeFunction, decode),
-        (_native.RebaseFunction, rebase),
-        (_native.StateSizeFunction, state_size),
-        (_native.StateGetFunction, state_get),
-        (_native.StateSetFunction, state_set),
+        (bindings.DecodeFunction, decode),
+        (bindings.RebaseFunction, rebase),
+        (bindings.StateSizeFunction, state_size),
+        (bindings.StateGetFunction, state_get),
+        (bindings.StateSetFunction, state_set),
     ]
     return tuple(callbacks.guard(kind, function) for kind, function in functions)

@@ -177,14 +177,14 @@ def _print(rows: list[dict[str, Any]], ratios: list[dict[str, Any]], output: str
 
 
 def _startup(flags: dict[str, Any]) -> None:
-    from edge_stream import models
     from edge_stream.measure.stamp import stamp
     from edge_stream.measure.startup import startup
     from edge_stream.measure.table import render
+    from edge_stream.models import names
 
     rows = []
     for model in flags["models"]:
-        path = str(models.resolve(model))
+        path = str(names.resolve(model))
         rows += [{"model": model, **row} for row in startup(path, flags["n_ctx"][0], flags["repetitions"])]
     if flags["output"] != "md":
         rows = [{**stamp(), **row} for row in rows]

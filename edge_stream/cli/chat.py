@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_stream.chat.conversation import Conversation, count_pinned
 from edge_stream.cli import options, sampling
 from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text
 from edge_stream.cli.lines import Lines
 from edge_stream.cli.meter import Meter
-from edge_stream.conversation import Conversation, count_pinned
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.files import check_writable
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
+from edge_stream.output.files import check_writable
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

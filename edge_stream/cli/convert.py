@@ -128,7 +128,7 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     """
     _check_flags(ctx, target, flags)
     try:
-        from edge_stream.conversion import open_source
+        from edge_stream.models.conversion import open_source
     except ImportError as error:
         raise _not_installed(error) from error
     try:
@@ -148,7 +148,7 @@ def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) 
     for path in written:
         click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
     if flags["verify"] and written:
-        from edge_stream.conversion import verify
+        from edge_stream.models.conversion import verify
 
         verify(source, target, written[0], meter.note)
 

@@ -15,7 +15,7 @@ import click
 from edge_stream.cli import options
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.corpus import help_topics
-from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
+from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

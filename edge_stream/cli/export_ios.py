@@ -11,7 +11,7 @@ from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.convert import Size
 from edge_stream.errors import EdgeStreamError
-from edge_stream.phones import PHONES
+from edge_stream.ios.phones import PHONES
 
 
 @click.command("export-ios")
@@ -69,19 +69,20 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
     \b
     edge-stream export-ios -m model.gguf -o for-my-phone --device iphone-15-pro
     """
-    from edge_stream import export_ios, models
     from edge_stream.cli.meter import Meter
+    from edge_stream.ios import export
+    from edge_stream.models import names
 
-    path = models.resolve(model)
+    path = names.resolve(model)
     if path.is_dir():
         raise EdgeStreamError(f"{path.name} is a folder for MLC: the app takes GGUF files (edge-stream convert)")
-    if models.is_split(path):
+    if names.is_split(path):
         raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
-    choice = export_ios.choose(path, export_ios.Wishes(**flags), allowed)
+    choice = export.choose(path, export.Wishes(**flags), allowed)
     with Meter(in_bytes=True) as meter:
-        manifest = export_ios.export(
+        manifest = export.export(
             path,
             out,
             choice,
@@ -95,7 +96,7 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
         f"cache {choice.cache_type_k}/{choice.cache_type_v}\n"
         f"at most {choice.peak / 2**20:,.0f} MiB (weights {choice.memory['weights'] / 2**20:,.0f}, cache "
         f"{choice.memory['cache'] / 2**20:,.0f}, the same again while it is saved, scratch "
-        f"{choice.memory['compute'] / 2**20:,.0f}, {export_ios.RESERVE / 2**20:,.0f} for the app) of "
+        f"{choice.memory['compute'] / 2**20:,.0f}, {export.RESERVE / 2**20:,.0f} for the app) of "
         f"{allowed / 2**20:,.0f} MiB on {manifest['device']}"
     )
 

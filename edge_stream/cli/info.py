@@ -21,7 +21,7 @@ from edge_stream.cli import options, package_version
 def main(**flags: Any) -> None:
     """Show versions and devices; with -m also whether the model can stream, and its memory at -c."""
     if flags["rpc"]:
-        from edge_stream import devices
+        from edge_stream.hardware import devices
 
         for endpoint in flags["rpc"]:
             devices.add_rpc_server(endpoint)
@@ -34,10 +34,10 @@ def main(**flags: Any) -> None:
 
 def system_facts() -> dict[str, Any]:
     """Versions, devices and the way sinks are moved."""
-    from edge_stream import _libs, _native
+    from edge_stream.native import bindings, libraries
 
-    llama = _libs.llama()
-    library = ctypes.CDLL(str(_libs.llama_dir() / _libs._lib_name("llama")))
+    llama = libraries.llama()
+    library = ctypes.CDLL(str(libraries.llama_dir() / libraries._lib_name("llama")))
     llama.llama_backend_init()
     commit = _string(library, "ggml_commit")
     return {
@@ -45,8 +45,8 @@ def system_facts() -> dict[str, Any]:
         "llama_cpp_python": _installed("llama-cpp-python"),
         "llama_cpp": commit or "unknown",
         "ggml": _string(library, "ggml_version") or "unknown",
-        "libraries": str(_libs.llama_dir()),
-        "sink_move": "bank" if _native.library().es_bank_available() else "redecode",
+        "libraries": str(libraries.llama_dir()),
+        "sink_move": "bank" if bindings.library().es_bank_available() else "redecode",
         "devices": _devices(),
         "system": llama.llama_print_system_info().decode(errors="replace").strip(),
     }
@@ -96,8 +96,8 @@ def _string(library: ctypes.CDLL, function: str) -> str | None:
 
 def _devices() -> list[dict[str, Any]]:
     """All devices, and the types of K with which each moves sinks, and rebases, without the CPU."""
-    from edge_stream import bank_ops, devices
     from edge_stream.cache_types import CACHE_TYPES
+    from edge_stream.hardware import bank_ops, devices
 
     def missing(handle: int, cache_type: str) -> dict[str, list[str]]:
         return bank_ops.unsupported(lambda op: devices.ggml().ggml_backend_dev_supports_op(handle, op), cache_type)

@@ -64,12 +64,12 @@ def prepare(flags: dict[str, Any], ask: Callable[[Engine], Any] = lambda _engine
     Sets flags["settings"], the other arguments of Engine.load; replaces the model's name by its path, and `-c 0` by the
     training length.
     """
-    from edge_stream import models
     from edge_stream.engine import Engine
+    from edge_stream.models import names
 
     if flags["n_keep"] < 0:
         raise click.UsageError("--keep -1 (the whole prompt) means nothing here: give a number.")
-    flags["model"] = str(models.resolve(str(flags["model"])))
+    flags["model"] = str(names.resolve(str(flags["model"])))
     if flags["n_ctx"] and flags["n_keep"] >= flags["n_ctx"]:
         raise EdgeStreamError(f"n_keep = {flags['n_keep']} must be less than n_ctx = {flags['n_ctx']}")
     flags["settings"] = options.engine_settings(flags)

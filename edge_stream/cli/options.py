@@ -262,7 +262,7 @@ def flash_attn(flags: dict[str, Any]) -> tuple[str, str]:
         return wanted, ""
     independent = wanted == "auto" and flags.get("n_parallel", 1) > 1
     if independent:
-        from edge_stream.devices import layer_devices
+        from edge_stream.hardware.devices import layer_devices
 
         # on a GPU a batch runs other kernels than a lone token in any case
         independent = not layer_devices(flags["n_gpu_layers"], flags["devices"], flags["rpc"])
@@ -299,9 +299,10 @@ def _use_possible_parallel(flags: dict[str, Any]) -> None:
     """As many streams as the model's backend holds, where nobody chose a number, and say so."""
     if _is_given("n_parallel"):
         return  # Engine.load refuses what is too much
-    from edge_stream import backends, models
+    from edge_stream import backends
+    from edge_stream.models import names
 
-    can = backends.capabilities(models.resolve(str(flags["model"])))
+    can = backends.capabilities(names.resolve(str(flags["model"])))
     if flags["n_parallel"] > can.max_parallel:
         flags["n_parallel"] = can.max_parallel
         click.echo(f"--parallel {can.max_parallel}: {can.name} holds no more streams at a time", err=True)
@@ -323,12 +324,12 @@ def _use_model_defaults(flags: dict[str, Any]) -> None:
     free = [n for n in ours if not _is_given(n) and flags[n] == ours[n]]
     if not free:
         return
-    from edge_stream import models
     from edge_stream.errors import EdgeStreamError
-    from edge_stream.model_defaults import read_model_defaults
+    from edge_stream.models import names
+    from edge_stream.models.defaults import read_model_defaults
 
     try:
-        path = models.resolve(str(flags["model"]))
+        path = names.resolve(str(flags["model"]))
     except EdgeStreamError:
         return  # Engine.load says what is wrong
     flags["model"] = str(path)

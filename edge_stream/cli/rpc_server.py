@@ -16,8 +16,8 @@ from edge_stream.cli import options
 @click.option("-d", "--device", "names", type=options.Names(), help="Devices to offer. Default: GPUs, else the CPU.")
 def main(host: str, port: int, n_threads: int | None, names: list[str] | None) -> None:
     """Compute layers for `edge-stream ... --rpc HOST:PORT`, one client at a time, until interrupted."""
-    from edge_stream import devices
     from edge_stream.backends.loading import default_threads
+    from edge_stream.hardware import devices
 
     if host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(

@@ -16,8 +16,8 @@ from edge_stream.cli import options, sampling
 from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, decode_text, read_text
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
-from edge_stream.files import check_writable, replace_text
-from edge_stream.metrics import Latencies, MemoryWatch, is_full, resident_mib
+from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
+from edge_stream.output.files import check_writable, replace_text
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_stream import _libs
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.table import rounded
+from edge_stream.native import libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class _Recorder:
 
 def _ggml() -> Any:
     """libggml-base, which libllama has loaded, with the signatures that are used here."""
-    library = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
+    library = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml-base")))
     library.ggml_get_name.argtypes, library.ggml_get_name.restype = [C.c_void_p], C.c_char_p
     library.ggml_nbytes.argtypes, library.ggml_nbytes.restype = [C.c_void_p], C.c_size_t
     library.ggml_nelements.argtypes, library.ggml_nelements.restype = [C.c_void_p], C.c_int64
@@ -76,7 +76,7 @@ def maps(model: str, tokens: Sequence[int], settings: dict[str, Any]) -> NDArray
     sinks rows sum to less. Raises EdgeStreamError if a layer's weights are not seen.
     """
     n = len(tokens)
-    _libs.llama()
+    libraries.llama()
     recorder = _Recorder(n)
     settings = settings | {"flash_attn": "off", "n_batch": n, "n_ubatch": n, "n_slide": 0}
     with Engine.load(model, n_ctx=n + 1, n_keep=0, eval_callback=recorder.callback, **settings) as engine:

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.measure.metrics import percentile
 from edge_stream.measure.modes import keep_of
 from edge_stream.measure.reader_process import BLOCK, ReaderProcess, close_all
 from edge_stream.measure.table import rounded
-from edge_stream.metrics import percentile
 
 PLACEABLE = ("stream", "window")  # modes that have Reader.place
 

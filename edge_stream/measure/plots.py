@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.files import check_writable, replace_file
+from edge_stream.output.files import check_writable, replace_file
 
 if TYPE_CHECKING:
     import numpy as np

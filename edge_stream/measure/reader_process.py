@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
 
 BLOCK = 16  # tokens that a process decodes before it is the next one's turn
 FILL = 2048  # tokens between two calls of progress

@@ -20,7 +20,7 @@ import numpy as np
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.corpus import repeat_to
-from edge_stream.metrics import resident_mib
+from edge_stream.measure.metrics import resident_mib
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

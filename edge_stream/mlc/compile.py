@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import models
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.kernels import Lanes
+from edge_stream.models import names
 
 if TYPE_CHECKING:
     from edge_stream.converters.mlc.model import DecoderConfig
@@ -73,7 +73,7 @@ def library(
     target = host_target()
     lanes = target_lanes(target)
     shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # not compiled in
-    path = models.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
+    path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
     if not _is_intact(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)

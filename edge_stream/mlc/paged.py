@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_stream import _native
 from edge_stream.backends import LoadOptions
 from edge_stream.backends.tvm import TvmBackend
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc.ring import Step
+from edge_stream.native import bindings
 
 
 class _PagedBackend(TvmBackend):
@@ -29,7 +29,7 @@ class _PagedBackend(TvmBackend):
     def _make_decoder(self) -> Any:
         return PagedDecoder(self.path, self.options.n_ctx, min(self.options.n_batch, self.options.n_ubatch))
 
-    def init_stream(self, params: _native.StreamParams) -> C.c_void_p:
+    def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         params.n_chunk = 1
         return super().init_stream(params)
 

@@ -1,6 +1,6 @@
 """From the units of a history to tokens: each unit on its own, so that a turn costs what it adds.
 
-The template is rendered around stand-ins, as in `edge_stream.conversation`; nothing before the new units is rendered
+The template is rendered around stand-ins, as in `edge_stream.chat.conversation`; nothing before the new units is rendered
 or tokenised again.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.chat.templates import ChatTemplate, TurnRenderer
 from edge_stream.server.recognition import Entry, History, Message, Unit, flat_content
-from edge_stream.templates import ChatTemplate, TurnRenderer
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

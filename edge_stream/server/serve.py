@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.metrics import MIB
+from edge_stream.measure.metrics import MIB
 from edge_stream.server.app import make_app
 from edge_stream.server.guard import PatientProtocol
 from edge_stream.server.metrics import Metrics

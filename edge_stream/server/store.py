@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import _native
 from edge_stream.errors import EdgeStreamError, SessionError
+from edge_stream.native import bindings
 from edge_stream.server.recognition import Entry
 from edge_stream.session_file import peek_session
 
@@ -172,7 +172,7 @@ class SessionStore:
 
 def is_damage(error: EdgeStreamError) -> bool:
     """Whether a session's content is wrong, as opposed to what a later attempt may overcome (no memory, no handles)."""
-    return error.status == _native.FORMAT
+    return error.status == bindings.FORMAT
 
 
 def _is_locked(folder: Path) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.chat.sandbox import DeadlineError, within
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import Sampling, check_sampling, schema_grammar
-from edge_stream.sandbox import DeadlineError, within
 from edge_stream.server import errors
 from edge_stream.server.generation import Wish
 from edge_stream.server.grammar_check import check_ambiguity

@@ -20,7 +20,7 @@ from edge_stream.cli.measuring import (
 )
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
-from edge_stream.files import check_writable, replace_file
+from edge_stream.output.files import check_writable, replace_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ import click
 from edge_stream.cli.console import read_text
 from edge_stream.cli.measuring import MODES, emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
-from edge_stream.files import check_writable, replace_text
+from edge_stream.output.files import check_writable, replace_text
 
 
 @click.command("qa-stream")

@@ -12,7 +12,7 @@ from edge_stream.cli.console import Interrupt
 from edge_stream.cli.measuring import chunk_option, engine_options, read_tokens, text_options
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
-from edge_stream.files import check_writable
+from edge_stream.output.files import check_writable
 
 
 @click.command("soak")

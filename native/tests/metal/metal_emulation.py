@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import graph_cost
 from backend_ops import LLAMA, METAL, loaded
 
-from edge_stream import bank_ops
 from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.hardware import bank_ops
 
 EMULATOR = Path(__file__).resolve().parent
 BACKEND = LLAMA / Path(METAL).parent

@@ -14,8 +14,9 @@ import metal_emulation
 import pytest
 from metal_emulation import Result
 
-from edge_stream import Engine, bank_ops
+from edge_stream import Engine
 from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.hardware import bank_ops
 
 pytestmark = pytest.mark.skipif(
     not metal_emulation.BACKEND.exists() or not shutil.which("clang++"),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from edge_stream import _libs
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import libraries
 
 KINDS = {0: "CPU", 1: "GPU", 2: "integrated GPU", 3: "accelerator", 4: "several GPUs"}  # ggml_backend_dev_type
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
@@ -55,8 +55,8 @@ class Device:
 @lru_cache(maxsize=1)
 def ggml() -> Any:
     """libggml, which holds the backend registry, with the signatures used here."""
-    _libs.llama().llama_backend_init()
-    lib = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml")))
+    libraries.llama().llama_backend_init()
+    lib = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml")))
     size = C.POINTER(C.c_size_t)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "ggml_backend_dev_count": (C.c_size_t, []),

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import models
 from edge_stream.converters import source as sources
+from edge_stream.models import names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ def open_source(src: str) -> Source:
 
         return sources.open_source(download(src), name=src.rpartition("/")[2])
     path = Path(src).expanduser()
-    return sources.open_source(path if path.is_dir() or sources.is_pickle(path) else models.resolve(src))
+    return sources.open_source(path if path.is_dir() or sources.is_pickle(path) else names.resolve(src))
 
 
 def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) -> Difference:

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from edge_stream import _scheduling
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import scheduling
 
 # GNU OpenMP: rounds that a waiting thread spins before it sleeps; the user's own setting wins. Our libllama waits there
 # only between tokens (native/src/ggml/es-barrier.h does the rest): long enough to be awake for the next one. A stock
@@ -66,7 +66,7 @@ def llama() -> ModuleType:
         )
     if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT if folder == lib_dir() else _SPIN_COUNT_STOCK
-        _scheduling.ask_for_short_slices()
+        scheduling.ask_for_short_slices()
     if folder != _stock_lib_dir():
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     try:

@@ -6,8 +6,8 @@ import ctypes as C
 from functools import lru_cache
 from typing import Any
 
-from edge_stream._libs import edge_stream_library
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
+from edge_stream.native.libraries import edge_stream_library
 
 OK, INVALID, UNSUPPORTED, MEMORY, DECODE, STOPPED, IO, NO_SPACE, FORMAT, VERSION, MODEL, INTERNAL = range(0, -12, -1)
 

@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from edge_stream import _libs
-from edge_stream.models import MLC_CONFIG
+from edge_stream.models.names import MLC_CONFIG
+from edge_stream.native import libraries
 
 _KEYS = ("n_keep", "n_ctx")
 _MLC_KEYS = {"n_keep": "attention_sink_size", "n_ctx": "sliding_window_size"}
@@ -28,8 +28,8 @@ def read_model_defaults(path: Path) -> dict[str, int]:
     """
     if path.is_dir():
         return _read_folder(path)
-    _libs.llama()
-    library = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("llama")))
+    libraries.llama()
+    library = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("llama")))
     try:
         init, find, kind = library.gguf_init_from_file, library.gguf_find_key, library.gguf_get_kv_type
         value, free = library.gguf_get_val_u32, library.gguf_free

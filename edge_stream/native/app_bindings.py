@@ -6,7 +6,7 @@ import ctypes as C
 from functools import lru_cache
 from typing import Any
 
-from edge_stream import _libs, _native
+from edge_stream.native import bindings, libraries
 
 
 class ModelParams(C.Structure):
@@ -83,8 +83,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 @lru_cache(maxsize=1)
 def library() -> Any:
     """libedge_stream, with the facade's signatures declared."""
-    _libs.llama()  # the facade binds to it
-    lib = _native.library()
+    libraries.llama()  # the facade binds to it
+    lib = bindings.library()
     for name, (restype, argtypes) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = restype, argtypes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from jinja2.exceptions import SecurityError
 
+from edge_stream.chat.sandbox import Budget, DeadlineError, RefusedError, Sandbox, T, TooBigError, within
 from edge_stream.errors import EdgeStreamError
-from edge_stream.sandbox import Budget, DeadlineError, RefusedError, Sandbox, T, TooBigError, within
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

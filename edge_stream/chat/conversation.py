@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.chat.templates import ChatTemplate, Message, TurnRenderer, assistant_message, user_message
 from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.templates import ChatTemplate, Message, TurnRenderer, assistant_message, user_message
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_stream import _app, _native
 from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
-from edge_stream.model_defaults import read_model_defaults
-from edge_stream.staging import check_space, staging_folder
+from edge_stream.models.defaults import read_model_defaults
+from edge_stream.native import app_bindings, bindings
+from edge_stream.output.staging import check_space, staging_folder
 
 FORMAT = 1  # of the manifest; ModelManifest.swift reads it
 RESERVE = 256 << 20  # bytes for the app itself, as in MemoryBudget.swift
@@ -84,8 +84,8 @@ def _candidates(info: dict[str, int], wishes: Wishes) -> Iterator[tuple[int, str
 
 def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
     """The model's training length and its defaults (n_ctx: 0 if it has none)."""
-    lib, model, info = _app.library(), C.c_void_p(), _app.ModelInfo()
-    _native.check(lib.es_app_model_load(os.fsencode(path), lib.es_app_model_default_params(), C.byref(model)))
+    lib, model, info = app_bindings.library(), C.c_void_p(), app_bindings.ModelInfo()
+    bindings.check(lib.es_app_model_load(os.fsencode(path), lib.es_app_model_default_params(), C.byref(model)))
     try:
         reason = C.create_string_buffer(512)
         if not lib.es_app_model_can_chat(model, chat_template and chat_template.encode(), reason, len(reason)):
@@ -93,7 +93,7 @@ def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
             raise EdgeStreamError(
                 f"the app cannot chat with {path.name}: {reason.value.decode(errors='replace')}{hint}"
             )
-        _native.check(lib.es_app_model_get_info(model, C.byref(info)))
+        bindings.check(lib.es_app_model_get_info(model, C.byref(info)))
     finally:
         lib.es_app_model_free(model)
     asked = read_model_defaults(path).get("n_ctx", 0)  # info.n_ctx would be the facade's default
@@ -101,12 +101,12 @@ def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
 
 
 def _memory(path: Path, n_ctx: int, n_keep: int, type_k: str, type_v: str, template: str | None) -> dict[str, int]:
-    lib, need = _app.library(), _app.Memory()
+    lib, need = app_bindings.library(), app_bindings.Memory()
     params = lib.es_app_session_default_params()
     params.n_ctx, params.n_keep = n_ctx, n_keep
     params.cache_type_k, params.cache_type_v = type_k.encode(), type_v.encode()
     params.chat_template = template and template.encode()
-    _native.check(lib.es_app_memory_need(os.fsencode(path), lib.es_app_model_default_params(), params, C.byref(need)))
+    bindings.check(lib.es_app_memory_need(os.fsencode(path), lib.es_app_model_default_params(), params, C.byref(need)))
     return {name: getattr(need, name) for name in ("weights", "cache", "sinks", "compute", "total")}
 
 

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream import _libs, _native, models
+from edge_stream.models import names
+from edge_stream.native import bindings, libraries
 
 if TYPE_CHECKING:
     from edge_stream.backends import Backend
@@ -43,15 +44,15 @@ def prove(stream: Stream) -> Proof:
 
     Raises UnsupportedModelError if the model does not stream exactly. A proof that cannot be cached is made each time.
     """
-    native = _native.library()
+    native = bindings.library()
     backend = stream.backend
     key = _key(backend)
-    path = models.cache_folder() / "proofs" / f"{backend.facts.weights_tag:016x}-{backend.sink_move}.json"
+    path = names.cache_folder() / "proofs" / f"{backend.facts.weights_tag:016x}-{backend.sink_move}.json"
     wanted = native.es_stream_proof_distance(stream.handle)
     cached = _read(path, key)
     if cached is not None and cached.distance >= wanted:
         return cached
-    raw = _native.Proof()
+    raw = bindings.Proof()
     stream.call(native.es_stream_prove, stream.handle, C.byref(raw))
     values: dict[str, Any] = {name: getattr(raw, name) for name, *_ in raw._fields_}
     proof = Proof(**values, date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
@@ -62,7 +63,7 @@ def prove(stream: Stream) -> Proof:
 
 def _key(backend: Backend) -> list[Any]:
     """What a proof depends on besides the weights: the libraries, and the devices that hold layers."""
-    folder = _libs.llama_dir()
+    folder = libraries.llama_dir()
     files = sorted(f for f in folder.iterdir() if f.is_file() and "lib" in f.name)
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [d.name for d in backend.devices]
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from edge_stream import _libs
 from edge_stream.cache_types import CACHE_TYPES
+from edge_stream.native import libraries
 
 F32, I32, I64 = 0, 26, 27  # ggml_type
 ROPE_NORMAL, ROPE_NEOX = 0, 2
@@ -29,8 +29,8 @@ class _InitParams(C.Structure):
 @lru_cache(maxsize=1)
 def _base() -> Any:
     """libggml-base, with the signatures of the functions that create tensors."""
-    _libs.llama()
-    lib = C.CDLL(str(_libs.llama_dir() / _libs._lib_name("ggml-base")))
+    libraries.llama()
+    lib = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("ggml-base")))
     p, n, f, i, s = C.c_void_p, C.c_int64, C.c_float, C.c_int, C.c_size_t
     signatures: dict[str, list[Any]] = {
         "ggml_new_tensor_1d": [p, i, n],

@@ -1,0 +1,1 @@
+"""Conversations: templates that turn messages into text, and streams that they are told to."""
