@@ -95,7 +95,7 @@ def notes(model: ModelConfig) -> list[str]:
         layers = sum(model.swa_layers)
         return [
             f"llama.cpp does not mask {loader.arch}'s sliding window of {model.sliding_window} tokens "
-            f"({layers} layers): a cache of at most that many tokens makes no difference"
+            f"({layers} layers): that makes no difference in a cache of at most that many tokens"
         ]
     return []
 

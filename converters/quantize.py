@@ -105,8 +105,7 @@ def quantize(
             override.value.val_i64 = value
         params.kv_overrides = overrides
 
-    # kept alive for the call, which outlives an interrupted caller; ctypes keeps the other arrays
-    held = params, imatrix
+    held = params, imatrix  # kept alive for the call, which outlives an interrupted caller; ctypes keeps other arrays
 
     def work() -> int:
         with _logging_to(sink):

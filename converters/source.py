@@ -105,9 +105,7 @@ def open_source(path: Path, name: str | None = None) -> Source:
 
         return HfSource(path, name)
     if is_pickle(path):
-        raise EdgeStreamError(
-            f"{path} is a pickle file, which can run code when loaded: convert it to safetensors first"
-        )
+        raise EdgeStreamError(f"{path} is a pickle file, which can run code when read: convert it to safetensors first")
     from edge_stream.converters.gguf_source import GgufSource
 
     return GgufSource(path)

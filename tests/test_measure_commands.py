@@ -280,7 +280,7 @@ def test_streameval_chooses_distances(tiny: Tiny) -> None:
 
 
 def test_the_build_knows_llama_cpps_commit() -> None:
-    import re
+    import llama_pin
 
     from edge_stream.cli.info import system_facts
     from edge_stream.native import libraries
@@ -288,7 +288,4 @@ def test_the_build_knows_llama_cpps_commit() -> None:
     facts = system_facts()
     if Path(facts["libraries"]) != libraries.lib_dir():
         pytest.skip("a stock libllama is in use")
-    build = (Path(__file__).parents[1] / "CMakeLists.txt").read_text(encoding="utf-8")
-    pinned = re.search(r"set\(LLAMA_BUILD_COMMIT (\w+)\)", build)
-    assert pinned
-    assert facts["llama_cpp"] == pinned[1]
+    assert facts["llama_cpp"] == llama_pin.read().commit

@@ -225,7 +225,7 @@ def test_serve_holds_one_stream_unless_told_otherwise(tiny_mlc: Callable[..., Pa
     @click.command()
     @click.option("-np", "n_parallel", type=int, default=4)
     @options.context_options()
-    @options.compute_options()
+    @options.compute_options
     def command(**flags: Any) -> None:
         with options.load_engine(flags | {"model": str(tiny_mlc("chat"))}) as engine:
             seen["n"] = engine.n_parallel

@@ -188,7 +188,7 @@ def serve_rpc(host: str, port: int, n_threads: int, names: Sequence[str] | None)
         lent = [d for d in there if d.name in names]
         if len(lent) != len(names):
             raise EdgeStreamError(
-                f"unknown device in {', '.join(names)}: devices are {', '.join(d.name for d in there)}"
+                f"unknown device ({', '.join(names)}): devices are {', '.join(d.name for d in there)}"
             )
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

@@ -55,9 +55,7 @@ class MlcFolder:
         float(config.rope_base), float(config.norm_eps)
         m = self.config["model_config"]
         if m.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModelError(
-                f"{self.path.name} uses partial rotation, which the MLC engine does not support"
-            )
+            raise UnsupportedModelError(f"{self.path.name} rotates only parts of heads, which the MLC engine cannot")
         if m.get("attention_bias", False) and not self.family.mlc.qkv_bias:
             raise UnsupportedModelError(f"{self.path.name} has attention biases, which the MLC engine does not support")
 
