@@ -3,7 +3,7 @@
 import { answer, props } from "./api.js";
 import { Store, addMessage, choose, newConversation, path, removeMessage, storage, toChat } from "./conversations.js";
 import { $, button, download, fit, h, iconButton } from "./dom.js";
-import { recognition, showGauge } from "./gauge.js";
+import { showGauge } from "./gauge.js";
 import { Messages } from "./messages.js";
 
 const SETTINGS = "edge-stream/settings";

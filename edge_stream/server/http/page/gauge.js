@@ -5,8 +5,8 @@ import { $ } from "./dom.js";
 const number = new Intl.NumberFormat("en");
 const count = (n, what) => `${number.format(n)} ${what}${n === 1 ? "" : "s"}`;
 
-// How the history was recognised, in a sentence; "" where that is not known.
-export function recognition(info) {
+// What prefix matching did with the history, in a sentence; "" where that is not known.
+function prefixMatch(info) {
   if (!info?.history) return "";
   const read = Math.max(info.n_read ?? 0, info.n_to_read ?? 0);
   const dropped = info.n_messages_dropped;
@@ -32,5 +32,5 @@ export function showGauge(info, n_ctx) {
   $("g-cache").textContent = n_ctx ? `${number.format(n_cached)} / ${number.format(n_ctx)}` : "–";
   $("g-seen").textContent = n_past === null ? "–" : number.format(n_past);
   $("g-speed").textContent = speed > 0 ? (speed < 100 ? speed.toFixed(1) : number.format(Math.round(speed))) : "–";
-  $("g-history").textContent = recognition(info);
+  $("g-history").textContent = prefixMatch(info);
 }
