@@ -320,8 +320,29 @@ def test_files_in_use_refuse_no_write(one_slot: Served, tmp_path: Path) -> None:
     assert one_slot.on_engine(lambda: store.excess(store.path("1" * 32), 900, set(), {})) == [file]
 
 
-def test_an_erased_session_is_gone_when_the_client_is_answered(one_slot: Served, tmp_path: Path) -> None:
-    one_slot.client.turn([], "One.", seed=1)
-    assert len(sessions(tmp_path)) == 1
+def test_an_erased_session_is_gone_when_the_client_is_answered(
+    one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    answer = words(one_slot, [], "One.")
+    assert next(answer) and gate.reached.wait(60)
+    threading.Timer(0.2, gate.opened.set).start()  # whenever it is opened, the result is the same
     assert one_slot.client.post("/slots/0?action=erase").status_code == 200
     assert not sessions(tmp_path)
+    assert next(answer, None) is None
+
+
+def test_an_error_while_a_session_is_restored_leaves_it_usable(
+    one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages, file = displaced(one_slot, tmp_path)
+    session = one_slot.scheduler.sessions.all[file.stem]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "restore", fail)
+        with pytest.raises(OSError, match="input/output"):
+            one_slot.on_engine(lambda: one_slot.scheduler.sessions.restore(session, 0))
+    assert one_slot.client.turn(messages, "On.", seed=1)["edge_stream"]["restored"]
