@@ -228,9 +228,12 @@ def test_the_space_is_for_everything_in_the_folder(one_slot: Served, tmp_path: P
     """Set-aside files go first, then conversations used longest ago, of whichever model; a running server's stay."""
     size = 100_000
     files = {}
-    for i, name in enumerate(("damaged/x.session.damaged", "old/x.session", "locked/x.session", "old/x.saved")):
+    x = "0" * 32
+    gone_first = (f"damaged/{x}.session.damaged", f"old/{x}.session")
+    for i, name in enumerate((*gone_first, f"locked/{x}.session", f"old/slot-{x}.saved")):
         file = files[name] = tmp_path / name
         file.parent.mkdir(exist_ok=True)
+        (file.parent / "lock").touch()
         file.write_bytes(bytes(size))
         os.utime(file, (1000 - i, 1000 - i))
     with (tmp_path / "locked" / "lock").open("w") as lock:
@@ -242,7 +245,7 @@ def test_the_space_is_for_everything_in_the_folder(one_slot: Served, tmp_path: P
         (own,) = store.folder.glob("*.session")
         left = [name for name, file in files.items() if file.exists()]
         assert left == list(files)
-        for gone in ("damaged/x.session.damaged", "old/x.session"):
+        for gone in gone_first:
             store.max_bytes = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) - size // 2
             one_slot.client.turn(messages, "On.", seed=1)
             left.remove(gone)
@@ -266,3 +269,80 @@ def test_states_saved_by_name_are_not_deleted(one_slot: Served, tmp_path: Path) 
     assert client.post("/slots/0?action=save", json={"filename": "a"}).status_code == 200  # over itself
     client.turn([], "Another.", seed=1)
     assert sessions(tmp_path, ".saved") == before
+
+
+def test_files_of_others_neither_count_nor_are_deleted(one_slot: Served, tmp_path: Path) -> None:
+    store, x = one_slot.scheduler.store, "0" * 32
+    assert store
+    names = (
+        f"{x}.session",
+        f"mine/{x}.session",
+        f"{store.folder.name}/work.session",
+        f"{store.folder.name}/a/{x}.session",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000))
+    assert one_slot.on_engine(store.files) == {}
+    store.max_bytes = 1
+    one_slot.client.turn([], "One.", seed=1)
+    one_slot.client.turn([], "Two.", seed=1)
+    assert all((tmp_path / name).exists() for name in names)
+    size = sum(size for size, _ in one_slot.on_engine(store.files).values())
+    assert one_slot.on_engine(one_slot.scheduler.counts)["disk_bytes"] == size
+
+
+def test_a_file_that_cannot_be_deleted_costs_no_answer(
+    one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages, file = displaced(one_slot, tmp_path)
+    store = one_slot.scheduler.store
+    assert store
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError("not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", fail)
+        store.max_bytes = 1
+        one_slot.client.turn([], "Third.", seed=1)
+    assert file.exists() and len(sessions(tmp_path)) == 3
+    assert one_slot.client.turn(messages, "On.", seed=1)["edge_stream"]["restored"]
+
+
+def test_files_in_use_refuse_no_write(one_slot: Served, tmp_path: Path) -> None:
+    store, x = one_slot.scheduler.store, "0" * 32
+    assert store
+    file = store.path(x)
+    file.write_bytes(bytes(1000))
+    store.max_bytes = 1000
+    assert one_slot.on_engine(lambda: store.excess(store.path("1" * 32), 900, {file}, {})) == []
+    assert one_slot.on_engine(lambda: store.excess(store.path("1" * 32), 900, set(), {})) == [file]
+
+
+def test_an_erased_session_is_gone_when_the_client_is_answered(
+    one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    answer = words(one_slot, [], "One.")
+    assert next(answer) and gate.reached.wait(60)
+    threading.Timer(0.2, gate.opened.set).start()  # whenever it is opened, the result is the same
+    assert one_slot.client.post("/slots/0?action=erase").status_code == 200
+    assert not sessions(tmp_path)
+    assert next(answer, None) is None
+
+
+def test_an_error_while_a_session_is_restored_leaves_it_usable(
+    one_slot: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages, file = displaced(one_slot, tmp_path)
+    session = one_slot.scheduler.sessions.all[file.stem]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "restore", fail)
+        with pytest.raises(OSError, match="input/output"):
+            one_slot.on_engine(lambda: one_slot.scheduler.sessions.restore(session, 0))
+    assert one_slot.client.turn(messages, "On.", seed=1)["edge_stream"]["restored"]

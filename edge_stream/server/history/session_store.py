@@ -7,10 +7,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ _FORMAT = 1
 _SUFFIX = ".session"
 _SAVED = ".saved"
 _DAMAGED = ".damaged"
+_OURS = re.compile(r"[0-9a-f]{32}\.session(\.damaged)?|slot-[0-9a-f]{32}\.saved")
+_LOCK_TRIES, _LOCK_PAUSE = 20, 0.05  # seconds
 _MAX_COPIES = 2  # sessions in memory: one that is written, one that waits
 
 
 class SessionStore:
     """A locked folder of session files, written in order by a thread of its own.
 
-    max_bytes: of everything under `root`, other models' folders and states saved by name included. Raises
+    max_bytes: of the files of all servers under `root`, other models' and states saved by name included. Raises
     EdgeStreamError if the folder cannot be used.
     """
 
@@ -51,13 +54,16 @@ class SessionStore:
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise EdgeStreamError(f"sessions cannot be kept in {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        for _ in range(_LOCK_TRIES):  # a server that makes room holds it for a moment
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_PAUSE)
+        else:
             os.close(self._lock)
             raise EdgeStreamError(
                 f"another server keeps its sessions in {self.folder}: give this one its own --session-dir"
-            ) from None
+            )
         for left_over in self.folder.glob("*.tmp-*"):  # from a process that was killed while it saved
             left_over.unlink(missing_ok=True)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
@@ -74,6 +80,8 @@ class SessionStore:
     def scan(self) -> Iterator[tuple[str, dict[str, Any], int, float]]:
         """(id, facts, bytes, time of last use) of every intact session. Damaged ones are set aside."""
         for file in sorted(self.folder.glob("*" + _SUFFIX), key=lambda f: f.stat().st_mtime):
+            if not _OURS.fullmatch(file.name):
+                continue
             try:
                 facts = self.read(file)
             except SessionError as error:
@@ -113,9 +121,9 @@ class SessionStore:
         while not self.can_write:
             wait(self._writes, return_when=FIRST_COMPLETED)
 
-    def flush(self) -> None:
-        """Until everything given to `write` is on disk."""
-        wait(self._writes)
+    def flush(self, path: Path) -> None:
+        """Until what was given to `write` for a path is on disk."""
+        wait([write for write, (file, _) in self._writes.items() if file == path])
 
     def write(self, snapshot: Snapshot, path: Path) -> Future[None]:
         """Have a session written, and its memory freed. An error is logged, and is the future's exception."""
@@ -138,16 +146,19 @@ class SessionStore:
     #
 
     def files(self) -> dict[Path, tuple[int, float]]:
-        """(bytes, time of last use) of every file under the root, as they will be when all writes have ended."""
+        """(bytes, time of last use) of every server's files, as they will be when all writes have ended.
+
+        Those are in folders with a lock, and have names that a server gives; any other file is somebody else's.
+        """
+        writes = list(self._writes.items())  # another thread may ask
         found = {}
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                file = Path(folder, name)
+        for folder in [lock.parent for lock in self.root.glob("*/lock")]:
+            for name in os.listdir(folder) if os.access(folder, os.R_OK) else ():
                 with suppress(OSError):  # deleted meanwhile
-                    stat = file.stat()
-                    if stat.st_size and ".tmp-" not in name:
-                        found[file] = (stat.st_size, stat.st_mtime)
-        found |= {file: (size, time.time()) for write, (file, size) in self._writes.items() if not write.done()}
+                    if _OURS.fullmatch(name):
+                        stat = (folder / name).stat()
+                        found[folder / name] = (stat.st_size, stat.st_mtime)
+        found |= {file: (size, time.time()) for write, (file, size) in writes if not write.done()}
         return found
 
     def n_saved(self) -> int:
@@ -160,29 +171,45 @@ class SessionStore:
         """The files to delete before n_bytes fit at a path; None if they never would.
 
         First those set aside, then by `order`, which is by time of last use for files that it lacks. States saved by
-        name, files in use and those of other running servers stay. A session that is alone may be larger than
-        max_bytes.
+        name and files of other running servers stay, and so do files in use: with these, max_bytes may be exceeded
+        until the next write. A session that is alone may be larger than max_bytes.
         """
         files = self.files()
         files.pop(path, None)
         excess = sum(size for size, _ in files.values()) + n_bytes - self.max_bytes
         if excess <= 0:
             return []
-        deletable = [file for file in files if self._may_delete(file) and file not in in_use]
-        if len(deletable) < len(files) and excess > sum(files[file][0] for file in deletable):
+        others = {file.parent for file in files} - {self.folder}
+        locked = {folder for folder in others if _is_locked(folder)}
+        kept = [file for file in files if file.suffix == _SAVED or file.parent in locked]
+        if kept and sum(files[file][0] for file in kept) + n_bytes > self.max_bytes:
             return None
-        deletable.sort(key=lambda file: (file.suffix != _DAMAGED, order.get(file, (False, files[file][1]))))
+        deletable = files.keys() - in_use - set(kept)
         chosen = []
-        for file in deletable:
+        for file in sorted(
+            deletable, key=lambda file: (file.suffix != _DAMAGED, order.get(file, (False, files[file][1])))
+        ):
             if excess <= 0:
                 break
             excess -= files[file][0]
             chosen.append(file)
         return chosen
 
-    def _may_delete(self, file: Path) -> bool:
-        """Whether a file is a session's, or damaged, and not another running server's."""
-        return file.suffix in (_SUFFIX, _DAMAGED) and (file.parent == self.folder or not _is_locked(file.parent))
+    def delete(self, file: Path) -> None:
+        """Delete a file. Raises OSError, also if a server runs in its folder, which is not ours."""
+        with nullcontext() if file.parent == self.folder else _held(file.parent):
+            file.unlink(missing_ok=True)
+
+    def delete_after_writes(self, file: Path) -> Future[None]:
+        """Delete a file of ours once all current writes have ended. An error is logged."""
+
+        def work() -> None:
+            try:
+                self.delete(file)
+            except OSError as error:
+                log.error("%s could not be deleted: %s", file, error)
+
+        return self._pool.submit(work)
 
     def close(self) -> None:
         """Finish writing and unlock the folder."""
@@ -198,18 +225,21 @@ def is_damage(error: EdgeStreamError) -> bool:
 def _is_locked(folder: Path) -> bool:
     """Whether a running server keeps its sessions in a folder."""
     try:
-        lock = os.open(folder / "lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
+        with _held(folder):
+            return False
     except OSError:
         return True
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, so that no server starts in it. Raises OSError if one runs there."""
+    lock = os.open(folder / "lock", os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        yield
     finally:
         os.close(lock)
-    return False
 
 
 def pack(facts: dict[str, Any]) -> bytes:

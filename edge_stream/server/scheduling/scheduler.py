@@ -117,7 +117,10 @@ class Scheduler:
                 log.exception("an internal error")
                 self.loop.fail_all()
         for slot in range(self.engine.n_parallel):
-            self.sessions.vacate(slot)
+            try:
+                self.sessions.vacate(slot)
+            except Exception:  # the other slots are still to be saved
+                log.exception("the conversation in slot %d could not be saved", slot)
         for _work, future in self._calls:
             if future.set_running_or_notify_cancel():
                 future.set_exception(errors.unavailable("the server is shutting down", 5))
@@ -178,7 +181,8 @@ class Scheduler:
         return any(waiting.group is not task.group for waiting in self._queue)
 
     def _admit(self) -> None:
-        """Give slots to waiting tasks, first come first served, passing over those whose session is busy."""
+        """Give slots to waiting tasks in order, passing over those whose session is busy or that wait for the disk."""
+        self.sessions.collect()
         for task in list(self._queue):
             name = task.request.name
             named = self.sessions.named(name) if name is not None else None
@@ -190,6 +194,8 @@ class Scheduler:
                 slot = self.sessions.idle_slot()
             if slot is None:
                 break
+            if self.sessions.must_wait(match, slot):
+                continue
             self._queue.remove(task)
             self._left_queue()
             self.loop.begin(task, match, slot)
@@ -229,5 +235,5 @@ class Scheduler:
             "in_slots": sum(s.slot is not None for s in everything),
             "known": len(everything),
             "waiting": self._n_waiting,
-            "disk_bytes": sum(s.n_bytes for s in everything),
+            "disk_bytes": sum(size for size, _ in self.store.files().values()) if self.store else 0,
         }

@@ -196,11 +196,11 @@ class Sessions:
             if session.write and not self._await_write(session):
                 raise SessionError("the conversation could not be saved before")
             session.stream = self.engine.restore(path, seq_id=slot)
-        except EdgeStreamError as error:
+        except BaseException as error:
             session.busy = False
-            if is_damage(error):
+            if isinstance(error, EdgeStreamError) and is_damage(error):
                 self.set_aside(session)
-            elif not path.exists():
+            elif not session.write and not path.exists():
                 self._forget(session)
             raise
         with suppress(OSError):
@@ -271,6 +271,14 @@ class Sessions:
         """Whether `save` would not wait for the disk."""
         return self.store is None or (session.write is None and self.store.can_write)
 
+    def must_wait(self, match: PrefixMatch | None, slot: int) -> bool:
+        """Whether giving the slot to a match would wait for the disk."""
+        if match and match.session.slot is None and match.session.write:
+            return True
+        old = self.slots[slot]
+        due = old and old is not (match and match.session) and not old.saved and old.n_turns
+        return bool(old and due and not self.can_save(old))
+
     def save(self, session: Session) -> Future[None] | None:
         """Copy a session whose stream is at its last entry, and have it written. None if it cannot be (logged)."""
         if self.store is None or session.stream is None or not session.log.entries:
@@ -286,7 +294,6 @@ class Sessions:
         session.write = Write(future, facts, n_bytes)
         session.saved = True
         self._writing.append(session)
-        future.add_done_callback(lambda _future: self.on_written())
         return future
 
     def write(self, stream: Stream, path: Path, facts: dict[str, Any]) -> tuple[Future[None], int]:
@@ -298,14 +305,19 @@ class Sessions:
         self.store.wait()
         stream.forget_sampling()  # every request brings its own
         snapshot = stream.snapshot(pack(facts))
-        n_bytes = snapshot.n_bytes
-        if not self._make_room(path, n_bytes):
+        try:
+            n_bytes = snapshot.n_bytes
+            if not self._make_room(path, n_bytes):
+                raise SessionError(
+                    f"--session-space ({self.store.max_bytes / 2**30:.3g} GiB) is full of files that are not deleted "
+                    "automatically"
+                )
+            future = self.store.write(snapshot, path)
+        except BaseException:
             snapshot.close()
-            raise SessionError(
-                f"--session-space ({self.store.max_bytes / 2**30:.3g} GiB) is full of files that are not deleted "
-                "automatically"
-            )
-        return self.store.write(snapshot, path), n_bytes
+            raise
+        future.add_done_callback(lambda _future: self.on_written())
+        return future, n_bytes
 
     def collect(self) -> None:
         """Take note of the writes that have ended."""
@@ -330,10 +342,13 @@ class Sessions:
             self._revert(session)
         return False
 
-    def erase(self, session: Session) -> None:
-        """Forget a session, on disk as well."""
+    def erase(self, session: Session) -> Future[None] | None:
+        """Forget a session, on disk as well; a future if its file can only be deleted later."""
         self._leave(session)
-        self._remove(session)
+        self._forget(session)
+        if self.store is None or not session.kept:
+            return None
+        return self.store.delete_after_writes(self.store.path(session.id))
 
     def set_aside(self, session: Session) -> None:
         """Forget a session whose file is wrong; the file is kept under another name."""
@@ -351,12 +366,15 @@ class Sessions:
         files = self.store.excess(path, n_bytes, in_use, order)
         for file in files or ():
             session = known.get(file)
+            try:
+                self.store.delete(file)
+            except OSError as error:
+                log.error("%s could not be deleted to make room: %s", file, error)
+                continue
             log.info("%s was deleted to make room", file)
             if session and session.slot is None:
-                self._remove(session)
-                continue
-            file.unlink(missing_ok=True)
-            if session:  # the cache still has it
+                self._forget(session)
+            elif session:  # the cache still has it
                 session.on_disk, session.n_bytes, session.saved = {}, 0, False
         return files is not None
 
@@ -373,17 +391,6 @@ class Sessions:
         self.all.pop(session.id, None)
         if session in self._writing:
             self._writing.remove(session)
-
-    def _remove(self, session: Session) -> None:
-        """Forget a session and delete its file."""
-        self._forget(session)
-        if self.store is None or not session.kept:
-            return
-        file = self.store.path(session.id)
-        if session.write:
-            session.write.future.add_done_callback(lambda _future: file.unlink(missing_ok=True))
-        else:
-            file.unlink(missing_ok=True)
 
     def _revert(self, session: Session) -> None:
         """Back to what is on disk; a session that never was there is forgotten."""

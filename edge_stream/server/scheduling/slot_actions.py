@@ -34,7 +34,7 @@ class SlotActions:
         elif action == "restore":
             answer.set_result(self._restore(slot, filename))
         else:
-            answer.set_result(self._erase(slot))
+            self._erase(slot, answer)
         return answer
 
     def _idle_session(self, slot: int) -> Session | None:
@@ -56,12 +56,14 @@ class SlotActions:
             raise invalid(f"{action} needs a filename")
         return store, store.named_path(filename), sendable(filename)
 
-    def _erase(self, slot: int) -> dict[str, Any]:
+    def _erase(self, slot: int, answer: Future[dict[str, Any]]) -> None:
         session = self._idle_session(slot)
-        n = session.n_past if session else 0
-        if session:
-            self.scheduler.sessions.erase(session)
-        return {"id_slot": slot, "n_erased": n}
+        facts = {"id_slot": slot, "n_erased": session.n_past if session else 0}
+        deletion = self.scheduler.sessions.erase(session) if session else None
+        if deletion:
+            deletion.add_done_callback(lambda _: answer.set_result(facts))
+        else:
+            answer.set_result(facts)
 
     def _save(self, slot: int, filename: str | None, answer: Future[dict[str, Any]]) -> None:
         session = self._idle_session(slot)
@@ -86,7 +88,7 @@ class SlotActions:
         self._idle_session(slot)
         store, path, filename = self._file("restore", filename)
         sessions = self.scheduler.sessions
-        store.flush()  # the file may still be being written
+        store.flush(path)  # the file may still be being written
         if not path.exists():
             raise ApiError(404, f"nothing was saved as {filename[:64]!r}", NOT_FOUND)
         facts = store.read(path)
