@@ -34,7 +34,10 @@ class Token:
 
 
 class Writer:
-    """Generates step by step: `next`, or `choose` a token, feed it, take its `record`. Made by Stream.writer."""
+    """Generates step by step: `next`, or `choose` a token, feed it, take its `record`. Made by Stream.writer.
+
+    piece: bytes of the newest token.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Writer:
         self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
         self._native, self._chosen = bindings.library(), bindings.GeneratedToken()
-        self._piece = b""
+        self.piece = b""
         self._start = time.perf_counter()
         self._n = 0
 
@@ -71,13 +74,13 @@ class Writer:
 
     def _call(self, function: object, *handles: C.c_void_p, late: bool = False) -> None:
         self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen), late=late)
-        self._piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
+        self.piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
 
     def _record(self, n_past: int, n_cached: int) -> Token:
         chosen = self._chosen
         self._n += 1
         eos = chosen.is_eog and not self._ignore_eos
-        shown, stopped = self._matcher.push(self._text.push(b"" if eos else self._piece))
+        shown, stopped = self._matcher.push(self._text.push(b"" if eos else self.piece))
         finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
         if finish in ("eos", "length"):
             shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()

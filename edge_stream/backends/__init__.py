@@ -16,7 +16,9 @@ from edge_stream.cache_types import CACHE_TYPES, CacheType
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
+    from edge_stream.backends.llama import LlamaBackend
     from edge_stream.backends.llama_cache import LlamaCache
+    from edge_stream.backends.tvm import TvmBackend
     from edge_stream.hardware.devices import Device
     from edge_stream.native import bindings
     from edge_stream.native.callbacks import Callbacks
@@ -176,24 +178,22 @@ class Backend(Protocol):
         """Free everything but the streams, which must be freed first."""
 
 
-def capabilities(path: Path) -> Capabilities:
-    """What a model's backend can do, known before it is loaded."""
+def _backend_of(path: Path) -> type[LlamaBackend] | type[TvmBackend]:
     # imported only when needed: TVM is an extra
     if path.is_dir():
-        from edge_stream.backends import tvm
+        from edge_stream.backends.tvm import TvmBackend
 
-        return tvm.CAPABILITIES
-    from edge_stream.backends import llama
+        return TvmBackend
+    from edge_stream.backends.llama import LlamaBackend
 
-    return llama.CAPABILITIES
+    return LlamaBackend
+
+
+def capabilities(path: Path) -> Capabilities:
+    """What a model's backend can do, known before it is loaded."""
+    return _backend_of(path).capabilities
 
 
 def open_backend(path: Path, options: LoadOptions) -> Backend:
     """Load a GGUF file or an MLC folder. Raises UnsupportedModelError or EdgeStreamError."""
-    if path.is_dir():
-        from edge_stream.backends.tvm import TvmBackend
-
-        return TvmBackend(path, options)
-    from edge_stream.backends.llama import LlamaBackend
-
-    return LlamaBackend(path, options)
+    return _backend_of(path)(path, options)

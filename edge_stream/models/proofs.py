@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes as C
 import datetime
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.errors import EdgeStreamError
 from edge_stream.models import names
 from edge_stream.native import bindings, libraries
+from edge_stream.output.files import replace_text
 
 if TYPE_CHECKING:
     from edge_stream.backends import Backend
@@ -79,13 +79,6 @@ def _read(path: Path, key: list[Any]) -> Proof | None:
 def _write(path: Path, key: list[Any], proof: Proof) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"key": key, "proof": asdict(proof)}, file)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError:
+        replace_text(path, json.dumps({"key": key, "proof": asdict(proof)}))
+    except (OSError, EdgeStreamError):
         pass  # a read-only home: the next load proves again

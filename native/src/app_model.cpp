@@ -55,18 +55,6 @@ es_tokens es_loaded_model::tokenize(const std::string & text, bool add_bos, bool
     return out;
 }
 
-std::string es_loaded_model::piece(llama_token token) const {
-    std::string   out(64, '\0');
-    const int32_t n = llama_token_to_piece(vocab, token, out.data(), (int32_t) out.size(), 0, false);
-    if (n < 0) {
-        out.resize((size_t) -n);
-        llama_token_to_piece(vocab, token, out.data(), -n, 0, false);
-        return out;
-    }
-    out.resize((size_t) n);
-    return out;
-}
-
 uint32_t es_loaded_model::recommended(const char * key, uint32_t otherwise) const {
     const long long n = atoll(es_model_meta(model, key).c_str());
     return n > 0 && n <= INT32_MAX ? (uint32_t) n : otherwise;
@@ -220,7 +208,7 @@ int32_t es_app_token_bytes(const es_app_model * model, int32_t token, char * out
     }
     int32_t       n  = -1;
     const int32_t rc = es_guard([&]() -> int32_t {
-        const std::string bytes = model->loaded->piece(token);
+        const std::string bytes = es_piece(model->loaded->vocab, token, false);
         std::copy_n(bytes.begin(), std::min(n_max, bytes.size()), out);
         n = (int32_t) bytes.size();
         return ES_OK;

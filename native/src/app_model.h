@@ -23,7 +23,6 @@ struct es_loaded_model {
 
     // special: text that spells a control token becomes that token
     es_tokens                    tokenize(const std::string & text, bool add_bos, bool special) const;
-    std::string                  piece(llama_token token) const; // its bytes; empty for control tokens
     uint32_t                     recommended(const char * key, uint32_t otherwise) const; // number in the file
     mutable std::atomic<int32_t> proven{ 0 }; // es_stream_prove succeeded for positions up to this
 };

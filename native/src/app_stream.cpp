@@ -234,36 +234,34 @@ int32_t es_app_stream::begin(const es_app_answer_params & params) {
 int32_t es_app_stream::next(es_app_token & out) {
     out             = {};
     out.token       = -1;
+    out.bytes       = "";
     const auto tell = [&](int32_t finish) {
         const es_stream_stats s = stats();
         const double seconds    = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
-        out.bytes               = piece_.data();
-        out.n_bytes             = piece_.size();
         out.finish              = finish;
         out.n_past              = s.n_past;
         out.n_cached            = s.n_sinks + s.n_window;
         out.tokens_per_s        = (float) ((double) n_written_ / std::max(seconds, 1e-9));
         return ES_OK;
     };
-    piece_.clear();
     if (stop_) {
         return tell(ES_APP_STOPPED);
     }
     if (max_tokens_ >= 0 && n_written_ >= max_tokens_) { // max_tokens = 0
         return tell(ES_APP_LENGTH);
     }
-    int32_t rc = es_sampler_sample(sampler_, stream_, &out.token, nullptr);
-    if (rc == ES_OK) {
-        rc = es_stream_feed(stream_, &out.token, 1, nullptr, nullptr);
-    }
+    es_token      token;
+    const int32_t rc = es_stream_next(stream_, sampler_, false, false, &token);
     if (rc != ES_OK) {
         return rc;
     }
+    out.token = token.token;
     n_written_++;
-    if (!ignore_eos_ && llama_vocab_is_eog(model_->vocab, out.token)) {
+    if (token.is_eog && !ignore_eos_) {
         return tell(ES_APP_EOS);
     }
-    piece_ = model_->piece(out.token);
+    out.bytes   = token.piece;
+    out.n_bytes = token.n_piece;
     return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
 }
 

@@ -72,6 +72,5 @@ private:
     bool                                  writing_    = false;
     bool                                  ignore_eos_ = false;
     int64_t                               n_written_ = 0, max_tokens_ = -1;
-    std::string                           piece_;
     std::chrono::steady_clock::time_point began_;
 };

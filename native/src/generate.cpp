@@ -2,23 +2,7 @@
 #include "error.h"
 #include "sampler.h"
 #include "stream.h"
-
-namespace {
-
-// The token's bytes, kept in the sampler until its next token.
-void describe(es_sampler & s, bool special, es_token & out) {
-    s.piece.resize(s.piece.capacity());
-    int32_t n = llama_token_to_piece(s.vocab, out.token, s.piece.data(), (int32_t) s.piece.size(), 0, special);
-    if (n < 0) {
-        s.piece.resize(-n);
-        n = llama_token_to_piece(s.vocab, out.token, s.piece.data(), -n, 0, special);
-    }
-    out.is_eog  = llama_vocab_is_eog(s.vocab, out.token);
-    out.piece   = s.piece.data();
-    out.n_piece = n > 0 ? (size_t) n : 0;
-}
-
-} // namespace
+#include "support.h"
 
 int32_t es_sampler_choose(es_sampler * sampler, es_stream * stream, bool special, bool logprob, es_token * out) {
     if (!out) {
@@ -27,7 +11,10 @@ int32_t es_sampler_choose(es_sampler * sampler, es_stream * stream, bool special
     *out             = {};
     const int32_t rc = es_sampler_sample(sampler, stream, &out->token, logprob ? &out->logprob : nullptr);
     return rc != ES_OK ? rc : es_guard([&]() -> int32_t {
-        describe(*sampler, special, *out);
+        sampler->piece = es_piece(sampler->vocab, out->token, special); // kept until the sampler's next token
+        out->is_eog    = llama_vocab_is_eog(sampler->vocab, out->token);
+        out->piece     = sampler->piece.data();
+        out->n_piece   = sampler->piece.size();
         return ES_OK;
     });
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <vector>
 
 struct es_sampler {
@@ -23,5 +24,5 @@ struct es_sampler {
     llama_sampler_ptr             grammar; // or null
     std::vector<llama_token_data> candidates;
     const llama_vocab *           vocab = nullptr;
-    std::vector<char>             piece = std::vector<char>(64); // of the token that was described last
+    std::string                   piece; // of the token that was described last
 };

@@ -6,9 +6,20 @@
 #include "llama-ext.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
+
+std::string es_piece(const llama_vocab * vocab, llama_token token, bool special) {
+    std::string   out(64, '\0');
+    const int32_t n = llama_token_to_piece(vocab, token, out.data(), (int32_t) out.size(), 0, special);
+    out.resize((size_t) std::abs(n));
+    if (n < 0) {
+        llama_token_to_piece(vocab, token, out.data(), -n, 0, special);
+    }
+    return out;
+}
 
 std::string es_model_meta(const llama_model * model, const std::string & key) {
     char buf[256];

@@ -8,22 +8,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.answer import log_answer
-from edge_stream.server.history.rendering import Renderer
 from edge_stream.server.scheduling.events import Delta, Done, Failed, Finished, TokenLogprobs
-from edge_stream.server.scheduling.metrics import Metrics
 from edge_stream.server.scheduling.prefill import Prefill
-from edge_stream.server.scheduling.sessions import PrefixMatch, Sessions
+from edge_stream.server.scheduling.sessions import PrefixMatch
 from edge_stream.server.scheduling.tasks import Stage, Task
 
 if TYPE_CHECKING:
-    from edge_stream.engine import Engine
     from edge_stream.server.settings import Settings
     from edge_stream.stream import Stream
 
@@ -35,22 +31,12 @@ Top = list[tuple[int, float]]  # the likeliest tokens and the natural logs of th
 
 
 class GenerationLoop:
-    """The tasks that are not queued. `wake` is called, by another thread, when one can go on."""
+    """The tasks that are not queued. They share the prefill's engine, sessions, renderer and metrics."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        metrics: Metrics,
-        sessions: Sessions,
-        renderer: Renderer,
-        pool: ThreadPoolExecutor,
-        wake: Callable[[], None],
-    ) -> None:
-        self.engine, self.settings, self.metrics = engine, settings, metrics
-        self.sessions, self.renderer = sessions, renderer
-        self.prefill = Prefill(engine, settings.n_prefill, metrics, sessions, renderer, pool, wake)
-        sessions.on_written = wake
+    def __init__(self, settings: Settings, prefill: Prefill) -> None:
+        self.settings, self.prefill = settings, prefill
+        self.engine, self.metrics = prefill.engine, prefill.metrics
+        self.sessions, self.renderer = prefill.sessions, prefill.renderer
         self.tasks: list[Task] = []
 
     def begin(self, task: Task, match: PrefixMatch | None, slot: int) -> None:
@@ -198,7 +184,7 @@ class GenerationLoop:
         task.n_written += 1
         answer.tokens.append(token)
         if record.finish_reason != "eos":
-            answer.n_bytes += len(answer.piece(self.engine, token))
+            answer.n_bytes += len(task.writer.piece)
         answer.parts.append(record.text)
         text, calls = record.text, list[dict[str, Any]]()
         if answer.parser:

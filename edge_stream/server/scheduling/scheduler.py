@@ -21,6 +21,7 @@ from edge_stream.server.history.session_store import SessionStore
 from edge_stream.server.scheduling.events import Failed
 from edge_stream.server.scheduling.generation_loop import GenerationLoop
 from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.prefill import Prefill
 from edge_stream.server.scheduling.sessions import Sessions
 from edge_stream.server.scheduling.tasks import Stage, Task
 
@@ -45,7 +46,9 @@ class Scheduler:
         self.renderer = Renderer(engine)
         # a template may take seconds, while other answers are written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="render")
-        self.loop = GenerationLoop(engine, settings, metrics, self.sessions, self.renderer, self._pool, wake=self.wake)
+        prefill = Prefill(engine, settings.n_prefill, metrics, self.sessions, self.renderer, self._pool, self.wake)
+        self.loop = GenerationLoop(settings, prefill)
+        self.sessions.on_written = self.wake
         self._wake = threading.Condition()
         self._poked = False
         self._inbox: deque[Task] = deque()
