@@ -26,7 +26,12 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Delta:
-    """One generated token. text may be empty. logprobs: of the token and of the likeliest ones, if asked for."""
+    """One generated token. text, reasoning: what it adds to the content and to the thinking; both may be empty.
+
+    tool_calls: what it adds to calls, as OpenAI's chunks have it: `{"index", "id", "type", "function": {"name",
+    "arguments"}}` begins a call, `{"index", "function": {"arguments"}}` goes on with its arguments. logprobs: of the token
+    and of the likeliest ones, if asked for.
+    """
 
     index: int
     text: str
@@ -34,14 +39,21 @@ class Delta:
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: TokenLogprobs | None = None
     info: dict[str, Any] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A choice is complete: `stop`, `length` or `tool_calls`."""
+    """A choice is complete: `stop`, `length` or `tool_calls`.
+
+    how: `eos`, `stop` (a stop string, which is stop_string), `length`, `grammar` (it allows nothing more), `repetition`
+    (the loop guard) or `cut` (by the client or the time limit).
+    """
 
     index: int
     reason: str
+    how: str = "eos"
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)
