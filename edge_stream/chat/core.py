@@ -161,11 +161,3 @@ class AnswerParser:
         out = C.c_char_p()
         bindings.check(chat_bindings.library().es_chat_parser_message(self._handle, C.byref(out)))
         return dict(json.loads(out.value or b"{}"))
-
-
-def schema_grammar(schema: str | Mapping[str, Any]) -> str:
-    """A JSON schema as a GBNF grammar. Raises EdgeStreamError for what cannot be expressed."""
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    out = C.c_char_p()
-    bindings.check(chat_bindings.library().es_schema_to_grammar(text.encode(errors="replace"), C.byref(out)))
-    return (out.value or b"").decode()
