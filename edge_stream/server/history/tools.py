@@ -99,7 +99,7 @@ class ToolParser:
             n = self._n_call()
             calls = self._parse(self._held[len(self._start) : n - len(self._end)]) if n else None
             if calls:
-                self.calls += calls
+                self.calls += [{"index": len(self.calls) + i, **call} for i, call in enumerate(calls)]
                 self._held = self._held[n:]
             elif n or last or len(self._held) > _MAX_CALL:
                 self._show(n or len(self._held))

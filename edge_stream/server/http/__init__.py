@@ -1,1 +1,1 @@
-"""The HTTP API: routes, request checks, responses, the page."""
+"""What every API shares: requests and their checks, answers, channels, the page."""

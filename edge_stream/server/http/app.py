@@ -17,7 +17,8 @@ from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.http.endpoints import HISTORY_HEADER, Endpoints
+from edge_stream.server.http.answering import HISTORY_HEADER
+from edge_stream.server.http.endpoints import make_router
 from edge_stream.server.http.guard import Guard, error_response
 from edge_stream.server.http.page_files import page_files, page_route
 from edge_stream.server.scheduling.scheduler import Scheduler
@@ -42,7 +43,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     page = page_files()
-    app.include_router(Endpoints(scheduler, settings).router)
+    app.include_router(make_router(scheduler, settings))
     for path in page:
         app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
     app.add_middleware(Guard, settings=settings, page=frozenset(page))

@@ -15,7 +15,7 @@ from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
 from edge_stream.server.http.grammar_check import check_ambiguity
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, NamedTool, _Generation
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, Generation, NamedTool
 from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
 
@@ -107,7 +107,7 @@ class RequestBuilder:
             raise errors.invalid("the conversation's name must have 1 to 128 characters")
         return name
 
-    def _common(self, request: _Generation, sampling: Sampling, max_tokens: int | None) -> dict[str, Any]:
+    def _common(self, request: Generation, sampling: Sampling, max_tokens: int | None) -> dict[str, Any]:
         limits = self.settings.limits
         if request.n > limits.n:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
@@ -131,7 +131,7 @@ class RequestBuilder:
             raise errors.invalid(f"a stop string is longer than {limits.stop_characters} characters")
         return tuple(s for s in stops if s)
 
-    def _sampling(self, request: _Generation) -> Sampling:
+    def _sampling(self, request: Generation) -> Sampling:
         given = self.settings.sampling
         changes: dict[str, Any] = {}
         if request.temperature is not None:
@@ -173,7 +173,7 @@ class RequestBuilder:
             out[int(key)] = value if value > -100 else float("-inf")
         return out
 
-    def _schema(self, request: _Generation) -> Mapping[str, Any] | None:
+    def _schema(self, request: Generation) -> Mapping[str, Any] | None:
         wanted = request.response_format
         if wanted is None or wanted.type == "text":
             return None

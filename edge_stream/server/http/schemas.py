@@ -1,4 +1,4 @@
-"""Requests and responses as OpenAI's clients send and expect them. Unknown fields are ignored, as other servers do."""
+"""The one shape of a chat request and of a text request: OpenAI's, extended. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MaxTokens = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 
 
-class _Open(BaseModel):
+class Open(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=False, protected_namespaces=())
 
 
-#
-# requests
-#
-
-
-class TextPart(_Open):
+class TextPart(Open):
     """A part of a message. Only text can be read."""
 
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(_Open):
+class FunctionCall(Open):
     """A function and its arguments, as JSON text."""
 
     name: str
@@ -45,7 +40,7 @@ class FunctionCall(_Open):
         return value
 
 
-class ToolCall(_Open):
+class ToolCall(Open):
     """A call that the model made."""
 
     id: str = ""
@@ -53,7 +48,7 @@ class ToolCall(_Open):
     function: FunctionCall
 
 
-class ChatMessage(_Open):
+class ChatMessage(Open):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -63,7 +58,7 @@ class ChatMessage(_Open):
     tool_call_id: str | None = None
 
 
-class Function(_Open):
+class Function(Open):
     """A function that the model may call."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.-]+$")]
@@ -71,47 +66,47 @@ class Function(_Open):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(_Open):
+class Tool(Open):
     """A tool: a function."""
 
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(_Open):
+class NamedFunction(Open):
     """A function by its name."""
 
     name: str
 
 
-class NamedTool(_Open):
+class NamedTool(Open):
     """The tool that must be called."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class SchemaOfFormat(_Open):
+class SchemaOfFormat(Open):
     """A JSON schema with its name."""
 
     name: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
-class ResponseFormat(_Open):
+class ResponseFormat(Open):
     """What the answer must be. `json_object`: any JSON object."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaOfFormat | None = None
 
 
-class StreamOptions(_Open):
+class StreamOptions(Open):
     """include_usage: a last chunk with usage, and no choices."""
 
     include_usage: bool = False
 
 
-class _Generation(_Open):
+class Generation(Open):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -133,7 +128,7 @@ class _Generation(_Open):
     timings_per_token: Annotated[bool, Field(description="Gauges in every chunk: n_past, n_cached, tok_per_s")] = False
 
 
-class ChatRequest(_Generation):
+class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -145,7 +140,7 @@ class ChatRequest(_Generation):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     """POST /v1/completions. A prompt is text, or tokens; a list of prompts gives n choices for each."""
 
     prompt: str | list[Token] | list[str] | list[list[Token]]
@@ -153,39 +148,6 @@ class CompletionRequest(_Generation):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: str | None = None
-
-
-class TokenizeRequest(_Open):
-    """POST /tokenize."""
-
-    content: str
-    add_special: bool = False
-    parse_special: bool = True
-    with_pieces: bool = False
-
-
-class DetokenizeRequest(_Open):
-    """POST /detokenize."""
-
-    tokens: list[Token]
-
-
-class TemplateRequest(_Open):
-    """POST /apply-template."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[Tool] | None = None
-
-
-class SlotFile(_Open):
-    """POST /slots/{id}: the name of a saved state. It is a name, not a path."""
-
-    filename: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-
-
-#
-# responses
-#
 
 
 class Error(BaseModel):
@@ -200,212 +162,3 @@ class ErrorBody(BaseModel):
     """Every answer other than success."""
 
     error: Error
-
-
-class Usage(BaseModel):
-    """Tokens. prompt_tokens: everything that the conversation has seen before this answer."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int]
-
-
-class Timings(BaseModel):
-    """Counts, milliseconds and speeds, as llama-server gives them. prompt_n: tokens read for this request."""
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_token_ms: float
-    prompt_per_second: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_token_ms: float
-    predicted_per_second: float
-    queued_ms: float
-
-
-class StreamInfo(BaseModel):
-    """The conversation's stream. history: how the request's history was matched.
-
-    `new`, `continued` (only what is new was read), `branched` (taken back to the last common message) or `rebuilt`
-    (unknown: read again, without the oldest n_messages_dropped messages if the cache cannot hold them).
-    """
-
-    conversation: str
-    history: Literal["new", "continued", "branched", "rebuilt"]
-    restored: bool
-    slot: int | None
-    n_past: int
-    n_cached: int
-    n_ctx: int
-    n_pinned: int
-    n_reused: int
-    n_read: int
-    n_to_read: int
-    n_messages_dropped: int
-    timed_out: bool
-
-
-class ChatAnswer(BaseModel):
-    """An assistant's message."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    tool_calls: list[ToolCall] | None = None
-
-
-class LikelyToken(BaseModel):
-    """A token, the natural log of its probability, its bytes."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(LikelyToken):
-    """A generated token, beside the likeliest ones."""
-
-    top_logprobs: list[LikelyToken]
-
-
-class ChatLogprobs(BaseModel):
-    """One item per generated token."""
-
-    content: list[TokenLogprob]
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: ChatAnswer
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length", "tool_calls"]
-
-
-class ChatResponse(BaseModel):
-    """The answer to POST /v1/chat/completions without `stream`."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    timings: Timings
-    edge_stream: StreamInfo
-
-
-class TextLogprobs(BaseModel):
-    """Items by token. text_offset counts characters of the choice's text."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class TextChoice(BaseModel):
-    """One continuation."""
-
-    index: int
-    text: str
-    logprobs: TextLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class TextResponse(BaseModel):
-    """The answer to POST /v1/completions without `stream`. With several prompts, edge_stream is the last one's."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: Usage
-    timings: Timings
-    edge_stream: StreamInfo
-
-
-class Health(BaseModel):
-    """GET /health."""
-
-    status: Literal["ok"]
-
-
-class Model(BaseModel):
-    """The loaded model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    meta: dict[str, int | str]
-
-
-class Models(BaseModel):
-    """GET /v1/models: one."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Tokens(BaseModel):
-    """The answer to POST /tokenize. With with_pieces, each token has its text, or its bytes where it is none."""
-
-    tokens: list[int] | list[dict[str, int | str | list[int]]]
-
-
-class Content(BaseModel):
-    """The answer to POST /detokenize."""
-
-    content: str
-
-
-class Prompt(BaseModel):
-    """The answer to POST /apply-template."""
-
-    prompt: str
-
-
-class SlotAnswer(BaseModel):
-    """The answer to POST /slots/{id}."""
-
-    id_slot: int
-    filename: str | None = None
-    n_saved: int | None = None
-    n_restored: int | None = None
-    n_erased: int | None = None
-
-
-class Slot(BaseModel):
-    """One slot of GET /slots."""
-
-    id: int
-    n_ctx: int
-    is_processing: bool
-    conversation: str | None = None
-    n_turns: int | None = None
-    n_past: int | None = None
-    n_cached: int | None = None
-    stage: str | None = None
-
-
-class Props(BaseModel):
-    """GET /props."""
-
-    model_alias: str
-    model_desc: str
-    total_slots: int
-    n_ctx: int
-    n_keep: int
-    n_ctx_train: int
-    sink_move: str
-    flash_attn: str
-    chat_template: str
-    takes_tools: bool
-    default_generation_settings: dict[str, float | int]
-    limits: dict[str, float | int]
-    build_info: str

@@ -29,8 +29,8 @@ class Delta:
     """One generated token. text, reasoning: what it adds to the content and to the thinking; both may be empty.
 
     tool_calls: what it adds to calls, as OpenAI's chunks have it: `{"index", "id", "type", "function": {"name",
-    "arguments"}}` begins a call, `{"index", "function": {"arguments"}}` goes on with its arguments. logprobs: of the token
-    and of the likeliest ones, if asked for.
+    "arguments"}}` begins a call, `{"index", "function": {"arguments"}}` goes on with its arguments. logprobs: of the
+    token and of the likeliest ones, if asked for.
     """
 
     index: int

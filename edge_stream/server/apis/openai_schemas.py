@@ -1,0 +1,153 @@
+"""OpenAI's answers, for the API's description."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from edge_stream.server.http.schemas import ToolCall
+
+
+class Usage(BaseModel):
+    """Tokens. prompt_tokens: everything that the conversation has seen before this answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class Timings(BaseModel):
+    """Counts, milliseconds and speeds, as llama-server gives them. prompt_n: tokens read for this request."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+    queued_ms: float
+
+
+class StreamInfo(BaseModel):
+    """The conversation's stream. history: how the request's history was matched.
+
+    `new`, `continued` (only what is new was read), `branched` (taken back to the last common message) or `rebuilt`
+    (unknown: read again, without the oldest n_messages_dropped messages if the cache cannot hold them).
+    """
+
+    conversation: str
+    history: Literal["new", "continued", "branched", "rebuilt"]
+    restored: bool
+    slot: int | None
+    n_past: int
+    n_cached: int
+    n_ctx: int
+    n_pinned: int
+    n_reused: int
+    n_read: int
+    n_to_read: int
+    n_messages_dropped: int
+    timed_out: bool
+
+
+class ChatAnswer(BaseModel):
+    """An assistant's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class LikelyToken(BaseModel):
+    """A token, the natural log of its probability, its bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(LikelyToken):
+    """A generated token, beside the likeliest ones."""
+
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(BaseModel):
+    """One item per generated token."""
+
+    content: list[TokenLogprob]
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatResponse(BaseModel):
+    """The answer to POST /v1/chat/completions without `stream`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+    edge_stream: StreamInfo
+
+
+class TextLogprobs(BaseModel):
+    """Items by token. text_offset counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextResponse(BaseModel):
+    """The answer to POST /v1/completions without `stream`. With several prompts, edge_stream is the last one's."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+    timings: Timings
+    edge_stream: StreamInfo
+
+
+class Model(BaseModel):
+    """The loaded model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    meta: dict[str, int | str]
+
+
+class Models(BaseModel):
+    """GET /v1/models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
