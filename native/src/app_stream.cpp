@@ -143,29 +143,17 @@ es_stream_stats es_app_stream::stats() const {
 // feeding
 //
 
-int32_t es_app_stream::feed(const es_tokens & tokens, bool stoppable) {
-    if (tokens.empty()) {
-        return ES_OK;
-    }
-    if (stoppable && stop_) {
-        return es_fail(ES_ERR_STOPPED, "reading was stopped");
-    }
-    may_abort_       = stoppable;
-    const int32_t rc = es_stream_feed(stream_, tokens.data(), tokens.size(), nullptr, nullptr);
-    may_abort_       = false;
-    return rc;
-}
-
-int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress,
-                                     void * user) {
+int32_t es_app_stream::feed(const es_tokens & tokens, es_app_progress on_progress, void * user) {
     const size_t step = std::max<size_t>(least_step, stats().n_chunk);
     for (size_t i = 0; i < tokens.size(); i += step) {
-        const size_t  end = std::min(tokens.size(), i + step);
-        const int32_t rc  = feed({ tokens.begin() + (ptrdiff_t) i, tokens.begin() + (ptrdiff_t) end }, stoppable);
+        const size_t end = std::min(tokens.size(), i + step);
+        may_abort_       = true;
+        const int32_t rc = es_stream_feed(stream_, tokens.data() + i, end - i, nullptr, nullptr);
+        may_abort_       = false;
         if (rc != ES_OK) {
             return rc;
         }
-        if (on_progress && !on_progress(user, end, tokens.size())) {
+        if (stop_ || (on_progress && !on_progress(user, end, tokens.size()))) {
             return es_fail(ES_ERR_STOPPED, "reading was stopped");
         }
     }
@@ -232,7 +220,7 @@ int32_t es_app_stream::begin(const es_app_answer_params & params) {
     return ES_OK;
 }
 
-int32_t es_app_stream::next(es_app_token & out) {
+int32_t es_app_stream::next(bool special, es_app_token & out) {
     out             = {};
     out.token       = -1;
     out.bytes       = "";
@@ -252,7 +240,7 @@ int32_t es_app_stream::next(es_app_token & out) {
         return tell(ES_APP_LENGTH);
     }
     es_token      token;
-    const int32_t rc = es_stream_next(stream_, sampler_, false, false, &token);
+    const int32_t rc = es_stream_next(stream_, sampler_, special, false, &token);
     if (rc != ES_OK) {
         return rc;
     }

@@ -36,14 +36,12 @@ public:
     es_stream_stats         stats() const;
     int64_t                 n_past() const { return stats().n_past; }
 
-    // Feeds tokens, feed_in_steps a few at a time. stoppable: stop() takes effect between steps, and on the CPU within
-    // a decode.
-    int32_t feed(const es_tokens & tokens, bool stoppable);
-    int32_t feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress, void * user);
+    // Feeds tokens a few at a time. stop() takes effect between decodes, and on the CPU within one.
+    int32_t feed(const es_tokens & tokens, es_app_progress on_progress, void * user);
 
-    // Generating: begin, then next until it reports a finish, then end.
+    // Generating: begin, then next until it reports a finish, then end. special: control tokens have bytes, too.
     int32_t begin(const es_app_answer_params & params);
-    int32_t next(es_app_token & out);
+    int32_t next(bool special, es_app_token & out);
     void    end() { writing_ = false; }
     bool    writing() const { return writing_; }
 
@@ -53,6 +51,8 @@ public:
 
     void stop() { stop_ = true; } // any thread
     void clear_stop() { stop_ = false; }
+    bool is_stopped() const { return stop_; }
+    std::atomic<bool> & may_abort() { return may_abort_; } // whether stop() may take effect within a decode
 
 private:
     int32_t use_sampling(const es_app_answer_params & params);

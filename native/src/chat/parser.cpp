@@ -23,6 +23,56 @@ std::string random_text(size_t n) {
 
 } // namespace
 
+common_json es_delta_json(const std::vector<common_chat_msg_diff> & diffs) {
+    std::string content, thinking;
+    common_json calls = common_json::array();
+    for (const common_chat_msg_diff & diff : diffs) {
+        content += diff.content_delta;
+        thinking += diff.reasoning_content_delta;
+        if (diff.tool_call_index == std::string::npos) {
+            continue;
+        }
+        const common_chat_tool_call & c    = diff.tool_call_delta;
+        common_json                   call = { { "index", diff.tool_call_index } };
+        common_json                   function = common_json::object();
+        if (!c.name.empty()) {
+            call["id"]       = c.id;
+            call["type"]     = "function";
+            function["name"] = c.name;
+        }
+        function["arguments"] = c.arguments;
+        call["function"]      = function;
+        calls.push_back(call);
+    }
+    common_json out = common_json::object();
+    if (!content.empty()) {
+        out["content"] = content;
+    }
+    if (!thinking.empty()) {
+        out["reasoning_content"] = thinking;
+    }
+    if (!calls.empty()) {
+        out["tool_calls"] = calls;
+    }
+    return out;
+}
+
+common_json es_message_json(const common_chat_msg & m) {
+    common_json out = { { "role", "assistant" }, { "content", m.content } };
+    if (!m.reasoning_content.empty()) {
+        out["reasoning_content"] = m.reasoning_content;
+    }
+    if (!m.tool_calls.empty()) {
+        common_json calls = common_json::array();
+        for (const common_chat_tool_call & c : m.tool_calls) {
+            const common_json function = { { "name", c.name }, { "arguments", c.arguments } };
+            calls.push_back({ { "id", c.id }, { "type", "function" }, { "function", function } });
+        }
+        out["tool_calls"] = calls;
+    }
+    return out;
+}
+
 es_chat_parser::es_chat_parser(const es_chat_request & request, const char * before)
     : n_call_id_(request.chat.n_call_id), is_parsed_(request.is_parsed()) {
     params_                  = common_chat_parser_params(request.params);

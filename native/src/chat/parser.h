@@ -1,3 +1,4 @@
+// An answer, split into content, thinking and tool calls while it is written.
 #pragma once
 
 #include "request.h"
@@ -22,3 +23,9 @@ private:
     size_t                    n_new_ = 0;   // bytes not parsed yet
     std::vector<std::string>  ids_;
 };
+
+// As in OpenAI's chunks, without what is empty.
+common_json es_delta_json(const std::vector<common_chat_msg_diff> & diffs);
+
+// As it should come back in the next request.
+common_json es_message_json(const common_chat_msg & message);
