@@ -41,7 +41,12 @@ def _default_sessions() -> Path:
 @options.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
 @options.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
 @options.option(
-    "--cors", multiple=True, metavar="ORIGIN", help="Allow pages of this origin to use the server. Repeatable."
+    "--cors",
+    "--cors-origins",
+    env="CORS_ORIGINS",
+    multiple=True,
+    metavar="ORIGIN,...",
+    help="Allow pages of these origins to use the server; localhost: all of this machine, *: all. Repeatable.",
 )
 @options.option(
     "--session-dir",
@@ -120,11 +125,12 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) 
         host=flags["host"],
         port=flags["port"],
         api_keys=keys,
-        cors=tuple(flags["cors"]),
+        cors=tuple(origin.strip() for given in flags["cors"] for origin in given.split(",")),
         session_dir=None if flags["no_sessions"] else folder,
         session_bytes=int(flags["session_space"] * 2**30),
         n_predict=flags["n_predict"],
         sampling=sampling.make_sampling(flags),
+        verbose=flags["verbose"],
         limits=Limits(
             queue=flags["queue"], request_seconds=flags["timeout"], body_bytes=int(flags["max_request"] * 2**20)
         ),

@@ -47,6 +47,7 @@ class Settings:
     n_predict: int = -1
     sampling: Sampling = field(default_factory=Sampling)
     ping_seconds: float = 15.0
+    verbose: bool = False  # every chat's answer shows its prompt and settings
     limits: Limits = field(default_factory=Limits)
 
     @property
