@@ -11,6 +11,7 @@ import click
 from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.lists import ChoiceList, IntList
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import mode_option, output_option
 from edge_stream.errors import EdgeStreamError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _list_option = partial(click.option, show_default=True)
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option(
     "-m", "--model", "models", envvar="LLAMA_ARG_MODEL", required=True, multiple=True, help="A model. Repeatable."
 )

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from edge_stream.cli import options, package_version
+from edge_stream.cli.llama_flags import Command
 
 
-@click.command("info")
+@click.command("info", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_option(required=False)
 @options.context_options()

@@ -68,6 +68,7 @@ def prepare(flags: dict[str, Any], ask: Callable[[Engine], Any] = lambda _engine
 
     if flags["n_keep"] < 0:
         raise click.UsageError("--keep -1 (the whole prompt) means nothing here: give a number.")
+    options.resolve(flags)
     flags["model"] = str(names.resolve(str(flags["model"])))
     if flags["n_ctx"] and flags["n_keep"] >= flags["n_ctx"]:
         raise EdgeStreamError(f"n_keep = {flags['n_keep']} must be less than n_ctx = {flags['n_ctx']}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import (
     chunk_option,
     emit,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 N_SEGMENTS = 10
 
 
-@click.command("ppl")
+@click.command("ppl", cls=Command)
 @mode_option()
 @text_options
 @chunk_option

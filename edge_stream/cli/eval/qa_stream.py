@@ -9,12 +9,13 @@ import click
 
 from edge_stream.backends import MODES
 from edge_stream.cli.console import read_text
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
 from edge_stream.output.files import check_writable, replace_text
 
 
-@click.command("qa-stream")
+@click.command("qa-stream", cls=Command)
 @mode_option("stream", (*MODES, "one-shot"))
 @click.option(
     "-f",

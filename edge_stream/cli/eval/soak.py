@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from edge_stream.cli.console import Interrupt
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import chunk_option, engine_options, read_tokens, text_options
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import check_writable
 
 
-@click.command("soak")
+@click.command("soak", cls=Command)
 @click.option("--log", "log_file", required=True, metavar="FILE.jsonl", help="Append a line per interval to FILE.")
 @click.option("--session", "session_file", metavar="FILE", help="The saved stream to resume. Default: LOG.session.")
 @click.option(

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from edge_stream.cli.lists import IntList
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 
 
-@click.command("streameval")
+@click.command("streameval", cls=Command)
 @mode_option("stream,window,shift")
 @click.option(
     "--format",

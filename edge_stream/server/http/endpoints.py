@@ -247,6 +247,8 @@ class Endpoints:
 
     async def slots(self) -> list[dict[str, Any]]:
         """The conversation in each slot of the cache."""
+        if not self.settings.has_slots:
+            raise ApiError(501, "this server does not show its slots (--no-slots)")
         return await self._call(self.scheduler.slots)
 
     async def slot(

@@ -116,9 +116,9 @@ class RequestBuilder:
         return {
             "sampling": sampling,
             "max_tokens": self.settings.n_predict if max_tokens is None else max_tokens,
-            "stop": self._stop(request.stop, limits),
+            "stop": (*self._stop(request.stop, limits), *self.settings.stop),
             "n": request.n,
-            "ignore_eos": request.ignore_eos,
+            "ignore_eos": request.ignore_eos or self.settings.ignore_eos,
             "gauges": request.timings_per_token,
         }
 
