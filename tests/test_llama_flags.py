@@ -14,33 +14,11 @@ from edge_stream.cli import chat, llama_flags, run, serve
 ARG_CPP = Path(__file__).parents[1] / "build" / "llama.cpp" / "llama.cpp" / "common" / "arg.cpp"
 
 # Flags of the sampler that another change brings.
-EXPECTED_ELSEWHERE = set(
-    [
-        "--samplers",
-        "--sampler-seq",
-        "--sampling-seq",
-        "--top-nsigma",
-        "--top-n-sigma",
-        "--xtc-probability",
-        "--xtc-threshold",
-        "--typical",
-        "--typical-p",
-        "--dry-multiplier",
-        "--dry-base",
-        "--dry-allowed-length",
-        "--dry-penalty-last-n",
-        "--dry-sequence-breaker",
-        "--adaptive-target",
-        "--adaptive-decay",
-        "--dynatemp-range",
-        "--dynatemp-exp",
-        "--mirostat",
-        "--mirostat-lr",
-        "--mirostat-ent",
-        "-l",
-        "-jf",
-        "--json-schema-file",
-    ]
+EXPECTED_ELSEWHERE = frozenset(
+    """--samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability --xtc-threshold --typical
+    --typical-p --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n --dry-sequence-breaker
+    --adaptive-target --adaptive-decay --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent
+    -l -jf --json-schema-file""".split()
 )
 
 # Which programs' flags each of our commands takes.

@@ -19,7 +19,7 @@ _CONNECT_SECONDS = 30
 
 
 def fetch(url: str, folder: Path, on_progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """The file of a URL, downloaded unless it was before. An interrupted download leaves nothing. Raises EdgeStreamError.
+    """The file of a URL, downloaded unless it was before; if interrupted, nothing is left. Raises EdgeStreamError.
 
     on_progress: is told a name, the bytes so far, and those in all (0: unknown). With HF_HUB_OFFLINE (--offline)
     nothing is downloaded.
