@@ -15,10 +15,12 @@ ARG_CPP = Path(__file__).parents[1] / "build" / "llama.cpp" / "llama.cpp" / "com
 
 # Flags of the sampler that another change brings.
 EXPECTED_ELSEWHERE = frozenset(
-    """--samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability --xtc-threshold --typical
+    """
+    --samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability --xtc-threshold --typical
     --typical-p --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n --dry-sequence-breaker
     --adaptive-target --adaptive-decay --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent
-    -l -jf --json-schema-file""".split()
+    -l -jf --json-schema-file
+    """.split()  # noqa: SIM905
 )
 
 # Which programs' flags each of our commands takes.

@@ -467,8 +467,13 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
         engine.close()
         engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_pinned, **settings)
     if flags["n_ctx"] == 0:
-        click.echo(f"ctx-size 0: using the model's training length, {engine.n_ctx} tokens", err=True)
+        click.echo(f"ctx-size 0: using {length_name(engine)}, {engine.n_ctx} tokens", err=True)
     return engine
+
+
+def length_name(engine: Engine) -> str:
+    """What `-c 0` stands for: an MLC folder states no training length."""
+    return "the cache size of the MLC folder" if engine.model_path.is_dir() else "the model's training length"
 
 
 def resolve(flags: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ def is_split(path: Path) -> bool:
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
     """The file (or parts) of a quantisation; if none is given, of Q4_K_M, else of the only model.
 
-    files: sorted names; quant may be one of them. Raises EdgeStreamError, listing the repository's files, if none is it.
+    files: sorted names; quant may be one of them. Raises EdgeStreamError, listing the files, if none is wanted.
     """
     if quant.lower().endswith(".gguf"):
         if quant not in files:

@@ -37,10 +37,11 @@ from edge_stream.output.files import check_writable
 @text_options
 @engine_options
 def main(**flags: Any) -> None:
-    """Stream for hours; exit with 1 if memory, latency or NLL trend upwards. Ctrl-C stops, the same command resumes.
+    """Read text for hours, and exit with 1 if memory, latency or prediction error (NLL) keep growing.
 
-    The test: a seasonal Kendall test over the intervals of each process, one-sided, p < 0.01, and a Theil-Sen slope
-    over the run of more than 1% (memory: also more than 1 MiB; latency 5%).
+    Ctrl-C stops; the same command goes on from there. What counts as growing: a trend that chance would show in less
+    than one of a hundred runs (a seasonal Kendall test over the intervals of each process), and a slope (Theil-Sen) of
+    more than 1% over the run; for memory also more than 1 MiB, for latency 5%.
     """
     from edge_stream.measure import soak
 
