@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ class Token:
     text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's
     unmodified probability, if requested. finish_reason: None, or on the last record `stop` (a stop string), `eos` or
     `length`. n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: mean speed since
-    the generation began.
+    the generation began. reasoning: the token belongs to the model's thinking.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Token:
     n_past: int
     n_cached: int
     tok_per_s: float
+    reasoning: bool = False
 
 
 class Writer:
@@ -47,8 +49,10 @@ class Writer:
         logprobs: bool,
         ignore_eos: bool,
         special: bool = False,
+        stop_pieces: Mapping[int, bytes] | None = None,
     ) -> None:
         self.stream = stream
+        self._stop_pieces = stop_pieces or {}
         self.finished = max_tokens == 0
         self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
@@ -56,6 +60,11 @@ class Writer:
         self.piece = b""
         self._start = time.perf_counter()
         self._n = 0
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._matcher.found
 
     def next(self) -> Token:
         """Choose a token and feed it, in one native call. Ctrl-C meanwhile waits for callbacks.deliver."""
@@ -74,7 +83,7 @@ class Writer:
 
     def _call(self, function: object, *handles: C.c_void_p, late: bool = False) -> None:
         self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen), late=late)
-        self.piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
+        self.piece = self._stop_pieces.get(self._chosen.token) or C.string_at(self._chosen.piece, self._chosen.n_piece)
 
     def _record(self, n_past: int, n_cached: int) -> Token:
         chosen = self._chosen

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
@@ -17,9 +17,8 @@ from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.http.answering import HISTORY_HEADER
-from edge_stream.server.http.endpoints import make_router
-from edge_stream.server.http.guard import Guard, error_response
+from edge_stream.server.http.endpoints import error_response, make_router
+from edge_stream.server.http.guard import Guard
 from edge_stream.server.http.page_files import page_files, page_route
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.settings import Settings
@@ -30,6 +29,8 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if settings.n_http_threads:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(settings.n_http_threads))
         scheduler.start()
         yield
         await asyncio.to_thread(scheduler.stop)
@@ -42,54 +43,58 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    page = page_files()
+    page = page_files() if settings.has_page else {}
     app.include_router(make_router(scheduler, settings))
     for path in page:
         app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
-    app.add_middleware(Guard, settings=settings, page=frozenset(page))
-    if settings.cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[HISTORY_HEADER],
-        )
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(EdgeStreamError, _on_library_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Guard, settings=settings, page=frozenset(page), error_response=error_response)
+    for kind, handler in (
+        (ApiError, _on_api_error),
+        (EdgeStreamError, _on_library_error),
+        (RequestValidationError, _on_validation),
+        (HTTPException, _on_http),
+        (Exception, _on_bug),
+    ):
+        app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
     return app
 
 
-async def _on_api_error(_request: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(request.url.path, error)
 
 
-async def _on_library_error(_request: Request, error: Exception) -> Response:
-    return error_response(errors.invalid(str(error)))
+async def _on_library_error(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, errors.invalid(str(error)))
 
 
-async def _on_validation(_request: Request, error: Exception) -> Response:
+async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return error_response(errors.invalid(message[:500]))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    elif first["type"] == "model_attributes_type" and not where:
+        message = "the body must be a JSON object"
+    elif first["type"] == "missing" and not where:
+        message = "the request has no body: a JSON object is needed"
+    elif where:
+        message = f"{where}: {message}"
+    return error_response(request.url.path, errors.invalid(message[:500]))
 
 
-async def _on_http(_request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = errors.NOT_FOUND if error.status_code == 404 else errors.INVALID
     headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, str(error.detail), kind, headers))
+    return error_response(request.url.path, ApiError(error.status_code, str(error.detail), kind, headers))
 
 
-async def _on_bug(_request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "an internal error: see the server's log", errors.SERVER))
+async def _on_bug(request: Request, _error: Exception) -> Response:
+    error = ApiError(500, "an internal error: see the server's log", errors.SERVER)
+    return error_response(request.url.path, error)
 
 
 def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class Scheduler:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.store = None
         if settings.session_dir is not None:
-            self.store = SessionStore(settings.session_dir, engine, settings.session_bytes)
+            self.store = SessionStore(settings.session_dir, engine, settings.session_bytes, settings.chat.tag)
         self.sessions = Sessions(engine, self.store)
-        self.renderer = Renderer(engine)
+        self.renderer = Renderer(engine, settings.chat)
         # a template may take seconds, while other answers are written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         prefill = Prefill(engine, settings.n_prefill, metrics, self.sessions, self.renderer, self._pool, self.wake)
@@ -191,8 +191,14 @@ class Scheduler:
             named = self.sessions.named(name) if name is not None else None
             if named and named.busy:
                 continue
-            match = self.sessions.find(task.request.history, name)
+            wanted = task.request.slot
+            if wanted is not None and self.sessions.is_busy(wanted):
+                continue
+            match = self.sessions.find(task.request.history, name) if task.request.reuse else None
             slot = match.session.slot if match else None
+            if wanted is not None and slot != wanted:
+                match = match if slot is None else None  # what another slot holds stays there
+                slot = wanted
             if slot is None:
                 slot = self.sessions.idle_slot()
             if slot is None:
