@@ -83,16 +83,18 @@ ES_API int32_t es_chat_parser_message(es_chat_parser * parser, const char ** jso
 // stream and chat must outlive it. The transcript is kept up to a million bytes.
 //
 //     es_conversation_say(c, messages, NULL, NULL, NULL);
-//     while (...) { es_stream_next(stream, sampler, is_parsed, ...); es_conversation_push(c, token.piece, ...); }
+//     do { es_stream_next(stream, sampler, is_parsed, false, &token);
+//          es_conversation_push(c, token.piece, token.n_piece, ES_ANSWER_OPEN, &json); } while (...);
 //     es_conversation_end(c, ES_ANSWER_WHOLE);
 
 // Progress of reading, in tokens. Return false to stop it: ES_ERR_STOPPED.
 typedef bool (*es_chat_progress)(void * user, uint64_t done, uint64_t total);
 
 typedef enum es_answer_end {
-    ES_ANSWER_WHOLE      = 0, // the model ended it
-    ES_ANSWER_CUT        = 1, // es_conversation_continue goes on with it
-    ES_ANSWER_TAKEN_BACK = 2  // as if the call that opened it had not been made
+    ES_ANSWER_OPEN       = 0, // not yet
+    ES_ANSWER_WHOLE      = 1, // the model ended it
+    ES_ANSWER_CUT        = 2, // es_conversation_continue goes on with it
+    ES_ANSWER_TAKEN_BACK = 3  // as if the call that opened it had not been made
 } es_answer_end;
 
 // options: an object with what of a request stays the same (tools, chat_template_kwargs, reasoning_format,
@@ -122,12 +124,13 @@ ES_API int32_t es_conversation_continue(es_conversation * conversation, const ch
 //  "note": as in es_chat_plan, or null}. Valid until the next call, as all that follows.
 ES_API int32_t es_conversation_info(es_conversation * conversation, const char ** json);
 
-// Adds a generated token's bytes, after it was fed; none for the one that ends the answer. is_last: the model ended it.
-// json: what they add, as es_chat_parser_push has it, and "is_ended": true at a stop text, which ends the answer.
-ES_API int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, bool is_last,
+// Adds a generated token's bytes, after it was fed; none for the one that ends the answer. how: es_answer_end, by this
+// token. json: what they add, as es_chat_parser_push has it, and "is_ended": true if the model ended the answer, or a stop
+// text did. Neither text that may be the beginning of a stop text nor part of a character is shown yet.
+ES_API int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, int32_t how,
                                     const char ** json);
 
-// Ends the open answer, if there is one. how: es_answer_end.
+// Ends the open answer, if there is one: as whole if es_conversation_push said so, else as how says (es_answer_end).
 ES_API int32_t es_conversation_end(es_conversation * conversation, int32_t how);
 
 // Forgets everything but the options. The stream is reset.

@@ -167,7 +167,10 @@ int32_t es_app_session::next(es_app_token & out) {
         return rc;
     }
     std::string thinking, text;
-    for (const common_chat_msg_diff & diff : chat->push(std::string(out.bytes, out.n_bytes), out.finish == ES_APP_EOS)) {
+    const int32_t how = out.finish == ES_APP_UNFINISHED ? ES_ANSWER_OPEN
+                        : out.finish == ES_APP_EOS      ? ES_ANSWER_WHOLE
+                                                        : ES_ANSWER_CUT;
+    for (const common_chat_msg_diff & diff : chat->push(std::string(out.bytes, out.n_bytes), how)) {
         thinking += diff.reasoning_content_delta;
         text += diff.content_delta;
     }

@@ -31,10 +31,11 @@ es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::
     stops_.erase(std::remove(stops_.begin(), stops_.end(), std::string()), stops_.end());
 }
 
-std::vector<common_chat_msg_diff> es_answer::push(const std::string & bytes, bool is_last, int64_t n_past) {
+std::vector<common_chat_msg_diff> es_answer::push(const std::string & bytes, int32_t how, int64_t n_past) {
     if (is_ended_) {
         return {};
     }
+    const bool is_last = how == ES_ANSWER_WHOLE, is_cut = how == ES_ANSWER_CUT;
     part_ += bytes;
     const size_t n_whole = is_last ? part_.size() : es_utf8_complete(part_);
     raw_ += es_utf8_valid(part_.substr(0, n_whole));
@@ -47,18 +48,17 @@ std::vector<common_chat_msg_diff> es_answer::push(const std::string & bytes, boo
         end = std::min(end, raw_.find(stop, n_said_));
     }
     is_ended_ = is_last || end != std::string::npos;
-    end       = std::min(end, raw_.size() - (is_ended_ ? 0 : held_back(raw_, n_said_, stops_)));
+    end       = std::min(end, raw_.size() - (is_ended_ || is_cut ? 0 : held_back(raw_, n_said_, stops_)));
     std::string said = raw_.substr(n_said_, end - n_said_);
     n_said_          = end;
-    return parser_.push(said, is_ended_);
+    return parser_.push(said, is_ended_, is_cut);
 }
 
 common_json es_answer::message() {
     if (is_ended_) {
         return es_message_json(parser_.message());
     }
-    parser_.push(raw_.substr(n_said_), false);
-    n_said_           = raw_.size();
+    push("", ES_ANSWER_CUT, n_past_);
     common_chat_msg m = parser_.message();
     // a template reads calls' arguments
     m.tool_calls.erase(std::remove_if(m.tool_calls.begin(), m.tool_calls.end(),

@@ -355,8 +355,8 @@ void es_conversation::undo() {
 // the answer
 //
 
-std::vector<common_chat_msg_diff> es_conversation::push(const std::string & bytes, bool is_last) {
-    return answer_->push(bytes, is_last, stats().n_past);
+std::vector<common_chat_msg_diff> es_conversation::push(const std::string & bytes, int32_t how) {
+    return answer_->push(bytes, how, stats().n_past);
 }
 
 common_json es_conversation::info() const {
@@ -378,7 +378,7 @@ int32_t es_conversation::end(int32_t how) {
         return ES_OK;
     }
     if (how == ES_ANSWER_WHOLE && !answer->is_ended()) {
-        answer->push("", true, stats().n_past);
+        answer->push("", ES_ANSWER_WHOLE, stats().n_past);
     }
     transcript_.add(es_transcript::message(answer->message()));
     taken_.reset();

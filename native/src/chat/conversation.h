@@ -33,7 +33,7 @@ struct es_conversation {
 
     bool        is_open() const { return answer_ != nullptr; }
     es_answer & answer() { return *answer_; } // the open one
-    std::vector<common_chat_msg_diff> push(const std::string & bytes, bool is_last);
+    std::vector<common_chat_msg_diff> push(const std::string & bytes, int32_t how);
     common_json info() const; // of the newest answer
     int32_t     end(int32_t how);
 

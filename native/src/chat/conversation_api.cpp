@@ -71,14 +71,14 @@ int32_t es_conversation_info(es_conversation * conversation, const char ** json)
     });
 }
 
-int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, bool is_last,
+int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, int32_t how,
                              const char ** json) {
     ES_REQUIRE(bytes);
     return with_json(conversation, json, [&]() -> int32_t {
         if (!conversation->is_open()) {
             return es_fail(ES_ERR_INVALID, "no answer is open");
         }
-        common_json delta = es_delta_json(conversation->push(std::string(bytes, n_bytes), is_last));
+        common_json delta = es_delta_json(conversation->push(std::string(bytes, n_bytes), how));
         if (conversation->answer().is_ended()) {
             delta["is_ended"] = true;
         }

@@ -79,12 +79,14 @@ es_chat_parser::es_chat_parser(const es_chat_request & request, const char * bef
     params_.reasoning_format = request.inputs.reasoning_format;
     params_.parse_tool_calls = !request.inputs.tools.empty();
     params_.is_continuation  = request.is_continued();
-    if (is_parsed_) {
+    if (!is_parsed_) {
+        message_.content = before;
+    } else {
         if (!request.params.parser.empty()) {
             params_.parser.load(request.params.parser);
         }
         if (*before || request.is_continued()) { // what the client wrote of it is not said again
-            text_   = before;
+            text_    = before;
             message_ = parse(true);
         }
     }
@@ -96,7 +98,7 @@ common_chat_msg es_chat_parser::parse(bool is_partial) {
     return m;
 }
 
-std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes, bool is_last) {
+std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes, bool is_last, bool now) {
     held_ += bytes;
     const size_t n_whole = is_last ? held_.size() : es_utf8_complete(held_);
     std::string  added   = es_utf8_valid(held_.substr(0, n_whole));
@@ -109,7 +111,7 @@ std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes
         diff.content_delta = std::move(added);
         return { diff };
     }
-    if (!is_last && n_new_ < text_.size() / n_every_token) {
+    if (!is_last && !now && n_new_ < text_.size() / n_every_token) {
         return {};
     }
     n_new_ = 0;

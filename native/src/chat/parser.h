@@ -9,7 +9,8 @@ struct es_chat_parser {
     // before: what was written of the answer. May throw.
     es_chat_parser(const es_chat_request & request, const char * before);
 
-    std::vector<common_chat_msg_diff> push(const std::string & bytes, bool is_last);
+    // now: even where it would cost too much to do so after every token.
+    std::vector<common_chat_msg_diff> push(const std::string & bytes, bool is_last, bool now = false);
     const common_chat_msg &           message() const { return message_; }
 
 private:

@@ -309,15 +309,16 @@ bool es_chat_request::is_parsed() const {
 common_json es_chat_request::info() const {
     common_json sampling;
     const bool  has_budget = thinking_budget >= 0 && !params.thinking_end_tags.empty();
-    const bool  is_own     = !inputs.grammar.empty() && params.grammar == inputs.grammar; // has no place for thinking
-    if (!params.grammar.empty() || has_budget) {
+    const bool  is_own     = !inputs.grammar.empty() && (params.grammar.empty() || params.grammar == inputs.grammar);
+    const std::string & grammar = is_own ? inputs.grammar : params.grammar; // one's own has no place for thinking
+    if (!grammar.empty() || has_budget) {
         common_json triggers = common_json::array();
         for (const common_grammar_trigger & t : params.grammar_triggers) {
             triggers.push_back({ { "type", (int) t.type }, { "value", t.value }, { "token", t.token } });
         }
         sampling = common_json{
-            { "grammar", params.grammar },
-            { "is_lazy", params.grammar_lazy },
+            { "grammar", grammar },
+            { "is_lazy", params.grammar_lazy && !is_own },
             { "triggers", triggers },
             { "before", is_own ? "" : params.generation_prompt },
             { "budget", has_budget ? thinking_budget : -1 },
