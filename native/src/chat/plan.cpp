@@ -137,7 +137,7 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx) {
         while (s > 0 && starts[s - 1] >= i) {
             --s;
         }
-        if (n_bytes > n_ctx * n_byte_token && s + 1 < starts.size()) {
+        if (n_bytes / n_byte_token > n_ctx && s + 1 < starts.size()) {
             from = s + 1;
             break;
         }
@@ -228,7 +228,7 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
         --fresh;
     }
     const std::string before = chat.text(held, fresh, keep);
-    const es_tokens   made   = chat.tokenize(before + whole.substr(at));
+    const es_tokens   made   = fresh == keep ? rest : chat.tokenize(before + whole.substr(at));
     size_t            same   = 0;
     while (same < keep - fresh && same < made.size() && made[same] == held[fresh + same]) {
         ++same;
