@@ -133,8 +133,8 @@ ES_API int32_t es_app_memory_need(const char * path, es_app_model_params model, 
 ES_API int32_t es_app_session_open(es_app_model * model, es_app_session_params params, es_app_session ** out);
 
 // Resumes a saved session. Cache size, sinks, system prompt and tools come from the file; cache types, threads, chat
-// template and thinking from params. Sessions are interchangeable with those of the Python package (edge-stream chat --session). The
-// file is not changed.
+// template and thinking from params. Sessions are interchangeable with those of the Python package (edge-stream chat
+// --session). The file is not changed.
 ES_API int32_t es_app_session_restore(es_app_model * model, es_app_session_params params, const char * path,
                                       es_app_session ** out);
 ES_API void    es_app_session_free(es_app_session * session); // NULL is fine
@@ -179,9 +179,9 @@ typedef struct es_app_token {
     const char * bytes; // not 0-terminated; valid until the next call on the session
     size_t       n_bytes;
     bool         is_thinking; // the bytes belong to the model's thinking
-    int32_t      token;  // -1 if there is none
-    int32_t      finish; // es_app_finish
-    int64_t      n_past; // tokens seen since the stream's start, including this one
+    int32_t      token;       // -1 if there is none
+    int32_t      finish;      // es_app_finish
+    int64_t      n_past;      // tokens seen since the stream's start, including this one
     uint32_t     n_cached;
     float        tokens_per_s; // average of this answer
 } es_app_token;
@@ -196,8 +196,8 @@ ES_API es_app_answer_params es_app_answer_default_params(void);
 ES_API int32_t es_app_say(es_app_session * session, const char * text, es_app_answer_params params,
                           es_app_progress on_progress, void * user);
 
-// The same with messages as in OpenAI's requests, a JSON list. Answers tool calls: {"role": "tool", "tool_call_id": ...,
-// "content": ...} for each.
+// The same with messages as in OpenAI's requests, a JSON list. Answers tool calls: {"role": "tool", "tool_call_id":
+// ..., "content": ...} for each.
 ES_API int32_t es_app_say_messages(es_app_session * session, const char * messages, es_app_answer_params params,
                                    es_app_progress on_progress, void * user);
 

@@ -1,5 +1,6 @@
 // edge_stream_chat.h: conversations for edge_stream.h's streams. A model's chat template, what a turn adds to a stream,
-// thinking and tool calls in its answers, grammars for both. Over llama.cpp's common: every template and format it knows.
+// thinking and tool calls in its answers, grammars for both. Over llama.cpp's common: every template and format it
+// knows.
 //
 // Requests, plans and deltas are JSON (UTF-8). A request has the names and meaning of OpenAI's chat completions, as
 // llama-server takes them: messages (reasoning_content included), tools, tool_choice, parallel_tool_calls, json_schema,
@@ -21,12 +22,13 @@ typedef struct es_chat_request es_chat_request;
 typedef struct es_chat_parser  es_chat_parser;
 typedef struct es_conversation es_conversation;
 
-// A model's template and tokenizer (vocab_only is enough). chat_template: NULL: the model's own; else Jinja, or the name
-// of one of llama.cpp's (chatml, llama3, ...). ES_ERR_INVALID: the template is not valid.
+// A model's template and tokenizer (vocab_only is enough). chat_template: NULL: the model's own; else Jinja, or the
+// name of one of llama.cpp's (chatml, llama3, ...). ES_ERR_INVALID: the template is not valid.
 ES_API int32_t es_chat_init(const struct llama_model * model, const char * chat_template, es_chat ** out);
 ES_API void    es_chat_free(es_chat * chat); // NULL is fine
 
-// {"template", "is_fallback" (the model has none: ChatML), "supports_tools", "caps": {name: bool}}, valid while the chat lives.
+// {"template", "is_fallback" (the model has none: ChatML), "supports_tools", "caps": {name: bool}}, valid while the
+// chat lives.
 ES_API const char * es_chat_info(const es_chat * chat);
 
 // ES_ERR_INVALID: the request is faulty, or the template refuses it.
@@ -52,12 +54,12 @@ typedef struct es_chat_place {
 
 // What a stream must do to hold the request's conversation: take back all but the first "keep" of tokens (those of its
 // window, oldest first, up to the last place), feed "pieces", [{"tokens", "n_messages"}, ...], after each of which that
-// many messages have been read, then feed "start", the beginning of the answer, at least one token. places, oldest first:
-// where the stream holds messages that the request has too. What differs from the template's rendering of the whole
-// conversation (thinking that it drops, a call that it writes another way) is read again where it is among tokens; else
-// it stays as it is, and "note" says so.
-// Without places: from the beginning, "head" tokens of which are to be pinned, and without the oldest "dropped" messages,
-// so that it has at most n_ctx tokens; only the newest message is never dropped.
+// many messages have been read, then feed "start", the beginning of the answer, at least one token. places, oldest
+// first: where the stream holds messages that the request has too. What differs from the template's rendering of the
+// whole conversation (thinking that it drops, a call that it writes another way) is read again where it is among
+// tokens; else it stays as it is, and "note" says so. Without places: from the beginning, "head" tokens of which are to
+// be pinned, and without the oldest "dropped" messages, so that it has at most n_ctx tokens; only the newest message is
+// never dropped.
 ES_API int32_t es_chat_plan(es_chat_request * request, const es_chat_place * places, size_t n_places,
                             const int32_t * tokens, size_t n_tokens, size_t n_ctx, const char ** json);
 
@@ -125,8 +127,8 @@ ES_API int32_t es_conversation_continue(es_conversation * conversation, const ch
 ES_API int32_t es_conversation_info(es_conversation * conversation, const char ** json);
 
 // Adds a generated token's bytes, after it was fed; none for the one that ends the answer. how: es_answer_end, by this
-// token. json: what they add, as es_chat_parser_push has it, and "is_ended": true if the model ended the answer, or a stop
-// text did. Neither text that may be the beginning of a stop text nor part of a character is shown yet.
+// token. json: what they add, as es_chat_parser_push has it, and "is_ended": true if the model ended the answer, or a
+// stop text did. Neither text that may be the beginning of a stop text nor part of a character is shown yet.
 ES_API int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, int32_t how,
                                     const char ** json);
 

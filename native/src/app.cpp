@@ -19,9 +19,9 @@ struct es_app_session {
     bool                             is_parsed = false;
 
     // A token may end thinking and begin the text: two records.
-    std::string                 bytes;
-    std::optional<std::string>  text_after;
-    es_app_token                last = {};
+    std::string                bytes;
+    std::optional<std::string> text_after;
+    es_app_token               last = {};
 
     int32_t begin(es_app_answer_params params);
     int32_t next(es_app_token & out);
@@ -107,13 +107,14 @@ int32_t act(es_app_session * session, bool chat, F && f) {
 
 // Opens an answer by f(its options, how reading is watched), and begins to generate.
 template <typename F>
-int32_t answer(es_app_session * session, es_app_answer_params params, es_app_progress on_progress, void * user, F && f) {
+int32_t answer(es_app_session * session, es_app_answer_params params, es_app_progress on_progress, void * user,
+               F && f) {
     return act(session, true, [&]() -> int32_t {
         struct watched {
             es_app_session * session;
             es_app_progress  on_progress;
             void *           user;
-        } w = { session, on_progress, user };
+        } w              = { session, on_progress, user };
         const auto watch = [](void * data, uint64_t done, uint64_t total) {
             const auto * self = (const watched *) data;
             return !self->session->stream.is_stopped() &&
@@ -166,7 +167,7 @@ int32_t es_app_session::next(es_app_token & out) {
     if (rc != ES_OK) {
         return rc;
     }
-    std::string thinking, text;
+    std::string   thinking, text;
     const int32_t how = out.finish == ES_APP_UNFINISHED ? ES_ANSWER_OPEN
                         : out.finish == ES_APP_EOS      ? ES_ANSWER_WHOLE
                                                         : ES_ANSWER_CUT;
@@ -371,7 +372,7 @@ int32_t es_app_message_get(const es_app_session * session, size_t index, es_app_
         return es_fail(ES_ERR_INVALID, "there is no message %zu", index);
     }
     const es_transcript::message & m = session->chat->transcript().messages()[index];
-    *out                             = { m.role.c_str(),     m.text.c_str(),     m.text.size(),
+    *out                             = { m.role.c_str(),     m.text.c_str(),    m.text.size(),
                                          m.thinking.c_str(), m.thinking.size(), m.calls.empty() ? nullptr : m.calls.c_str() };
     return ES_OK;
 }
@@ -421,8 +422,7 @@ int32_t es_app_feed(es_app_session * session, const char * text, bool special, e
         s.end();
         const bool      bos    = s.n_past() == 0 && llama_vocab_get_add_bos(s.model().vocab);
         const es_tokens tokens = s.model().tokenize(text, bos, special);
-        return tokens.empty() ? es_fail(ES_ERR_INVALID, "there is no text to read")
-                              : s.feed(tokens, on_progress, user);
+        return tokens.empty() ? es_fail(ES_ERR_INVALID, "there is no text to read") : s.feed(tokens, on_progress, user);
     });
 }
 

@@ -49,9 +49,9 @@ public:
     int32_t save(const char * path, const std::string & user) const;
     int32_t load(const char * path);
 
-    void stop() { stop_ = true; } // any thread
-    void clear_stop() { stop_ = false; }
-    bool is_stopped() const { return stop_; }
+    void                stop() { stop_ = true; } // any thread
+    void                clear_stop() { stop_ = false; }
+    bool                is_stopped() const { return stop_; }
     std::atomic<bool> & may_abort() { return may_abort_; } // whether stop() may take effect within a decode
 
 private:

@@ -38,8 +38,8 @@ std::vector<int32_t> tokens_of(const std::string & plan, const char * name) {
 
 std::string text_of(const std::vector<int32_t> & tokens) {
     std::string out(tokens.size() * 16 + 64, '\0');
-    out.resize((size_t) llama_detokenize(llama_model_get_vocab(model), tokens.data(), (int32_t) tokens.size(), out.data(),
-                                         (int32_t) out.size(), false, true));
+    out.resize((size_t) llama_detokenize(llama_model_get_vocab(model), tokens.data(), (int32_t) tokens.size(),
+                                         out.data(), (int32_t) out.size(), false, true));
     return out;
 }
 
@@ -52,14 +52,15 @@ void templates_of_llama_cpp() {
     for (int32_t i = 0; i < n_known; ++i) {
         es_chat * chat = nullptr;
         assert(es_chat_init(model, known[i], &chat) == ES_OK);
-        const request first(chat, user + "ONE\"}"), next(chat, user + "ONE\"}," + assistant + "TWO\"}," + user + "THREE\"}");
-        const char *  json = nullptr;
+        const request first(chat, user + "ONE\"}"),
+            next(chat, user + "ONE\"}," + assistant + "TWO\"}," + user + "THREE\"}");
+        const char * json = nullptr;
         if (first.r && next.r && es_chat_plan(first.r, nullptr, 0, nullptr, 0, 4096, &json) == ES_OK) {
             const std::string plan   = json;
             const auto        tokens = tokens_of(plan, "tokens");
             assert(es_chat_request_prompt(first.r, &json) == ES_OK);
             const std::string    whole = json;
-            std::vector<int32_t> held  = tokens, start = tokens_of(plan, "start");
+            std::vector<int32_t> held = tokens, start = tokens_of(plan, "start");
             // pieces: what is pinned, then the message
             const size_t second = plan.find("\"tokens\":", plan.find("\"tokens\":") + 1);
             if (second != std::string::npos) {
@@ -68,9 +69,10 @@ void templates_of_llama_cpp() {
             }
             const es_chat_place place = { 2, (int32_t) held.size() };
             held.insert(held.end(), start.begin(), start.end());
-            const std::string said = "TWO";
+            const std::string    said = "TWO";
             std::vector<int32_t> answer(16);
-            answer.resize((size_t) llama_tokenize(llama_model_get_vocab(model), said.data(), 3, answer.data(), 16, false, false));
+            answer.resize(
+                (size_t) llama_tokenize(llama_model_get_vocab(model), said.data(), 3, answer.data(), 16, false, false));
             held.insert(held.end(), answer.begin(), answer.end());
             const es_chat_place places[] = { place, { 3, (int32_t) held.size() } };
             if (es_chat_plan(next.r, places, 2, held.data(), held.size(), 4096, &json) != ES_OK) {

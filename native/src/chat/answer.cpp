@@ -25,7 +25,8 @@ size_t held_back(const std::string & text, size_t first, const std::vector<std::
 
 } // namespace
 
-es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops, const std::string & before)
+es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops,
+                     const std::string & before)
     : request_(std::move(request)), parser_(*request_, before.c_str()), stops_(std::move(stops)), before_(before),
       raw_(before), n_said_(before.size()) {
     stops_.erase(std::remove(stops_.begin(), stops_.end(), std::string()), stops_.end());
@@ -47,8 +48,8 @@ std::vector<common_chat_msg_diff> es_answer::push(const std::string & bytes, int
     for (const std::string & stop : stops_) {
         end = std::min(end, raw_.find(stop, n_said_));
     }
-    is_ended_ = is_last || end != std::string::npos;
-    end       = std::min(end, raw_.size() - (is_ended_ || is_cut ? 0 : held_back(raw_, n_said_, stops_)));
+    is_ended_        = is_last || end != std::string::npos;
+    end              = std::min(end, raw_.size() - (is_ended_ || is_cut ? 0 : held_back(raw_, n_said_, stops_)));
     std::string said = raw_.substr(n_said_, end - n_said_);
     n_said_          = end;
     return parser_.push(said, is_ended_, is_cut);
@@ -70,9 +71,9 @@ common_json es_answer::message() {
 common_json es_answer::info() const {
     common_json out = request_->info();
     if (!before_.empty() && !out.at("sampling").is_null()) { // rules go on after what was written
-        common_json rules  = common_json::parse(out.at("sampling"));
-        rules["before"]    = rules.at("before").get<std::string>() + before_;
-        out["sampling"]    = rules.dump();
+        common_json rules = common_json::parse(out.at("sampling"));
+        rules["before"]   = rules.at("before").get<std::string>() + before_;
+        out["sampling"]   = rules.dump();
     }
     return out;
 }

@@ -27,8 +27,8 @@ private:
     es_chat_parser                   parser_;
     std::vector<std::string>         stops_;
     const std::string                before_;
-    std::string                      raw_;  // up to the last whole character
-    std::string                      part_; // of a character
+    std::string                      raw_;    // up to the last whole character
+    std::string                      part_;   // of a character
     size_t                           n_said_; // bytes of raw_ that the parser has
     int64_t                          n_past_   = 0;
     bool                             is_ended_ = false;

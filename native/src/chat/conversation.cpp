@@ -19,7 +19,8 @@ int32_t parse(const char * json, const char * what, common_json & out) {
 
 // Takes the system prompt out of the options.
 std::string take_system(common_json & options) {
-    const std::string system = options.contains("system") && options.at("system").is_string() ? options.at("system").get<std::string>() : "";
+    const std::string system =
+        options.contains("system") && options.at("system").is_string() ? options.at("system").get<std::string>() : "";
     options.erase("system");
     return system;
 }
@@ -43,7 +44,8 @@ int32_t es_conversation::find_n_keep(const es_chat & chat, const char * options,
         es_chat_request request(chat);
         rc = request.init(body.dump_safe().c_str());
         if (rc == ES_OK) {
-            rc = es_with_template(request.n_input(), [&] { n_head = chat.tokenize(request.head()).size() + chat.add_bos; });
+            rc = es_with_template(request.n_input(),
+                                  [&] { n_head = chat.tokenize(request.head()).size() + chat.add_bos; });
         }
     }
     out = std::max((uint32_t) std::max(n_keep, 0), (uint32_t) n_head);
@@ -198,7 +200,9 @@ size_t es_conversation::first_near() const {
 
 // Keeps the places from n_past `first` to `last` with at most n_messages.
 void es_conversation::forget_places(int64_t first, int64_t last, int64_t n_messages) {
-    const auto gone = [&](const es_place & p) { return p.n_past < first || p.n_past > last || p.n_messages > n_messages; };
+    const auto gone = [&](const es_place & p) {
+        return p.n_past < first || p.n_past > last || p.n_messages > n_messages;
+    };
     places_.erase(std::remove_if(places_.begin(), places_.end(), gone), places_.end());
     known_ = std::min(known_, last);
 }
@@ -222,10 +226,9 @@ int32_t es_conversation::find_plan(es_chat_request & request, size_t from, commo
         es_tokens tokens(es_stream_tokens(stream_, nullptr, 0));
         es_stream_tokens(stream_, tokens.data(), tokens.size());
         const size_t  n_known = std::max(places.back().second, (size_t) std::max<int64_t>(0, known_ - first));
-        const int32_t rc      = es_with_template(request.n_input(), [&] {
-            out = es_plan_on(request, places, tokens.data() + n_gone, n_known);
-        });
-        const int64_t keep    = rc == ES_OK ? first + out.at("keep").get<int64_t>() : s.n_past;
+        const int32_t rc      = es_with_template(
+            request.n_input(), [&] { out = es_plan_on(request, places, tokens.data() + n_gone, n_known); });
+        const int64_t keep = rc == ES_OK ? first + out.at("keep").get<int64_t>() : s.n_past;
         if (rc == ES_OK && es_stream_rewind(stream_, (size_t) (s.n_past - keep)) == ES_OK) {
             forget_places(first, keep, transcript_.count());
             known_ = keep;
@@ -262,8 +265,8 @@ int32_t es_conversation::read(es_chat_request & request, size_t from, const std:
             return rc;
         }
     }
-    common_json plan;
-    const int32_t rc = find_plan(request, from, plan);
+    common_json   plan;
+    const int32_t rc    = find_plan(request, from, plan);
     const int64_t first = (int64_t) (from + transcript_.n_dropped()) - (system_.empty() ? 0 : 1);
     return rc == ES_OK ? read_plan(plan, first, written, reading) : rc;
 }
@@ -382,9 +385,9 @@ int32_t es_conversation::end(int32_t how) {
     }
     transcript_.add(es_transcript::message(answer->message()));
     taken_.reset();
-    n_added_ = 0;
-    is_cut_  = !answer->is_ended();
-    cut_     = is_cut_ ? answer->raw() : "";
+    n_added_   = 0;
+    is_cut_    = !answer->is_ended();
+    cut_       = is_cut_ ? answer->raw() : "";
     int32_t rc = ES_OK;
     int64_t at = stats().n_past;
     if (is_cut_ && answer->n_past() > 0 && answer->n_past() < at) { // without the beginning of a character

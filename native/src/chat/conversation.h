@@ -23,7 +23,8 @@ struct es_conversation {
     es_conversation(const es_chat & chat, es_stream * stream) : chat_(chat), stream_(stream) {}
 
     // See es_conversation_n_keep. Sets es_last_error, as everything below that returns an es_status.
-    static int32_t find_n_keep(const es_chat & chat, const char * options, uint32_t n_ctx, int32_t n_keep, uint32_t & out);
+    static int32_t find_n_keep(const es_chat & chat, const char * options, uint32_t n_ctx, int32_t n_keep,
+                               uint32_t & out);
 
     // options: of a request, and "system". answer: of this answer, and "stop"; NULL: none.
     int32_t init(const char * options);
@@ -31,16 +32,16 @@ struct es_conversation {
     int32_t regenerate(const char * answer, const es_reading & reading);
     int32_t go_on(const char * answer, const es_reading & reading);
 
-    bool        is_open() const { return answer_ != nullptr; }
-    es_answer & answer() { return *answer_; } // the open one
+    bool                              is_open() const { return answer_ != nullptr; }
+    es_answer &                       answer() { return *answer_; } // the open one
     std::vector<common_chat_msg_diff> push(const std::string & bytes, int32_t how);
-    common_json info() const; // of the newest answer
-    int32_t     end(int32_t how);
+    common_json                       info() const; // of the newest answer
+    int32_t                           end(int32_t how);
 
     int32_t     clear();
     common_json messages() const;
-    int32_t save(std::string & out) const;
-    int32_t load(const char * json, const char * name); // the stream has been loaded
+    int32_t     save(std::string & out) const;
+    int32_t     load(const char * json, const char * name); // the stream has been loaded
 
     const es_transcript & transcript() const { return transcript_; }
 
@@ -65,7 +66,7 @@ private:
 
     es_transcript         transcript_;
     std::vector<es_place> places_;     // ascending
-    int64_t               known_ = 0;  // the stream's tokens up to here are the conversation's
+    int64_t               known_  = 0; // the stream's tokens up to here are the conversation's
     bool                  is_cut_ = false;
     std::string           cut_; // if so, what the model wrote of the last answer
 

@@ -141,7 +141,8 @@ int32_t es_saved_conversation::from_json(const std::string & text, const char * 
             const es_place place = { p.at((size_t) 0).get<int64_t>() + (int64_t) transcript.n_dropped(),
                                      p.at((size_t) 1).get<int64_t>() };
             if (place.n_messages < 0 || place.n_messages > transcript.count() || place.n_past > 0 ||
-                (!places.empty() && (place.n_past < places.back().n_past || place.n_messages <= places.back().n_messages))) {
+                (!places.empty() &&
+                 (place.n_past < places.back().n_past || place.n_messages <= places.back().n_messages))) {
                 throw std::invalid_argument("places");
             }
             places.push_back(place);
