@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes as C
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Gguf, RopeScaling, gguf_families
+from edge_stream.native import libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -356,4 +359,14 @@ def _open(path: Path) -> gguf.GGUFReader:
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the reader fails in many ways on a damaged file
-        raise EdgeStreamError(f"{path.name} is a damaged GGUF file") from error
+        raise EdgeStreamError(f"{path.name} is a damaged GGUF file{_damage(path)}") from error
+
+
+def _damage(path: Path) -> str:
+    """What llama.cpp's reader, or the check of its loader, finds wrong with a file, as the end of a sentence, or ""."""
+    native, reason = libraries.edge_stream_library(), C.create_string_buffer(512)
+    native.es_model_file_check.restype, native.es_log_last_error.restype = C.c_bool, C.c_char_p
+    native.es_log_set(C.c_bool(False))
+    passed = native.es_model_file_check(os.fsencode(path), reason, C.c_size_t(len(reason)))
+    why = (native.es_log_last_error() if passed else reason.value).decode(errors="replace")
+    return f": {why}" if why else ""
