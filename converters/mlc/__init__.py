@@ -22,7 +22,7 @@ from edge_stream.converters.mlc.quantization import Quantization, find_quantizat
 from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.staging import abandoned, check_space, staging_folder
+from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -43,6 +43,7 @@ class MlcOptions:
     device: str = "none"
     n_keep: int | None = None
     n_ctx: int | None = None
+    overwrite: bool = False
     dry_run: bool = False
     verbose: bool = False
 
@@ -94,9 +95,10 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
     The folder appears, or replaces an existing MLC model, only when it is complete. Raises EdgeStreamError in one
     sentence, and leaves nothing behind, if the source, the disk or the compiler fails.
     """
+    out = Path(os.path.realpath(out))  # of a link, the folder that it leads to
     if not options.dry_run:
         _restore(out)
-    _check_target(out)
+    _check_target(out, options.overwrite or options.dry_run)
     plan = make_plan(source, options)
     for line in _describe(source, plan, options):
         say(line)
@@ -152,16 +154,19 @@ def _write_weights(source: Source, plan: MlcPlan, folder: Path, progress: Progre
     )
 
 
-def _check_target(out: Path) -> None:
-    """Raise EdgeStreamError if `out` exists and is not an MLC model, which may be replaced."""
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Raise EdgeStreamError if `out` exists, unless it is empty, or an MLC model that may be replaced."""
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
         raise EdgeStreamError(f"{out} is not a folder")
-    for path in out.iterdir():
+    files = list(out.iterdir())
+    for path in files:
         known = path.name in tokenizer.FILES or any(path.match(pattern) for pattern in _OURS)
         if path.is_dir() or not known:
             raise EdgeStreamError(f"{out} holds {path.name}, which is not part of an MLC model: choose an empty folder")
+    if files:
+        check_absent(out, overwrite)
 
 
 def _restore(out: Path) -> None:
