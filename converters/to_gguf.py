@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
+from edge_stream.converters.imatrix import read_imatrix
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import target_of
@@ -124,7 +125,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
         f"{len(source.tensors)} tensors",
         f"converts to       {out}, {plan.outtype}" + (f", then {options.quantize}" if options.quantize else ""),
         f"streaming         n_keep {plan.defaults.n_keep}, n_ctx {plan.defaults.n_ctx} (defaults of run and chat)",
-        f"chat template     {'the model has one' if source.chat_template else 'none'}",
+        f"chat template     {', '.join(source.chat_templates) or 'none'}",
         f"size              {plan.size / 2**20:,.0f} MiB" + (" before quantising" if options.quantize else ""),
         f"needs             {plan.disk / 2**20:,.0f} MiB of disk, about {plan.memory / 2**20:,.0f} MiB of memory",
     ]
@@ -174,7 +175,7 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
 
 def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions, progress: Progress) -> list[str]:
     assert options.quantize is not None
-    imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
+    imatrix = read_imatrix(options.imatrix) if options.imatrix else None
     if len(parts) > 1:  # libllama appends the part numbers
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
     sizes = {t.name: t.nbytes for t in plan.tensors}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.converters import chat_templates
 from edge_stream.converters.gguf_metadata import StreamingDefaults, recommend
 from edge_stream.converters.mlc import chat_config, conv_templates, tokenizer
 from edge_stream.converters.mlc import params as parameters
@@ -78,7 +79,11 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     files, notes = tokenizer.collect(source)
     texts, ids = tokenizer.special_tokens(source, files)
     conv = conv_templates.choose(
-        options.conv_template, source.chat_template, texts, ids, add_bos=tokenizer.adds_bos(files)
+        options.conv_template,
+        source.chat_templates.get(chat_templates.DEFAULT),
+        texts,
+        ids,
+        add_bos=tokenizer.adds_bos(files),
     )
     facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
     config = chat_config.build(source, q.name, streaming, facts, conv.value)
