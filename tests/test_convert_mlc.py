@@ -385,7 +385,7 @@ def test_command_reports_and_sinks_need_a_window(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*arguments, "--quantization", "q4f32_1", "-c", "64", "--keep", "8"])
     assert result.exit_code == 0, result.output
     assert f"wrote {tmp_path / 'out'}" in result.output
-    result = CliRunner().invoke(cli, [*arguments, "-c", "8", "--keep", "8"])
+    result = CliRunner().invoke(cli, [*arguments, "--overwrite", "-c", "8", "--keep", "8"])
     assert result.exit_code == 1 and "error: 8 sinks leave no window in a cache of 8 tokens" in result.output
     result = CliRunner().invoke(cli, [*arguments, "--device", "cpu", "--outtype", "f32"])
     assert result.exit_code == 2
