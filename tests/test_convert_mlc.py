@@ -539,6 +539,6 @@ def test_a_model_that_a_kill_moved_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / ".out.old-abcd").mkdir()
     out.rename(tmp_path / ".out.old-abcd" / "model")  # as it is between the two renames of a replacement
     with pytest.raises(EdgeStreamError, match="leave no window"):
-        convert(folder, out, n_ctx=4, n_keep=4)
+        convert(folder, out, n_ctx=4, n_keep=4, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
     TensorCacheReader(out).verify()
