@@ -312,6 +312,9 @@ def test_stats_file(run: Run, loader: Loader, tmp_path: Path) -> None:
 def test_stats_that_cannot_be_written_fail_before_the_work(
     run: Run, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = run("run", "-m", "x", "-p", "a", "--save", str(tmp_path / "pipe"))  # --stats would be written to it
+    assert is_one_line_error(result) and "it is not a regular file" in result.stderr
     targets = [tmp_path / "none" / "stats", tmp_path]
     for target in targets:
         assert is_one_line_error(run("run", "-m", "x", "-p", "a", "--stats", str(target)))
