@@ -5,6 +5,7 @@
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
 #include "jinja/runtime.h"
+#include "json-schema-to-grammar.h"
 
 #include <cassert>
 #include <cstdio>
@@ -81,8 +82,8 @@ constexpr size_t MILLION = 1000000;
 // The template ends as expected ("error" for any error), holding little, and leaving nothing behind.
 void ends_as(const std::string & expected, const std::string & source, double seconds = 60, size_t bytes = MILLION,
              size_t most = 0) {
-    const size_t before = heap_live;
-    heap_peak           = before;
+    const size_t before   = heap_live;
+    heap_peak             = before;
     const std::string how = ends([&] { (void) render(source); }, 0, seconds, bytes);
     if (how.compare(0, expected.size(), expected) != 0) {
         fprintf(stderr, "%s, not %s: %.300s\n", how.c_str(), expected.c_str(), source.c_str());
@@ -137,8 +138,8 @@ void endless() {
     never("{% set l = range(3000)|list %}" + times(1000, "{{ l|select('in', l)|length }}"));
     never(times(1000, "{{ range(3000)|list|sort|length }}"));
     never("{% set s = 'a' * 300000 %}" + loop + loop + "{{ s in s }}" + end + end);
-    never("{% set s = 'a' * 300000 %}{% set l = [s, s, s, s] %}" + loop + loop + "{{ l == l }}{{ l|sort|length }}" + end +
-          end);
+    never("{% set s = 'a' * 300000 %}{% set l = [s, s, s, s] %}" + loop + loop + "{{ l == l }}{{ l|sort|length }}" +
+          end + end);
     never("{{ ('ab' * 300000).split('a')|length }}");
     // a value that holds the one before it twice
     never(doubling("(ns.s, ns.s)", "(1, 2)") + "{{ ns.s == ns.s }}");
@@ -176,7 +177,8 @@ void building() {
              "{% set _ = ns.l.append(i) %}{% endfor %}{% endfor %}",
              "{% set l = range(2000)|list %}{% set ns = namespace(l=[]) %}{% for i in range(2000) %}"
              "{% set _ = ns.l.append(l|reverse) %}{% endfor %}",
-             "{% set ns = namespace(l=[]) %}{% for i in range(2000) %}{% set _ = ns.l.append('x' * 1000) %}{% endfor %}",
+             "{% set ns = namespace(l=[]) %}{% for i in range(2000) %}{% set _ = ns.l.append('x' * 1000) %}{% endfor "
+             "%}",
          }) {
         ends_as("SIZE", much);
     }
@@ -202,8 +204,9 @@ void building() {
     ends_as("SIZE", doubling("ns.s + ns.s", "[1]"));
     ends_as("SIZE", doubling("[ns.s, ns.s]", "[1]") + "{{ ns.s|tojson }}");
     ends_as("SIZE", doubling("[ns.s, ns.s]", "[1]") + "{{ ns.s|string }}");
-    ends_as("SIZE", "{% set ns = namespace(s=(1, 2)) %}{% for i in range(17) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}"
-                    "{{ {ns.s: 1} }}");
+    ends_as("SIZE",
+            "{% set ns = namespace(s=(1, 2)) %}{% for i in range(17) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}"
+            "{{ {ns.s: 1} }}");
     ends_as("SIZE", "{{ '" + times(1000, "{}") + "'.format(" + times(1000, "messages|tojson * 100,") + ") }}");
     ends_as("SIZE", "{% set s = 'a' * 90000 %}{{ '" + times(100, "{}") + "'.format(" + times(100, "s,") + ") }}");
 }
@@ -216,8 +219,8 @@ void deep() {
         ends_as("DEPTH", "{% for a in " + times(n, part));
     }
     ends_as("DEPTH", "{{ " + times(n, "-"));
-    for (const char * part : { " ~ a", " + a", " * a", ".a", "[1]", "()", "|a", "|a(1)", " is a()", " and a", " or a", " == a",
-                               " in a", " if a else a", " if a" }) {
+    for (const char * part : { " ~ a", " + a", " * a", ".a", "[1]", "()", "|a", "|a(1)", " is a()", " and a", " or a",
+                               " == a", " in a", " if a else a", " if a" }) {
         ends_as(std::string(part) == " if a" ? "error" : "DEPTH", "{{ a" + times(n, part) + " }}");
     }
     for (const char * part : { "{% if a %}", "{% for a in a %}", "{% macro a() %}", "{% set a %}", "{% filter a %}",
@@ -232,11 +235,11 @@ void deep() {
     const auto deepens = [](const std::string & source) { ends_as("DEPTH", source, 60, 100 * MILLION, 10 * MILLION); };
     deepens("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
     deepens("{% macro f(n) %}{% for i in [1] %}{% if n %}{{ f(n + 1) }}{% endif %}{% endfor %}{% endmacro %}"
-                     "{{ f(1) }}");
+            "{{ f(1) }}");
     deepens("{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}");
     deepens("{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}");
     deepens("{% macro f(x=f()) %}{% endmacro %}{{ f() }}");
-    const std::string own = "{% set ns = namespace() %}{% set ns.x = ns %}";
+    const std::string own  = "{% set ns = namespace() %}{% set ns.x = ns %}";
     const std::string list = "{% set l = [] %}{% set _ = l.append(l) %}";
     for (const char * use : { "tojson", "string", "tojson(indent=1)" }) {
         deepens(own + "{{ ns|" + use + " }}");
@@ -253,21 +256,22 @@ void deep() {
     ends_as("error", "{% set l = [] %}{{ {nothing|default(a=l): 1} }}");
     // values deeper than the stack: made, then freed
     const std::string many = "{% for i in range(1000) %}{% for j in range(40) %}";
-    const std::string end = "{% endfor %}{% endfor %}";
-    for (const char * nested : { "[ns.s]", "(1, ns.s)", "{'a': ns.s}", "namespace(a=ns.s)", "[1, ns.s]|last.append",
-                                 "[[ns.s].append]" }) {
+    const std::string end  = "{% endfor %}{% endfor %}";
+    for (const char * nested :
+         { "[ns.s]", "(1, ns.s)", "{'a': ns.s}", "namespace(a=ns.s)", "[1, ns.s]|last.append", "[[ns.s].append]" }) {
         ends_as(std::string(nested).find("last") != std::string::npos ? "error" : "ok",
                 "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = " + nested + " %}" + end, 60, 100 * MILLION);
     }
-    ends_as("DEPTH", "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = [ns.s] %}" + end + "{{ ns.s|tojson }}", 60,
-            100 * MILLION);
-    ends_as("ok", "{% set ns = namespace(c=0) %}{% macro m() %}{% set ns.c = caller %}{% endmacro %}{% set p = 0 %}"
-                  "{% for i in range(3000) %}{% call m() %}{% endcall %}{% set p = ns.c %}{% set ns.c = 0 %}{% endfor %}",
+    ends_as("DEPTH", "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = [ns.s] %}" + end + "{{ ns.s|tojson }}",
+            60, 100 * MILLION);
+    ends_as("ok",
+            "{% set ns = namespace(c=0) %}{% macro m() %}{% set ns.c = caller %}{% endmacro %}{% set p = 0 %}"
+            "{% for i in range(3000) %}{% call m() %}{% endcall %}{% set p = ns.c %}{% set ns.c = 0 %}{% endfor %}",
             60, 100 * MILLION);
     // in the messages
     auto nested = [](size_t depth) {
-        return ends([&] { (void) render("{{ messages|tojson|length }}", times(depth, "[") + times(depth, "]")); }, 0, 60,
-                    MILLION);
+        return ends([&] { (void) render("{{ messages|tojson|length }}", times(depth, "[") + times(depth, "]")); }, 0,
+                    60, MILLION);
     };
     assert(nested(ES_JSON_DEPTH) == "ok" && nested(ES_JSON_DEPTH + 1).compare(0, 5, "error") == 0);
     assert(nested(n).compare(0, 5, "error") == 0);
@@ -282,14 +286,34 @@ void wrong() {
     ends_as("error", "{{ 'a'|indent(-1) }}");
     ends_as("SIZE", "{{ range(9223372036854775800, 9223372036854775807, 5)|length }}");
     // no order: what std::sort must not be given
-    ends_as("ok", "{% set l = [10, '9', 9, none, [], 'a', 1.5, true] %}{% set ns = namespace(l=l) %}"
-                  "{% for i in range(6) %}{% set ns.l = ns.l + ns.l %}{% endfor %}"
-                  "{{ ns.l[:500]|list|length }}{{ (ns.l|map(attribute='x')|list)|sort|length }}{{ [9, 10, '9']|sort|length }}");
-    for (const char * text : { "{{ ''.__class__ }}", "{{ self.__init__ }}", "{{ messages|map('attr', '__class__')|list }}",
-                               "{{ '{0.__class__}'.format(1) }}", "{{ 'a' * 10**9 }}", "{{ 'a'|center(1000000000) }}",
-                               "{{ '%999999999d' % 1 }}", "{{ 9 ** 9 }}", "{{ [0] * 1000000000 }}", "{{", "{% if %}", "{#",
-                               "{{ '", "{{ 'a\\", "{%", "{{ a.", "{{ a[", "{% set a", "{% for a", "{{ }}", "{% endfor %}",
-                               "{{ messages[0].content.x.y() }}", "{{ raise_exception('no') }}" }) {
+    ends_as(
+        "ok",
+        "{% set l = [10, '9', 9, none, [], 'a', 1.5, true] %}{% set ns = namespace(l=l) %}"
+        "{% for i in range(6) %}{% set ns.l = ns.l + ns.l %}{% endfor %}"
+        "{{ ns.l[:500]|list|length }}{{ (ns.l|map(attribute='x')|list)|sort|length }}{{ [9, 10, '9']|sort|length }}");
+    for (const char * text : { "{{ ''.__class__ }}",
+                               "{{ self.__init__ }}",
+                               "{{ messages|map('attr', '__class__')|list }}",
+                               "{{ '{0.__class__}'.format(1) }}",
+                               "{{ 'a' * 10**9 }}",
+                               "{{ 'a'|center(1000000000) }}",
+                               "{{ '%999999999d' % 1 }}",
+                               "{{ 9 ** 9 }}",
+                               "{{ [0] * 1000000000 }}",
+                               "{{",
+                               "{% if %}",
+                               "{#",
+                               "{{ '",
+                               "{{ 'a\\",
+                               "{%",
+                               "{{ a.",
+                               "{{ a[",
+                               "{% set a",
+                               "{% for a",
+                               "{{ }}",
+                               "{% endfor %}",
+                               "{{ messages[0].content.x.y() }}",
+                               "{{ raise_exception('no') }}" }) {
         const std::string how = ends([&] { (void) render(text); }, 0, 60, MILLION);
         assert(how.compare(0, 5, "error") == 0 || how == "ok");
     }
@@ -297,14 +321,34 @@ void wrong() {
 
 // Templates made at random from the parts that templates have.
 void random_ones() {
-    const char * parts[] = { "{%", "%}", "{{", "}}", "{#", "#}", "-", "if", "else", "elif", "endif", "for", "in", "endfor",
-                             "set", "endset", "macro", "endmacro", "call", "endcall", "filter", "endfilter", "ns", "a", "b",
-                             "messages", "namespace", "(", ")", "[", "]", "{", "}", ".", ",", ":", "|", "=", "==", "+", "*",
-                             "~", "%", "/", "<", "not", "and", "or", "is", "defined", "'x'", "\"", "'", "0", "-1", "1.5",
-                             "9223372036854775807", "range", "join", "replace", "tojson", "sort", "append", "loop", "none",
-                             "split", "indent", "string", "list", "\n", "text", "content", "role", "true", "\\", "\xff" };
-    uint64_t state = 42;
-    auto     next  = [&](size_t n) {
+    const char * parts[] = { "{%",        "%}",       "{{",
+                             "}}",        "{#",       "#}",
+                             "-",         "if",       "else",
+                             "elif",      "endif",    "for",
+                             "in",        "endfor",   "set",
+                             "endset",    "macro",    "endmacro",
+                             "call",      "endcall",  "filter",
+                             "endfilter", "ns",       "a",
+                             "b",         "messages", "namespace",
+                             "(",         ")",        "[",
+                             "]",         "{",        "}",
+                             ".",         ",",        ":",
+                             "|",         "=",        "==",
+                             "+",         "*",        "~",
+                             "%",         "/",        "<",
+                             "not",       "and",      "or",
+                             "is",        "defined",  "'x'",
+                             "\"",        "'",        "0",
+                             "-1",        "1.5",      "9223372036854775807",
+                             "range",     "join",     "replace",
+                             "tojson",    "sort",     "append",
+                             "loop",      "none",     "split",
+                             "indent",    "string",   "list",
+                             "\n",        "text",     "content",
+                             "role",      "true",     "\\",
+                             "\xff" };
+    uint64_t     state   = 42;
+    auto         next    = [&](size_t n) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         return (size_t) (state >> 33) % n;
     };
@@ -317,13 +361,46 @@ void random_ones() {
         ends_as("", source, 2, MILLION);
     }
     // expressions that parse more often
-    const char * values[] = { "ns", "ns.a", "a", "messages", "'xy'", "3", "-1", "1.5", "none", "true", "range(9)", "[a, ns]",
-                              "{'k': a}", "(a, ns)", "messages[0]", "loop" };
-    const char * uses[] = { "|tojson", "|string", "|list", "|sort", "|length", "|join('-')", "|reverse", "|first", "|last",
-                            "|upper", "|replace('x', 'yy')", ".append(ns)", ".items()", ".keys()", "[0]", "[::-1]", " ~ a",
-                            " + a", " * 2", " in a", " == a", " is mapping", "|dictsort", "|map(attribute='k')",
-                            "|selectattr('k')", "|default(x=a)", ".get('a', x=ns)", "|indent(2)", "|max", ".split('x')",
-                            ".format(a, a)", "|int", "|float", "|abs", " - 1", " % 0", " / 0", " is divisibleby 0" };
+    const char * values[] = { "ns",   "ns.a", "a",        "messages", "'xy'",     "3",       "-1",          "1.5",
+                              "none", "true", "range(9)", "[a, ns]",  "{'k': a}", "(a, ns)", "messages[0]", "loop" };
+    const char * uses[]   = { "|tojson",
+                              "|string",
+                              "|list",
+                              "|sort",
+                              "|length",
+                              "|join('-')",
+                              "|reverse",
+                              "|first",
+                              "|last",
+                              "|upper",
+                              "|replace('x', 'yy')",
+                              ".append(ns)",
+                              ".items()",
+                              ".keys()",
+                              "[0]",
+                              "[::-1]",
+                              " ~ a",
+                              " + a",
+                              " * 2",
+                              " in a",
+                              " == a",
+                              " is mapping",
+                              "|dictsort",
+                              "|map(attribute='k')",
+                              "|selectattr('k')",
+                              "|default(x=a)",
+                              ".get('a', x=ns)",
+                              "|indent(2)",
+                              "|max",
+                              ".split('x')",
+                              ".format(a, a)",
+                              "|int",
+                              "|float",
+                              "|abs",
+                              " - 1",
+                              " % 0",
+                              " / 0",
+                              " is divisibleby 0" };
     for (int i = 0; i < 20000; ++i) {
         std::string source = "{% set ns = namespace(a=messages) %}{% set a = [1, 'b'] %}{% for i in range(3) %}";
         for (size_t n = 1 + next(4); n > 0; --n) {
@@ -377,51 +454,135 @@ common_chat_templates_inputs a_conversation() {
     return inputs;
 }
 
+std::string analyse(const std::string & source, double seconds, size_t bytes,
+                    const common_chat_templates_inputs & inputs = a_conversation(),
+                    common_chat_params *                 made   = nullptr) {
+    return ends(
+        [&] {
+            auto templates = common_chat_templates_init(nullptr, source, "<s>", "</s>");
+            auto params    = common_chat_templates_apply(templates.get(), inputs);
+            if (made) {
+                *made = std::move(params);
+            }
+        },
+        source.size(), seconds, bytes);
+}
+
 // Every template that llama.cpp has: found out about and rendered within a quarter of the budget.
 void known_templates() {
-    size_t n = 0, most = 0;
+    size_t n = 0;
     for (const auto & entry : std::filesystem::directory_iterator(ES_TEMPLATES)) {
-        if (entry.path().extension() != ".jinja") {
-            continue;
+        if (entry.path().extension() == ".jinja") {
+            const std::string how = analyse(text_of(entry.path()), 600, ES_TEMPLATE_BYTES / 4);
+            if (how != "ok" && how.compare(0, 5, "error") != 0) { // some refuse a system message
+                fprintf(stderr, "%s: %s\n", entry.path().filename().c_str(), how.c_str());
+                abort();
+            }
+            n += how == "ok";
         }
-        const std::string              source = text_of(entry.path());
-        const es_template_budget_scope scope(source.size(), 600);
-        const size_t                   all = es_template_budget_scope::left();
-        const auto                     how = ends(
-            [&] {
-                auto templates = common_chat_templates_init(nullptr, source, "<s>", "</s>");
-                (void) common_chat_templates_apply(templates.get(), a_conversation());
-            },
-            0, 0, 0);
-        if (getenv("ES_SHOW")) {
-            fprintf(stderr, "%9zu of %9zu %s %.200s\n", all - es_template_budget_scope::left(), all,
-                    entry.path().filename().c_str(), how.c_str());
-        }
-        most = std::max(most, all - es_template_budget_scope::left());
-        n += how == "ok";
     }
-    assert(n > 60 && most < ES_TEMPLATE_BYTES / 4);
+    assert(n > 60);
 }
 
 // llama.cpp's analysis of a template: dozens of renderings with one budget.
 void analysis() {
-    auto analyse = [](const std::string & source, double seconds) {
-        return ends(
-            [&] {
-                auto templates = common_chat_templates_init(nullptr, source, "<s>", "</s>");
-                (void) common_chat_templates_apply(templates.get(), a_conversation());
-            },
-            source.size(), seconds, 8 * MILLION);
-    };
-    const std::string slow = "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}";
-    assert(analyse(slow + slow + slow, 0.3) == "TIME");
-    assert(analyse("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'x' * 700000 }}", 60) == "SIZE");
-    assert(analyse("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 60) == "DEPTH");
-    // what is written makes the comparison of two renderings slow
-    const std::string marks = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<>' * 3000 }}";
-    (void) analyse(marks, 60);
-    const std::string bad = analyse("{% if %}", 60);
+    const std::string each = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    const std::string slow = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}";
+    assert(analyse(each + slow + slow + slow, 0.2, 100 * MILLION) == "TIME");
+    assert(analyse(each + "{{ 'x' * 100000 }}", 60, MILLION) == "SIZE");
+    assert(analyse("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 60, 100 * MILLION) == "DEPTH");
+    // comparing two renderings takes longer than writing them
+    assert(analyse(each + "{% for i in range(400) %}{{ ['<>' * 1000]|join }}{% endfor %}", 0.5, 100 * MILLION) ==
+           "TIME");
+    const std::string bad = analyse("{% if %}", 60, MILLION);
     assert(bad.find("error: ") == 0 && bad.find("Unexpected token") != std::string::npos);
+}
+
+std::string grammar(const std::string & schema, double seconds = 60, size_t bytes = 8 * MILLION) {
+    return ends([&] { (void) json_schema_to_grammar(common_json::parse(schema), true); }, 0, seconds, bytes);
+}
+
+void schemas() {
+    auto nested = [](size_t n, const std::string & head, const std::string & tail) {
+        return times(n, head) + R"({"type": "string"})" + times(n, tail);
+    };
+    assert(grammar(nested(50, R"({"type": "object", "properties": {"a": )", "}}")) == "ok");
+    assert(grammar(nested(100000, R"({"items": )", "}")).compare(0, 5, "error") == 0);
+    // what is not nested as text, but is by reference
+    const size_t n     = 20000;
+    std::string  chain = R"({"$ref": "#/d/0", "d": {)";
+    for (size_t i = 0; i < n; ++i) {
+        chain += "\"" + std::to_string(i) + R"(": {"$ref": "#/d/)" + std::to_string(i + 1) + "\"},";
+    }
+    assert(grammar(chain + "\"" + std::to_string(n) + R"(": {"type": "null"}}})") == "DEPTH");
+    assert(grammar(R"({"allOf": [{"$ref": "#/d/a"}], "d": {"a": {"$ref": "#/d/a"}}})") == "DEPTH");
+    assert(grammar(R"({"$ref": "#/d/a", "d": {"a": {"$ref": "#/d/a"}}})") == "ok");
+    assert(grammar(nested(40, R"({"type": ["object", "object"], "properties": {"a": )", "}}")) == "SIZE");
+    const std::string remote = grammar(R"({"$ref": "https://example.com/schema.json"})");
+    assert(remote.find("only references into the same document") != std::string::npos);
+    // what std::regex would need the stack for
+    assert(grammar(R"({"properties": {")" + times(100000, "!") + R"(": {"type": "null"}}})") == "ok");
+    assert(grammar(R"({"$ref": "#/)" + times(100000, "!") + R"(", ")" + times(100000, "!") +
+                   R"(": {"type": "null"}})") == "ok");
+    assert(grammar(R"({"properties": {")" + times(100000, "ab") +
+                   R"(": {"type": "null"}}, "additionalProperties": true})") == "DEPTH");
+    assert(grammar(R"({"type": "string", "pattern": "^)" + times(100000, "(") + times(100000, ")") + R"($"})") == "ok");
+    assert(grammar(R"({"type": "array", "items": {"type": "null"}, "minItems": 1000000000})") == "ok");
+    std::string many = R"({"properties": {)", alike = many;
+    for (size_t i = 0; i < 3000; ++i) {
+        many += "\"" + std::to_string(i) + R"(": {"type": "null"},)";
+        alike += "\"" + times(i + 1, "!") + R"(": {"type": "null"},)";
+    }
+    const std::string end = R"("z": {"type": "null"}}})";
+    assert(grammar(many + end, 0.1, 100 * MILLION) == "TIME");
+    assert(grammar(alike + end, 0.1, 100 * MILLION) == "TIME");
+
+    // as a tool's parameters: every choice of two is one of two
+    auto        inputs = a_conversation();
+    std::string twice  = R"({"type": "object", "properties": {"a": {"$ref": "#/d/0"}}, "d": {)";
+    for (size_t i = 0; i < 40; ++i) {
+        const std::string next = R"({"$ref": "#/d/)" + std::to_string(i + 1) + "\"}";
+        twice += "\"" + std::to_string(i) + R"(": {"anyOf": [)" + next + "," + next + "]},";
+    }
+    inputs.tools[0].parameters = twice + R"("40": {"type": "null"}}})";
+    for (const char * name : { "Qwen3-Coder", "MiniMax-M2", "GLM-4.6" }) {
+        const std::string how = analyse(text_of(std::filesystem::path(ES_TEMPLATES) / (std::string(name) + ".jinja")),
+                                        1, 8 * MILLION, inputs);
+        assert(how == "ok" || how == "TIME");
+    }
+}
+
+// What a model may write, too: nothing that it writes takes the stack, and a call ends in time.
+void answers() {
+    for (const char * name :
+         { "Qwen-Qwen3-0.6B", "openai-gpt-oss-120b", "Qwen3-Coder", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+           "mistralai-Mistral-Nemo-Instruct-2407" }) {
+        common_chat_params made;
+        auto               inputs = a_conversation();
+        inputs.messages.erase(inputs.messages.begin());
+        inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+        const std::string how   = analyse(text_of(std::filesystem::path(ES_TEMPLATES) / (std::string(name) + ".jinja")),
+                                          60, 8 * MILLION, inputs, &made);
+        assert(how == "ok");
+        common_chat_parser_params params(made);
+        params.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+        params.parser.load(made.parser);
+        const std::string call = R"({"name": "get", "arguments": {"what": )";
+        for (const std::string & start :
+             { std::string(), "<tool_call>\n" + call, "[TOOL_CALLS][" + call,
+               std::string("<|channel|>commentary to=functions.get <|constrain|>json<|message|>{\"what\": "),
+               std::string("<tool_call>\n<function=get>\n<parameter=what>\n") }) {
+            for (const std::string & rest :
+                 { times(100000, "["), times(100000, "{\"a\":"), times(100000, "<tool_call>"), times(100000, "<think>"),
+                   times(100000, "\\"), times(100000, "\""), times(100000, "<"), times(100000, "\xff") }) {
+                for (const bool partial : { true, false }) {
+                    const std::string end =
+                        ends([&] { (void) common_chat_parse(start + rest, partial, params); }, 0, 60, 8 * MILLION);
+                    assert(end == "ok" || end == "DEPTH" || end.compare(0, 5, "error") == 0);
+                }
+            }
+        }
+    }
 }
 
 } // namespace
@@ -430,9 +591,16 @@ int main(int argc, char ** argv) {
     struct {
         const char * name;
         void (*work)();
-    } const tests[] = { { "honest", honest },     { "endless", endless }, { "building", building },
-                        { "deep", deep },         { "wrong", wrong },     { "random_ones", random_ones },
-                        { "known_templates", known_templates }, { "analysis", analysis } };
+    } const tests[] = { { "honest", honest },
+                        { "endless", endless },
+                        { "building", building },
+                        { "deep", deep },
+                        { "wrong", wrong },
+                        { "random_ones", random_ones },
+                        { "known_templates", known_templates },
+                        { "analysis", analysis },
+                        { "schemas", schemas },
+                        { "answers", answers } };
     for (const auto & test : tests) {
         if (argc > 2 && std::string(argv[2]) != test.name) {
             continue; // a name after the model's: that one only
