@@ -7,60 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from fake_engine import FakeEngine
+from cli_runner import Loader, Run
+from click.testing import Result
 
-from edge_stream.cli import COMMANDS, cli
+from edge_stream.cli import COMMANDS
 from edge_stream.cli.eval import COMMANDS as EVAL_COMMANDS
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
-
-Run = Callable[..., Result]
-
-
-class Loader:
-    """Stands in for the Engine class: remembers what was asked of it."""
-
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
-        self.asked: dict[str, Any] = {}
-        self.n_loads = 0
-        self.error: Exception | None = None
-
-    def load(self, model: str, **settings: Any) -> FakeEngine:
-        if self.error:
-            raise self.error
-        self.n_loads += 1
-        self.asked = {"model": model, **settings}
-        self.engine.n_ctx = settings["n_ctx"] or self.engine.n_ctx_train
-        self.engine.n_keep = settings["n_keep"]
-        return self.engine
-
-
-@pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
-    for name in list(os.environ):
-        if name.startswith("LLAMA_ARG_"):
-            monkeypatch.delenv(name)
-    made, module = Loader(), ModuleType("edge_stream.engine")
-    module.Engine = made  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edge_stream.engine", module)
-    return made
-
-
-@pytest.fixture
-def run(loader: Loader) -> Run:
-    def invoke(*arguments: str, **settings: Any) -> Result:
-        result = CliRunner().invoke(cli, list(arguments), **settings)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return invoke
 
 
 def is_one_line_error(result: Result) -> bool:
