@@ -462,6 +462,7 @@ def test_what_flags_switch_off_and_add(load: Load) -> None:
     options = {"has_slots": False, "has_page": False, "stop": (" ", "e"), "n_http_threads": 2}
     with serve(load("chat", n_ctx=256), ignore_eos=True, n_predict=40, **options) as served:
         assert served.client.get("/slots").status_code == 501
+        assert served.client.get("/props").json()["endpoint_slots"] is False
         assert served.client.get("/").status_code == 404
         choice = served.client.chat([{"role": "user", "content": "One."}], seed=1, stop=["a"])["choices"][0]
         assert not set(choice["message"]["content"]) & set(" ea")
