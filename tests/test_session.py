@@ -55,6 +55,26 @@ def test_continues_identically(
     assert tokens_of(restored, 200, sampling) == want
 
 
+@pytest.mark.parametrize("sink_move", ["bank", "redecode"])
+@pytest.mark.parametrize("n_before", [1, 9])
+def test_saved_while_sinks_are_missing(sink_move: str, n_before: int, load: Load, draw: Draw, tmp_path: Path) -> None:
+    """A stream that is shorter than its sinks goes on as well, and pins the later ones."""
+    options = {"n_ctx": 64, "n_keep": 12, "n_slide": 4, "sink_move": sink_move}
+    path = tmp_path / "s"
+    sampling = SAMPLINGS["seeded"]
+    with load("gqa", **options).stream() as stream:
+        stream.feed(draw(n_before))
+        tokens_of(stream, 2, sampling)
+        stream.save(path)
+        want = tokens_of(stream, 100, sampling)
+        sinks = stream.tokens()[:12]
+    restored = load("gqa", **options).restore(path)
+    assert restored.stats.n_past == n_before + 2
+    assert tokens_of(restored, 100, sampling) == want
+    assert restored.tokens()[:12] == sinks
+    assert restored.stats.n_sinks == 12
+
+
 @pytest.mark.parametrize(("name", "sink_move"), [("gqa", "bank"), ("gqa", "redecode"), ("gemma3", "bank")])
 def test_saved_between_turns(name: str, sink_move: str, load: Load, draw: Draw, tmp_path: Path) -> None:
     """As chat does: rebase, save, and in another process go on reading; sliding-window models included."""
