@@ -88,7 +88,7 @@ def command(server: Any) -> list[str]:
         "--cache-type-k": server.ctk,
         "--cache-type-v": server.ctv,
         "--flash-attn": server.fa,
-        "--session-dir": server.slot_save_path,
+        "--slot-save-path": server.slot_save_path,
         "--chat-template": server.chat_template,
         "--chat-template-file": server.chat_template_file,
         "--reasoning-format": server.reasoning_format,
@@ -97,7 +97,12 @@ def command(server: Any) -> list[str]:
     }
     if server.server_embeddings:
         flags |= {"--embedding-model": os.environ["EDGE_STREAM_TESTS_EMBEDDING"], "--pooling": server.pooling}
-    switches = {"--no-sessions": not server.slot_save_path, "--no-page": server.no_ui, "--verbose": server.debug}
+    switches = {
+        "--no-sessions": not server.slot_save_path,
+        "--no-ui": server.no_ui,
+        "--no-slots": not server.server_slots,
+        "--verbose": server.debug,
+    }
     return [
         *(str(part) for flag, value in flags.items() if value is not None for part in (flag, value)),
         *(switch for switch, on in switches.items() if on),
