@@ -264,7 +264,7 @@ def test_infill(load: Load, tmp_path: Path) -> None:
         assert (
             refused.status_code == 501 and "no token for prefix, suffix, middle" in refused.json()["error"]["message"]
         )
-        assert served.client.post("/v1/completions", json={"prompt": "a", "suffix": "b"}).status_code == 501
+        assert served.client.post("/v1/completions", json={"prompt": "a", "suffix": "b"}).status_code == 400
     special = [*SPECIAL, "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_sep|>"]
     model = write_tiny_llama(tmp_path / "fim.gguf", head_dim=16, chat_template=TEMPLATE, special_tokens=special, seed=7)
     with Engine.load(model, n_ctx=256, **EXACT) as engine, serve(engine) as served:
