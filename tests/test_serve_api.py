@@ -179,7 +179,15 @@ def test_an_error_of_one_prompt_is_the_answer(served: Served) -> None:
 
 
 def test_a_streamed_echo_and_its_offsets(served: Served) -> None:
-    body = {"prompt": ["ab", "cde"], "echo": True, "n": 2, "grammar": 'root ::= "xyz"', "logprobs": 1, "max_tokens": 9, "seed": 1}
+    body = {
+        "prompt": ["ab", "cde"],
+        "echo": True,
+        "n": 2,
+        "grammar": 'root ::= "xyz"',
+        "logprobs": 1,
+        "max_tokens": 9,
+        "seed": 1,
+    }
     whole = served.client.post("/v1/completions", json=body).json()["choices"]
     chunks, _ = stream(served, "/v1/completions", **body)
     assert [c["text"] for c in whole] == ["abxyz", "abxyz", "cdexyz", "cdexyz"]

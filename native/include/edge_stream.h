@@ -207,6 +207,16 @@ ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool spe
 
 // Counts a token that was not sampled (the prompt) in penalties.
 ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);
+
+typedef struct es_candidate {
+    llama_token token;
+    float       probability;
+} es_candidate;
+
+// The n likeliest of the tokens that the last one was chosen from, likeliest first, with their probabilities after all
+// transforms. Returns how many there are, at most n; 0 before the first.
+ES_API int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * out, int32_t n);
+
 ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 
 // Restores the random sequence and penalties of the session that the stream was loaded from. False, with nothing
