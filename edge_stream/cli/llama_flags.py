@@ -49,7 +49,7 @@ _MEDIA = "pictures, sound and video cannot be streamed yet: only text is read"
 _ROUTER = "one server serves one model; start one per model"
 _HOSTED_TOOLS = "the server runs no tools; clients run those that they name in a request"
 _PRESET = "presets of models are not built in; name the model with -hf USER/REPO"
-_EMBEDDING = "this server streams text and computes no embeddings; llama-server does"
+_EMBEDDING = "this server streams text; a second model answers for embeddings: --embedding-model"
 _HISTORY = "a conversation is found by its exact history and waits on disk (--session-space, --no-sessions)"
 
 # What cannot work, and what to use instead. An option of the same name goes before: `-cnv` is one of `chat`, say.
@@ -128,9 +128,9 @@ REFUSED = {
     "info -m MODEL shows the memory that -c, -ngl and -ctk need",
     "-bs --backend-sampling LLAMA_ARG_BACKEND_SAMPLING": "the sampler is part of the session and runs on the CPU",
     "--no-op-offload": "llama.cpp decides where an operation on host memory runs; leave it out",
-    "--embedding --embeddings LLAMA_ARG_EMBEDDINGS --pooling LLAMA_ARG_POOLING --embd-normalize --rerank --reranking "
+    "--embedding --embeddings LLAMA_ARG_EMBEDDINGS --embd-normalize --rerank --reranking "
     "LLAMA_ARG_RERANKING --embd-gemma-default": _EMBEDDING,
-    "--spm-infill": "there is no /infill",
+    "--spm-infill": "/infill writes prefix, suffix, middle, in this order; leave it out",
     "--fim-qwen-1.5b-default --fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec --fim-qwen-14b-spec "
     "--fim-qwen-30b-default --gpt-oss-20b-default --gpt-oss-120b-default --vision-gemma-4b-default "
     "--vision-gemma-12b-default": _PRESET,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,17 @@ def _default_sessions() -> Path:
     multiple=True,
     metavar="ORIGIN,...",
     help="Allow pages of these origins to use the server; localhost: all of this machine, *: all. Repeatable.",
+)
+@options.option(
+    "--embedding-model",
+    metavar="MODEL",
+    help="A second model, which answers /v1/embeddings. Any GGUF file that llama.cpp can embed with.",
+)
+@options.option(
+    "--pooling",
+    type=click.Choice(("none", "mean", "cls", "last")),
+    env="POOLING",
+    help="How --embedding-model makes one vector of a text's tokens. Default: its own.",
 )
 @options.option(
     "--session-dir",
@@ -142,8 +155,13 @@ def main(**flags: Any) -> None:
     if flags["slot_save_path"] and flags["no_sessions"]:
         raise click.UsageError("--slot-save-path writes conversations to disk, which --no-sessions forbids.")
     _start_log(flags)
-    with options.load_engine(flags) as engine:
-        serve(engine, make_settings(engine, flags, keys, chat))
+    with options.load_engine(flags) as engine, ExitStack() as stack:
+        embedder = None
+        if flags["embedding_model"]:
+            from edge_stream.embedder import Embedder
+
+            embedder = stack.enter_context(Embedder(flags["embedding_model"], flags["pooling"]))
+        serve(engine, replace(make_settings(engine, flags, keys, chat), embedder=embedder))
 
 
 def _start_log(flags: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from edge_stream.text import sendable
 
-INVALID, AUTH, NOT_FOUND, UNAVAILABLE, SERVER = (
+INVALID, AUTH, NOT_FOUND, NOT_SUPPORTED, UNAVAILABLE, SERVER = (
     "invalid_request_error",
     "authentication_error",
     "not_found_error",
+    "not_supported_error",
     "unavailable_error",
     "server_error",
 )

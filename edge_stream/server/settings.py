@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_stream.chat.options import ChatOptions
 from edge_stream.sampling import Sampling
+
+if TYPE_CHECKING:
+    from edge_stream.embedder import Embedder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -26,6 +30,7 @@ class Limits:
     schema_repeats: int = 200
     tools: int = 128
     logit_bias: int = 1024
+    embeddings: int = 1024  # texts of one request
     queue: int = 64  # requests waiting for a slot
     connections: int = 1024
     request_seconds: float = 3600.0  # from arrival to the end of the answer
@@ -58,6 +63,7 @@ class Settings:
     ignore_eos: bool = False
     chat: ChatOptions = field(default_factory=ChatOptions)
     ping_seconds: float = 15.0
+    embedder: Embedder | None = None
     verbose: bool = False  # every chat's answer shows its prompt and settings
     ssl_files: tuple[str, str] | None = None
     has_page: bool = True

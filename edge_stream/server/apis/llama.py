@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,10 +12,10 @@ from fastapi import APIRouter, Query, Request, Response
 from edge_stream.server import errors
 from edge_stream.server.apis import llama_schemas as schemas
 from edge_stream.server.apis.facts import BUILD, likely, progress
-from edge_stream.server.apis.routes import Name, add_route, streamed
+from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.http import infill
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, ErrorBody
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started, TokenLogprobs
 from edge_stream.server.scheduling.slot_actions import SlotActions
 from edge_stream.server.scheduling.tasks import GenerationRequest
@@ -51,8 +51,9 @@ class Llama:
         self.slot_actions = SlotActions(self.scheduler)
         no: tuple[str, ...] = ()
         written: dict[str, Any] = {"methods": ["POST"], "response_model": schemas.Completion | list[schemas.Completion]}
-        written |= {"response_model_exclude_unset": True, "responses": streamed()}
+        written |= {"responses": streamed()}
         add_route(router, "/completion", self.complete, "llama-server", aliases=("/completions",), **written)
+        written["responses"] |= failing(501, "The model cannot fill in.")
         add_route(router, "/infill", self.infill, "llama-server", aliases=no, **written)
         add_route(router, "/health", self.health, "server", response_model=schemas.Health)
         plain: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
@@ -61,7 +62,7 @@ class Llama:
         add_route(router, "/props", self.props, "server", aliases=no, response_model=schemas.Props)
         none: dict[str, Any] = {"response_model_exclude_none": True, "aliases": no}
         add_route(router, "/slots", self.slots, "slots", response_model=list[schemas.Slot], **none)
-        missing: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such slot or file."}}
+        missing = failing(404, "No such slot or file.")
         slot_answer: dict[str, Any] = {"responses": missing, "response_model": schemas.SlotAnswer, **none}
         add_route(router, "/slots/{slot}", self.slot, "slots", methods=["POST"], **slot_answer)
         for path, handler, model in (
@@ -91,6 +92,8 @@ class Llama:
         fields = dict(body) | {"prompt": prompt, "logprobs": n_probs or None, "echo": False, "suffix": None}
         inner = CompletionRequest.model_construct(**fields)
         generations = await asyncio.to_thread(self.answering.requests.from_text, inner, name)
+        if body.post_sampling_probs and n_probs:
+            generations = [replace(generation, after_sampling=True) for generation in generations]
         prompts = [await self.answering.prompt_text(generation) for generation in generations]
         form = NativeForm(self.answering, generations, prompts, body)
         return await self.answering.answer(request, form, generations, body.stream)
@@ -124,7 +127,7 @@ class Llama:
             "model_alias": settings.alias,
             "model_path": str(engine.model_path),
             "modalities": {"vision": False, "audio": False, "video": False},
-            "endpoint_slots": True,
+            "endpoint_slots": self.settings.has_slots,
             "endpoint_props": False,
             "endpoint_metrics": True,
             "chat_template": self.scheduler.renderer.core.info["template"],

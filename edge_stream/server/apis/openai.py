@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from edge_stream.server.apis import openai_schemas as answers
 from edge_stream.server.apis.facts import BUILD, likely, model_facts, progress
 from edge_stream.server.apis.llama import NativeForm
-from edge_stream.server.apis.routes import Name, add_route, streamed
+from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.errors import NOT_FOUND, ApiError
 from edge_stream.server.http import schemas
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse, sum_usage
@@ -46,7 +46,8 @@ class OpenAI:
         count: dict[str, Any] = {"methods": ["POST"], "response_model": answers.InputTokens}
         add_route(router, "/v1/chat/completions/input_tokens", self.input_tokens, "OpenAI", **count)
         add_route(router, "/v1/models", self.models, "OpenAI", response_model=answers.Models)
-        add_route(router, "/v1/models/{model:path}", self.model, "OpenAI", response_model=answers.Model)
+        missing: dict[str, Any] = {"response_model": answers.Model, "responses": failing(404, "No such model.")}
+        add_route(router, "/v1/models/{model:path}", self.model, "OpenAI", **missing)
 
     async def chat(self, body: schemas.ChatRequest, request: Request, x_conversation: Name = None) -> Any:
         """Answer a chat. Send the whole history each time: only what is new is read."""

@@ -29,9 +29,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def failing(code: int, text: str) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that has one more way to fail."""
+    return {code: {"model": schemas.ErrorBody, "description": text}}
+
+
 def streamed(media_type: str = "text/event-stream") -> dict[int | str, dict[str, Any]]:
     """`responses` of a route whose answer may be streamed."""
-    content = {media_type: {"schema": {"type": "string"}}}
+    content: dict[str, Any] = {media_type: {"schema": {}}}  # an item is not described
     return {200: {"content": content, "description": "The answer; chunks if `stream` is true."}}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from edge_stream.server.apis.embeddings import Embeddings
 from edge_stream.server.apis.llama import Llama
 from edge_stream.server.apis.openai import OpenAI
 from edge_stream.server.apis.routes import ERRORS
@@ -18,7 +19,7 @@ from edge_stream.server.scheduling.scheduler import Scheduler
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
 
-_APIS = (OpenAI, Llama)
+_APIS = (OpenAI, Llama, Embeddings)
 
 # Errors are OpenAI's unless the path begins so: then the body is what the function makes of the error.
 _ERROR_FORMS: dict[str, Callable[[ApiError], dict[str, Any]]] = {}

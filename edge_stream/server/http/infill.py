@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge_stream.server.errors import ApiError
+from edge_stream.server.errors import NOT_SUPPORTED, ApiError
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 _NO_FILE = "\n\n--- snippet ---\n\n"  # between files, for models without a token for it
-_UNSUPPORTED = "not_supported_error"
 
 
 def prompt(
@@ -34,7 +33,7 @@ def prompt(
     fim = vocabulary.fim_tokens
     missing = [name for name in ("prefix", "suffix", "middle") if name not in fim]
     if missing:
-        raise ApiError(501, f"this model cannot fill in: it has no token for {', '.join(missing)}", kind=_UNSUPPORTED)
+        raise ApiError(501, f"this model cannot fill in: it has no token for {', '.join(missing)}", NOT_SUPPORTED)
 
     def tokens(text: str | list[int]) -> list[int]:
         return engine.tokenize(text) if isinstance(text, str) else text
