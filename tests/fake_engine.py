@@ -84,7 +84,7 @@ class FakeBackend:
     @property
     def vocabulary(self) -> Vocabulary:
         """Of the engine's template."""
-        return vocabulary(self._engine.chat_template, self._engine.wants_bos)
+        return vocabulary(THINKING if self._engine.n_thinking else self._engine.chat_template, self._engine.wants_bos)
 
     def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """See Backend."""
