@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import atexit
 import ctypes as C
+import itertools
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tiny_models import write_tiny_llama
 
 from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
 from edge_stream.engine import Engine
-from edge_stream.generation import Writer
+from edge_stream.generation import Token, Writer
 from edge_stream.native import bindings
 from edge_stream.native.callbacks import Callbacks
 from edge_stream.stream import Stream
@@ -143,6 +143,10 @@ class FakeStream(Stream):
         return self._left[0] if self._left else self.tokens()
 
     @property
+    def n_past(self) -> int:
+        return int((self._left[1] if self._left else self.stats).n_past)
+
+    @property
     def text(self) -> str:
         """The same, control tokens spelled out."""
         return b"".join(self.engine.token_to_piece(t, special=True) for t in self.all).decode(errors="replace")
@@ -152,6 +156,15 @@ class FakeStream(Stream):
         if not made.finished:
             self.engine.samplings.append(options.get("sampling"))
             self.engine.begin(self, options.get("ignore_eos", False))
+        counts, step = itertools.count(1), made.next
+
+        def following() -> Token:
+            token = step()
+            if self.engine.on_token:
+                self.engine.on_token(next(counts))
+            return token
+
+        made.next = following  # type: ignore[method-assign]
         return made
 
     def score(self, tokens: Sequence[int], *, chunk: int | None = None) -> Any:
@@ -189,10 +202,6 @@ class FakeEngine(Engine):
         self._ignore_eos = False
         self._predicted = -1
 
-    @property
-    def backend_options(self) -> SimpleNamespace:
-        return SimpleNamespace(n_ctx=self.n_ctx)
-
     def stream(self, **options: Any) -> FakeStream:
         made = super().stream(**options)
         made.__class__ = FakeStream
@@ -221,8 +230,6 @@ class FakeEngine(Engine):
         if self._at is not None and n_tokens == 1 and (self._ignore_eos or self._at < len(self._script) - 1):
             self._at += 1
             token = self._script[self._at % len(self._script)]
-            if self._at > 0 and self.on_token:
-                self.on_token(self._at)
         else:
             self._at = None
             token = self.script_of(self.answers[0])[0] if self.answers else self.eos

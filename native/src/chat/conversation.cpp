@@ -109,7 +109,7 @@ int32_t es_conversation::regenerate(const char * answer, const es_reading & read
         return rc;
     }
     if (!transcript_.has_answer()) {
-        return es_fail(ES_ERR_INVALID, "there is no answer to generate again");
+        return es_fail(ES_ERR_INVALID, "there is no answer to regenerate");
     }
     n_added_ = 0;
     taken_   = transcript_.take_last();
@@ -122,7 +122,7 @@ int32_t es_conversation::go_on(const char * answer, const es_reading & reading) 
         return rc;
     }
     if (!transcript_.has_answer()) {
-        return es_fail(ES_ERR_INVALID, "there is no answer to go on with");
+        return es_fail(ES_ERR_INVALID, "there is no answer to continue");
     }
     if (!is_cut_) {
         return es_fail(ES_ERR_INVALID, "the last answer is complete: it was not cut");
