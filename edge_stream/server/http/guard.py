@@ -64,6 +64,9 @@ class Guard:
             return
         if body is None:  # the client has gone
             return
+        if body:  # many clients do not say that it is JSON, or say something else, as curl does
+            others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope["headers"] = [*others, (b"content-type", b"application/json")]
         delivered = False
 
         async def replay() -> Message:
