@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_stream.sampling import Sampling
 
 # names of Sampling's fields in llama-server's settings; "": written otherwise
-_SETTINGS = {"temp": "temperature", "seed": "", "logit_bias": "", "grammar": "", "json_schema": ""}
+_SETTINGS = {"temp": "temperature", **dict.fromkeys(("seed", "logit_bias", "grammar", "json_schema", "chat"), "")}
 _OFF = {
     "dynatemp_range": 0.0,
     "dynatemp_exponent": 1.0,
