@@ -128,7 +128,7 @@ class Llama:
             "model_alias": settings.alias,
             "model_path": str(engine.model_path),
             "modalities": {"vision": False, "audio": False, "video": False},
-            "endpoint_slots": True,
+            "endpoint_slots": self.settings.has_slots,
             "endpoint_props": False,
             "endpoint_metrics": True,
             "chat_template": self.scheduler.renderer.core.info["template"],
