@@ -175,13 +175,22 @@ class Stream:
         stop: Sequence[str] = (),
         logprobs: bool = False,
         ignore_eos: bool = False,
+        loop_guard: bool = False,
     ) -> Iterator[Token]:
         """Generate max_tokens tokens (-1: no limit), each fed back before its record is yielded.
 
         Ends at max_tokens, at a stop string (not included in the text), or at an end-of-generation token unless
-        ignore_eos. Calls with the same Sampling continue its random sequence.
+        ignore_eos; with loop_guard also where the text has become an exact cycle, of which one period stays in the
+        stream. Calls with the same Sampling continue its random sequence.
         """
-        writer = self.writer(max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
+        writer = self.writer(
+            max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            ignore_eos=ignore_eos,
+            loop_guard=loop_guard,
+        )
         while not writer.finished:
             token = writer.next()
             try:
@@ -198,13 +207,14 @@ class Stream:
         logprobs: bool = False,
         ignore_eos: bool = False,
         special: bool = False,
+        loop_guard: bool = False,
     ) -> Writer:
         """`generate` step by step, for callers that feed the tokens themselves (see Engine.feed_each).
 
         special: include control tokens that do not end the text (`[TOOL_CALLS]`, say).
         """
         self._use_sampling(sampling or Sampling(), ignore_eos)
-        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special)
+        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special, loop_guard)
 
     def forget_sampling(self) -> None:
         """Drop the sampler: the next generation restarts from its seed, and a session saved now has no sampler."""

@@ -60,6 +60,7 @@ Ctrl-C          stop the answer; twice within a second quits"""
 )
 @click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
 @sampling.predict_option()
+@sampling.loop_guard_option(True)
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -243,6 +244,7 @@ class Chat:
             "sampling": self._sampling,
             "stop": self._flags["stop"],
             "ignore_eos": self._flags["ignore_eos"],
+            "loop_guard": self._flags["loop_guard"],
         }
 
     def _answer(self, text: str) -> None:
@@ -253,6 +255,7 @@ class Chat:
 
     def _print(self, answer: Generator[Token, None, None], meter: Meter) -> None:
         start, read_s, n_written = time.perf_counter(), 0.0, 0
+        loop = None
         with self._interrupt.watch():
             try:
                 with meter, closing(answer) as tokens:
@@ -261,6 +264,7 @@ class Chat:
                             meter.close()
                             read_s = time.perf_counter() - start
                         n_written += 1
+                        loop = token.loop
                         click.echo(token.text, nl=False)
                         sys.stdout.flush()
                         if self._interrupt.is_pending():
@@ -270,6 +274,10 @@ class Chat:
             finally:
                 click.echo()
             self._keep_session()
+        if loop:
+            _print_note(
+                f"({loop.period} tokens were repeated {loop.repetitions} times: --no-loop-guard does not end that)"
+            )
         written_s = time.perf_counter() - start - read_s
         if self._flags["show_timings"] and n_written > 1:
             _print_note(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
 @sampling.predict_option()
+@sampling.loop_guard_option(False)
 @click.option("--echo", is_flag=True, help="Print the prompt first.")
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
@@ -60,7 +61,11 @@ def main(**flags: Any) -> None:
                 _read(stream, prompt, stats, interrupt)
                 if not interrupt.is_pending():
                     generating = stream.generate(
-                        flags["n_predict"], sampling=sampler, stop=flags["stop"], ignore_eos=flags["ignore_eos"]
+                        flags["n_predict"],
+                        sampling=sampler,
+                        stop=flags["stop"],
+                        ignore_eos=flags["ignore_eos"],
+                        loop_guard=flags["loop_guard"],
                     )
                     with closing(generating) as tokens:  # type: ignore[type-var]
                         for token in tokens:

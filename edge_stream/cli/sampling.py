@@ -71,6 +71,15 @@ def predict_option(default: int = -1) -> Callable[[F], F]:
     )
 
 
+def loop_guard_option(default: bool) -> Callable[[F], F]:
+    """The `--loop-guard/--no-loop-guard` flag."""
+    return option(
+        "--loop-guard/--no-loop-guard",
+        default=default,
+        help="End an answer in which the model repeats the same tokens over and over.",
+    )
+
+
 # Flags of the sampler.
 sampling_options = compose(
     option("-s", "--seed", type=Count(min=-1, max=2**32 - 1), default=-1, help="Seed of the sampler. -1: random."),

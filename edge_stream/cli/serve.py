@@ -70,6 +70,7 @@ def _default_sessions() -> Path:
     "--max-request", type=sampling.Number(0.01), default=16.0, metavar="MIB", help="Size limit of requests."
 )
 @sampling.predict_option()
+@sampling.loop_guard_option(True)
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -124,6 +125,7 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) 
         session_dir=None if flags["no_sessions"] else folder,
         session_bytes=int(flags["session_space"] * 2**30),
         n_predict=flags["n_predict"],
+        loop_guard=flags["loop_guard"],
         sampling=sampling.make_sampling(flags),
         limits=Limits(
             queue=flags["queue"], request_seconds=flags["timeout"], body_bytes=int(flags["max_request"] * 2**20)

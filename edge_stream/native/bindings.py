@@ -153,6 +153,12 @@ class GeneratedToken(C.Structure):
     ]
 
 
+class Loop(C.Structure):
+    """es_loop."""
+
+    _fields_ = [("period", C.c_uint32), ("n_tokens", C.c_uint32)]
+
+
 class SessionInfo(C.Structure):
     """es_session_info."""
 
@@ -204,6 +210,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_sampler_free": (None, [C.c_void_p]),
     "es_sampler_choose": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
     "es_stream_next": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
+    "es_loop_guard_init": (C.c_int32, [C.POINTER(C.c_void_p)]),
+    "es_loop_guard_free": (None, [C.c_void_p]),
+    "es_loop_guard_add": (Loop, [C.c_void_p, C.c_int32]),
+    "es_stream_unloop": (C.c_int32, [C.c_void_p, Loop, C.POINTER(C.c_size_t)]),
     "es_sampler_accept": (C.c_int32, [C.c_void_p, C.c_int32]),
     "es_sampler_seed": (C.c_uint32, [C.c_void_p]),
     "es_session_save": (

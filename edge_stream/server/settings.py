@@ -45,6 +45,7 @@ class Settings:
     session_bytes: int = 4 << 30
     n_prefill: int = 64  # tokens of a prompt read between two steps of the other conversations
     n_predict: int = -1
+    loop_guard: bool = True
     sampling: Sampling = field(default_factory=Sampling)
     ping_seconds: float = 15.0
     limits: Limits = field(default_factory=Limits)

@@ -85,6 +85,12 @@ typedef struct es_sampler_params {
 
 ES_API es_sampler_params es_sampler_default_params(void);
 
+// The newest n_tokens tokens of an answer repeat its newest period tokens over and over. period 0: they do not.
+typedef struct es_loop {
+    uint32_t period;
+    uint32_t n_tokens;
+} es_loop;
+
 #ifdef __cplusplus
 }
 #endif

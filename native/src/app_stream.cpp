@@ -227,6 +227,8 @@ int32_t es_app_stream::begin(const es_app_answer_params & params) {
     ignore_eos_ = params.ignore_eos;
     max_tokens_ = params.max_tokens;
     n_written_  = 0;
+    n_unlooped_ = 0;
+    guard_      = params.loop_guard > 0 ? std::make_unique<es_loop_guard>() : nullptr;
     began_      = std::chrono::steady_clock::now();
     return ES_OK;
 }
@@ -263,8 +265,24 @@ int32_t es_app_stream::next(es_app_token & out) {
     if (!ignore_eos_ && llama_vocab_is_eog(model_->vocab, out.token)) {
         return tell(ES_APP_EOS);
     }
-    piece_ = model_->piece(out.token);
+    piece_   = model_->piece(out.token);
+    out.loop = guard_ ? guard_->add(out.token) : es_loop{ 0, 0 };
+    if (out.loop.period > 0) {
+        rc = unloop(out.loop);
+        return rc == ES_OK ? tell(ES_APP_REPETITION) : rc;
+    }
     return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
+}
+
+int32_t es_app_stream::unloop(es_loop loop) {
+    es_tokens cached(es_stream_tokens(stream_, nullptr, 0));
+    es_stream_tokens(stream_, cached.data(), cached.size());
+    size_t        n_taken = 0;
+    const int32_t rc      = es_stream_unloop(stream_, loop, &n_taken);
+    for (size_t i = cached.size() - n_taken; i < cached.size(); ++i) {
+        n_unlooped_ += model_->piece(cached[i]).size();
+    }
+    return rc;
 }
 
 //

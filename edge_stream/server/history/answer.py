@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.loop_guard import Loop
 from edge_stream.server.history.prefix_matching import History, PrefixLog, canonical, chain
 from edge_stream.server.history.rendering import Renderer
 
@@ -24,7 +25,8 @@ _MAX_TAKE_BACK = 1024
 class Answer:
     """One choice. prefix: what the client wrote of it already. close: what the template writes after it.
 
-    parts: its text as generated, calls included. n_bytes: of its tokens, the end-of-turn token aside.
+    parts: its text as generated, calls included. n_bytes: of its tokens, the end-of-turn token aside. loop: it ended in
+    one; the newest loop.n_taken tokens were taken back, but the client was sent their text.
     """
 
     prefix: str = ""
@@ -33,10 +35,11 @@ class Answer:
     parts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     n_bytes: int = 0
+    loop: Loop | None = None
 
     def begin(self, parser: ToolParser | None) -> None:
         """Start an empty one, with the same prefix and close."""
-        self.parser, self.parts, self.tokens, self.n_bytes = parser, [], [], 0
+        self.parser, self.parts, self.tokens, self.n_bytes, self.loop = parser, [], [], 0, None
 
     def piece(self, engine: Engine, token: int) -> bytes:
         """What a token adds to the text; control tokens count where tools are looked for."""
@@ -53,9 +56,9 @@ class Answer:
 def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, renderer: Renderer) -> None:
     """Log an answer to a history, as the text that the client was sent.
 
-    how: `eos`, `stop` (a stop string), `length`, `grammar` (it allows nothing more), or `cut` (by the client or the
-    time limit). Where tokens that the client was not sent cannot be taken back, the log ends before the answer, and a
-    client that continues from it has its text read again.
+    how: `eos`, `stop` (a stop string), `length`, `repetition` (the stream holds less than what was sent), `grammar` (it
+    allows nothing more), or `cut` (by the client or the time limit). Where tokens that the client was not sent cannot
+    be taken back, the log ends before the answer, and a client that continues from it has its text read again.
     """
     assert log.last is not None
 
@@ -70,7 +73,8 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
         return True
 
     text = "".join(answer.parts)
-    pending = [] if how in ("eos", "length") else _take_back_unsent(answer, text, renderer.engine, take_back)
+    all_sent = how in ("eos", "length", "repetition")
+    pending = [] if all_sent else _take_back_unsent(answer, text, renderer.engine, take_back)
     if pending is None:
         return
     if history.text is not None:
@@ -82,7 +86,8 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
         if key == log.last.key:
             return  # nothing was written
         if not pending:  # logits are not kept: to continue from here, the last token is read again
-            pending = answer.tokens[-1:]
+            n_held = len(answer.tokens) - (answer.loop.n_taken if answer.loop else 0)
+            pending = answer.tokens[n_held - 1 : n_held]
             if not take_back(1):
                 return
         log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)

@@ -119,6 +119,7 @@ class RequestBuilder:
             "stop": self._stop(request.stop, limits),
             "n": request.n,
             "ignore_eos": request.ignore_eos,
+            "loop_guard": self.settings.loop_guard if request.loop_guard is None else request.loop_guard,
             "gauges": request.timings_per_token,
         }
 

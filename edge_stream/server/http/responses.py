@@ -29,7 +29,7 @@ class ResponseBuilder:
         self.texts = [text for text in before for _ in range(n)]
         self.logprobs: list[list[dict[str, Any]]] = [[] for _ in self.texts]
         self.calls: list[list[dict[str, Any]]] = [[] for _ in self.texts]
-        self.reasons = ["length"] * len(self.texts)
+        self.ends: list[dict[str, Any]] = [{"finish_reason": "length"} for _ in self.texts]
         self._held: dict[int, Finished] = {}
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class ResponseBuilder:
         """Collect an event of task k, for a whole response."""
         i = k * self.n + event.index
         if isinstance(event, Finished):
-            self.reasons[i] = event.reason
+            self.ends[i] = _end(event)
             return
         if event.logprobs:
             self.logprobs[i].append(self.token(event.logprobs))
@@ -65,7 +65,7 @@ class ResponseBuilder:
     def chunks(self, k: int, event: Progress) -> Iterable[dict[str, Any]]:
         """The chunks for an event of task k. Its last finish waits for Done, which says that the turn is saved."""
         first, held = k * self.n, self._held.pop(k, None)
-        finish = [self._choice(first + held.index, None, held.reason)] if held else []
+        finish = [self._choice(first + held.index) | _end(held)] if held else []
         if isinstance(event, Done):
             yield self._chunk(finish) | {"timings": event.timings, "edge_stream": event.info}
             return
@@ -92,11 +92,19 @@ class ResponseBuilder:
         """What an event adds to choice i: its text and logprobs."""
         raise NotImplementedError
 
-    def _choice(self, i: int, event: Delta | None = None, reason: str | None = None) -> dict[str, Any]:
-        return {"index": i, "logprobs": None, **self.delta(i, event), "finish_reason": reason}
+    def _choice(self, i: int, event: Delta | None = None) -> dict[str, Any]:
+        return {"index": i, "logprobs": None, **self.delta(i, event), "finish_reason": None}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.head(self.part), "choices": choices}
+
+
+def _end(event: Finished) -> dict[str, Any]:
+    """How a choice ended."""
+    end: dict[str, Any] = {"finish_reason": event.reason}
+    if event.loop:
+        end["edge_stream"] = {"loop": {"period": event.loop.period, "repetitions": event.loop.repetitions}}
+    return end
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -112,7 +120,7 @@ class ChatResponseBuilder(ResponseBuilder):
             if self.calls[i]:
                 message |= {"content": text if text.strip() else None, "tool_calls": self.calls[i]}
             logprobs = {"content": self.logprobs[i]} if self.logprobs[i] else None
-            out.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": self.reasons[i]})
+            out.append({"index": i, "message": message, "logprobs": logprobs, **self.ends[i]})
         return out
 
     def begin(self, i: int) -> dict[str, Any]:
@@ -143,7 +151,7 @@ class TextResponseBuilder(ResponseBuilder):
     def choices(self) -> list[dict[str, Any]]:
         """All choices, complete."""
         return [
-            {"index": i, "text": text, "logprobs": self._columns(i, self.logprobs[i]), "finish_reason": self.reasons[i]}
+            {"index": i, "text": text, "logprobs": self._columns(i, self.logprobs[i]), **self.ends[i]}
             for i, text in enumerate(self.texts)
         ]
 

@@ -130,6 +130,7 @@ class _Generation(_Open):
     response_format: ResponseFormat | None = None
     grammar: Annotated[str, Field(description="GBNF that the answer must follow")] | None = None
     ignore_eos: bool = False
+    loop_guard: Annotated[bool | None, Field(description="End an answer that repeats itself")] = None
     timings_per_token: Annotated[bool, Field(description="Gauges in every chunk: n_past, n_cached, tok_per_s")] = False
 
 
@@ -276,13 +277,27 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class Loop(BaseModel):
+    """Why the loop guard ended an answer: its last `period` tokens were repeated, and are kept once."""
+
+    period: int
+    repetitions: int
+
+
+class ChoiceInfo(BaseModel):
+    """What there is to say of one choice."""
+
+    loop: Loop
+
+
 class ChatChoice(BaseModel):
-    """One answer."""
+    """One answer. edge_stream: if the loop guard ended it."""
 
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    edge_stream: ChoiceInfo | None = None
 
 
 class ChatResponse(BaseModel):
@@ -308,12 +323,13 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One continuation."""
+    """One continuation. edge_stream: if the loop guard ended it."""
 
     index: int
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    edge_stream: ChoiceInfo | None = None
 
 
 class TextResponse(BaseModel):

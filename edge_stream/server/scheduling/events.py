@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edge_stream.loop_guard import Loop
 from edge_stream.server.errors import ApiError
 
 
@@ -38,10 +39,11 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """A choice is complete: `stop`, `length` or `tool_calls`."""
+    """A choice is complete: `stop`, `length` or `tool_calls`. loop: it was ended because it repeated itself."""
 
     index: int
     reason: str
+    loop: Loop | None = None
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ class GenerationLoop:
             logprobs=request.logprobs,
             ignore_eos=request.ignore_eos,
             special=request.tools is not None,
+            loop_guard=request.loop_guard,
         )
         task.answer.begin(request.tools.fresh() if request.tools else None)
         task.t_writing = task.t_writing or time.perf_counter()
@@ -200,6 +201,9 @@ class GenerationLoop:
         if record.finish_reason != "eos":
             answer.n_bytes += len(answer.piece(self.engine, token))
         answer.parts.append(record.text)
+        if record.loop:
+            answer.loop = record.loop
+            task.session.log.taken_back(record.loop.n_taken)
         text, calls = record.text, list[dict[str, Any]]()
         if answer.parser:
             text, calls = answer.parser.push(text, last=record.finish_reason is not None)
@@ -226,7 +230,7 @@ class GenerationLoop:
                     task.send(Delta(task.index, rest, task.answer.tokens[-1], calls or None))
             if parser.calls:
                 reason = "tool_calls"
-        task.send(Finished(task.index, reason))
+        task.send(Finished(task.index, reason, task.answer.loop))
         if how != "cut" and task.choice + 1 < task.request.n:
             self.prefill.begin_choice(task)
             return

@@ -47,6 +47,7 @@ class GenerationRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     ignore_eos: bool = False
+    loop_guard: bool = True
     name: str | None = None  # the client's name for the conversation
     tools: ToolParser | None = None
     gauges: bool = False  # info with every token

@@ -108,6 +108,8 @@ public struct AnswerOptions: Sendable, Hashable {
     public var maxTokens: Int?
     /// Write on where the model would end.
     public var ignoresEnd = false
+    /// End an answer that repeats itself over and over. nil: in conversations, not in plain streams.
+    public var endsLoops: Bool?
 
     public init(sampling: Sampling = Sampling(), maxTokens: Int? = nil, ignoresEnd: Bool = false) {
         self.sampling = sampling
@@ -126,6 +128,7 @@ public struct AnswerOptions: Sendable, Hashable {
         p.sampling.repeat_last_n = try fit(sampling.repeatLastN, "repeatLastN")
         p.max_tokens = try maxTokens.map { n throws(EdgeStreamError) in Int64(try fit(n, "maxTokens") as UInt32) } ?? -1
         p.ignore_eos = ignoresEnd
+        p.loop_guard = endsLoops.map { $0 ? 1 : 0 } ?? -1
         let bias = sampling.logitBias.sorted { $0.key < $1.key }.map { es_logit_bias(token: $0.key, bias: $0.value) }
         return bias.withUnsafeBufferPointer { buffer in
             p.sampling.logit_bias = buffer.baseAddress

@@ -5,7 +5,8 @@ import Foundation
 struct Arguments {
     static let usage = """
         usage: edge-chat [-m MODEL] [-c N_CTX] [-n MAX_TOKENS] [-s SEED] [--temp T] [-t THREADS] [-sys TEXT]
-                         [-tmpl NAME] [-ctk TYPE] [-ctv TYPE] [--session FILE] [--ignore-eos] [MESSAGE...]
+                         [-tmpl NAME] [-ctk TYPE] [-ctv TYPE] [--session FILE] [--ignore-eos] [--no-loop-guard]
+                         [MESSAGE...]
 
         Says each message and prints the answers; without messages, reads them from the terminal, line by line, for as long
         as you like. Without -m, the demo model of `make build`.
@@ -30,6 +31,10 @@ struct Arguments {
             }
             if word == "--ignore-eos" {
                 answer.ignoresEnd = true
+                continue
+            }
+            if word == "--no-loop-guard" {
+                answer.endsLoops = false
                 continue
             }
             guard let value = rest.popFirst() else { throw Invalid(sentence: "\(word) needs a value") }
