@@ -227,11 +227,9 @@ class Stream:
         if self.sampler and wanted == self._sampling and not (sampling.grammar or sampling.json_schema):
             return
         self._free_sampler()
-        self.sampler = make_sampler(self.backend.vocabulary, sampling, ignore_eos)
+        self.sampler = make_sampler(self.backend.vocabulary, sampling, self.stats.n_ctx, ignore_eos)
         self._sampling = wanted
-        if not self._native.es_sampler_restore(self.sampler, self.handle):
-            for token in self.tokens()[-sampling.repeat_last_n :] if sampling.repeat_last_n > 0 else ():
-                bindings.check(self._native.es_sampler_accept(self.sampler, token))
+        bindings.check(self._native.es_sampler_begin(self.sampler, self.handle))
 
     def _free_sampler(self) -> None:
         self._native.es_sampler_free(self.sampler)

@@ -209,10 +209,14 @@ ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool spe
 ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);
 ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 
-// Restores the random sequence and penalties of the session that the stream was loaded from. False, with nothing
+// Restores the random sequence, the penalties and what mirostat and adaptive-p aim at, of the session that the stream
+// was loaded from. False, with nothing
 // changed, if there is none, if it was restored before, or if the sampler was made with another seed. A grammar starts
 // anew.
 ES_API bool es_sampler_restore(es_sampler * sampler, es_stream * stream);
+
+// es_sampler_restore, or else es_sampler_accept for the stream's newest tokens: what a new sampler begins with.
+ES_API int32_t es_sampler_begin(es_sampler * sampler, es_stream * stream);
 
 //
 // loop guard: ends an answer in which the model repeats itself

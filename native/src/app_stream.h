@@ -69,9 +69,8 @@ private:
     std::atomic<bool> stop_{ false };
     std::atomic<bool> may_abort_{ false };
 
-    es_sampler *               sampler_  = nullptr;
-    es_app_answer_params       sampling_ = {}; // parameters of sampler_; logit_bias is in bias_
-    std::vector<es_logit_bias> bias_;
+    es_sampler * sampler_ = nullptr;
+    std::string  sampler_key_; // its parameters; empty: it cannot be continued
 
     bool                                  writing_    = false;
     bool                                  ignore_eos_ = false;

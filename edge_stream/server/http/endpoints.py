@@ -15,6 +15,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from edge_stream._version import __version__
+from edge_stream.sampling import NUMBERS
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
 from edge_stream.server.history.prefix_matching import History
@@ -224,7 +225,7 @@ class Endpoints:
     async def props(self) -> dict[str, Any]:
         """The model, its template, the cache, defaults and limits."""
         engine, sampling, limits = self.engine, self.settings.sampling, self.settings.limits
-        names = ("seed", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+        names = ("seed", *NUMBERS)
         return {
             "model_alias": self.settings.alias,
             "model_desc": engine.desc,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.sandbox import DeadlineError, within
 from edge_stream.errors import EdgeStreamError
-from edge_stream.sampling import Sampling, check_sampling, schema_grammar
+from edge_stream.sampling import NUMBERS, Sampling, check_sampling, samplers_of, schema_grammar
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
@@ -112,13 +112,13 @@ class RequestBuilder:
         if request.n > limits.n:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
         # refuses a grammar that cannot be parsed, a token that does not exist
-        check_sampling(self.engine.backend.vocabulary, sampling)
+        check_sampling(self.engine.backend.vocabulary, sampling, self.engine.n_ctx)
         return {
             "sampling": sampling,
             "max_tokens": self.settings.n_predict if max_tokens is None else max_tokens,
             "stop": self._stop(request.stop, limits),
             "n": request.n,
-            "ignore_eos": request.ignore_eos,
+            "ignore_eos": bool(request.ignore_eos),
             "loop_guard": self.settings.loop_guard if request.loop_guard is None else request.loop_guard,
             "gauges": request.timings_per_token,
         }
@@ -134,20 +134,15 @@ class RequestBuilder:
 
     def _sampling(self, request: _Generation) -> Sampling:
         given = self.settings.sampling
-        changes: dict[str, Any] = {}
-        if request.temperature is not None:
-            changes["temp"] = request.temperature
-        for name in (
-            "top_p",
-            "top_k",
-            "min_p",
-            "repeat_penalty",
-            "repeat_last_n",
-            "frequency_penalty",
-            "presence_penalty",
-        ):
-            if getattr(request, name) is not None:
-                changes[name] = getattr(request, name)
+        fields = {name: "temperature" if name == "temp" else name for name in (*NUMBERS, "dry_sequence_breakers")}
+        changes = {name: value for name, field in fields.items() if (value := getattr(request, field)) is not None}
+        if changes.get("dry_base", 1.0) < 1.0:  # as llama-server has it
+            changes["dry_base"] = given.dry_base
+        if "mirostat" in changes:
+            changes["mirostat"] = min(max(changes["mirostat"], 0), 2)
+        order = request.samplers
+        if order is not None:
+            changes["samplers"] = samplers_of(order) if isinstance(order, str) else tuple(order)
         if request.seed is not None:
             # 2^32 - 1 would draw a random one
             changes["seed"] = request.seed if request.seed < 0 else request.seed % (2**32 - 1)
