@@ -17,8 +17,8 @@ _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
 
 #: llama.cpp's letters of samplers (--sampler-seq); the last two are off unless they are named.
 LETTERS = {
-    "e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typ_p", "p": "top_p", "m": "min_p", "x": "xtc",
-    "t": "temperature", "i": "infill", "a": "adaptive_p",
+    "e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typ_p", "p": "top_p", "m": "min_p",
+    "x": "xtc", "t": "temperature", "i": "infill", "a": "adaptive_p",
 }  # fmt: skip
 SAMPLERS = tuple(LETTERS.values())[:9]
 
@@ -84,7 +84,10 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, n_ctx: int, ignore_
     for name in NUMBERS:
         setattr(params, name, getattr(sampling, name))
     breakers = [_bytes(text, "dry_sequence_breakers") for text in sampling.dry_sequence_breakers]
-    params.dry_sequence_breakers, params.n_dry_sequence_breakers = (C.c_char_p * len(breakers))(*breakers), len(breakers)
+    params.dry_sequence_breakers, params.n_dry_sequence_breakers = (
+        (C.c_char_p * len(breakers))(*breakers),
+        len(breakers),
+    )
     params.samplers = _bytes(";".join(sampling.samplers), "samplers")
     bias = dict(sampling.logit_bias)
     if ignore_eos:
