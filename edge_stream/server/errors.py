@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edge_stream.text import sendable
@@ -36,6 +37,18 @@ def error_body(code: int, message: str, kind: str = INVALID) -> dict[str, Any]:
 def invalid(message: str) -> ApiError:
     """400: the request cannot be answered as it is."""
     return ApiError(400, message)
+
+
+def no_images() -> ApiError:
+    """400: the request has something other than text."""
+    return invalid("image input is not supported, nor are files: this server reads text only")
+
+
+def first_problem(problems: Sequence[Any]) -> ApiError:
+    """400, out of what pydantic found."""
+    where = ".".join(str(part) for part in problems[0]["loc"] if part != "body")[:200]
+    what = str(problems[0]["msg"])
+    return invalid((f"{where}: {what}" if where else what)[:500])
 
 
 def unavailable(message: str, retry_after: int = 1) -> ApiError:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from edge_stream.server.errors import ApiError
 from edge_stream.server.http.channel import Channel, ClientDisconnected, cancel_on_disconnect
 from edge_stream.server.http.requests import RequestBuilder
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started, TokenLogprobs
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.scheduling.tasks import GenerationRequest
@@ -102,6 +103,23 @@ class Answering:
     async def call(self, work: Callable[[], T]) -> T:
         """Run something on the engine's thread."""
         return await asyncio.wrap_future(self.scheduler.call(work))
+
+    async def chat(self, request: Request, form: AnswerForm, body: ChatRequest, name: str | None) -> Response:
+        """Answer a chat. Raises ApiError."""
+        generation = await asyncio.to_thread(self.requests.from_chat, body, name)
+        return await self.answer(request, form, [generation], body.stream)
+
+    async def text(self, request: Request, form: AnswerForm, body: CompletionRequest, name: str | None) -> Response:
+        """Continue a text. Raises ApiError."""
+        generations = await asyncio.to_thread(self.requests.from_text, body, name)
+        return await self.answer(request, form, generations, body.stream)
+
+    async def count_tokens(self, body: ChatRequest) -> int:
+        """Tokens of a chat's prompt, rendered anew. Raises EdgeStreamError."""
+        messages = [m.model_dump(exclude_none=True) for m in body.messages]
+        variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
+        count = self.scheduler.render(lambda r: len(r.tokens(r.whole(messages, variables))))
+        return await asyncio.wrap_future(count)
 
     async def answer(
         self, request: Request, form: AnswerForm, generations: Sequence[GenerationRequest], stream: bool

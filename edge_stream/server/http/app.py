@@ -18,8 +18,8 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
 from edge_stream.server.http.answering import HISTORY_HEADER
-from edge_stream.server.http.endpoints import make_router
-from edge_stream.server.http.guard import Guard, error_response
+from edge_stream.server.http.endpoints import error_response, make_router
+from edge_stream.server.http.guard import Guard
 from edge_stream.server.http.page_files import page_files, page_route
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.settings import Settings
@@ -45,8 +45,9 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     page = page_files()
     app.include_router(make_router(scheduler, settings))
     for path in page:
-        app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
-    app.add_middleware(Guard, settings=settings, page=frozenset(page))
+        # HEAD: Ollama's clients ask for `/` so, to know whether the server runs
+        app.add_api_route(path, page_route(*page[path]), methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_middleware(Guard, settings=settings, page=frozenset(page), refuse=error_response)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -64,32 +65,29 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     return app
 
 
-async def _on_api_error(_request: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(request.url.path, error)
 
 
-async def _on_library_error(_request: Request, error: Exception) -> Response:
-    return error_response(errors.invalid(str(error)))
+async def _on_library_error(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, errors.invalid(str(error)))
 
 
-async def _on_validation(_request: Request, error: Exception) -> Response:
+async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return error_response(errors.invalid(message[:500]))
+    return error_response(request.url.path, errors.first_problem(error.errors()))
 
 
-async def _on_http(_request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = errors.NOT_FOUND if error.status_code == 404 else errors.INVALID
     headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, str(error.detail), kind, headers))
+    return error_response(request.url.path, ApiError(error.status_code, str(error.detail), kind, headers))
 
 
-async def _on_bug(_request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "an internal error: see the server's log", errors.SERVER))
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, ApiError(500, "an internal error: see the server's log", errors.SERVER))
 
 
 def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:

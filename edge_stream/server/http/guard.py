@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_stream.server.errors import AUTH, ApiError
@@ -21,11 +21,6 @@ PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itsel
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
-
-
-def error_response(error: ApiError) -> JSONResponse:
-    """An ApiError as a response."""
-    return JSONResponse(error.body, error.code, headers=error.headers)
 
 
 def depth_of(body: bytes, most: int) -> int:
@@ -42,10 +37,15 @@ def depth_of(body: bytes, most: int) -> int:
 
 
 class Guard:
-    """ASGI middleware. The whole body is read here, so that a slow sender costs only a coroutine."""
+    """ASGI middleware. The whole body is read here, so that a slow sender costs only a coroutine.
 
-    def __init__(self, app: ASGIApp, settings: Settings, page: frozenset[str]) -> None:
-        self.app, self.settings, self.page = app, settings, page
+    refuse: makes a response of a path and an error.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, page: frozenset[str], refuse: Callable[[str, ApiError], Response]
+    ) -> None:
+        self.app, self.settings, self.page, self.refuse = app, settings, page, refuse
         self._keys = [sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +59,7 @@ class Guard:
             self._check_key(scope, headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await self.refuse(scope["path"], error)(scope, receive, send)
             return
         if body is None:  # the client has gone
             return
@@ -92,8 +92,9 @@ class Guard:
     def _check_key(self, scope: MutableMapping[str, Any], headers: Headers) -> None:
         if not self._keys or scope["path"] in PUBLIC or scope["path"] in self.page or scope["method"] == "OPTIONS":
             return
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        given = sha256((key.strip() if kind.lower() == "bearer" else "").encode()).digest()
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        key = bearer if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        given = sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(given, known) for known in self._keys]  # all of them, in constant time
         if not any(matches):
             raise ApiError(401, "a valid API key is needed", AUTH, {"WWW-Authenticate": "Bearer"})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from edge_stream.server import errors
 from edge_stream.server.http.guard import depth_of
 from edge_stream.server.settings import Limits
 
@@ -148,6 +150,17 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: str | None = None
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def translated(kind: type[Request], fields: Mapping[str, Any]) -> Request:
+    """A request out of another API's. Raises ApiError 400."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise errors.first_problem(error.errors()) from None
 
 
 class Error(BaseModel):
