@@ -45,9 +45,11 @@ def no_images() -> ApiError:
 
 
 def first_problem(problems: Sequence[Any]) -> ApiError:
-    """400, out of what pydantic found."""
-    where = ".".join(str(part) for part in problems[0]["loc"] if part != "body")[:200]
-    what = str(problems[0]["msg"])
+    """400, out of what pydantic found: of a value that may have several forms, the problem with the one it has."""
+    problem = max(problems, key=lambda one: len(one["loc"]))
+    names = [str(part) for part in problem["loc"]]
+    where = ".".join(name for name in names if name != "body" and "[" not in name)[:200]
+    what = str(problem["msg"])
     return invalid((f"{where}: {what}" if where else what)[:500])
 
 

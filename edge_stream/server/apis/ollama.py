@@ -193,15 +193,15 @@ class Ollama:
         }
 
     def _details(self) -> dict[str, Any]:
+        family, millions = self.engine.architecture, self.engine.backend.facts.n_params / 1e6
         # `llama 134M Q4_1`: name, size, type of the weights
-        size, _, weights = self.engine.desc.partition(" ")[2].partition(" ")
-        family = self.engine.architecture
+        weights = self.engine.desc.split(" ", 2)[2]
         return {
             "parent_model": "",
             "format": "gguf" if self.engine.model_path.suffix == ".gguf" else "mlc",
             "family": family,
             "families": [family],
-            "parameter_size": size,
+            "parameter_size": f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.2f}M",
             "quantization_level": weights,
         }
 

@@ -115,11 +115,12 @@ class Answering:
         return await self.answer(request, form, generations, body.stream)
 
     async def count_tokens(self, body: ChatRequest) -> int:
-        """Tokens of a chat's prompt, rendered anew. Raises EdgeStreamError."""
+        """How many tokens a chat's prompt has, rendered anew. Raises EdgeStreamError."""
         messages = [m.model_dump(exclude_none=True) for m in body.messages]
         variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
-        count = self.scheduler.render(lambda r: len(r.tokens(r.whole(messages, variables))))
-        return await asyncio.wrap_future(count)
+        rendered = self.scheduler.render(lambda r: r.tokens(r.whole(messages, variables)))
+        tokens = await asyncio.wrap_future(rendered)
+        return len(tokens) + (self.engine.add_bos and tokens[:1] != [self.engine.bos])
 
     async def answer(
         self, request: Request, form: AnswerForm, generations: Sequence[GenerationRequest], stream: bool
