@@ -197,7 +197,9 @@ def test_a_call_that_was_cut_is_no_call() -> None:
     events = answer(call(0, "", id="call_1", name="weather"), call(0, '{"city": "Os'), reason="length", how="length")
     body = whole(OllamaForm("tiny", is_chat=True), events)
     assert "tool_calls" not in body["message"] and body["done_reason"] == "length"
-    assert all("tool_calls" not in line["message"] for line in lines_of(chunks(OllamaForm("tiny", is_chat=True), events)))
+    assert all(
+        "tool_calls" not in line["message"] for line in lines_of(chunks(OllamaForm("tiny", is_chat=True), events))
+    )
 
 
 def test_an_error_within_a_stream_is_a_line() -> None:
@@ -235,7 +237,7 @@ def test_a_call_and_its_result(served: Served) -> None:
     """The message of an answer is sent back as it came, and the conversation goes on."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Oslo?"}]
     city = json.dumps({"name": "weather", "arguments": {"city": "Oslo"}})
-    grammar = f'root ::= {json.dumps(f"<tool_call>{chr(10)}{city}{chr(10)}</tool_call>")}'
+    grammar = f"root ::= {json.dumps(f'<tool_call>{chr(10)}{city}{chr(10)}</tool_call>')}"
     body = {"messages": messages, "tools": [WEATHER], "stream": False}
     first = served.client.post("/api/chat", json=body | {"options": {"grammar": grammar, "num_predict": 100}}).json()
     (called,) = first["message"]["tool_calls"]

@@ -97,7 +97,10 @@ def test_thinking_texts_and_calls_in_a_row_are_one_answer() -> None:
             "id": "msg_1",
             "role": "assistant",
             "status": "completed",
-            "content": [{"type": "output_text", "text": "I ", "annotations": []}, {"type": "refusal", "refusal": "ask."}],
+            "content": [
+                {"type": "output_text", "text": "I ", "annotations": []},
+                {"type": "refusal", "refusal": "ask."},
+            ],
         },
         call | {"call_id": "call_1", "arguments": '{"city": "Oslo"}'},
         call | {"call_id": "call_2", "arguments": "{}"},
@@ -275,4 +278,12 @@ def test_a_schema_for_the_answer(served: Served) -> None:
     body = {"input": "Well?", "text": {"format": form}, "max_output_tokens": 40, "temperature": 0}
     response = served.client.post(PATH, json=body).json()
     assert list(json.loads(response["output"][0]["content"][0]["text"])) == ["yes"]
-    assert response["text"] == {"format": {k: v for k, v in form.items()}}
+    assert response["text"] == {"format": dict(form)}
+
+
+def test_what_is_sent_back_may_be_no_text(served: Served) -> None:
+    """Half a surrogate pair is JSON, but no UTF-8."""
+    body = b'{"input": "x", "max_output_tokens": 1, "metadata": {"a": "\\ud800"}, "stream": %s}'
+    for stream in (b"true", b"false"):
+        response = served.client.post(PATH, content=body % stream, headers={"Content-Type": "application/json"})
+        assert response.status_code == 200 and '{"a":"?"}' in response.text

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +20,7 @@ from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started, TokenLogprobs
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.scheduling.tasks import GenerationRequest
+from edge_stream.text import sendable
 
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
@@ -151,7 +151,7 @@ class Answering:
                 done[k] = event
         in_order = [done[k] for k in range(len(done))]
         headers = {HISTORY_HEADER: in_order[-1].info["history"]}
-        return JSONResponse(form.whole(choices, in_order), headers=headers)
+        return Response(to_json(form.whole(choices, in_order)), headers=headers, media_type="application/json")
 
     async def _stream(self, request: Request, form: AnswerForm, channel: Channel) -> Response:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -203,7 +203,7 @@ class _EventStream(EventSourceResponse):
 
 def to_json(data: Any) -> str:
     """JSON on one line, for every way of counting lines."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)
+    return sendable(json.dumps(data, ensure_ascii=False, separators=(",", ":"))).translate(_SEPARATORS)
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
