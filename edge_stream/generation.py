@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,10 @@ class Writer:
         logprobs: bool,
         ignore_eos: bool,
         special: bool = False,
+        stop_pieces: Mapping[int, bytes] | None = None,
     ) -> None:
         self.stream = stream
+        self._stop_pieces = stop_pieces or {}
         self.finished = max_tokens == 0
         self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
@@ -56,6 +59,11 @@ class Writer:
         self.piece = b""
         self._start = time.perf_counter()
         self._n = 0
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._matcher.found
 
     def next(self) -> Token:
         """Choose a token and feed it, in one native call. Ctrl-C meanwhile waits for callbacks.deliver."""
@@ -74,7 +82,7 @@ class Writer:
 
     def _call(self, function: object, *handles: C.c_void_p, late: bool = False) -> None:
         self.stream.call(function, *handles, self._special, self._logprobs, C.byref(self._chosen), late=late)
-        self.piece = C.string_at(self._chosen.piece, self._chosen.n_piece)
+        self.piece = self._stop_pieces.get(self._chosen.token) or C.string_at(self._chosen.piece, self._chosen.n_piece)
 
     def _record(self, n_past: int, n_cached: int) -> Token:
         chosen = self._chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,13 +198,15 @@ class Stream:
         logprobs: bool = False,
         ignore_eos: bool = False,
         special: bool = False,
+        stop_pieces: Mapping[int, bytes] | None = None,
     ) -> Writer:
         """`generate` step by step, for callers that feed the tokens themselves (see Engine.feed_each).
 
-        special: include control tokens that do not end the text (`[TOOL_CALLS]`, say).
+        special: include control tokens that do not end the text (`[TOOL_CALLS]`, say). stop_pieces: the text of control
+        tokens that stop strings name.
         """
         self._use_sampling(sampling or Sampling(), ignore_eos)
-        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special)
+        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special, stop_pieces)
 
     def forget_sampling(self) -> None:
         """Drop the sampler: the next generation restarts from its seed, and a session saved now has no sampler."""

@@ -27,19 +27,21 @@ class Utf8Assembler:
 
 
 class StopMatcher:
-    """Holds back text that may be the beginning of a stop string."""
+    """Holds back text that may be the beginning of a stop string. found: the one that ended the text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Returns (text to show, whether a stop string was found; if so the text ends before it)."""
         text = self._held + text
-        hits = [text.find(stop) for stop in self._stops if stop in text]
+        hits = [(text.find(stop), stop) for stop in self._stops if stop in text]
         if hits:
             self._held = ""
-            return text[: min(hits)], True
+            at, self.found = min(hits)
+            return text[:at], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

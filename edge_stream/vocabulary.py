@@ -62,6 +62,13 @@ class Vocabulary:
         return int(self._llama.llama_vocab_eos(self._vocab))
 
     @cached_property
+    def fim_tokens(self) -> dict[str, int]:
+        """Tokens for filling in, of those the model has: prefix, suffix, middle, repository, file."""
+        names = {"prefix": "pre", "suffix": "suf", "middle": "mid", "repository": "rep", "file": "sep"}
+        tokens = {name: int(getattr(self._llama, f"llama_vocab_fim_{c}")(self._vocab)) for name, c in names.items()}
+        return {name: token for name, token in tokens.items() if token >= 0}
+
+    @cached_property
     def add_bos(self) -> bool:
         """True if the model expects BOS at the start of a text."""
         return bool(self._llama.llama_vocab_get_add_bos(self._vocab))

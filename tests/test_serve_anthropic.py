@@ -201,7 +201,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "'image'"),
         ({"tools": [{"name": "web_search", "type": "web_search_20250305"}]}, "'web_search_20250305'"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "nothing"}}, "nothing"),
-        ({"temperature": 500}, "temperature: "),
+        ({"repeat_penalty": 0}, "repeat_penalty: "),
         ({"stop_sequences": ["x"] * 17}, "17 stop strings"),
         ({"max_tokens": -5}, "max_tokens: "),
     ],

@@ -128,7 +128,7 @@ def test_generate_is_a_chat_or_a_text() -> None:
     [
         ("chat", {"messages": [{"role": "user", "content": "x", "images": ["AAAA"]}]}, "image input is not supported"),
         ("chat", {"messages": [{"role": "nobody", "content": "x"}]}, "role"),
-        ("chat", {"messages": HELLO, "options": {"temperature": 500}}, "temperature: "),
+        ("chat", {"messages": HELLO, "options": {"repeat_penalty": 0}}, "repeat_penalty: "),
         ("chat", {"messages": HELLO, "tools": [{"type": "web_search"}]}, "tools.0"),
         ("chat", {"messages": HELLO, "format": "xml"}, "format"),
         ("generate", {"prompt": "x", "images": ["AAAA"]}, "image input is not supported"),

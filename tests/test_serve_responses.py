@@ -153,7 +153,7 @@ def test_tools_thinking_and_forms() -> None:
         ({"tools": [{"type": "web_search"}]}, "'web_search'"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "'allowed_tools'"),
         ({"tool_choice": {"type": "function", "name": "nothing"}, "tools": [WEATHER]}, "nothing"),
-        ({"temperature": 500}, "temperature: "),
+        ({"repeat_penalty": 0}, "repeat_penalty: "),
     ],
 )
 def test_what_is_refused(served: Served, body: dict[str, Any], problem: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,23 @@ def _default_sessions() -> Path:
 @options.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
 @options.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
 @options.option(
-    "--cors", multiple=True, metavar="ORIGIN", help="Allow pages of this origin to use the server. Repeatable."
+    "--cors",
+    "--cors-origins",
+    env="CORS_ORIGINS",
+    multiple=True,
+    metavar="ORIGIN,...",
+    help="Allow pages of these origins to use the server; localhost: all of this machine, *: all. Repeatable.",
+)
+@options.option(
+    "--embedding-model",
+    metavar="MODEL",
+    help="A second model, which answers /v1/embeddings. Any GGUF file that llama.cpp can embed with.",
+)
+@options.option(
+    "--pooling",
+    type=click.Choice(("none", "mean", "cls", "last")),
+    env="POOLING",
+    help="How --embedding-model makes one vector of a text's tokens. Default: its own.",
 )
 @options.option(
     "--session-dir",
@@ -87,8 +105,13 @@ def main(**flags: Any) -> None:
     keys = _keys(flags)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with options.load_engine(flags) as engine:
-        serve(engine, make_settings(engine, flags, keys))
+    with options.load_engine(flags) as engine, ExitStack() as stack:
+        embedder = None
+        if flags["embedding_model"]:
+            from edge_stream.embedder import Embedder
+
+            embedder = stack.enter_context(Embedder(flags["embedding_model"], flags["pooling"]))
+        serve(engine, replace(make_settings(engine, flags, keys), embedder=embedder))
 
 
 def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
@@ -120,11 +143,12 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) 
         host=flags["host"],
         port=flags["port"],
         api_keys=keys,
-        cors=tuple(flags["cors"]),
+        cors=tuple(origin.strip() for given in flags["cors"] for origin in given.split(",")),
         session_dir=None if flags["no_sessions"] else folder,
         session_bytes=int(flags["session_space"] * 2**30),
         n_predict=flags["n_predict"],
         sampling=sampling.make_sampling(flags),
+        verbose=flags["verbose"],
         limits=Limits(
             queue=flags["queue"], request_seconds=flags["timeout"], body_bytes=int(flags["max_request"] * 2**20)
         ),

@@ -7,10 +7,11 @@ from typing import Any
 
 from edge_stream.text import sendable
 
-INVALID, AUTH, NOT_FOUND, UNAVAILABLE, SERVER = (
+INVALID, AUTH, NOT_FOUND, NOT_SUPPORTED, UNAVAILABLE, SERVER = (
     "invalid_request_error",
     "authentication_error",
     "not_found_error",
+    "not_supported_error",
     "unavailable_error",
     "server_error",
 )
@@ -49,8 +50,16 @@ def first_problem(problems: Sequence[Any]) -> ApiError:
     problem = max(problems, key=lambda one: len(one["loc"]))
     names = [str(part) for part in problem["loc"]]
     where = ".".join(name for name in names if name != "body" and "[" not in name)[:200]
-    what = str(problem["msg"])
-    return invalid((f"{where}: {what}" if where else what)[:500])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        message = f"the body is not JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+    elif problem["type"] == "model_attributes_type" and not where:
+        message = "the body must be a JSON object"
+    elif problem["type"] == "missing" and not where:
+        message = "the request has no body: a JSON object is needed"
+    elif where:
+        message = f"{where}: {message}"
+    return invalid(message[:500])
 
 
 def unavailable(message: str, retry_after: int = 1) -> ApiError:

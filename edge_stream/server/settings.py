@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_stream.sampling import Sampling
+
+if TYPE_CHECKING:
+    from edge_stream.embedder import Embedder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -25,6 +29,7 @@ class Limits:
     schema_repeats: int = 200
     tools: int = 128
     logit_bias: int = 1024
+    embeddings: int = 1024  # texts of one request
     queue: int = 64  # requests waiting for a slot
     connections: int = 1024
     request_seconds: float = 3600.0  # from arrival to the end of the answer
@@ -47,6 +52,8 @@ class Settings:
     n_predict: int = -1
     sampling: Sampling = field(default_factory=Sampling)
     ping_seconds: float = 15.0
+    embedder: Embedder | None = None
+    verbose: bool = False  # every chat's answer shows its prompt and settings
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -7,6 +7,7 @@ and change nothing.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -190,7 +191,8 @@ class Anthropic:
 
     async def count_tokens(self, body: CountTokensRequest) -> dict[str, int]:
         """The number of tokens of a prompt, rendered anew."""
-        return {"input_tokens": await self.answering.count_tokens(chat_request(body))}
+        generation = await asyncio.to_thread(self.answering.requests.from_chat, chat_request(body), None)
+        return {"input_tokens": len(await self.answering.prompt_tokens(generation))}
 
 
 #
@@ -340,7 +342,7 @@ class MessageForm(AnswerForm):
         elif isinstance(event, Finished):
             self._finished = event
             yield from self._block_events(self._blocks.end())
-        else:
+        elif isinstance(event, Done):
             usage = {**_input_usage(event.usage), "output_tokens": event.usage["completion_tokens"]}
             yield {"type": "message_delta", "delta": _stop(self._finished), "usage": usage}
             yield {"type": "message_stop"}

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from edge_stream.server.http.schemas import ChatMessage, Open, Token, Tool
+from edge_stream.server.http.schemas import ChatMessage, Generation, MaxTokens, Open, Prompts, Token, Tool
+
+
+class Native(Generation):
+    """What requests of a text have in common. n_probs: how many likely tokens to give with each (also as logprobs)."""
+
+    max_tokens: MaxTokens | None = None
+    n_probs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    return_tokens: bool = False
+    response_fields: list[str] | None = None
+
+
+class NativeRequest(Native):
+    """POST /completion. A prompt is text, tokens, or both mixed, or a list of such."""
+
+    prompt: Prompts
+
+
+class Chunk(Open):
+    """A part of another file."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillRequest(Native):
+    """POST /infill. prompt: what is written already of the middle."""
+
+    input_prefix: str | list[Token | str]
+    input_suffix: str | list[Token | str]
+    input_extra: list[Chunk] = Field(default_factory=list)
+    prompt: str = ""
 
 
 class TokenizeRequest(Open):
@@ -35,6 +67,28 @@ class SlotFile(Open):
     """POST /slots/{id}: the name of a saved state. It is a name, not a path."""
 
     filename: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+
+
+class Completion(BaseModel):
+    """The answer to POST /completion and /infill; only those that are wanted, if response_fields names some."""
+
+    model_config = ConfigDict(extra="allow")
+
+    index: int = 0
+    content: str = ""
+    tokens: list[int] = []
+    id_slot: int | None = None
+    stop: bool = True
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    generation_settings: dict[str, Any] = {}
+    prompt: str = ""
+    has_new_line: bool = False
+    truncated: bool = False
+    stop_type: Literal["eos", "word", "limit", "none"] = "none"
+    stopping_word: str = ""
+    tokens_cached: int = 0
+    timings: dict[str, float] = {}
 
 
 class Health(BaseModel):
@@ -87,16 +141,25 @@ class Slot(BaseModel):
 class Props(BaseModel):
     """GET /props."""
 
-    model_alias: str
-    model_desc: str
+    default_generation_settings: dict[str, Any]
     total_slots: int
+    model_alias: str
+    model_path: str
+    modalities: dict[str, bool]
+    endpoint_slots: bool
+    endpoint_props: bool
+    endpoint_metrics: bool
+    chat_template: str
+    chat_template_caps: dict[str, bool]
+    bos_token: str
+    eos_token: str
+    build_info: str
+    is_sleeping: bool
+    model_desc: str
     n_ctx: int
     n_keep: int
     n_ctx_train: int
     sink_move: str
     flash_attn: str
-    chat_template: str
     takes_tools: bool
-    default_generation_settings: dict[str, float | int]
     limits: dict[str, float | int]
-    build_info: str

@@ -7,6 +7,7 @@ start, and a conversation may be longer than it. Other options mean what they do
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -140,7 +141,8 @@ class Ollama:
         asked = generate_request(body)
         if isinstance(asked, ChatRequest):
             return await self.answering.chat(request, form, asked, x_conversation)
-        return await self.answering.text(request, form, asked, x_conversation)
+        generations = await asyncio.to_thread(self.answering.requests.from_text, asked, x_conversation)
+        return await self.answering.answer(request, form, generations, asked.stream)
 
     async def show(self, body: ModelName) -> dict[str, Any]:
         """The model: metadata of its file, template, and what it can be asked."""
@@ -237,7 +239,9 @@ def generate_request(body: GenerateRequest) -> ChatRequest | CompletionRequest:
     if body.context:
         raise errors.invalid("context is not supported: send the conversation to /api/chat")
     if body.raw or body.suffix:
-        return translated(CompletionRequest, {**_common(body), "prompt": body.prompt, "suffix": body.suffix})
+        fields = _common(body)
+        text = translated(CompletionRequest, {**fields, "prompt": body.prompt, "suffix": body.suffix})
+        return text.model_copy(update={"max_tokens": fields["max_tokens"]})  # /v1/completions has a default of its own
     system = [{"role": "system", "content": body.system}] if body.system else []
     return translated(ChatRequest, {**_common(body), "messages": [*system, {"role": "user", "content": body.prompt}]})
 

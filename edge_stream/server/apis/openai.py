@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import secrets
 import time
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from edge_stream.server.apis import openai_schemas as answers
-from edge_stream.server.apis.routes import Name, add_route, streamed
-from edge_stream.server.history.prefix_matching import History
+from edge_stream.server.apis.facts import BUILD, likely, model_facts, progress
+from edge_stream.server.apis.llama import NativeForm
+from edge_stream.server.apis.routes import Name, add_route, failing, streamed
+from edge_stream.server.errors import NOT_FOUND, ApiError
 from edge_stream.server.http import schemas
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse, sum_usage
-from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started, TokenLogprobs
+from edge_stream.server.scheduling.events import (
+    Delta,
+    Done,
+    Finished,
+    Progress,
+    Reading,
+    Scored,
+    Started,
+    TokenLogprobs,
+)
+from edge_stream.server.scheduling.tasks import GenerationRequest
 
 
 class OpenAI:
@@ -25,41 +37,46 @@ class OpenAI:
     def __init__(self, router: APIRouter, answering: Answering) -> None:
         self.answering, self.engine = answering, answering.engine
         self.alias = answering.settings.alias
-        self.created = int(self.engine.model_path.stat().st_mtime)
-        for path, handler, model in (
-            ("/v1/chat/completions", self.chat, answers.ChatResponse),
-            ("/v1/completions", self.complete, answers.TextResponse),
+        for path, handler, model, aliases in (
+            ("/v1/chat/completions", self.chat, answers.ChatResponse, None),
+            ("/v1/completions", self.complete, answers.TextResponse, ()),  # /completions is llama-server's own
         ):
-            add_route(router, path, handler, "OpenAI", methods=["POST"], response_model=model, responses=streamed())
+            options: dict[str, Any] = {"methods": ["POST"], "response_model": model, "responses": streamed()}
+            add_route(router, path, handler, "OpenAI", aliases=aliases, **options)
+        count: dict[str, Any] = {"methods": ["POST"], "response_model": answers.InputTokens}
+        add_route(router, "/v1/chat/completions/input_tokens", self.input_tokens, "OpenAI", **count)
         add_route(router, "/v1/models", self.models, "OpenAI", response_model=answers.Models)
+        missing: dict[str, Any] = {"response_model": answers.Model, "responses": failing(404, "No such model.")}
+        add_route(router, "/v1/models/{model:path}", self.model, "OpenAI", **missing)
 
     async def chat(self, body: schemas.ChatRequest, request: Request, x_conversation: Name = None) -> Any:
         """Answer a chat. Send the whole history each time: only what is new is read."""
         generation = await asyncio.to_thread(self.answering.requests.from_chat, body, x_conversation)
-        return await self.answering.answer(request, ChatForm(self, body, [""]), [generation], body.stream)
+        form = ChatForm(self, body, [""])
+        if body.verbose or self.answering.settings.verbose:
+            form.verbose = NativeForm(self.answering, [generation], [await self.answering.prompt_text(generation)])
+        return await self.answering.answer(request, form, [generation], body.stream)
 
     async def complete(self, body: schemas.CompletionRequest, request: Request, x_conversation: Name = None) -> Any:
-        """Continue a text of any length."""
+        """Continue a text of any length. With `echo` and `logprobs`, the prompt is scored too."""
         generations = await asyncio.to_thread(self.answering.requests.from_text, body, x_conversation)
-        echo = [self._prompt_text(g.history) if body.echo else "" for g in generations]
-        return await self.answering.answer(request, TextForm(self, body, echo), generations, body.stream)
+        echo = [await self.answering.prompt_text(g) if body.echo else "" for g in generations]
+        return await self.answering.answer(request, TextForm(self, body, echo, generations), generations, body.stream)
 
-    def _prompt_text(self, history: History) -> str:
-        data = history.text or b""
-        if history.variables.get("tokens"):
-            data = self.engine.detokenize(array("i", data).tolist())
-        return data.decode("utf-8", errors="replace")
+    async def input_tokens(self, body: schemas.ChatRequest) -> dict[str, Any]:
+        """How many tokens a chat is."""
+        generation = await asyncio.to_thread(self.answering.requests.from_chat, body, None)
+        return {"input_tokens": len(await self.answering.prompt_tokens(generation))}
 
     async def models(self) -> dict[str, Any]:
         """The loaded model."""
-        engine = self.engine
-        meta = {
-            "n_vocab": engine.n_vocab,
-            "n_ctx_train": engine.n_ctx_train,
-            "n_ctx": engine.n_ctx,
-            "desc": engine.desc,
-        }
-        return {"data": [{"id": self.alias, "created": self.created, "owned_by": "edge-stream", "meta": meta}]}
+        return {"data": [model_facts(self.engine, self.answering.settings)]}
+
+    async def model(self, model: str) -> dict[str, Any]:
+        """The loaded model, by its name."""
+        if model != self.alias:
+            raise ApiError(404, f"there is no model {model[:100]!r}: this server runs {self.alias}", NOT_FOUND)
+        return model_facts(self.engine, self.answering.settings)
 
 
 class OpenAIForm(AnswerForm):
@@ -69,36 +86,29 @@ class OpenAIForm(AnswerForm):
 
     def __init__(self, api: OpenAI, body: schemas.Generation, before: Sequence[str]) -> None:
         super().__init__(body.n)
-        self.api, self.engine = api, api.engine
-        self.id = self.prefix + secrets.token_hex(12)
-        self.created = int(time.time())
+        self.engine = api.engine
         self.usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
         self.before = [text for text in before for _ in range(body.n)]
+        self._head = {
+            "id": self.prefix + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": api.alias,
+            "system_fingerprint": BUILD,
+        }
         self._held: dict[int, Finished] = {}
-
-    def head(self, kind: str) -> dict[str, Any]:
-        """The fields that all objects start with."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.api.alias}
 
     def token(self, logprobs: TokenLogprobs) -> dict[str, Any]:
         """A token with its probability and the likeliest ones."""
-        return {
-            **self._likely(logprobs.token, logprobs.logprob),
-            "top_logprobs": [self._likely(token, logprob) for token, logprob in logprobs.top],
-        }
-
-    def _likely(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self.engine.token_to_piece(token, special=True)
-        return {
-            "token": piece.decode("utf-8", errors="replace"),
-            "logprob": max(logprob, -9999.0),  # JSON has no infinity
-            "bytes": list(piece),
+        assert logprobs.logprob is not None
+        return likely(self.engine, logprobs.token, logprobs.logprob) | {
+            "top_logprobs": [likely(self.engine, token, logprob) for token, logprob in logprobs.top]
         }
 
     def whole(self, choices: Sequence[Collected], done: Sequence[Done]) -> dict[str, Any]:
         """All choices; facts of the last task."""
         return {
-            **self.head(self.object_whole),
+            **self._head,
+            "object": self.object_whole,
             "choices": [
                 {
                     "index": i,
@@ -118,32 +128,37 @@ class OpenAIForm(AnswerForm):
 
     def _chunks(self, k: int, event: Progress) -> Iterable[dict[str, Any]]:
         first, held = k * self.n, self._held.pop(k, None)
-        finish = [self._part(first + held.index, None, held.reason)] if held else []
+        everyone = range(first, first + self.n)
+        finish = [self._part(first + held.index, {}, held.reason)] if held else []
         if isinstance(event, Done):
             yield self._chunk(finish) | {"timings": event.timings, "edge_stream": event.info}
             return
         if finish:
             yield self._chunk(finish)
         if isinstance(event, Started):
-            choices = [self._part(i) | self.begin(i) for i in range(first, first + self.n)]
-            yield self._chunk(choices) | {"edge_stream": event.info}
+            yield self._chunk([self._part(i, self.begin(i)) for i in everyone]) | {"edge_stream": event.info}
+        elif isinstance(event, Reading):
+            yield self._chunk([self._part(i, self.delta(i, None)) for i in everyone]) | progress(event)
+        elif isinstance(event, Scored):
+            yield self._chunk([self._part(i, self.scored(i, event.tokens)) for i in everyone])
         elif isinstance(event, Finished):
             self._held[k] = event
         elif event.text or event.reasoning or event.tool_calls or event.logprobs or event.info:
-            chunk = self._chunk([self._part(first + event.index, event)])
-            yield chunk | ({"edge_stream": event.info} if event.info else {})
+            i = first + event.index
+            extras = {"edge_stream": event.info, "timings": event.timings}
+            yield self._chunk([self._part(i, self.delta(i, event))]) | {k: v for k, v in extras.items() if v}
 
     def end(self, done: Sequence[Done]) -> Iterable[bytes]:
         """A chunk with usage if it is wanted, and the end."""
         if self.usage_chunk:
-            yield sse({**self._chunk([]), "usage": sum_usage(done)})
+            yield sse({**self._chunk([]), "usage": sum_usage(done), "timings": done[-1].timings})
         yield sse("[DONE]")
 
-    def _part(self, i: int, event: Delta | None = None, reason: str | None = None) -> dict[str, Any]:
-        return {"index": i, "logprobs": None, **self.delta(i, event), "finish_reason": reason}
+    def _part(self, i: int, what: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return {"index": i, **(what or self.delta(i, None)), "finish_reason": reason}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.head(self.object_part), "choices": choices}
+        return {**self._head, "object": self.object_part, "choices": choices}
 
     def choice(self, i: int, choice: Collected) -> dict[str, Any]:
         """Choice i, whole: its text and logprobs."""
@@ -153,15 +168,25 @@ class OpenAIForm(AnswerForm):
         """What choice i is in the first chunk."""
         raise NotImplementedError
 
+    def scored(self, i: int, tokens: list[TokenLogprobs]) -> dict[str, Any]:
+        """The scored prompt of choice i."""
+        raise NotImplementedError
+
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
-        """What an event adds to choice i: its text and logprobs."""
+        """What an event adds to choice i: its text and logprobs. None: nothing."""
         raise NotImplementedError
 
 
 class ChatForm(OpenAIForm):
-    """chat.completion and chat.completion.chunk."""
+    """chat.completion and chat.completion.chunk. verbose: llama-server's own form of the same answer, to be added."""
 
     prefix, object_whole, object_part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    verbose: NativeForm | None = None
+
+    def whole(self, choices: Sequence[Collected], done: Sequence[Done]) -> dict[str, Any]:
+        """All choices."""
+        body = super().whole(choices, done)
+        return body | {"__verbose": self.verbose.final(0, choices[0], done[0])} if self.verbose else body
 
     def choice(self, i: int, choice: Collected) -> dict[str, Any]:
         """The message and its logprobs."""
@@ -175,20 +200,19 @@ class ChatForm(OpenAIForm):
 
     def begin(self, i: int) -> dict[str, Any]:
         """The role."""
-        return {"delta": {"role": "assistant", "content": self.before[i]}}
+        return {"delta": {"role": "assistant", "content": None}, "logprobs": None}
 
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
-        """Text, thinking, calls and logprobs of one token."""
-        if event is None:
-            return {"delta": {}}
+        """Text, thinking, calls and logprobs of one token; only what there is of them."""
         delta: dict[str, Any] = {}
-        if event.reasoning:
-            delta["reasoning_content"] = event.reasoning
-        if event.tool_calls:
-            delta["tool_calls"] = event.tool_calls
-        if event.text or not delta:
+        if event and event.text:
             delta["content"] = event.text
-        return {"delta": delta, "logprobs": {"content": [self.token(event.logprobs)]} if event.logprobs else None}
+        if event and event.reasoning:
+            delta["reasoning_content"] = event.reasoning
+        if event and event.tool_calls:
+            delta["tool_calls"] = event.tool_calls
+        logprobs = {"content": [self.token(event.logprobs)]} if event and event.logprobs else None
+        return {"delta": delta, "logprobs": logprobs}
 
 
 class TextForm(OpenAIForm):
@@ -196,37 +220,69 @@ class TextForm(OpenAIForm):
 
     prefix, object_whole, object_part = "cmpl-", "text_completion", "text_completion"
 
-    def __init__(self, api: OpenAI, body: schemas.Generation, before: Sequence[str]) -> None:
+    def __init__(
+        self,
+        api: OpenAI,
+        body: schemas.Generation,
+        before: Sequence[str],
+        generations: Sequence[GenerationRequest],
+    ) -> None:
         super().__init__(api, body, before)
-        self._offsets = [len(text) for text in self.before]  # in characters, of each choice's next token
+        self._scored = [g.score is not None for g in generations for _ in range(body.n)]
+        # BOS, which the prompt did not have
+        self._n_added = [
+            int(self.engine.add_bos and not g.history.is_tokens) for g in generations for _ in range(body.n)
+        ]
+        self._columns = [
+            _Columns(self.engine, 0 if s else len(t)) for s, t in zip(self._scored, self.before, strict=True)
+        ]
 
     def choice(self, i: int, choice: Collected) -> dict[str, Any]:
         """The text and its logprobs."""
-        return {
-            "text": self.before[i] + choice.text,
-            "logprobs": self._columns(i, [self.token(one) for one in choice.logprobs]),
-        }
+        prompt = self._columns[i].of(choice.scored[self._n_added[i] :], special=True)
+        return {"text": self.before[i] + choice.text, "logprobs": self._columns[i].of(choice.logprobs, before=prompt)}
 
     def begin(self, i: int) -> dict[str, Any]:
-        """The prompt, if it is echoed."""
-        return {"text": self.before[i]}
+        """The prompt, if it is echoed; a scored one comes with its scores."""
+        return {"text": "" if self._scored[i] else self.before[i], "logprobs": None}
+
+    def scored(self, i: int, tokens: list[TokenLogprobs]) -> dict[str, Any]:
+        """The prompt."""
+        return {"text": self.before[i], "logprobs": self._columns[i].of(tokens[self._n_added[i] :], special=True)}
 
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
         """Text and logprobs: columns of one row."""
-        rows = [self.token(event.logprobs)] if event and event.logprobs else []
-        return {"text": event.text if event else "", "logprobs": self._columns(i, rows)}
+        rows = [event.logprobs] if event and event.logprobs else []
+        return {"text": event.text if event else "", "logprobs": self._columns[i].of(rows)}
 
-    def _columns(self, i: int, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Logprobs of the next tokens of choice i."""
+
+class _Columns:
+    """OpenAI's logprobs of texts: lists by token. at: the characters of the text before the next token."""
+
+    def __init__(self, engine: Any, at: int) -> None:
+        self.engine, self.at = engine, at
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may be several tokens
+
+    def of(
+        self, rows: Sequence[TokenLogprobs], before: dict[str, Any] | None = None, special: bool = False
+    ) -> dict[str, Any] | None:
+        """The columns of the next tokens, behind those of `before`. special: control tokens are part of the text."""
         if not rows:
-            return None
-        offsets = []
-        for row in rows:
-            offsets.append(self._offsets[i])
-            self._offsets[i] += len(row["token"])
-        return {
-            "tokens": [row["token"] for row in rows],
-            "token_logprobs": [row["logprob"] for row in rows],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in row["top_logprobs"]} for row in rows],
-            "text_offset": offsets,
+            return before
+        columns: dict[str, list[Any]] = before or {
+            name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         }
+        for row in rows:
+            columns["tokens"].append(self._text(row.token))
+            columns["text_offset"].append(self.at)
+            self.at += len(self._decoder.decode(self.engine.token_to_piece(row.token, special=special)))
+            if row.logprob is None:  # nothing comes before it
+                columns["token_logprobs"].append(None)
+                columns["top_logprobs"].append(None)
+                continue
+            columns["token_logprobs"].append(max(row.logprob, -9999.0))
+            columns["top_logprobs"].append({self._text(token): max(logprob, -9999.0) for token, logprob in row.top})
+        return columns
+
+    def _text(self, token: int) -> str:
+        return str(self.engine.token_to_piece(token, special=True).decode("utf-8", errors="replace"))

@@ -60,12 +60,14 @@ class ChatAnswer(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
 class LikelyToken(BaseModel):
     """A token, the natural log of its probability, its bytes."""
 
+    id: int
     token: str
     logprob: float
     bytes: list[int]
@@ -99,6 +101,7 @@ class ChatResponse(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
     timings: Timings
@@ -109,8 +112,8 @@ class TextLogprobs(BaseModel):
     """Items by token. text_offset counts characters of the choice's text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -130,6 +133,7 @@ class TextResponse(BaseModel):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
     timings: Timings
@@ -141,6 +145,8 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    aliases: list[str]
+    tags: list[str]
     created: int
     owned_by: str
     meta: dict[str, int | str]
@@ -151,3 +157,10 @@ class Models(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class InputTokens(BaseModel):
+    """The answer to POST /v1/chat/completions/input_tokens."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int

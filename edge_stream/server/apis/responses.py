@@ -17,11 +17,12 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from edge_stream.server import errors
 from edge_stream.server.apis.blocks import Block, Blocks, Step, whole_blocks
+from edge_stream.server.apis.facts import progress
 from edge_stream.server.apis.routes import Name, add_route, streamed
 from edge_stream.server.errors import ApiError
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
 from edge_stream.server.http.schemas import ChatRequest, MaxTokens, Open, translated
-from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started
+from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started
 
 
 class TextPart(Open):
@@ -300,12 +301,17 @@ class ResponseForm(AnswerForm):
             response = self._response("in_progress", [])
             yield "response.created", {"response": response}
             yield "response.in_progress", {"response": response, "edge_stream": event.info}
+        elif isinstance(event, Reading):
+            yield "response.in_progress", {"response": self._response("in_progress", []), **progress(event)}
         elif isinstance(event, Delta):
-            yield from self._block_events(self._blocks.push(event))
+            steps = list(self._block_events(self._blocks.push(event)))
+            if steps and event.timings:
+                steps[-1][1]["timings"] = event.timings
+            yield from steps
         elif isinstance(event, Finished):
             self._finished = event
             yield from self._block_events(self._blocks.end())
-        else:
+        elif isinstance(event, Done):
             facts = {"timings": event.timings, "edge_stream": event.info}
             yield "response.completed", {"response": self._completed(self._blocks.all, self._finished, event), **facts}
 

@@ -28,13 +28,18 @@ _ERRORS = {
 
 
 def error_responses(model: type[BaseModel] = schemas.ErrorBody) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: its errors."""
+    """`responses` of a route: how every request may fail."""
     return {code: {"model": model, "description": text} for code, text in _ERRORS.items()}
+
+
+def failing(code: int, text: str) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that has one more way to fail."""
+    return {code: {"model": schemas.ErrorBody, "description": text}}
 
 
 def streamed(media_type: str = "text/event-stream") -> dict[int | str, dict[str, Any]]:
     """`responses` of a route whose answer may be streamed."""
-    content: dict[str, Any] = {media_type: {"schema": {}}}  # of an event, which OpenAPI 3.1 has no word for
+    content: dict[str, Any] = {media_type: {"schema": {}}}  # an item is not described
     return {200: {"content": content, "description": "The answer; chunks if `stream` is true."}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class Answer:
 
     prefix: str = ""
     close: list[int] = field(default_factory=list)
+    stop_pieces: Mapping[int, bytes] = field(default_factory=dict)  # see Stream.writer
     parser: ToolParser | None = None
     parts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Answer:
 
     def piece(self, engine: Engine, token: int) -> bytes:
         """What a token adds to the text; control tokens count where tools are looked for."""
-        return engine.token_to_piece(token, special=self.parser is not None)
+        return self.stop_pieces.get(token) or engine.token_to_piece(token, special=self.parser is not None)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -53,9 +54,9 @@ class Answer:
 def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, renderer: Renderer) -> None:
     """Log an answer to a history, as the text that the client was sent.
 
-    how: `eos`, `stop` (a stop string), `length`, `grammar` (it allows nothing more), or `cut` (by the client or the
-    time limit). Where tokens that the client was not sent cannot be taken back, the log ends before the answer, and a
-    client that continues from it has its text read again.
+    how: `eos`, `stop` (a stop string), `length`, `line` (a limit at a line end), `grammar` (it allows nothing more), or
+    `cut` (by the client or the time limit). Where tokens that the client was not sent cannot be taken back, the log
+    ends before the answer, and a client that continues from it has its text read again.
     """
     assert log.last is not None
 
@@ -76,8 +77,9 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
     if history.text is not None:
         if how == "eos" and not take_back(1):  # in a text nothing stands for the end
             return
-        is_tokens = history.variables.get("tokens")
-        more = array("i", answer.tokens).tobytes() if is_tokens else text.encode("utf-8", errors="surrogatepass")
+        more = (
+            array("i", answer.tokens).tobytes() if history.is_tokens else text.encode("utf-8", errors="surrogatepass")
+        )
         key, n_bytes = history.text_key(more), len(history.text) + len(more)
         if key == log.last.key:
             return  # nothing was written

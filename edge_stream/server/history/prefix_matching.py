@@ -54,6 +54,11 @@ class History:
     units: tuple[Unit, ...] = ()
     text: bytes | None = None
 
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the text is tokens."""
+        return bool(self.variables.get("tokens"))
+
     def keys_at(self, lengths: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """The running hashes of the text's first n bytes, for every n of `lengths` that it has, shortest first."""
         assert self.text is not None
@@ -88,12 +93,12 @@ class Entry:
 
 
 def flat_content(content: Any) -> str:
-    """The text of a message's content: a string, null, or parts of type text."""
+    """The text of a message's content: a string, null, or parts of type text, which are paragraphs."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "".join(part["text"] for part in content)
+    return "\n\n".join(part["text"] for part in content if part["text"])
 
 
 def canonical(message: Message) -> bytes:

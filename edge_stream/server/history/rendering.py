@@ -119,7 +119,8 @@ class Renderer:
         The first unit kept is a message to the model, not an answer. A text is read whole.
         """
         if history.text is not None:
-            bos = [self.engine.bos] if self.engine.add_bos else []
+            # a client's tokens are all there is
+            bos = [self.engine.bos] if self.engine.add_bos and not history.is_tokens else []
             out = self._text(history, 0, [])
             out.pieces.insert(0, Piece(bos, history.root, "head"))
             return out
@@ -193,7 +194,7 @@ class Renderer:
         """A completion's prompt from a byte on."""
         assert history.text is not None
         data = history.text[n_known:]
-        if history.variables.get("tokens"):
+        if history.is_tokens:
             tokens = pending + array("i", data).tolist()
         else:
             text = data.decode("utf-8", errors="surrogatepass")

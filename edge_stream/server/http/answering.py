@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from edge_stream.server.errors import ApiError
 from edge_stream.server.http.channel import Channel, ClientDisconnected, cancel_on_disconnect
+from edge_stream.server.http.guard import HISTORY_HEADER
 from edge_stream.server.http.requests import RequestBuilder
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
-from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Started, TokenLogprobs
+from edge_stream.server.http.schemas import ChatRequest
+from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Scored, Started, TokenLogprobs
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.text import sendable
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HISTORY_HEADER = "X-Edge-Stream-History"
-
 _SEND_SECONDS = 60.0  # a client that takes nothing for so long is disconnected
 
 # Some clients take these for line ends, as str.splitlines does.
@@ -37,8 +36,12 @@ _SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 @dataclass
 class Collected:
-    """One choice, whole. tool_calls: as OpenAI's messages have them. finished: None until it is complete."""
+    """One choice, whole. tool_calls: as OpenAI's messages have them. scored: its prompt's tokens.
 
+    finished: None until it is complete.
+    """
+
+    scored: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     reasoning: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
@@ -109,18 +112,19 @@ class Answering:
         generation = await asyncio.to_thread(self.requests.from_chat, body, name)
         return await self.answer(request, form, [generation], body.stream)
 
-    async def text(self, request: Request, form: AnswerForm, body: CompletionRequest, name: str | None) -> Response:
-        """Continue a text. Raises ApiError."""
-        generations = await asyncio.to_thread(self.requests.from_text, body, name)
-        return await self.answer(request, form, generations, body.stream)
+    async def prompt_tokens(self, generation: GenerationRequest) -> list[int]:
+        """All tokens of a request's history, whatever the cache holds of it."""
+        history = generation.history
+        rendered = await asyncio.wrap_future(self.scheduler.render(lambda r: r.rebuilt(history, 2**62)))
+        return [token for piece in rendered.pieces for token in piece.tokens] + rendered.answer_start
 
-    async def count_tokens(self, body: ChatRequest) -> int:
-        """How many tokens a chat's prompt has, rendered anew. Raises EdgeStreamError."""
-        messages = [m.model_dump(exclude_none=True) for m in body.messages]
-        variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
-        rendered = self.scheduler.render(lambda r: r.tokens(r.whole(messages, variables)))
-        tokens = await asyncio.wrap_future(rendered)
-        return len(tokens) + (self.engine.add_bos and tokens[:1] != [self.engine.bos])
+    async def prompt_text(self, generation: GenerationRequest) -> str:
+        """The text of a request's history, control tokens included."""
+        history = generation.history
+        if history.text is not None and not history.is_tokens:
+            return history.text.decode("utf-8", errors="replace")
+        pieces = [self.engine.token_to_piece(t, special=True) for t in await self.prompt_tokens(generation)]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     async def answer(
         self, request: Request, form: AnswerForm, generations: Sequence[GenerationRequest], stream: bool
@@ -147,6 +151,9 @@ class Answering:
             k, event = await channel.get()
             if isinstance(event, (Delta, Finished)):
                 choices[k * form.n + event.index].add(event)
+            elif isinstance(event, Scored):
+                for choice in choices[k * form.n : (k + 1) * form.n]:
+                    choice.scored = event.tokens
             elif isinstance(event, Done):
                 done[k] = event
         in_order = [done[k] for k in range(len(done))]

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
@@ -17,7 +16,6 @@ from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
-from edge_stream.server.http.answering import HISTORY_HEADER
 from edge_stream.server.http.endpoints import error_response, make_router
 from edge_stream.server.http.guard import Guard
 from edge_stream.server.http.page_files import page_files, page_route
@@ -47,20 +45,15 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     for path in page:
         # HEAD: Ollama's clients ask for `/` so, to know whether the server runs
         app.add_api_route(path, page_route(*page[path]), methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_middleware(Guard, settings=settings, page=frozenset(page), refuse=error_response)
-    if settings.cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[HISTORY_HEADER],
-        )
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(EdgeStreamError, _on_library_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Guard, settings=settings, page=frozenset(page), error_response=error_response)
+    for kind, handler in (
+        (ApiError, _on_api_error),
+        (EdgeStreamError, _on_library_error),
+        (RequestValidationError, _on_validation),
+        (HTTPException, _on_http),
+        (Exception, _on_bug),
+    ):
+        app.add_exception_handler(kind, handler)
     app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
     return app
 
@@ -86,8 +79,9 @@ async def _on_http(request: Request, error: Exception) -> Response:
     return error_response(request.url.path, ApiError(error.status_code, str(error.detail), kind, headers))
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, ApiError(500, "an internal error: see the server's log", errors.SERVER))
+async def _on_bug(request: Request, _error: Exception) -> Response:
+    error = ApiError(500, "an internal error: see the server's log", errors.SERVER)
+    return error_response(request.url.path, error)
 
 
 def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
 
 from edge_stream.server.apis import anthropic, ollama
+from edge_stream.server.apis.embeddings import Embeddings
 from edge_stream.server.apis.llama import Llama
 from edge_stream.server.apis.openai import OpenAI
 from edge_stream.server.apis.responses import Responses
@@ -19,10 +21,20 @@ from edge_stream.server.scheduling.scheduler import Scheduler
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
 
-_APIS = (OpenAI, Responses, Llama, anthropic.Anthropic, ollama.Ollama)
+_APIS = (OpenAI, Responses, Llama, Embeddings, anthropic.Anthropic, ollama.Ollama)
 
-# how errors look, by the beginning of the path; elsewhere they look as llama-server's
-_ERRORS = {"/v1/messages": anthropic.error_body, "/messages": anthropic.error_body, "/api/": ollama.error_body}
+# Errors are OpenAI's unless the path begins so: then the body is what the function makes of the error.
+_ERROR_FORMS: dict[str, Callable[[ApiError], dict[str, Any]]] = {
+    "/v1/messages": anthropic.error_body,
+    "/messages": anthropic.error_body,
+    "/api/": ollama.error_body,
+}
+
+
+def error_response(path: str, error: ApiError) -> JSONResponse:
+    """An error as the API of a path has them."""
+    form = next((form for prefix, form in _ERROR_FORMS.items() if path.startswith(prefix)), None)
+    return JSONResponse(form(error) if form else error.body, error.code, headers=error.headers)
 
 
 def make_router(scheduler: Scheduler, settings: Settings) -> APIRouter:
@@ -31,9 +43,3 @@ def make_router(scheduler: Scheduler, settings: Settings) -> APIRouter:
     for api in _APIS:
         api(router, answering)
     return router
-
-
-def error_response(path: str, error: ApiError) -> Response:
-    """An error as clients of the path's API expect it."""
-    form = next((form for start, form in _ERRORS.items() if path.startswith(start)), None)
-    return JSONResponse(form(error) if form else error.body, error.code, headers=error.headers)

@@ -10,12 +10,15 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_stream.server.errors import AUTH, ApiError
 from edge_stream.server.settings import LOOPBACK, Settings
+
+HISTORY_HEADER = "X-Edge-Stream-History"
+ErrorResponse = Callable[[str, ApiError], Response]  # of a path and an error
 
 PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itself
 
@@ -37,15 +40,10 @@ def depth_of(body: bytes, most: int) -> int:
 
 
 class Guard:
-    """ASGI middleware. The whole body is read here, so that a slow sender costs only a coroutine.
+    """ASGI middleware. The whole body is read here, so that a slow sender costs only a coroutine."""
 
-    refuse: makes a response of a path and an error.
-    """
-
-    def __init__(
-        self, app: ASGIApp, settings: Settings, page: frozenset[str], refuse: Callable[[str, ApiError], Response]
-    ) -> None:
-        self.app, self.settings, self.page, self.refuse = app, settings, page, refuse
+    def __init__(self, app: ASGIApp, settings: Settings, page: frozenset[str], error_response: ErrorResponse) -> None:
+        self.app, self.settings, self.page, self.error_response = app, settings, page, error_response
         self._keys = [sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,12 +52,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS":  # a browser asks before it lets a page of another origin send something
+            await Response(headers=self._cors(headers))(scope, receive, send)
+            return
         try:
             self._check_origin(headers)
             self._check_key(scope, headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            await self.refuse(scope["path"], error)(scope, receive, send)
+            await self.error_response(scope["path"], error)(scope, receive, self._with_cors(headers, send))
             return
         if body is None:  # the client has gone
             return
@@ -72,7 +73,36 @@ class Guard:
             delivered = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, send)
+        await self.app(scope, replay, self._with_cors(headers, send))
+
+    def _is_allowed(self, origin: str) -> bool:
+        """Whether --cors names an origin: itself, `*`, or `localhost` for every page of this machine."""
+        allowed = self.settings.cors
+        return origin in allowed or "*" in allowed or ("localhost" in allowed and _name(origin) in LOOPBACK)
+
+    def _cors(self, headers: Headers) -> dict[str, str]:
+        """What a browser is told."""
+        origin = headers.get("origin")
+        if origin is None or not self._is_allowed(origin):
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
+            "Access-Control-Allow-Headers": "*",
+            "Access-Control-Expose-Headers": HISTORY_HEADER,
+            "Vary": "Origin",
+        }
+
+    def _with_cors(self, headers: Headers, send: Send) -> Send:
+        more = self._cors(headers)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(more)
+            await send(message)
+
+        return sending if more else send
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuse pages of other sites: their scripts, and their names that resolve to this machine (DNS rebinding)."""
@@ -80,7 +110,7 @@ class Guard:
         if self.settings.is_loopback and _name(f"//{host}") not in LOOPBACK:
             raise ApiError(403, "the Host header names another machine; this server answers on loopback only", AUTH)
         origin = headers.get("origin")
-        if origin is None or origin in self.settings.cors or "*" in self.settings.cors:
+        if origin is None or self._is_allowed(origin):
             return
         try:
             same = urlsplit(origin).netloc.lower() == host.lower()
@@ -90,10 +120,10 @@ class Guard:
             raise ApiError(403, "pages of other origins may not use this server (--cors)", AUTH)
 
     def _check_key(self, scope: MutableMapping[str, Any], headers: Headers) -> None:
-        if not self._keys or scope["path"] in PUBLIC or scope["path"] in self.page or scope["method"] == "OPTIONS":
+        if not self._keys or scope["path"] in PUBLIC or scope["path"] in self.page:
             return
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        key = bearer if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        key = key if kind.lower() == "bearer" else headers.get("x-api-key", "")
         given = sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(given, known) for known in self._keys]  # all of them, in constant time
         if not any(matches):

@@ -14,8 +14,9 @@ from edge_stream.sampling import Sampling, check_sampling, schema_grammar
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
+from edge_stream.server.http import infill
 from edge_stream.server.http.grammar_check import check_ambiguity
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, Generation, NamedTool
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, Generation, NamedTool, PromptObject
 from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from edge_stream.engine import Engine
 
 _SECONDS = 2.0  # for turning a schema into a grammar
+# beyond these numbers a sampler is off, or greedy: clients send -1 for that
+_CLAMPED = {"temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "top_k": (0, 2**31 - 1)}
+_NAMES = {"temperature": "temp"}
 _REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
@@ -32,6 +36,10 @@ class RequestBuilder:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.tool_format = format_of(engine.chat_template or "")
+
+    def template_capabilities(self) -> dict[str, bool]:
+        """What the chat template can do, by llama-server's names."""
+        return {"supports_tools": self.tool_format is not None, "supports_tool_calls": self.tool_format is not None}
 
     def from_chat(self, request: ChatRequest, name: str | None) -> GenerationRequest:
         """A turn of a chat."""
@@ -53,7 +61,8 @@ class RequestBuilder:
         history = chat_history(messages, variables)
         if not history.units:
             raise errors.invalid("there is nothing to answer: messages has system messages only")
-        max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+        limits_given = (request.n_predict, request.max_tokens, request.max_completion_tokens)
+        max_tokens = next((n for n in limits_given if n is not None), None)
         return GenerationRequest(
             history=history,
             logprobs=bool(request.logprobs),
@@ -65,12 +74,16 @@ class RequestBuilder:
 
     def from_text(self, request: CompletionRequest, name: str | None) -> list[GenerationRequest]:
         """One request for each prompt."""
-        if request.suffix:
-            raise errors.invalid("suffix is not supported: text is only continued at its end")
         prompts = self._prompts(request.prompt)
+        if request.suffix:
+            prompts = [infill.prompt(self.engine, prompt, request.suffix) for prompt in prompts]
         if len(prompts) > self.settings.limits.n:
             raise errors.invalid(f"{len(prompts)} prompts are more than the {self.settings.limits.n} that are allowed")
-        common = self._common(request, self._sampling(request), request.max_tokens)
+        max_tokens = request.max_tokens if request.n_predict is None else request.n_predict
+        common = self._common(request, self._sampling(request), max_tokens)
+        score = request.logprobs if request.echo else None
+        if score is not None:  # all of the prompt must be read, and nobody goes on from it
+            common |= {"score": score, "reuse": False, "keep": False}
         return [
             GenerationRequest(
                 history=self._text_history(prompt),
@@ -83,18 +96,34 @@ class RequestBuilder:
         ]
 
     def _prompts(self, prompt: Any) -> list[str | list[int]]:
-        if isinstance(prompt, str):
-            prompts: list[str | list[int]] = [prompt]
-        elif prompt and isinstance(prompt[0], int):
-            prompts = [prompt]
-        else:
-            prompts = list(prompt)
-        for one in prompts:
-            if isinstance(one, list) and any(token >= self.engine.n_vocab for token in one):
-                raise errors.invalid(f"a prompt holds a token outside the vocabulary of {self.engine.n_vocab}")
+        is_one = not isinstance(prompt, list) or any(isinstance(part, int) for part in prompt)
+        prompts = [self._one_prompt(one) for one in ([prompt] if is_one else prompt)]
         if not prompts or not all(prompts):
             raise errors.invalid("the prompt is empty")
         return prompts
+
+    def _one_prompt(self, prompt: Any) -> str | list[int]:
+        """A text, or tokens out of tokens and texts."""
+        if isinstance(prompt, PromptObject):
+            if prompt.multimodal_data:
+                raise errors.invalid("multimodal_data is not supported: only text can be read")
+            prompt = prompt.prompt_string
+        return prompt if isinstance(prompt, str) else self.mixed_tokens(prompt, is_prompt=True)
+
+    def mixed_tokens(self, parts: str | list[Any], *, is_prompt: bool = False) -> list[int]:
+        """Tokens of a text, or of a list of tokens and texts. is_prompt: a text at its start gets BOS."""
+        tokens: list[int] = []
+        for i, part in enumerate([parts] if isinstance(parts, str) else parts):
+            if isinstance(part, str):
+                add_bos = is_prompt and i == 0 and self.engine.add_bos
+                tokens += self.engine.tokenize(part, add_bos=add_bos, special=is_prompt)
+            elif isinstance(part, int):
+                tokens.append(part)
+            else:
+                raise errors.invalid("prompt: a list with tokens in it may hold tokens and texts only")
+        if any(token >= self.engine.n_vocab for token in tokens):
+            raise errors.invalid(f"a prompt holds a token outside the vocabulary of {self.engine.n_vocab}")
+        return tokens
 
     @staticmethod
     def _text_history(prompt: str | list[int]) -> History:
@@ -111,16 +140,31 @@ class RequestBuilder:
         limits = self.settings.limits
         if request.n > limits.n:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
+        if request.id_slot >= self.engine.n_parallel:
+            raise errors.invalid(f"id_slot = {request.id_slot} is not one of the {self.engine.n_parallel} slots")
+        stop = self._stop(request.stop, limits)
         # refuses a grammar that cannot be parsed, a token that does not exist
         check_sampling(self.engine.backend.vocabulary, sampling)
         return {
             "sampling": sampling,
             "max_tokens": self.settings.n_predict if max_tokens is None else max_tokens,
-            "stop": self._stop(request.stop, limits),
+            "stop": stop,
+            "stop_pieces": self._stop_pieces(stop),
             "n": request.n,
             "ignore_eos": request.ignore_eos,
             "gauges": request.timings_per_token,
+            "progress": request.return_progress and request.stream,
+            "slot": request.id_slot if request.id_slot >= 0 else None,
+            "reuse": request.cache_prompt,
+            "n_indent": request.n_indent,
+            "max_ms": max(0, request.t_max_predict_ms),
         }
+
+    def _stop_pieces(self, stops: tuple[str, ...]) -> dict[int, bytes]:
+        """The text of control tokens, which is else not looked at, where stop strings name them."""
+        engine = self.engine
+        tokens = {token for stop in stops for token in engine.tokenize(stop, special=True)}
+        return {t: engine.token_to_piece(t, special=True) for t in tokens if not engine.token_to_piece(t)}
 
     @staticmethod
     def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...]:
@@ -134,17 +178,11 @@ class RequestBuilder:
     def _sampling(self, request: Generation) -> Sampling:
         given = self.settings.sampling
         changes: dict[str, Any] = {}
-        if request.temperature is not None:
-            changes["temp"] = request.temperature
-        for name in (
-            "top_p",
-            "top_k",
-            "min_p",
-            "repeat_penalty",
-            "repeat_last_n",
-            "frequency_penalty",
-            "presence_penalty",
-        ):
+        for name, (least, most) in _CLAMPED.items():
+            value = getattr(request, name)
+            if value is not None:
+                changes[_NAMES.get(name, name)] = min(max(value, least), most)
+        for name in ("repeat_penalty", "repeat_last_n", "frequency_penalty", "presence_penalty"):
             if getattr(request, name) is not None:
                 changes[name] = getattr(request, name)
         if request.seed is not None:
@@ -155,33 +193,45 @@ class RequestBuilder:
         grammar = request.grammar
         schema = self._schema(request)
         if grammar and schema is not None:
-            raise errors.invalid("give a grammar or a response_format, not both")
+            raise errors.invalid("give a grammar or a JSON schema, not both")
         if schema is not None:
             grammar = self._grammar_of(schema)
         if grammar:
+            if not grammar.strip():
+                raise errors.invalid("the grammar is empty")
             self._check_grammar(grammar)
             changes["grammar"], changes["json_schema"] = grammar, None
         return replace(given, **changes)
 
-    def _logit_bias(self, bias: Mapping[str, float]) -> dict[int, float]:
+    def _logit_bias(self, bias: Mapping[str, float] | list[tuple[int | str, float]]) -> dict[int, float]:
+        """By token. A text, or a key that is no number, stands for each of its tokens; false and -100 for never."""
         if len(bias) > self.settings.limits.logit_bias:
             raise errors.invalid(f"logit_bias has more than {self.settings.limits.logit_bias} items")
         out: dict[int, float] = {}
-        for key, value in bias.items():
-            if not (key.isascii() and key.isdigit() and int(key) < self.engine.n_vocab):
-                raise errors.invalid(f"logit_bias: {key[:32]!r} is not a token of the vocabulary")
-            out[int(key)] = value if value > -100 else float("-inf")
+        pairs = bias.items() if isinstance(bias, Mapping) else bias
+        for key, value in pairs:
+            is_token = isinstance(key, int) or (isinstance(bias, Mapping) and key.isascii() and key.isdigit())
+            tokens = [int(key)] if is_token else self.engine.tokenize(str(key))
+            for token in tokens:
+                if token >= self.engine.n_vocab:
+                    raise errors.invalid(f"logit_bias: {token} is not a token of the vocabulary")
+                out[token] = float("-inf") if value is False or value <= -100 else value
         return out
 
     def _schema(self, request: Generation) -> Mapping[str, Any] | None:
         wanted = request.response_format
+        if request.json_schema is not None:
+            if wanted is not None and wanted.type != "text":
+                raise errors.invalid("give a json_schema or a response_format, not both")
+            return request.json_schema or {"type": "object"}
         if wanted is None or wanted.type == "text":
             return None
         if wanted.type == "json_object":
-            return {"type": "object"}
-        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+            return wanted.schema_ or {"type": "object"}
+        schema = wanted.json_schema.schema_ if wanted.json_schema else wanted.schema_
+        if schema is None:
             raise errors.invalid("response_format json_schema needs json_schema.schema")
-        return wanted.json_schema.schema_
+        return schema
 
     def _grammar_of(self, schema: Mapping[str, Any]) -> str:
         """GBNF of a schema, within limits of size, repeats and time."""

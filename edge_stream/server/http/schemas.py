@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edge_stream.server import errors
 from edge_stream.server.http.guard import depth_of
@@ -13,12 +22,21 @@ from edge_stream.server.settings import Limits
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
-Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Token = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 MaxTokens = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+Bias = Annotated[float, Field(ge=-100, le=100, strict=True)] | Literal[False]
 
 
 class Open(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=False, protected_namespaces=())
+    """Null stands for a field that is not given."""
+
+    model_config = ConfigDict(extra="ignore", strict=False, protected_namespaces=(), populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 class TextPart(Open):
@@ -33,6 +51,11 @@ class FunctionCall(Open):
 
     name: str
     arguments: str = "{}"
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value  # some clients parse it
 
     @field_validator("arguments")
     @classmethod
@@ -53,8 +76,9 @@ class ToolCall(Open):
 class ChatMessage(Open):
     """One message of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -100,6 +124,7 @@ class ResponseFormat(Open):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaOfFormat | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class StreamOptions(Open):
@@ -108,26 +133,63 @@ class StreamOptions(Open):
     include_usage: bool = False
 
 
+# What clients may send that nothing can come of: the values that ask for nothing, and what to say of others.
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "best_of": ((1,), "choices are not ranked: ask for n of them"),
+    "functions": (([],), "it is obsolete: send tools"),
+    "function_call": (("none", "auto"), "it is obsolete: send tool_choice"),
+    "modalities": (([], ["text"]), "only text is written"),
+    "audio": ((), "only text is written"),
+    "web_search_options": ((), "this server does not search"),
+    "image_data": (([],), "only text can be read"),
+    "lora": (([],), "no adapters are loaded"),
+    "grammar_lazy": ((False,), "send tools instead"),
+    "grammar_triggers": (([],), "send tools instead"),
+}
+
+
 class Generation(Open):
+    """What chats and texts have in common: OpenAI's fields, and llama-server's."""
+
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] = 1
+    n: Annotated[int, Field(ge=1, validation_alias=AliasChoices("n", "n_cmpl"))] = 1
+    n_predict: MaxTokens | None = None
     stop: str | list[str] | None = None
     seed: Seed | None = None
-    temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    temperature: Finite | None = None
+    top_p: Finite | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Finite | None = None
     repeat_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
     repeat_last_n: Annotated[int, Field(ge=0, le=4096)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
-    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[
+        dict[str, Bias] | list[tuple[Token | str, Bias]] | None,
+        Field(description="By token or by text, of which every token is meant. false: never"),
+    ] = None
     response_format: ResponseFormat | None = None
+    json_schema: dict[str, Any] | None = None
     grammar: Annotated[str, Field(description="GBNF that the answer must follow")] | None = None
     ignore_eos: bool = False
-    timings_per_token: Annotated[bool, Field(description="Gauges in every chunk: n_past, n_cached, tok_per_s")] = False
+    timings_per_token: Annotated[bool, Field(description="timings, and gauges of the stream, in every chunk")] = False
+    return_progress: Annotated[bool, Field(description="Chunks while the prompt is read")] = False
+    cache_prompt: Annotated[bool, Field(description="false: read everything again")] = True
+    id_slot: Annotated[int, Field(ge=-1, description="The slot to use; -1: any")] = -1
+    n_indent: Annotated[Count, Field(description="End at a line that is indented by less")] = 0
+    t_max_predict_ms: Annotated[int, Field(description="End at the first line end after this time")] = -1
+    post_sampling_probs: bool = False
+    verbose: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, value: Any) -> Any:
+        for name, (harmless, why) in _REFUSED.items():
+            if isinstance(value, dict) and value.get(name) is not None and value[name] not in harmless:
+                raise ValueError(f"{name} is not supported: {why}")
+        return value
 
 
 class ChatRequest(Generation):
@@ -140,12 +202,30 @@ class ChatRequest(Generation):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_format: str | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    thinking_budget_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class PromptObject(Open):
+    """llama-server's form of a prompt that could have images."""
+
+    prompt_string: str | list[Token | str]
+    multimodal_data: list[Any] | None = None
+
+
+Prompts = str | PromptObject | list[Token | str | PromptObject | list[Token | str]]
 
 
 class CompletionRequest(Generation):
-    """POST /v1/completions. A prompt is text, or tokens; a list of prompts gives n choices for each."""
+    """POST /v1/completions. A prompt is text, tokens, or both mixed; a list of prompts gives n choices for each."""
 
-    prompt: str | list[Token] | list[str] | list[list[Token]]
+    prompt: Prompts
     max_tokens: MaxTokens | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False

@@ -1,4 +1,7 @@
-"""What a task tells its client, in order: Started, Delta for each token, Finished for each choice, Done; or Failed."""
+"""What a task tells its client, in order: Started, Delta for each token, Finished for each choice, Done; or Failed.
+
+Reading for each portion of the prompt and Scored come after Started, if they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,29 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A portion of the prompt was read: n_processed of n_total tokens, n_cached of which were in the cache before."""
+
+    n_total: int
+    n_cached: int
+    n_processed: int
+    ms: float
+
+
+@dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logs of probabilities before any sampling transform."""
+    """Natural logs of probabilities before any sampling transform. logprob None: of a text's first token."""
 
     token: int
-    logprob: float
+    logprob: float | None
     top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The prompt's tokens with their probabilities, if asked for (GenerationRequest.score)."""
+
+    tokens: list[TokenLogprobs]
 
 
 @dataclass(frozen=True)
@@ -40,14 +60,15 @@ class Delta:
     logprobs: TokenLogprobs | None = None
     info: dict[str, Any] | None = None
     reasoning: str = ""
+    timings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Finished:
     """A choice is complete: `stop`, `length` or `tool_calls`.
 
-    how: `eos`, `stop` (a stop string, which is stop_string), `length`, `grammar` (it allows nothing more), `repetition`
-    (the loop guard) or `cut` (by the client or the time limit).
+    how: `eos`, `stop` (a stop string, which is stop_string), `length`, `line` (see LineLimits), `grammar` (it allows
+    nothing more), `repetition` (the loop guard) or `cut` (by the client or the time limit).
     """
 
     index: int
@@ -72,5 +93,5 @@ class Failed:
     error: ApiError
 
 
-Progress = Started | Delta | Finished | Done
+Progress = Started | Reading | Scored | Delta | Finished | Done
 Event = Progress | Failed

@@ -15,7 +15,9 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.answer import log_answer
 from edge_stream.server.scheduling.events import Delta, Done, Failed, Finished, TokenLogprobs
+from edge_stream.server.scheduling.line_limits import LineLimits
 from edge_stream.server.scheduling.prefill import Prefill
+from edge_stream.server.scheduling.scoring import Top, likeliest, log_softmax
 from edge_stream.server.scheduling.sessions import PrefixMatch
 from edge_stream.server.scheduling.tasks import Stage, Task
 
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edge_stream.server")
 
 _STOPPED = "the request was stopped before its answer began"
-
-Top = list[tuple[int, float]]  # the likeliest tokens and the natural logs of their probabilities
 
 
 class GenerationLoop:
@@ -129,7 +129,10 @@ class GenerationLoop:
             logprobs=request.logprobs,
             ignore_eos=request.ignore_eos,
             special=request.tools is not None,
+            stop_pieces=request.stop_pieces,
         )
+        task.lines = LineLimits(request.n_indent, request.max_ms) if request.n_indent or request.max_ms else None
+        task.answer.stop_pieces = request.stop_pieces
         task.answer.begin(request.tools.fresh() if request.tools else None)
         task.t_writing = task.t_writing or time.perf_counter()
         task.stage = Stage.WRITING
@@ -185,17 +188,21 @@ class GenerationLoop:
         answer.tokens.append(token)
         if record.finish_reason != "eos":
             answer.n_bytes += len(task.writer.piece)
-        answer.parts.append(record.text)
-        text, calls = record.text, list[dict[str, Any]]()
+        text, calls, finish = record.text, list[dict[str, Any]](), record.finish_reason
+        if task.lines and finish != "eos":
+            text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_writing))
+            finish = "line" if is_over else finish
+        answer.parts.append(text)
         if answer.parser:
-            text, calls = answer.parser.push(text, last=record.finish_reason is not None)
+            text, calls = answer.parser.push(text, last=finish is not None)
         logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
-        info = None
+        info = timings = None
         if task.request.gauges:
             info = {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
-        task.send(Delta(task.index, text, token, calls or None, logprobs, info))
-        if record.finish_reason:
-            self._end_choice(task, "length" if record.finish_reason == "length" else "stop", record.finish_reason)
+            timings = task.timings()
+        task.send(Delta(task.index, text, token, calls or None, logprobs, info, timings=timings))
+        if finish:
+            self._end_choice(task, "length" if finish in ("length", "line") else "stop", finish)
 
     #
     # ending
@@ -212,7 +219,7 @@ class GenerationLoop:
                     task.send(Delta(task.index, rest, task.answer.tokens[-1], calls or None))
             if parser.calls:
                 reason = "tool_calls"
-        task.send(Finished(task.index, reason))
+        task.send(Finished(task.index, reason, how, task.writer.stop_string if task.writer else None))
         if how != "cut" and task.choice + 1 < task.request.n:
             self.prefill.begin_choice(task)
             return
@@ -222,7 +229,7 @@ class GenerationLoop:
             self.sessions.undo(task.session)
         while task.choice + 1 < task.request.n:  # the choices that were not begun
             task.choice += 1
-            task.send(Finished(task.index, "length"))
+            task.send(Finished(task.index, "length", "cut"))
         self._end_turn(task)
 
     def _end_turn(self, task: Task) -> None:
@@ -230,12 +237,12 @@ class GenerationLoop:
         assert task.session is not None
         task.t_end = time.perf_counter()
         task.stream.rebase()
-        task.session.n_turns += not task.cancelled
+        task.session.n_turns += task.request.keep and not task.cancelled
         self.sessions.settle(task.session)
         task.done = Done(task.usage(), task.timings(), task.info())
         task.stage = Stage.SAVING
         # a turn that the client left is saved with the next one, or when its session leaves the slot
-        if task.cancelled or self.sessions.store is None:
+        if task.cancelled or not task.request.keep or self.sessions.store is None:
             self._finish(task)
         else:
             self._save(task)
@@ -294,13 +301,5 @@ def _server_error(error: Exception) -> errors.ApiError:
 
 def _likeliest(stream: Stream, n: int) -> Top:
     """The n likeliest next tokens."""
-    import numpy as np
-
     logits = stream.logits
-    if logits is None:
-        return []
-    wide = logits.astype(np.float64)
-    wide -= wide.max() + np.log(np.exp(wide - wide.max()).sum())
-    n = min(n, len(wide))
-    best = np.argpartition(-wide, n - 1)[:n]
-    return [(int(i), float(wide[i])) for i in best[np.argsort(-wide[best], kind="stable")]]
+    return [] if logits is None else likeliest(log_softmax(logits), n)

@@ -15,8 +15,9 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import PrefixLog, flat_content, verify
 from edge_stream.server.history.rendering import Piece, Rendered, Renderer
-from edge_stream.server.scheduling.events import Started
+from edge_stream.server.scheduling.events import Reading, Scored, Started
 from edge_stream.server.scheduling.metrics import Metrics
+from edge_stream.server.scheduling.scoring import feed_scored
 from edge_stream.server.scheduling.sessions import PrefixMatch, Session, Sessions
 from edge_stream.server.scheduling.tasks import Stage, Task
 
@@ -147,6 +148,13 @@ class Prefill:
         if units and units[-1].kind == "assistant":
             task.answer.prefix = flat_content(units[-1].messages[0].get("content"))
         task.send(Started(task.info()))
+        self._report(task)
+
+    @staticmethod
+    def _report(task: Task) -> None:
+        if task.request.progress and task.choice == 0:
+            ms = 1000 * (time.perf_counter() - task.t_admitted)
+            task.send(Reading(task.n_prompt, task.n_reused, task.n_reused + task.n_read, ms))
 
     def _n_keep(self, rendered: Rendered, has_system: bool) -> int:
         """Sinks: a system prompt is pinned, up to half of the cache, so that memory has a bound."""
@@ -177,9 +185,13 @@ class Prefill:
             part, task.answer_start = task.answer_start[:room], task.answer_start[room:]
             portion += part
         before = stream.stats.n_past
-        if portion:
-            stream.feed(portion)
+        if portion and task.request.score is not None and task.choice == 0:
+            task.scored += feed_scored(stream, portion, task.request.score)
+        elif portion:
+            stream.feed_tokens(portion)
         task.n_read += len(portion)
+        if portion:
+            self._report(task)
         self.metrics.read.inc(len(portion))
         done = 0
         for end, piece in ends:
@@ -188,4 +200,8 @@ class Prefill:
             log_.add(piece.key, before + end, piece.kind, piece.pending, piece.ended, piece.n_bytes)
         log_.fed(portion[done:])
         task.session.saved = False
-        return not task.pieces and not task.answer_start
+        is_read = not task.pieces and not task.answer_start
+        if is_read and task.scored and task.choice == 0:
+            task.send(Scored(task.scored))
+            task.scored = []
+        return is_read

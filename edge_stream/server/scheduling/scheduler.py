@@ -191,8 +191,14 @@ class Scheduler:
             named = self.sessions.named(name) if name is not None else None
             if named and named.busy:
                 continue
-            match = self.sessions.find(task.request.history, name)
+            wanted = task.request.slot
+            if wanted is not None and self.sessions.is_busy(wanted):
+                continue
+            match = self.sessions.find(task.request.history, name) if task.request.reuse else None
             slot = match.session.slot if match else None
+            if wanted is not None and slot != wanted:
+                match = match if slot is None else None  # what another slot holds stays there
+                slot = wanted
             if slot is None:
                 slot = self.sessions.idle_slot()
             if slot is None:

@@ -158,6 +158,11 @@ class Sessions:
         idle = [s for s in self.slots if s and not s.busy]
         return min(idle, key=lambda s: s.used).slot if idle else None
 
+    def is_busy(self, slot: int) -> bool:
+        """Whether a slot's session is being read or written."""
+        session = self.slots[slot]
+        return session is not None and session.busy
+
     def vacate(self, slot: int) -> None:
         """Free a slot; its session is saved first, if that is due and it has a finished turn."""
         session = self.slots[slot]

@@ -58,8 +58,10 @@ class SlotActions:
 
     def _erase(self, slot: int, answer: Future[dict[str, Any]]) -> None:
         session = self._idle_session(slot)
-        facts = {"id_slot": slot, "n_erased": session.n_past if session else 0}
-        deletion = self.scheduler.sessions.erase(session) if session else None
+        if session is None:
+            raise invalid(f"slot {slot} holds no conversation")
+        facts = {"id_slot": slot, "n_erased": session.n_past}
+        deletion = self.scheduler.sessions.erase(session)
         if deletion:
             deletion.add_done_callback(lambda _: answer.set_result(facts))
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.sampling import Sampling
 from edge_stream.server.history.answer import Answer
 from edge_stream.server.history.prefix_matching import History
-from edge_stream.server.scheduling.events import Done, Event
+from edge_stream.server.scheduling.events import Done, Event, TokenLogprobs
+from edge_stream.server.scheduling.line_limits import LineLimits
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -49,7 +50,15 @@ class GenerationRequest:
     ignore_eos: bool = False
     name: str | None = None  # the client's name for the conversation
     tools: ToolParser | None = None
-    gauges: bool = False  # info with every token
+    gauges: bool = False  # info and timings with every token
+    progress: bool = False  # Reading with every portion
+    score: int | None = None  # Scored, with so many of the likeliest tokens each
+    slot: int | None = None  # the one to use
+    reuse: bool = True  # of what a session holds already
+    keep: bool = True  # the session, for later requests
+    n_indent: int = 0  # see LineLimits
+    max_ms: int = 0
+    stop_pieces: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that stop strings name: their text
 
 
 @dataclass(eq=False)
@@ -70,6 +79,8 @@ class Task:
     answer_start: list[int] = field(default_factory=list)
     answer: Answer = field(default_factory=Answer)
     writer: Writer | None = None
+    lines: LineLimits | None = None
+    scored: list[TokenLogprobs] = field(default_factory=list)
     saving: Future[None] | None = None
     done: Done | None = None  # to be sent once the session is saved
     choice: int = 0

@@ -1,0 +1,108 @@
+"""Embeddings, OpenAI's /v1/embeddings and llama-server's /embedding, by a second model; reranking is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fastapi import APIRouter
+
+from edge_stream.server import errors
+from edge_stream.server.apis import embedding_schemas as schemas
+from edge_stream.server.apis.routes import add_route, failing
+from edge_stream.server.errors import NOT_SUPPORTED, ApiError
+from edge_stream.server.http.answering import Answering
+from edge_stream.server.http.schemas import PromptObject
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edge_stream.embedder import Embedder
+
+
+class Embeddings:
+    """The routes."""
+
+    def __init__(self, router: APIRouter, answering: Answering) -> None:
+        self.alias, self.limits = answering.settings.alias, answering.settings.limits
+        self._embedder = answering.settings.embedder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")  # one text at a time, beside the engine
+        options: dict[str, Any] = {"methods": ["POST"], "responses": failing(501, "There is no embedding model.")}
+        add_route(
+            router, "/v1/embeddings", self.openai, "OpenAI", aliases=(), response_model=schemas.Embedded, **options
+        )
+        native = {"aliases": ("/embeddings",), "response_model": list[schemas.NativeEmbedding]}
+        add_route(router, "/embedding", self.native, "llama-server", **native, **options)
+        for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
+            router.add_api_route(path, self.rerank, methods=["POST"], include_in_schema=False)
+
+    async def openai(self, body: schemas.EmbeddingRequest) -> dict[str, Any]:
+        """A vector of length 1 for each text."""
+        embedder = self._model()
+        if not embedder.is_pooled:
+            raise errors.invalid("this server embeds tokens (--pooling none): only /embedding can answer so")
+        if body.dimensions is not None and body.dimensions != embedder.n_embd:
+            raise errors.invalid(f"dimensions = {body.dimensions}: this model's embeddings have {embedder.n_embd}")
+        rows, n = await self._embed(embedder, body.input)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _encoded(one[0], body.encoding_format)}
+            for i, one in enumerate(rows)
+        ]
+        return {"model": embedder.path.stem, "data": data, "usage": {"prompt_tokens": n, "total_tokens": n}}
+
+    async def native(self, body: schemas.NativeEmbeddingRequest) -> list[dict[str, Any]]:
+        """Vectors for each text: one, or with --pooling none one for each token."""
+        given = body.content if body.input is None else body.input
+        if given is None:
+            raise errors.invalid("content is needed: a text, tokens, or a list of them")
+        rows, _ = await self._embed(self._model(), given)
+        return [{"index": i, "embedding": one.tolist()} for i, one in enumerate(rows)]
+
+    async def rerank(self) -> None:
+        """Refused."""
+        raise ApiError(501, "this server does not rerank", NOT_SUPPORTED)
+
+    def _model(self) -> Embedder:
+        if self._embedder is None:
+            raise ApiError(501, "this server has no embedding model (serve --embedding-model)", NOT_SUPPORTED)
+        return self._embedder
+
+    async def _embed(self, embedder: Embedder, given: schemas.Inputs) -> tuple[list[NDArray[np.float32]], int]:
+        """The vectors of each text, and the number of tokens in all."""
+        is_one = not isinstance(given, list) or any(isinstance(part, int) for part in given)
+        texts: list[Any] = [given] if is_one or not isinstance(given, list) else given
+        if not texts:
+            raise errors.invalid("input is empty")
+        if len(texts) > self.limits.embeddings:
+            raise errors.invalid(f"{len(texts)} texts are more than the {self.limits.embeddings} that are allowed")
+
+        def work() -> tuple[list[NDArray[np.float32]], int]:
+            all_tokens = [_tokens(embedder, text) for text in texts]
+            return [embedder.embed(tokens) for tokens in all_tokens], sum(map(len, all_tokens))
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _tokens(embedder: Embedder, text: Any) -> list[int]:
+    vocabulary = embedder.vocabulary
+    if isinstance(text, PromptObject):
+        text = text.prompt_string
+    elif isinstance(text, schemas.ContentObject):
+        text = "".join(part.text for part in text.content)
+    parts = [text] if isinstance(text, str) else text
+    out: list[int] = []
+    for i, part in enumerate(parts):
+        if isinstance(part, str):
+            out += vocabulary.tokenize(part, add_bos=i == 0, special=True)
+        elif isinstance(part, int) and part < vocabulary.size:
+            out.append(part)
+        else:
+            raise errors.invalid(f"input: {part!s:.32} is neither a text nor a token of the {vocabulary.size}")
+    return out
+
+
+def _encoded(row: NDArray[np.float32], form: str) -> list[float] | str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode() if form == "base64" else row.tolist()

@@ -1,0 +1,50 @@
+"""What several APIs say of the model, of tokens and of progress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edge_stream._version import __version__
+from edge_stream.server.scheduling.events import Reading
+
+if TYPE_CHECKING:
+    from edge_stream.engine import Engine
+    from edge_stream.server.settings import Settings
+
+BUILD = f"build-{__version__}-edge-stream"  # system_fingerprint; llama-server's begins with a b as well
+
+_FLOOR = -9999.0  # JSON has no infinity
+
+
+def likely(engine: Engine, token: int, value: float, name: str = "logprob") -> dict[str, Any]:
+    """A token and its probability."""
+    piece = engine.token_to_piece(token, special=True)
+    text = piece.decode("utf-8", errors="replace")
+    return {"id": token, "token": text, name: max(value, _FLOOR), "bytes": list(piece)}
+
+
+def progress(event: Reading) -> dict[str, Any]:
+    """llama-server's prompt_progress."""
+    facts = {"total": event.n_total, "cache": event.n_cached, "processed": event.n_processed}
+    return {"prompt_progress": {**facts, "time_ms": int(event.ms)}}
+
+
+def model_facts(engine: Engine, settings: Settings) -> dict[str, Any]:
+    """An item of /v1/models."""
+    meta = {
+        "n_vocab": engine.n_vocab,
+        "n_ctx_train": engine.n_ctx_train,
+        "n_ctx": engine.n_ctx,
+        "size": engine.n_bytes,
+        "desc": engine.desc,
+    }
+    created = int(engine.model_path.stat().st_mtime)
+    return {
+        "id": settings.alias,
+        "object": "model",
+        "aliases": [settings.alias],
+        "tags": [],
+        "created": created,
+        "owned_by": "edge-stream",
+        "meta": meta,
+    }
