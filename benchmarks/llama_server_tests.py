@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -87,7 +88,7 @@ def command(server: Any) -> list[str]:
         "--cache-type-k": server.ctk,
         "--cache-type-v": server.ctv,
         "--flash-attn": server.fa,
-        "--session-dir": server.slot_save_path,
+        "--slot-save-path": server.slot_save_path,
         "--chat-template": server.chat_template,
         "--chat-template-file": server.chat_template_file,
         "--reasoning-format": server.reasoning_format,
@@ -96,30 +97,54 @@ def command(server: Any) -> list[str]:
     }
     if server.server_embeddings:
         flags |= {"--embedding-model": os.environ["EDGE_STREAM_TESTS_EMBEDDING"], "--pooling": server.pooling}
-    switches = {"--no-sessions": not server.slot_save_path, "--no-page": server.no_ui, "--verbose": server.debug}
+    switches = {
+        "--no-sessions": not server.slot_save_path,
+        "--no-ui": server.no_ui,
+        "--no-slots": not server.server_slots,
+        "--verbose": server.debug,
+    }
     return [
-        *(sys.executable, "-m", "edge_stream.cli", "serve"),
         *(str(part) for flag, value in flags.items() if value is not None for part in (flag, value)),
         *(switch for switch, on in switches.items() if on),
     ]
 
 
-def start(self: Any, timeout_seconds: int = 60) -> None:
+class ForkedServer(multiprocessing.get_context("fork").Process):  # type: ignore[misc,name-defined]
+    """`edge-stream serve` with arguments. A fork of a process that has imported it, since most tests are short."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(daemon=True)
+        self._arguments = arguments
+
+    def run(self) -> None:
+        """The command."""
+        from edge_stream.cli.serve import main
+
+        main(self._arguments)
+
+    def wait(self, timeout: float) -> None:
+        """As subprocess.Popen."""
+        self.join(timeout)
+        if self.exitcode is None:
+            raise subprocess.TimeoutExpired("serve", timeout)
+
+
+def start(self: Any, timeout_seconds: int = 300) -> None:
     """Instead of ServerProcess.start."""
     import utils
 
     arguments = command(self)
-    unknown = [part for part in arguments[4:] if part.startswith("--") and part not in _options()]
+    unknown = [part for part in arguments if part.startswith("--") and part not in _options()]
     if unknown:
         raise NoSuchFlagError(f"serve has no {unknown[0]}")
     print("starting", *arguments)
-    log = open(self.log_path, "w") if self.log_path else None  # noqa: SIM115
-    self.process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT if log else None)
+    self.process = ForkedServer(arguments)
+    self.process.start()
     utils.server_instances.add(self)
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
-        if self.process.poll() is not None:
-            raise RuntimeError(f"the server ended with status {self.process.returncode}")
+        if not self.process.is_alive():
+            raise RuntimeError(f"the server ended with status {self.process.exitcode}")
         try:
             if self.make_request("GET", "/health").status_code == 200:
                 return
@@ -155,6 +180,9 @@ def install() -> None:
     sys.modules["wget"] = types.ModuleType("wget")
     sys.path.insert(0, str(TESTS))
     import utils
+
+    import edge_stream.embedder
+    import edge_stream.server.serve  # noqa: F401
 
     utils.ServerProcess.start = start
     utils.ServerPreset.load_all = staticmethod(lambda: None)
@@ -198,6 +226,14 @@ written for other models: where a test looks for words that its model writes, an
 """
 
 
+def tiny_bert(work: Path) -> Path:
+    """A model of random weights for the tests of embeddings."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tiny_models import write_tiny_bert
+
+    return write_tiny_bert(work / "bert.gguf", n_ctx_train=512)
+
+
 def _find(table: tuple[tuple[str, str], ...], name: str) -> str | None:
     return next((why for pattern, why in table if re.search(pattern, name)), None)
 
@@ -227,7 +263,7 @@ def run(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
         "EDGE_STREAM_TESTS_MODEL": arguments.model,
-        "EDGE_STREAM_TESTS_EMBEDDING": arguments.embedding_model or arguments.model,
+        "EDGE_STREAM_TESTS_EMBEDDING": arguments.embedding_model or str(tiny_bert(work)),
         "XDG_STATE_HOME": str(work),
         "PORT": str(free_port()),
         _REPORT: str(report),
@@ -244,7 +280,7 @@ def run(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     results = {name: {"id": name, "outcome": "outside"} for name in outside}
     for line in report.read_text().splitlines():
         result = json.loads(line)
-        if results.get(result["id"], result)["outcome"] != "failed":
+        if results.get(result["id"], {}).get("outcome") != "failed":
             results[result["id"]] = result
     return [results[name] for name in names if name in results]
 
@@ -270,7 +306,7 @@ def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-m", "--model", default="demo")
-    parser.add_argument("--embedding-model", help="default: the model itself")
+    parser.add_argument("--embedding-model", help="default: a tiny random BERT")
     parser.add_argument("-k", "--only", default="", help="tests whose name matches; nothing is written then")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "llama-server-tests.md")
     arguments = parser.parse_args()

@@ -83,7 +83,7 @@ class Embedder:
         return np.asarray([row / max(float(np.linalg.norm(row)), 1e-12)], dtype=np.float32)
 
     def _row(self, pointer: C.Array[C.c_float]) -> NDArray[np.float32]:
-        return np.ctypeslib.as_array(pointer, shape=(self.n_embd,)).copy()
+        return np.array(np.ctypeslib.as_array(pointer, shape=(self.n_embd,)), dtype=np.float32)
 
     def close(self) -> None:
         """Free the model."""

@@ -22,7 +22,7 @@ class Token:
     text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's
     unmodified probability, if requested. finish_reason: None, or on the last record `stop` (a stop string), `eos` or
     `length`. n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: mean speed since
-    the generation began.
+    the generation began. reasoning: the token belongs to the model's thinking.
     """
 
     text: str
@@ -32,6 +32,7 @@ class Token:
     n_past: int
     n_cached: int
     tok_per_s: float
+    reasoning: bool = False
 
 
 class Writer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.native import bindings, libraries
+from edge_stream.native import bindings, chat_bindings
 from edge_stream.vocabulary import Vocabulary
 
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
@@ -31,6 +31,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     grammar: str | None = None
     json_schema: str | Mapping[str, Any] | None = None
+    chat: str | None = None  # chat.core.ChatRequest.sampling, instead of a grammar
 
 
 _NUMBERS = [f.name for f in fields(Sampling) if f.type in ("int", "float") and f.name != "seed"]
@@ -54,6 +55,8 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, ignore_eos: bool) -
     grammar = sampling.grammar or (schema_grammar(sampling.json_schema) if sampling.json_schema else None)
     if grammar:
         params.grammar = grammar.encode()
+    if sampling.chat:
+        params.chat = sampling.chat.encode()
     handle = C.c_void_p()
     bindings.check(lib.es_sampler_init(vocabulary.model, params, C.byref(handle)))
     return handle
@@ -65,12 +68,8 @@ def check_sampling(vocabulary: Vocabulary, sampling: Sampling) -> None:
 
 
 def schema_grammar(schema: str | Mapping[str, Any]) -> str:
-    """A JSON schema as a GBNF grammar, by llama-cpp-python's converter."""
-    libraries.llama()
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        return str(json_schema_to_gbnf(json.dumps(json.loads(text))))
-    except Exception as error:  # the converter raises AssertionError or KeyError for unknown schemas
-        raise EdgeStreamError(f"the JSON schema cannot be used: {error or type(error).__name__}") from error
+    """A JSON schema as a GBNF grammar, by llama.cpp's converter. Raises EdgeStreamError for what it cannot express."""
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    out = C.c_char_p()
+    bindings.check(chat_bindings.library().es_schema_to_grammar(text.encode(errors="replace"), C.byref(out)))
+    return (out.value or b"").decode()

@@ -175,13 +175,16 @@ class Stream:
         stop: Sequence[str] = (),
         logprobs: bool = False,
         ignore_eos: bool = False,
+        special: bool = False,
     ) -> Iterator[Token]:
         """Generate max_tokens tokens (-1: no limit), each fed back before its record is yielded.
 
         Ends at max_tokens, at a stop string (not included in the text), or at an end-of-generation token unless
-        ignore_eos. Calls with the same Sampling continue its random sequence.
+        ignore_eos. Calls with the same Sampling continue its random sequence. special: see `writer`.
         """
-        writer = self.writer(max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos)
+        writer = self.writer(
+            max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, special=special
+        )
         while not writer.finished:
             token = writer.next()
             try:

@@ -70,6 +70,7 @@ class FakeStream:
         stop: Sequence[str] = (),
         logprobs: bool = False,
         ignore_eos: bool = False,
+        special: bool = False,
     ) -> Iterator[Token]:
         self.engine.samplings.append(sampling)
         answer = self.engine.answers.pop(0)

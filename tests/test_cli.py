@@ -171,14 +171,8 @@ def test_flags_reach_the_engine_under_llama_cpp_names(run: Run, loader: Loader) 
         **{"model": "x.gguf", "n_ctx": 99, "n_keep": 7, "n_batch": 32, "n_ubatch": 16, "n_threads": 3},
         **{"n_threads_batch": 5, "n_gpu_layers": -1, "flash_attn": "on", "cache_type_k": "q8_0"},
         **{"devices": ["Vulkan0", "CUDA1"], "split_mode": "row", "rpc": ["one:1", "two:2"]},
-        **{
-            "cache_type_v": "f32",
-            "sink_move": "bank",
-            "n_slide": 9,
-            "use_mmap": False,
-            "verbose": True,
-            "proof": False,
-        },
+        **{"cache_type_v": "f32", "sink_move": "bank", "n_slide": 9, "verbose": True, "proof": False},
+        **{"load_mode": "none", "lora": [], "tensor_split": [], "override_tensor": [], "model_params": {}},
     }
     sampling = loader.engine.samplings[0]
     assert (sampling.seed, sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p) == (
@@ -427,7 +421,6 @@ def test_chat_commands(run: Run, loader: Loader, tmp_path: Path) -> None:
 
 
 BAD = [
-    "/nonsense",
     "/set temp hot",
     "/set temp -1",
     "/set colour 3",
@@ -474,11 +467,11 @@ def test_chat_session_follows_clear_and_load(run: Run, loader: Loader, tmp_path:
 def test_chat_goes_on_after_a_failed_load(
     run: Run, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_stream.cli.lines import Lines
+    from edge_stream.cli.lines import Lines, Message
 
-    lines = iter(["first", f"/load {tmp_path / 'none'}", "second"])
+    lines = iter([Message("first", True), Message(f"/load {tmp_path / 'none'}", False), Message("second", True)])
 
-    def read(self: Lines) -> str:
+    def read(self: Lines) -> Message:
         self.interactive = True  # on a terminal an error does not end the chat
         try:
             return next(lines)

@@ -7,8 +7,8 @@ when, samples, and saves sessions.
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edge_stream.vocabulary import Vocabulary
 
 
+MAX_THREADS = 512  # ggml's GGML_MAX_N_THREADS: it writes out of bounds beyond it
 MODES = ("stream", "window", "dense", "recompute", "shift")  # ways of reading a long text: measure/modes.py
 
 
@@ -38,8 +39,10 @@ class LoadOptions:
     for all. split_mode: how layers are split over several devices (none, layer, row). rpc: RPC servers as host:port;
     their devices are used too. rebase_at: absolute position that triggers a rebase (0: default). n_parallel: streams
     in the cache, each of n_ctx tokens. proof: have the model prove once that it streams exactly, and refuse it if it
-    does not (docs/models.md). eval_callback: llama.cpp's cb_eval, called for every tensor (a ctypes function, see
-    llama_context_params).
+    does not (docs/models.md). load_mode: how the file is read: auto, none, mmap, mlock, mmap+mlock or dio. lora: files
+    of LoRA adapters and their scales. tensor_split: proportions of the devices. override_tensor: patterns of tensor
+    names and the buffer types that hold these. model_params: other fields of llama_model_params. eval_callback:
+    llama.cpp's cb_eval, called for every tensor (a ctypes function, see llama_context_params).
     """
 
     n_ctx: int = 4096
@@ -59,9 +62,13 @@ class LoadOptions:
     n_slide: int = 0
     rebase_at: int = 0
     n_parallel: int = 1
-    use_mmap: bool = True
+    load_mode: str = "auto"
     proof: bool = True
     verbose: bool = False
+    lora: Sequence[tuple[str, float]] = ()
+    tensor_split: Sequence[float] = ()
+    override_tensor: Sequence[tuple[str, str]] = ()
+    model_params: Mapping[str, Any] = field(default_factory=dict)
     eval_callback: Any = None
 
     @property
@@ -81,6 +88,7 @@ class Capabilities:
     sink_moves: tuple[str, ...]
     modes: tuple[str, ...]  # of measure/modes.py
     offloads: bool  # layers can be offloaded to devices and RPC servers
+    loads_tensors: bool  # LoRA adapters, and where and how tensors are kept
     has_eval_callback: bool
 
     def check(self, options: LoadOptions) -> None:
@@ -89,12 +97,17 @@ class Capabilities:
         elsewhere = o.n_gpu_layers or o.rpc or (o.devices and list(o.devices) != ["none"]) or o.split_mode != "layer"
         if elsewhere and not self.offloads:
             raise EdgeStreamError(f"{self.name} runs on the CPU here: leave -ngl, --device, -sm and --rpc out")
+        loading = o.lora or o.tensor_split or o.override_tensor or o.model_params or o.load_mode != "auto"
+        if loading and not self.loads_tensors:
+            raise EdgeStreamError(
+                f"{self.name} has no adapters, and no flags for how tensors are loaded: leave them out"
+            )
         if not 1 <= o.n_parallel <= self.max_parallel:
             most = "1" if self.max_parallel == 1 else f"between 1 and {self.max_parallel}"
             why = f"{self.name} holds one stream at a time: " if self.max_parallel == 1 else ""
             raise EdgeStreamError(f"{why}n_parallel = {o.n_parallel} must be {most}")
         if o.eval_callback is not None and not self.has_eval_callback:
-            raise EdgeStreamError(f"{self.name} has no eval_callback: it is llama.cpp's")
+            raise EdgeStreamError(f"{self.name} does not show its tensors: give a GGUF file")
         if o.sink_move not in self.sink_moves:
             why = "has no sinks to move; leave it at auto" if len(self.sink_moves) == 1 else "does not know it"
             raise EdgeStreamError(f"sink_move = {o.sink_move}: {self.name} {why}")
@@ -104,6 +117,9 @@ class Capabilities:
                 raise EdgeStreamError(f"cache type {cache_type} is unknown: {self.name} has {have}")
         if o.flash_attn not in self.flash_attn:
             raise EdgeStreamError(f"flash_attn = {o.flash_attn} is unknown: {self.name} has {_listed(self.flash_attn)}")
+        for name in ("n_threads", "n_threads_batch"):
+            if not 1 <= (getattr(o, name) or 1) <= MAX_THREADS:
+                raise EdgeStreamError(f"{name} = {getattr(o, name)} must be between 1 and {MAX_THREADS}")
         if o.n_slide < 0 or o.rebase_at < 0:
             raise EdgeStreamError("n_slide and rebase_at must not be negative")
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_stream.backends import MODES, Capabilities, LoadOptions, ModelFacts, loading
+from edge_stream.backends import MODES, Capabilities, LoadOptions, ModelFacts, loading, tensors
+from edge_stream.backends.adapters import Adapters
 from edge_stream.backends.llama_cache import LlamaCache
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
@@ -29,6 +30,7 @@ CAPABILITIES = Capabilities(
     sink_moves=tuple(bindings.SINK_MOVES),
     modes=MODES,
     offloads=True,
+    loads_tensors=True,
     has_eval_callback=True,
 )
 
@@ -68,19 +70,21 @@ class LlamaBackend:
             params.devices = C.cast(handles, C.c_void_p)
         if o.n_gpu_layers is not None:
             params.n_gpu_layers = o.n_gpu_layers
-        if not o.use_mmap:
-            params.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
+        keep_alive = tensors.place(params, o)
         damage = loading.reason(self._native.es_model_file_check, os.fsencode(self.path))
         if damage is not None:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")
         self.model = loading.load_model(self.path, params, self.callbacks)
         if not self.model:
             raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
+        del keep_alive
         self._n_gpu_layers = int(params.n_gpu_layers)
         missing = loading.reason(self._native.es_model_can_stream, self.model)
         if missing is not None:
             raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
         self.vocabulary = Vocabulary(self.model)
+        tensors.check_locked(o, int(self._llama.llama_model_size(self.model)))
+        self.adapters = Adapters(self.model, o.lora)
         self.facts = self._read_facts()
         flash_attn, _ = choose_flash_attn(o.flash_attn, o.cache_type_k, o.cache_type_v)
         self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train, flash_attn=flash_attn)
@@ -123,6 +127,7 @@ class LlamaBackend:
         self.context = self._llama.llama_init_from_model(self.model, params) or 0
         if not self.context:
             raise EdgeStreamError(self._why_no_context(params.n_ctx))
+        self.adapters.apply(self.context)
         self.n_threads = int(params.n_threads)
         cache, state = C.c_uint64(), C.c_uint64()
         self._native.es_context_memory(self.context, C.byref(cache), C.byref(state))
@@ -158,7 +163,7 @@ class LlamaBackend:
             n_layer=int(llama.llama_model_n_layer(model)),
             n_head=int(llama.llama_model_n_head(model)),
             is_recurrent=bool(llama.llama_model_is_recurrent(model)),
-            weights_tag=loading.weights_tag(self.path),
+            weights_tag=self.adapters.tag(loading.weights_tag(self.path)),
         )
 
     def _text(self, function: Any, *args: Any) -> str:

@@ -38,6 +38,7 @@ CAPABILITIES = Capabilities(
     sink_moves=("auto",),
     modes=("stream", "window"),
     offloads=False,
+    loads_tensors=False,
     has_eval_callback=False,
 )
 

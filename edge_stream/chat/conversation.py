@@ -17,6 +17,7 @@ from edge_stream.chat.templates import ChatTemplate, Message, TurnRenderer, assi
 from edge_stream.errors import EdgeStreamError, SessionError
 
 if TYPE_CHECKING:
+    from edge_stream.chat.options import ChatOptions
     from edge_stream.engine import Engine
     from edge_stream.generation import Token
     from edge_stream.sampling import Sampling
@@ -36,19 +37,26 @@ class Conversation:
     """
 
     def __init__(
-        self, engine: Engine, *, system: str | None = None, n_keep: int = 4, _stream: Stream | None = None
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        n_keep: int = 4,
+        chat: ChatOptions | None = None,
+        _stream: Stream | None = None,
     ) -> None:
         self.engine = engine
         self.system = system
         self.messages: list[Message] = []
         self.n_dropped = 0
-        self._renderer = TurnRenderer(ChatTemplate.of(engine), system)
+        self._renderer = _renderer(engine, system, chat)
         self._head = _head_tokens(engine, self._renderer)
         self._close = self._tokens(self._renderer.closing)
         #: Tokens read for the last message, up to the first token of its answer.
         self.n_read = 0
         self._n_answer = 0  # cached tokens of the last answer, including the template's markup
         self._answer_start: list[int] = []
+        self._cut = False  # the model did not end the last answer itself
         self._ended = False  # the model wrote the end-of-turn token that the template writes with the next message
         if _stream is not None:
             self.stream = _stream
@@ -121,10 +129,33 @@ class Conversation:
                 raise
         yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
 
+    def continue_answer(
+        self,
+        *,
+        max_tokens: int = -1,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Generator[Token, None, None]:
+        """Go on with an answer that was cut by max_tokens or by closing its iterator."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise EdgeStreamError("there is no answer to continue")
+        if not self._cut:
+            raise EdgeStreamError("the last answer is complete: it was not cut")
+        start = self.stream.stats.n_past - self._n_answer
+        # what came after the answer's last token is taken back; that token is read again, for its logits
+        n_back = len(self._close) + 1
+        last = self.stream.tokens()[-n_back]
+        self.stream.rewind(n_back)
+        self.n_read = 1
+        text = self.messages.pop()["content"]
+        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "ignore_eos": ignore_eos}
+        yield from self._write(start, [text], [last], **options)
+
     def clear(self) -> None:
         """Forget everything but the system prompt."""
         self.stream.reset()
-        self.messages, self.n_dropped, self._n_answer, self._ended = [], 0, 0, False
+        self.messages, self.n_dropped, self._n_answer, self._ended, self._cut = [], 0, 0, False, False
 
     def save(self, path: str | Path) -> None:
         """Write the cache and the transcript to one file, atomically."""
@@ -136,22 +167,23 @@ class Conversation:
             "n_answer": self._n_answer,
             "answer_start": self._answer_start,
             "ended": self._ended,
+            "cut": self._cut,
         }
         self.stream.save(str(path), user=json.dumps(user).encode())
 
     @classmethod
-    def resume(cls, engine: Engine, path: str | Path) -> Conversation:
+    def resume(cls, engine: Engine, path: str | Path, *, chat: ChatOptions | None = None) -> Conversation:
         """Continue a saved conversation. The file is only read."""
         stream = engine.restore(str(path))
         try:
             user = _read_user(stream.user, path)
-            self = cls(engine, system=user["system"], _stream=stream)
+            self = cls(engine, system=user["system"], chat=chat, _stream=stream)
         except BaseException:
             stream.close()
             raise
         self.messages, self.n_dropped = user["messages"], user["n_dropped"]
         self._n_answer, self._answer_start = user["n_answer"], user["answer_start"]
-        self._ended = user["ended"]
+        self._ended, self._cut = user["ended"], bool(user.get("cut"))
         return self
 
     def close(self) -> None:
@@ -184,25 +216,30 @@ class Conversation:
             self.stream.feed(tokens, on_progress=on_progress)
 
     def _answer(self, **options: Any) -> Generator[Token, None, None]:
+        yield from self._write(self.stream.stats.n_past, [], self._answer_start, **options)
+
+    def _write(
+        self, start: int, pieces: list[str], before: Sequence[int], **options: Any
+    ) -> Generator[Token, None, None]:
+        """Feed the tokens before, generate, and close the turn, of an answer that began at n_past `start`."""
         sampling = options.pop("sampling")
         if sampling is not None:
             options["sampling"] = sampling
-        before = self.stream.stats.n_past
-        pieces: list[str] = []
-        closed = False
+        finish = None
         try:
-            if len(self._answer_start) > 1:  # a single token may be the end of the user's message
+            if len(before) > 1:  # a single token may be the end of the user's message
                 self.stream.mark()
-            self.stream.feed(self._answer_start)
+            self.stream.feed(before)
             with closing(self.stream.generate(**options)) as tokens:  # type: ignore[type-var]
                 for token in tokens:
                     pieces.append(token.text)
-                    closed = token.finish_reason == "eos"
+                    finish = token.finish_reason
                     yield token
         finally:
-            self._close_turn(closed)
+            self._close_turn(finish == "eos")
+            self._cut = finish in (None, "length")
             self.stream.rebase()  # while the user thinks, rather than within an answer
-            self._n_answer = self.stream.stats.n_past - before
+            self._n_answer = self.stream.stats.n_past - start
             self.messages.append(assistant_message("".join(pieces)))
             self._trim()
 
@@ -266,9 +303,13 @@ class Conversation:
             self.n_dropped += 1
 
 
-def count_pinned(engine: Engine, system: str | None) -> int:
+def count_pinned(engine: Engine, system: str | None, chat: ChatOptions | None = None) -> int:
     """Tokens of a system prompt with the template's markup, all of which are pinned."""
-    return len(_head_tokens(engine, TurnRenderer(ChatTemplate.of(engine), system)))
+    return len(_head_tokens(engine, _renderer(engine, system, chat)))
+
+
+def _renderer(engine: Engine, system: str | None, chat: ChatOptions | None) -> TurnRenderer:
+    return TurnRenderer(ChatTemplate.of(engine, chat), system, chat.variables if chat else None)
 
 
 def _head_tokens(engine: Engine, renderer: TurnRenderer) -> list[int]:

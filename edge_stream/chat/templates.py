@@ -14,6 +14,7 @@ from edge_stream.chat.sandbox import Budget, DeadlineError, RefusedError, Sandbo
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
+    from edge_stream.chat.options import ChatOptions
     from edge_stream.engine import Engine
 
 Message = dict[str, str]
@@ -55,13 +56,21 @@ class ChatTemplate:
         self._template = self._guarded(0, lambda: self._sandbox.from_string(self.source))
 
     @classmethod
-    def of(cls, engine: Engine) -> ChatTemplate:
-        """The template of a loaded model."""
+    def of(cls, engine: Engine, options: ChatOptions | None = None) -> ChatTemplate:
+        """The template of a loaded model, or the one that the options have in its place."""
 
         def text(token: int) -> str:
             return engine.token_to_piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
-        return cls(engine.chat_template, bos_token=text(engine.bos), eos_token=text(engine.eos))
+        source = options.template if options and options.template else engine.chat_template
+        if source == "chatml":
+            source = CHATML
+        elif source and "{{" not in source and "{%" not in source:
+            raise EdgeStreamError(
+                f"--chat-template {source[:40]!r} is no Jinja template, and the only one known by name is chatml: give "
+                "its source"
+            )
+        return cls(source, bos_token=text(engine.bos), eos_token=text(engine.eos))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -28,6 +29,10 @@ COMMANDS = {
 }
 
 
+# What writing to stdout may fail with, where it is a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 class EdgeStreamFailure(click.ClickException):
     """An error of the library, shown as one line on stderr."""
 
@@ -47,8 +52,7 @@ class Main(Dispatcher):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
-        except BrokenPipeError:
-            # the reader has gone (`| head`): no error. Python flushes stdout at exit, which would fail once more
+        except BrokenPipeError:  # the reader has gone (`| head`): no error
             _silence_stdout()
             raise click.exceptions.Exit(0) from None
         except EdgeStreamError as error:
@@ -91,4 +95,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an old terminal may lack what a model writes
-    cli(prog_name="edge-stream")
+    try:
+        try:
+            cli(prog_name="edge-stream")
+        finally:
+            sys.stdout.flush()  # at exit a failure would be a traceback
+    except BrokenPipeError:
+        _silence_stdout()
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _silence_stdout()
+        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+        sys.exit(1)

@@ -11,7 +11,8 @@ import click
 from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.lists import ChoiceList, IntList
-from edge_stream.cli.measuring import mode_option, output_option
+from edge_stream.cli.llama_flags import Command
+from edge_stream.cli.measuring import KeepingDone, mode_option, output_option
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _list_option = partial(click.option, show_default=True)
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option(
     "-m", "--model", "models", envvar="LLAMA_ARG_MODEL", required=True, multiple=True, help="A model. Repeatable."
 )
@@ -104,7 +105,7 @@ def _bench(flags: dict[str, Any], tests: list[Test]) -> None:
 
     rows: list[dict[str, Any]] = []
     setups = _setups(flags)
-    with Meter() as meter:
+    with KeepingDone(rows) as keeping, Meter() as meter:
         runner = Runner(
             modes=flags["modes"],
             tests=tests,
@@ -116,16 +117,17 @@ def _bench(flags: dict[str, Any], tests: list[Test]) -> None:
             stamp=stamp(),
         )
         for setup in setups:
-            done = runner.measure(setup)
-            rows += done
-            if flags["output"] == "jsonl" and done:
-                click.echo(render(done, "jsonl"))
+            for done in runner.measure(setup):
+                rows += done
+                if flags["output"] == "jsonl" and done:
+                    click.echo(render(done, "jsonl"))
     if not rows:
         raise EdgeStreamError("nothing could be measured")
     _print(rows, runner.ratios, flags["output"])
     if flags["plot"]:
         plots.latency(rows, flags["plot"])
         click.echo(f"plot: {flags['plot']}", err=True)
+    keeping.finish()
 
 
 def _tests(flags: dict[str, Any]) -> list[Test]:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.chat.conversation import Conversation, count_pinned
-from edge_stream.cli import options, sampling
-from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text
-from edge_stream.cli.lines import Lines
+from edge_stream.chat.options import ChatOptions
+from edge_stream.cli import chat_flags, options, prompts, sampling
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text, speeds
+from edge_stream.cli.lines import Lines, Message
+from edge_stream.cli.llama_flags import Command, Switch
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.measure.metrics import resident_mib
@@ -34,16 +36,22 @@ HELP = """\
 /load FILE      continue a saved one
 /clear          forget everything but the system prompt
 /regen          answer the last message anew
+/continue       go on with an answer that -n or Ctrl-C cut
 /read FILE      send the text of a file
 /exit, /bye     quit (so does Ctrl-D)
+//TEXT          say something that begins with a slash
 \"\"\"             begin and end a message of several lines
 Ctrl-C          stop the answer; twice within a second quits"""
 
+_QUIT = ("exit", "bye")
+_DIM, _PLAIN = "\033[2m", "\033[0m"
 
-@click.command("chat")
+
+@click.command("chat", cls=Command)
 @options.model_option()
-@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt, pinned in the cache.")
-@click.option(
+@prompts.prompt_options
+@options.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt, pinned in the cache.")
+@options.option(
     "-sysf",
     "--system-prompt-file",
     "system_file",
@@ -51,15 +59,27 @@ Ctrl-C          stop the answer; twice within a second quits"""
     type=click.Path(),
     help="A file with the system prompt.",
 )
-@click.option(
+@options.option("-st", "--single-turn", is_flag=True, help="Answer one message and exit.")
+@options.option(
     "--session",
     "session",
     metavar="FILE",
     type=click.Path(),
     help="Resume the conversation in FILE, and save it there after each turn.",
 )
-@click.option("--show-timings", is_flag=True, help="Print speeds after each answer.")
+@options.option(
+    "--show-thinking/--hide-thinking",
+    default=True,
+    show_default=False,
+    help="Print thoughts, dimmed, or leave them out.",
+)
+@options.rare("--display-prompt/--no-display-prompt", default=False)
+@options.rare("-co", "--color", type=Switch(), default="auto")
+@options.rare("-mli", "--multiline-input", is_flag=True)
+@options.rare("-cnv", "--conversation", is_flag=True, expose_value=False)
+@options.rare("-i", "--interactive", "-if", "--interactive-first", is_flag=True, expose_value=False)
 @sampling.predict_option()
+@chat_flags.chat_options
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -69,24 +89,26 @@ def main(**flags: Any) -> None:
         raise click.UsageError("Give only one of -sys and -sysf.")
     if flags["system_file"] is not None:
         flags["system"] = read_text(Path(flags["system_file"]))
+    first = prompts.given_prompt(flags)
+    chat = chat_flags.make_chat_options(flags)
     session = Path(flags["session"]) if flags["session"] else None
     if session:
         check_writable(session)
     sampler = sampling.make_sampling(flags)
 
     def pinned(engine: Engine) -> int:
-        return count_pinned(engine, flags["system"]) if flags["system"] or flags["n_keep"] < 0 else 0
+        return count_pinned(engine, flags["system"], chat) if flags["system"] or flags["n_keep"] < 0 else 0
 
     with options.load_engine(flags, pinned) as engine:
-        conversation = _open(engine, flags, session)
-        Chat(engine, conversation, flags, sampler, session).loop()
+        conversation = _open(engine, flags, session, chat)
+        Chat(engine, conversation, flags, sampler, session, chat).loop(first)
 
 
-def _open(engine: Engine, flags: dict[str, Any], session: Path | None) -> Conversation:
+def _open(engine: Engine, flags: dict[str, Any], session: Path | None, chat: ChatOptions) -> Conversation:
     if session is None or not session.exists():
-        return Conversation(engine, system=flags["system"], n_keep=flags["n_keep"])
+        return Conversation(engine, system=flags["system"], n_keep=flags["n_keep"], chat=chat)
     try:
-        conversation = Conversation.resume(engine, session)
+        conversation = Conversation.resume(engine, session, chat=chat)
     except EdgeStreamError as error:
         raise SessionError(
             f"{error} (the file is untouched: move it away or give another --session FILE to start a new conversation)"
@@ -94,6 +116,7 @@ def _open(engine: Engine, flags: dict[str, Any], session: Path | None) -> Conver
     _print_note(f"resumed {session}: {conversation.stream.stats.n_past:,} tokens seen")
     if flags["system"] is not None and flags["system"] != conversation.system:
         _print_note("the session keeps its own system prompt; -sys is ignored")
+    options.note_kept_sizes(flags, conversation.stream)
     return conversation
 
 
@@ -105,7 +128,13 @@ class Chat:
     """The loop of `edge-stream chat`: lines in, answers out."""
 
     def __init__(
-        self, engine: Engine, conversation: Conversation, flags: dict[str, Any], sampling: Any, session: Path | None
+        self,
+        engine: Engine,
+        conversation: Conversation,
+        flags: dict[str, Any],
+        sampling: Any,
+        session: Path | None,
+        chat: ChatOptions,
     ) -> None:
         self._engine = engine
         self._conversation = conversation
@@ -114,54 +143,64 @@ class Chat:
         self._session = session
         self._n_predict: int = flags["n_predict"]
         self._interrupt = Interrupt()
-        self._lines = Lines()
+        self._chat = chat
+        self._lines = Lines(simple=flags["simple_io"], multiline=flags["multiline_input"])
+        self._colored = flags["color"] == "on" or (flags["color"] == "auto" and sys.stdout.isatty())
+        self._thinking = False
 
-    def loop(self) -> None:
-        """Read and answer messages until Ctrl-D or /exit."""
+    def loop(self, first: str | None = None) -> None:
+        """Answer the first message, if there is one, then read and answer others until Ctrl-D or /exit."""
         if self._conversation.note:
             _print_note(f"note: {self._conversation.note}")
-        if self._lines.interactive:
+        if self._lines.interactive and not self._flags["single_turn"]:
             _print_note("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D quits.")
         try:
+            if first is not None and first.strip():
+                if self._flags["display_prompt"]:
+                    click.echo(f"> {first}\n")
+                if not self._try(Message(first, True)):
+                    return
             while True:
                 try:
-                    text = self._lines.read_message()
+                    message = self._lines.read_message()
                 except KeyboardInterrupt:
                     self._interrupt.press()
                     _print_note("(Ctrl-C again or Ctrl-D to quit)")
                     continue
-                if not text.strip():
-                    continue
-                try:
-                    if not self._handle(text):
-                        return
-                except EdgeStreamError as error:
-                    if not self._lines.interactive:
-                        raise
-                    _print_note(f"error: {error}")
+                if message.text.strip() and not self._try(message):
+                    return
         except EOFError:
             if self._lines.interactive:
                 _print_note("")
         finally:
             self._conversation.close()
 
-    def _handle(self, text: str) -> bool:
-        """Answer a message or run a command; False to quit."""
-        # a message of several lines may begin with a slash
-        if not text.startswith("/") or "\n" in text:
-            self._answer(text)
+    def _try(self, message: Message) -> bool:
+        """Answer a message or run a command; False to quit. On a terminal an error is printed, and the chat goes on."""
+        try:
+            return self._handle(message)
+        except EdgeStreamError as error:
+            if not self._lines.interactive:
+                raise
+            _print_note(f"error: {main.in_flags(str(error))}")
             return True
-        name, _, argument = text[1:].strip().partition(" ")
-        argument = argument.strip()
-        if name in ("exit", "bye"):
-            return False
-        command = getattr(self, f"_do_{name}", None) if name.isalpha() else None
-        if name == "?":
-            command = self._do_help
-        if command is None:
-            raise EdgeStreamError(f"unknown command /{name}: /help lists them")
-        command(argument)
-        return True
+
+    def _handle(self, message: Message) -> bool:
+        name, _, argument = message.text[1:].strip().partition(" ")
+        command = None if message.is_text else self._command(name)
+        if command is None and not message.is_text and self._lines.interactive:
+            raise EdgeStreamError(f"unknown command /{name}: /help lists them, and // begins a text with a slash")
+        if command is None:  # of piped lines only those with commands of the list are commands
+            self._answer(message.text)
+            return not self._flags["single_turn"]
+        command(argument.strip())
+        return name not in _QUIT
+
+    def _command(self, name: str) -> Callable[[str], None] | None:
+        if name in _QUIT:
+            return lambda _argument: None
+        command: Callable[[str], None] | None = getattr(self, f"_do_{name}", None) if name.isalpha() else None
+        return self._do_help if name == "?" else command
 
     def _do_help(self, _argument: str) -> None:
         _print_note(HELP)
@@ -212,9 +251,9 @@ class Chat:
             self._conversation.save(here)
             self._conversation.close()
             try:
-                self._conversation = Conversation.resume(self._engine, path)
+                self._conversation = Conversation.resume(self._engine, path, chat=self._chat)
             except EdgeStreamError:
-                self._conversation = Conversation.resume(self._engine, here)
+                self._conversation = Conversation.resume(self._engine, here, chat=self._chat)
                 raise
         self._keep_session()
         _print_note(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
@@ -226,6 +265,9 @@ class Chat:
 
     def _do_regen(self, _argument: str) -> None:
         self._print(self._conversation.regenerate(**self._options()), Meter())
+
+    def _do_continue(self, _argument: str) -> None:
+        self._print(self._conversation.continue_answer(**self._options()), Meter())
 
     def _do_read(self, argument: str) -> None:
         text = read_text(_file(argument, "/read"))
@@ -261,21 +303,36 @@ class Chat:
                             meter.close()
                             read_s = time.perf_counter() - start
                         n_written += 1
-                        click.echo(token.text, nl=False)
+                        self._show(token)
                         sys.stdout.flush()
                         if self._interrupt.is_pending():
                             break
             except Stopped:
                 pass  # Ctrl-C while the message was read: the conversation took it back
             finally:
+                self._switch(False)
                 click.echo()
             self._keep_session()
         written_s = time.perf_counter() - start - read_s
         if self._flags["show_timings"] and n_written > 1:
-            _print_note(
-                f"[ Prompt: {self._conversation.n_read / max(read_s, 1e-9):.1f} t/s | "
-                f"Generation: {(n_written - 1) / max(written_s, 1e-9):.1f} t/s ]"
-            )
+            read = self._conversation.n_read / max(read_s, 1e-9)
+            _print_note(speeds(read, (n_written - 1) / max(written_s, 1e-9)))
+
+    def _show(self, token: Token) -> None:
+        """Print a token's text; thoughts dimmed and marked, or not at all."""
+        if token.reasoning and not self._flags["show_thinking"]:
+            return
+        if token.text:
+            self._switch(token.reasoning)
+        click.echo(token.text, nl=False, color=self._colored)
+
+    def _switch(self, thinking: bool) -> None:
+        """Mark where thoughts begin and end, with llama-cli's words."""
+        if thinking == self._thinking:
+            return
+        self._thinking = thinking
+        begin, end = (_DIM, _PLAIN) if self._colored else ("", "")
+        click.echo(f"{begin}[Start thinking]\n" if thinking else f"\n[End thinking]{end}\n\n", nl=False, color=True)
 
 
 def _file(argument: str, command: str) -> Path:

@@ -36,6 +36,11 @@ def read_text(path: Path) -> str:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror}") from None
 
 
+def speeds(read: float, written: float) -> str:
+    """Tokens per second of a prompt and of an answer, as llama-cli prints them."""
+    return f"[ Prompt: {read:.1f} t/s | Generation: {written:.1f} t/s ]"
+
+
 class Stopped(EdgeStreamError):
     """Ctrl-C while a text was read."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 
@@ -38,7 +39,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]
 
 
-@click.command("convert")
+@click.command("convert", cls=Command)
 @click.argument("src", metavar="SRC")
 @click.option("--to", "target", type=click.Choice(["gguf", "mlc"]), required=True, help="What to write.")
 @click.option(

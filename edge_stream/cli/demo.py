@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.llama_flags import Command
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.corpus import help_topics
 from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
@@ -76,7 +77,7 @@ def _status(stream: Stream, tok_per_s: float) -> str:
     return " | ".join(parts)
 
 
-@click.command("demo")
+@click.command("demo", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 @options.model_option(required=False, default=options.DEMO_MODEL)
 @options.context_options(512)

@@ -10,11 +10,12 @@ import click
 from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.cli import options
 from edge_stream.cli.convert import Size
+from edge_stream.cli.llama_flags import Command
 from edge_stream.errors import EdgeStreamError
 from edge_stream.ios.phones import PHONES
 
 
-@click.command("export-ios")
+@click.command("export-ios", cls=Command)
 @options.model_option()
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Must not exist."

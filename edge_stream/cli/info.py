@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from edge_stream.cli import options, package_version
+from edge_stream.cli.llama_flags import Command
 
 
-@click.command("info")
+@click.command("info", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_option(required=False)
 @options.context_options()
@@ -61,7 +62,8 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "can_stream": True,
         "sink_move": engine.sink_move,
         "chat_template": engine.chat_template is not None,
-        "n_ctx_train": engine.n_ctx_train,
+        # an MLC folder states no training length, only the cache that it was made for
+        "n_ctx_train": None if engine.model_path.is_dir() else engine.n_ctx_train,
         "n_ctx": engine.n_ctx,
         "n_keep": engine.n_keep,
         "recurrent": engine.is_recurrent,
@@ -120,6 +122,10 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
+def _tokens(n: int | None) -> str:
+    return "not stated in the folder" if n is None else f"{n:,} tokens"
+
+
 def _how(model: dict[str, Any]) -> str:
     if model["recurrent"]:
         return "as it is: a recurrent model has no cache, so --keep and -c have no effect"
@@ -168,7 +174,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"can stream        yes, {_how(m)}",
             *(_proof(m["proof"]) if m["proof"] else []),
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
-            f"trained length    {m['n_ctx_train']:,} tokens",
+            f"trained length    {_tokens(m['n_ctx_train'])}",
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]

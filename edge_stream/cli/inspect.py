@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import emit, output_option, read_tokens, text_options
 from edge_stream.errors import EdgeStreamError
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Show what happens inside a model."""
 
 
-@main.command("attention")
+@main.command("attention", cls=Command)
 @options.model_option()
 @text_options
 @click.option("-o", "--output", "picture", metavar="FILE.png", help="Plot a map of each layer.")
@@ -26,10 +27,11 @@ def main() -> None:
 @options.context_options()
 @options.compute_options
 def attention(**flags: Any) -> None:
-    """The share of attention that the first 1, 2, 4 and 8 tokens get in each layer, and a map of each layer.
+    """How much of its attention each layer gives to the first 1, 2, 4 and 8 tokens of a text, and a map of each layer.
 
-    Means over heads and over the queries of the text's second half. The text, by default its first 256 tokens, is read
-    in one batch into a cache of its size: -c, -b, -ub and --keep have no effect.
+    That share is why these tokens stay in the cache. It is a mean over all heads, and over the tokens of the text's
+    second half. Only the first 256 tokens are read, unless --max-tokens says otherwise, all at once: -c, -b, -ub and
+    --keep have no effect.
     """
     from edge_stream.measure import attention, plots
 

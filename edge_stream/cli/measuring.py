@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +68,15 @@ def prepare(flags: dict[str, Any], ask: Callable[[Engine], Any] = lambda _engine
 
     if flags["n_keep"] < 0:
         raise click.UsageError("--keep -1 (the whole prompt) means nothing here: give a number.")
+    options.resolve(flags)
     flags["model"] = str(names.resolve(str(flags["model"])))
     if flags["n_ctx"] and flags["n_keep"] >= flags["n_ctx"]:
-        raise EdgeStreamError(f"n_keep = {flags['n_keep']} must be less than n_ctx = {flags['n_ctx']}")
+        raise EdgeStreamError(f"--keep {flags['n_keep']} must be less than --ctx-size {flags['n_ctx']}")
     flags["settings"] = options.engine_settings(flags)
     with Engine.load(flags["model"], n_ctx=64, **flags["settings"] | {"n_slide": 0}) as engine:
         if flags["n_ctx"] == 0:
             flags["n_ctx"] = engine.n_ctx_train
-            click.echo(f"ctx-size 0: using the model's training length, {engine.n_ctx_train} tokens", err=True)
+            click.echo(f"ctx-size 0: using {options.length_name(engine)}, {engine.n_ctx_train} tokens", err=True)
         return ask(engine)
 
 
@@ -93,6 +94,30 @@ def read_tokens(flags: dict[str, Any]) -> list[int]:
     if len(tokens) < n_max:
         click.echo(f"the text ends after {len(tokens)} tokens", err=True)
     return tokens
+
+
+class KeepingDone:
+    """A block that Ctrl-C ends, after which what is done is shown, and then `finish` ends the command.
+
+    done: what is done so far; with nothing done, Ctrl-C ends the command at once.
+    """
+
+    def __init__(self, done: Sized) -> None:
+        self._done, self._stopped = done, False
+
+    def __enter__(self) -> KeepingDone:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._stopped = kind is KeyboardInterrupt and len(self._done) > 0
+        if self._stopped:
+            click.echo("stopped by Ctrl-C; this was done before:", err=True)
+        return self._stopped
+
+    def finish(self) -> None:
+        """End the command if Ctrl-C did."""
+        if self._stopped:
+            raise KeyboardInterrupt
 
 
 def emit(rows: list[dict[str, Any]], columns: list[str], output: str) -> None:

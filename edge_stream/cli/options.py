@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from edge_stream.backends import MAX_THREADS
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
+from edge_stream.cli.llama_flags import Option, Switch
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
+    from edge_stream.stream import Stream
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SINKS_DEFAULT = 4
 N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
+_MAX_LAYERS = 4096
+_NO_FIT = "nothing is fitted by itself; `info -m MODEL` shows the memory that -c, -ngl and -ctk need"
 
 
 class Count(click.IntRange):
@@ -37,9 +45,12 @@ class GpuLayers(click.ParamType):  # type: ignore[type-arg]
         if value == "all":
             return -1
         try:
-            return max(-1, int(value))
+            number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto nor all.", param, ctx)
+            number = -2
+        if number < -1:
+            self.fail(f"{value!r} is neither a number of layers nor auto nor all.", param, ctx)
+        return number
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
@@ -65,20 +76,66 @@ def compose(*options: Callable[[F], F]) -> Callable[[F], F]:
 def option(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], F]:
     """click.option with llama.cpp's environment variable LLAMA_ARG_<env>, which an argument overrides."""
     envvar = f"LLAMA_ARG_{env}" if env else None
-    return click.option(*names, envvar=envvar, show_envvar=env is not None, **{"show_default": True, **settings})
+    defaults = {"cls": Option, "envvar": envvar, "show_envvar": env is not None, "show_default": True}
+    return click.option(*names, **{**defaults, **settings})
+
+
+def rare(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], F]:
+    """A flag of llama.cpp that the help leaves out; docs/flags.md has them all."""
+    return option(*names, env=env, hidden=True, **settings)
+
+
+def only(accepted: str, reason: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
+    """A callback for a flag that has no effect and takes only some values (separated by spaces); `reason` says why."""
+
+    def check(_ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None and value not in accepted.split():
+            raise click.BadParameter(f"{reason}.")
+
+    return check
 
 
 def model_option(*, required: bool = True, default: str | None = None) -> Callable[[F], F]:
-    """The `-m/--model` flag."""
-    return option(
-        "-m",
-        "--model",
-        env="MODEL",
-        required=required,
-        metavar="MODEL",
-        help="A GGUF file, an MLC folder, hf:user/repo[:quant], or demo.",
-        # with any default, None included, click requires nothing
-        **({} if default is None else {"default": default}),
+    """The flags that name a model; they become flags["model"], as edge_stream.models.names takes it."""
+
+    def named(ctx: click.Context, param: click.Parameter, model: str | None) -> str | None:
+        """-m, unless -hf or -mu names the model. -hft and --offline act through the hub's own variables."""
+        flags = {name: ctx.params.pop(name) for name in ("hf_repo", "hf_file", "model_url", "hf_token", "offline")}
+        os.environ.update({"HF_TOKEN": flags["hf_token"]} if flags["hf_token"] else {})
+        os.environ.update({"HF_HUB_OFFLINE": "1"} if flags["offline"] else {})
+        if flags["hf_file"] and not flags["hf_repo"]:
+            raise click.UsageError("-hff names a file of a repository: give -hf USER/REPO as well.")
+        if flags["hf_repo"]:
+            repo = str(flags["hf_repo"]).removeprefix("hf:")
+            flags["hf_repo"] = "hf:" + (f"{repo.partition(':')[0]}:{flags['hf_file']}" if flags["hf_file"] else repo)
+        names: dict[str, str | None] = {"model": model, "hf_repo": flags["hf_repo"], "model_url": flags["model_url"]}
+        for source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+            given = [name for name in names if names[name] and ctx.get_parameter_source(name) is source]
+            if len(given) > 1:
+                raise click.UsageError("Give only one of -m, -hf and -mu.")
+            if given:
+                return names[given[0]]
+        if required and not model:
+            raise click.MissingParameter(ctx=ctx, param=param)
+        return model
+
+    return compose(
+        option(
+            "-hf", "-hfr", "--hf-repo", env="HF_REPO", metavar="USER/REPO[:QUANT]", is_eager=True, help="As -m hf:..."
+        ),
+        rare("-hff", "--hf-file", env="HF_FILE", is_eager=True),
+        rare("-hft", "--hf-token", envvar="HF_TOKEN", is_eager=True),
+        rare("-mu", "--model-url", env="MODEL_URL", is_eager=True),
+        rare("--offline", env="OFFLINE", is_flag=True, is_eager=True),
+        option(
+            "-m",
+            "--model",
+            env="MODEL",
+            metavar="MODEL",
+            callback=named,
+            default=default,
+            help="A GGUF file, an MLC folder, hf:user/repo[:quant], or demo.",
+        ),
     )
 
 
@@ -124,7 +181,8 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
             "--sink-move",
             type=click.Choice(["auto", "bank", "redecode"]),
             default="auto",
-            help="How sinks move with the window: rotated copies (bank), or decoded again (redecode).",
+            help="How the first tokens follow when old text leaves the cache. bank: their kept copies are turned, at "
+            "no cost; redecode: they are computed again, for other builds of llama.cpp. auto: bank if possible.",
         ),
         option(
             "--no-proof",
@@ -133,16 +191,35 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
             flag_value=False,
             default=True,
             show_default=False,
-            help="Do not require the model to prove, at its first load, that it streams exactly.",
+            help="Skip the check, at a model's first load, that it answers the same however long the text is.",
         ),
         option(
             "--slide",
             "n_slide",
             type=Count(min=0),
             default=0,
-            help="Evict at least N tokens at a time. 0: depends on --sink-move.",
+            help="When the cache is full, drop at least the oldest N tokens at once. 0: one (bank), or a sixteenth of "
+            "the cache (redecode).",
         ),
     )
+
+
+log_colors_option = rare(
+    "--log-colors",
+    env="LOG_COLORS",
+    expose_value=False,
+    callback=only("off 0 false disabled auto -1", "the log has no colours"),
+)
+
+
+def _list_devices(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from edge_stream.hardware import devices
+
+        click.echo("Available devices:")
+        for d in devices.devices():
+            click.echo(f"  {d.name}: {d.description} ({d.total >> 20:,} MiB, {d.free >> 20:,} MiB free)")
+        ctx.exit()
 
 
 # Flags of batches, threads and devices.
@@ -164,7 +241,7 @@ compute_options = compose(
         "--threads",
         "n_threads",
         env="THREADS",
-        type=Count(min=-1),
+        type=Count(-1, MAX_THREADS),
         default=-1,
         help="CPU threads for generation. -1: chosen for this machine.",
     ),
@@ -172,7 +249,7 @@ compute_options = compose(
         "-tb",
         "--threads-batch",
         "n_threads_batch",
-        type=Count(min=-1),
+        type=Count(-1, MAX_THREADS),
         default=-1,
         help="CPU threads for prompts. -1: as --threads.",
     ),
@@ -217,12 +294,46 @@ compute_options = compose(
         "--flash-attn",
         "flash_attn",
         env="FLASH_ATTN",
-        type=click.Choice(["on", "off", "auto"]),
+        type=Switch(),
         default="auto",
         help="Flash attention. auto: where the device has it, except with an f32 cache, which it rounds.",
     ),
-    option("--mmap/--no-mmap", "use_mmap", default=True, help="Map the model file into memory instead of reading it."),
-    option("-v", "--verbose", is_flag=True, help="Show llama.cpp's messages."),
+    option(
+        "--mmap/--no-mmap",
+        "mmap",
+        env="MMAP",
+        default=None,
+        help="Map the model file into memory, or read it.",
+        show_default=False,
+        show_envvar=False,
+    ),
+    option("--mlock", env="MLOCK", is_flag=True, show_envvar=False, help="Keep the model in memory: no swapping."),
+    option(
+        "--lora",
+        "lora",
+        multiple=True,
+        metavar="FILE,...",
+        help="GGUF files of LoRA adapters, which become part of the model: a session needs the same ones.",
+    ),
+    rare("--lora-scaled", multiple=True),
+    rare("-dio", "--direct-io", env="DIO", is_flag=True),
+    rare(
+        "-lm", "--load-mode", env="LOAD_MODE", type=click.Choice(["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"])
+    ),
+    rare("-ts", "--tensor-split", env="TENSOR_SPLIT", default=""),
+    rare("-mg", "--main-gpu", env="MAIN_GPU", type=Count(min=0)),
+    rare("-ot", "--override-tensor", env="OVERRIDE_TENSOR", multiple=True),
+    rare("-cmoe", "--cpu-moe", env="CPU_MOE", is_flag=True),
+    rare("-ncmoe", "--n-cpu-moe", env="N_CPU_MOE", type=Count(0, _MAX_LAYERS), default=0),
+    rare("-ncffn", "--n-cpu-ffn", env="N_CPU_FFN", type=Count(0, _MAX_LAYERS), default=0),
+    rare("--repack/-nr", " /--no-repack", "repack", env="REPACK", default=True),
+    rare("--no-host", env="NO_HOST", is_flag=True),
+    rare("--check-tensors", is_flag=True),
+    rare("-fit", "--fit", env="FIT", expose_value=False, callback=only("off 0 false disabled", _NO_FIT)),
+    rare("-dt", "--defrag-thold", env="DEFRAG_THOLD", expose_value=False),  # llama.cpp ignores it as well
+    option("-v", "--verbose", "--log-verbose", "verbose", is_flag=True, help="Show llama.cpp's messages."),
+    rare("-lv", "--verbosity", "--log-verbosity", env="LOG_VERBOSITY", type=Count(), default=3),
+    rare("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices),
 )
 
 
@@ -238,21 +349,85 @@ _ENGINE = (
     "rpc",
     "sink_move",
     "n_slide",
-    "use_mmap",
     "proof",
-    "verbose",
 )
 
 
 def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
     """The arguments of Engine.load that do not depend on the command; prints what `-fa auto` became, and why."""
     settings = {name: flags[name] for name in _ENGINE}
+    settings["verbose"] = flags["verbose"] or flags["verbosity"] > 3  # llama.cpp's 4 and 5: trace and debug
+    settings["load_mode"] = _load_mode(flags)
+    settings["lora"] = _adapters(flags)
+    settings["tensor_split"] = _proportions(flags["tensor_split"])
+    settings["override_tensor"] = _tensor_places(flags)
+    changed = {"main_gpu": flags["main_gpu"] or 0, "use_extra_bufts": flags["repack"], "no_host": flags["no_host"]}
+    changed["check_tensors"] = flags["check_tensors"]
+    usual = {"main_gpu": 0, "use_extra_bufts": True, "no_host": False, "check_tensors": False}
+    settings["model_params"] = {name: value for name, value in changed.items() if value != usual[name]}
     settings["flash_attn"], note = flash_attn(flags)
     if note:
         click.echo(note, err=True)
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
     return settings
+
+
+def _load_mode(flags: dict[str, Any]) -> str:
+    """llama.cpp's name for how the file is read: -lm, or what the older flags say."""
+    older = flags["mmap"] is not None or flags["mlock"] or flags["direct_io"]
+    if flags["load_mode"]:
+        if older:
+            raise click.UsageError("Give --load-mode or --mmap, --mlock and --direct-io, not both.")
+        return str(flags["load_mode"])
+    if flags["direct_io"]:
+        return "dio"
+    if flags["mlock"]:
+        return "mlock" if flags["mmap"] is False else "mmap+mlock"
+    return {None: "auto", True: "mmap", False: "none"}[flags["mmap"]]
+
+
+def _adapters(flags: dict[str, Any]) -> list[tuple[str, float]]:
+    """(file, scale) of every --lora and --lora-scaled."""
+    found = [(file, 1.0) for value in flags["lora"] for file in value.split(",") if file]
+    for item in (item for value in flags["lora_scaled"] for item in value.split(",")):
+        file, _, scale = item.rpartition(":")
+        try:
+            number = float(scale)
+        except ValueError:
+            number = math.nan
+        if not file or not math.isfinite(number):
+            raise click.UsageError(f"--lora-scaled {item!r} is not of the form FILE:SCALE.")
+        found.append((file, number))
+    return found
+
+
+def _proportions(text: str) -> list[float]:
+    """The numbers of --tensor-split."""
+    try:
+        found = [float(part) for part in re.split("[,/]+", text)] if text else []
+    except ValueError:
+        found = [math.nan]
+    if not all(math.isfinite(number) and number >= 0 for number in found):
+        raise click.UsageError(f"--tensor-split {text!r} is not of the form 3,1.")
+    return found
+
+
+def _tensor_places(flags: dict[str, Any]) -> list[tuple[str, str]]:
+    """(pattern of tensor names, buffer type) of -ot, -cmoe, -ncmoe and -ncffn, in llama.cpp's order of precedence."""
+    found = []
+    for item in (item for value in flags["override_tensor"] for item in value.split(",")):
+        pattern, equals, place = item.partition("=")
+        if not pattern or not equals or not place:
+            raise click.UsageError(f"--override-tensor {item!r} is not of the form PATTERN=BUFFER.")
+        found.append((pattern, place))
+    # the names are llama.cpp's, as in LLM_FFN_EXPS_REGEX and LLM_FFN_DENSE_REGEX of common.h
+    experts, dense = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
+    if flags["cpu_moe"]:
+        found.append((experts, "CPU"))
+    for pattern, n_layers in ((experts, flags["n_cpu_moe"]), (dense, flags["n_cpu_ffn"])):
+        found += [(rf"blk\.{i}{pattern}", "CPU") for i in range(n_layers)]
+    return found
 
 
 def flash_attn(flags: dict[str, Any]) -> tuple[str, str]:
@@ -277,6 +452,7 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
     """
     from edge_stream.engine import Engine
 
+    resolve(flags)
     _use_model_defaults(flags)
     settings = engine_settings(flags)
     if "n_parallel" in flags:
@@ -291,8 +467,23 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
         engine.close()
         engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_pinned, **settings)
     if flags["n_ctx"] == 0:
-        click.echo(f"ctx-size 0: using the model's training length, {engine.n_ctx} tokens", err=True)
+        click.echo(f"ctx-size 0: using {length_name(engine)}, {engine.n_ctx} tokens", err=True)
     return engine
+
+
+def length_name(engine: Engine) -> str:
+    """What `-c 0` stands for: an MLC folder states no training length."""
+    return "the cache size of the MLC folder" if engine.model_path.is_dir() else "the model's training length"
+
+
+def resolve(flags: dict[str, Any]) -> None:
+    """Replace the model's URL by its file, showing its download; Engine.load takes all other names as they are."""
+    if str(flags["model"]).startswith(("http://", "https://")):
+        from edge_stream.cli.meter import Meter
+        from edge_stream.models import names
+
+        with Meter(in_bytes=True) as meter:
+            flags["model"] = str(names.resolve(flags["model"], meter.show))
 
 
 def _use_possible_parallel(flags: dict[str, Any]) -> None:
@@ -311,8 +502,16 @@ def _use_possible_parallel(flags: dict[str, Any]) -> None:
 def _is_given(name: str) -> bool:
     """True if the user chose a flag's value."""
     ctx = click.get_current_context(silent=True)
-    given = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return ctx is None or ctx.get_parameter_source(name) in given
+
+
+def note_kept_sizes(flags: dict[str, Any], stream: Stream) -> None:
+    """Say that a resumed stream keeps its sinks and its cache size, where flags ask for others."""
+    for name, flag in (("n_keep", "--keep"), ("n_ctx", "--ctx-size")):
+        kept = getattr(stream.stats, name)
+        if _is_given(name) and flags[name] != kept:
+            click.echo(f"the session keeps its own {flag} {kept}; {flag} {flags[name]} is ignored", err=True)
 
 
 def _use_model_defaults(flags: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from edge_stream.cli import options
+from edge_stream.cli.llama_flags import Command
 
 
-@click.command("rpc-server")
+@click.command("rpc-server", cls=Command)
 @click.option("-H", "--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), default=50052, show_default=True, help="Port.")
 @click.option(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli import options, sampling
-from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, decode_text, read_text
+from edge_stream.cli import options, prompts, sampling
+from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, speeds
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
@@ -24,15 +25,22 @@ if TYPE_CHECKING:
     from edge_stream.stream import Stream
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @options.model_option()
-@click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
-@click.option(
-    "-f", "--file", "prompt_file", metavar="FILE", type=click.Path(allow_dash=True), help="A file with the prompt."
-)
+@prompts.prompt_options
 @click.argument("dash", metavar="[-]", required=False, type=click.Choice(["-"]))
 @sampling.predict_option()
-@click.option("--echo", is_flag=True, help="Print the prompt first.")
+@options.option(
+    "--echo/--no-display-prompt",
+    "--display-prompt",
+    "echo",
+    default=False,
+    show_default=False,
+    help="Print the prompt first.",
+)
+@options.rare("-sp", "--special", is_flag=True)
+@options.rare("-no-cnv", "--no-conversation", "-st", "--single-turn", is_flag=True, expose_value=False)
+@options.rare("-co", "--color", expose_value=False)  # the output is the text and nothing else
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
@@ -60,7 +68,11 @@ def main(**flags: Any) -> None:
                 _read(stream, prompt, stats, interrupt)
                 if not interrupt.is_pending():
                     generating = stream.generate(
-                        flags["n_predict"], sampling=sampler, stop=flags["stop"], ignore_eos=flags["ignore_eos"]
+                        flags["n_predict"],
+                        sampling=sampler,
+                        stop=flags["stop"],
+                        ignore_eos=flags["ignore_eos"],
+                        special=flags["special"],
                     )
                     with closing(generating) as tokens:  # type: ignore[type-var]
                         for token in tokens:
@@ -74,6 +86,9 @@ def main(**flags: Any) -> None:
                 replace_text(flags["stats_file"], json.dumps(stats.report(), indent=2, allow_nan=False) + "\n")
         if sys.stdout.isatty():
             click.echo()
+        if flags["show_timings"]:
+            report = stats.report()
+            click.echo(speeds(report["prompt_tok_per_s"] or 0, report["tok_per_s"] or 0), err=True)
         if flags["save_file"]:
             stream.save(flags["save_file"])
     if interrupt.is_pending():
@@ -82,16 +97,14 @@ def main(**flags: Any) -> None:
 
 def _prompt(flags: dict[str, Any]) -> str:
     """The prompt; "" with --load alone. Raises UsageError unless one source was given."""
-    sources = [flags["prompt"] is not None, flags["prompt_file"] is not None, flags["dash"] is not None]
-    if sum(sources) > 1:
-        raise click.UsageError("Give only one of -p TEXT, -f FILE and -.")
-    if not any(sources) and not flags["load_file"]:
+    if flags["dash"]:
+        if flags["prompt"] is not None or flags["prompt_file"] is not None:
+            raise click.UsageError("Give only one of -p TEXT, -f FILE and -.")
+        flags["prompt_file"] = "-"
+    prompt = prompts.given_prompt(flags)
+    if prompt is None and not flags["load_file"]:
         raise click.UsageError("No prompt: give -p TEXT, -f FILE, or - to read it from stdin.")
-    if flags["prompt"] is not None:
-        # Python turns an argument's bytes that are not UTF-8 into surrogates
-        prompt = decode_text(flags["prompt"].encode("utf-8", "surrogateescape"), "the prompt")
-    else:
-        prompt = read_text(Path(flags["prompt_file"] or "-")) if any(sources) else ""
+    prompt = prompt or ""
     if not prompt and not flags["load_file"]:
         raise EdgeStreamError("the prompt is empty: give at least one character")
     return prompt
@@ -99,7 +112,9 @@ def _prompt(flags: dict[str, Any]) -> str:
 
 def _open_stream(engine: Engine, flags: dict[str, Any], prompt: str) -> Stream:
     if flags["load_file"]:
-        return engine.restore(flags["load_file"])
+        stream = engine.restore(flags["load_file"])
+        options.note_kept_sizes(flags, stream)
+        return stream
     if flags["n_keep"] >= 0:
         return engine.stream(n_keep=flags["n_keep"])
     whole = _count(engine, prompt)

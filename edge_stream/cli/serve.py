@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_stream.cli import options, sampling
+from edge_stream.cli import chat_flags, options, prompts, sampling
+from edge_stream.cli.llama_flags import Command
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
+    from edge_stream.chat.options import ChatOptions
     from edge_stream.engine import Engine
     from edge_stream.server.settings import Settings
+
+
+_FILE = click.Path(exists=True, dir_okay=False)
+_NEVER_SECONDS = 1e9
 
 
 def _default_sessions() -> Path:
@@ -24,11 +30,13 @@ def _default_sessions() -> Path:
     return Path(state) / "edge-stream" / "sessions"
 
 
-@click.command("serve")
+@click.command("serve", cls=Command)
 @options.model_option()
 @options.option("--host", env="HOST", default="127.0.0.1", help="Address to listen on.")
 @options.option("--port", env="PORT", type=options.Count(0, 65535), default=8080, help="Port. 0: any free one.")
-@options.option("--alias", env="ALIAS", metavar="NAME", help="Name of the model in the API. Default: that of its file.")
+@options.option(
+    "-a", "--alias", env="ALIAS", metavar="NAME", help="Name of the model in the API. Default: that of its file."
+)
 @options.option(
     "-np",
     "--parallel",
@@ -39,8 +47,21 @@ def _default_sessions() -> Path:
     help="Conversations in the cache at once, each with --ctx-size tokens of its own, decoded in one batch; others "
     "wait on disk. With N > 1, -fa auto means off on the CPU, so that conversations do not change each other's text.",
 )
-@options.option("--api-key", env="API_KEY", metavar="KEY,...", help="Keys; each request must have one of them.")
-@options.option("--api-key-file", type=click.Path(dir_okay=False), metavar="FILE", help="A file with one key per line.")
+@options.option(
+    "--api-key",
+    envvar=["LLAMA_API_KEY", "LLAMA_ARG_API_KEY"],
+    show_envvar=True,
+    multiple=True,
+    metavar="KEY,...",
+    help="Keys; each request must have one of them.",
+)
+@options.option(
+    "--api-key-file",
+    env="API_KEY_FILE",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="A file with one key per line; # begins a comment.",
+)
 @options.option("--no-api-key", is_flag=True, help="Listen without a key on addresses other than loopback.")
 @options.option(
     "--cors",
@@ -69,6 +90,12 @@ def _default_sessions() -> Path:
 )
 @options.option("--no-sessions", is_flag=True, help="Write nothing to disk.")
 @options.option(
+    "--slot-save-path",
+    type=click.Path(file_okay=False, exists=True, writable=True),
+    metavar="DIR",
+    help="Where POST /slots saves states, each in a file of the name that the client gives. Default: in --session-dir.",
+)
+@options.option(
     "--session-space",
     type=sampling.Number(0.001),
     default=4.0,
@@ -78,7 +105,9 @@ def _default_sessions() -> Path:
 )
 @options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
 @options.option(
+    "-to",
     "--timeout",
+    env="TIMEOUT",
     type=sampling.Number(1),
     default=3600.0,
     metavar="S",
@@ -87,7 +116,23 @@ def _default_sessions() -> Path:
 @options.option(
     "--max-request", type=sampling.Number(0.01), default=16.0, metavar="MIB", help="Size limit of requests."
 )
+@options.option("--ssl-key-file", env="SSL_KEY_FILE", metavar="FILE", type=_FILE, help="PEM key, for https.")
+@options.option("--ssl-cert-file", env="SSL_CERT_FILE", metavar="FILE", type=_FILE, help="PEM certificate, for https.")
+@options.option(
+    "--ui/--no-ui", " /--no-webui", "ui", env="UI", default=True, show_default=False, help="Serve the page."
+)
+@options.rare("--webui", is_flag=True, expose_value=False)
+@options.rare("--slots/--no-slots", env="ENDPOINT_SLOTS", default=True)
+@options.rare("--threads-http", env="THREADS_HTTP", type=options.Count(-1, 1024), default=-1)
+@options.rare("--sse-ping-interval", env="SSE_PING_INTERVAL", type=options.Count(min=-1), default=15)
+@options.rare("--log-disable", is_flag=True)
+@options.rare("--log-file", env="LOG_FILE", type=click.Path(dir_okay=False))
+@options.rare("--log-prefix/--no-log-prefix", env="LOG_PREFIX", default=True)
+@options.rare("--log-timestamps/--no-log-timestamps", env="LOG_TIMESTAMPS", default=True)
+@options.log_colors_option
+@prompts.escape_option
 @sampling.predict_option()
+@chat_flags.chat_options
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -103,15 +148,36 @@ def main(**flags: Any) -> None:
     from edge_stream.server.serve import serve
 
     keys = _keys(flags)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    chat = chat_flags.make_chat_options(flags)
+    prompts.unescape_stops(flags)
+    if bool(flags["ssl_key_file"]) != bool(flags["ssl_cert_file"]):
+        raise click.UsageError("https needs both --ssl-key-file and --ssl-cert-file.")
+    if flags["slot_save_path"] and flags["no_sessions"]:
+        raise click.UsageError("--slot-save-path writes conversations to disk, which --no-sessions forbids.")
+    _start_log(flags)
     with options.load_engine(flags) as engine, ExitStack() as stack:
         embedder = None
         if flags["embedding_model"]:
             from edge_stream.embedder import Embedder
 
             embedder = stack.enter_context(Embedder(flags["embedding_model"], flags["pooling"]))
-        serve(engine, replace(make_settings(engine, flags, keys), embedder=embedder))
+        serve(engine, replace(make_settings(engine, flags, keys, chat), embedder=embedder))
+
+
+def _start_log(flags: dict[str, Any]) -> None:
+    parts = (("%(asctime)s", flags["log_timestamps"]), ("%(levelname)s", flags["log_prefix"]), ("%(message)s", True))
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if flags["log_file"]:
+        try:
+            handlers.append(logging.FileHandler(flags["log_file"], encoding="utf-8"))
+        except OSError as error:
+            raise EdgeStreamError(f"cannot write {flags['log_file']}: {error.strerror}") from None
+    logging.basicConfig(
+        format=" ".join(part for part, wanted in parts if wanted), level=logging.INFO, handlers=handlers
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if flags["log_disable"]:
+        logging.disable()
 
 
 def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
@@ -119,11 +185,12 @@ def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
     from edge_stream.cli.console import read_text
     from edge_stream.server.settings import LOOPBACK
 
-    keys = [key.strip() for key in (flags["api_key"] or "").split(",")]
+    keys = [key.strip() for value in flags["api_key"] for key in value.split(",")]
     if flags["api_key_file"]:
-        keys += [line.strip() for line in read_text(Path(flags["api_key_file"])).splitlines()]
+        lines = read_text(Path(flags["api_key_file"])).splitlines()
+        keys += [line.strip() for line in lines if not line.startswith("#")]
     keys = [key for key in keys if key]
-    if (flags["api_key"] is not None or flags["api_key_file"]) and not keys:
+    if (flags["api_key"] or flags["api_key_file"]) and not keys:
         raise click.UsageError("--api-key is empty.")
     if flags["host"] not in LOOPBACK and not keys and not flags["no_api_key"]:
         raise click.UsageError(
@@ -133,22 +200,32 @@ def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...]) -> Settings:
+def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], chat: ChatOptions) -> Settings:
     """The server's settings."""
     from edge_stream.server.settings import Limits, Settings
 
     folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()
     return Settings(
-        alias=flags["alias"] or engine.model_path.stem,
+        # llama-server takes several names; requests may use any
+        alias=(flags["alias"] or "").split(",")[0].strip() or engine.model_path.stem,
         host=flags["host"],
         port=flags["port"],
         api_keys=keys,
         cors=tuple(origin.strip() for given in flags["cors"] for origin in given.split(",")),
         session_dir=None if flags["no_sessions"] else folder,
         session_bytes=int(flags["session_space"] * 2**30),
+        slot_save_path=Path(flags["slot_save_path"]) if flags["slot_save_path"] else None,
         n_predict=flags["n_predict"],
         sampling=sampling.make_sampling(flags),
         verbose=flags["verbose"],
+        stop=tuple(flags["stop"]),
+        ignore_eos=flags["ignore_eos"],
+        chat=chat,
+        ping_seconds=flags["sse_ping_interval"] if flags["sse_ping_interval"] > 0 else _NEVER_SECONDS,
+        ssl_files=(flags["ssl_key_file"], flags["ssl_cert_file"]) if flags["ssl_key_file"] else None,
+        has_page=flags["ui"],
+        has_slots=flags["slots"],
+        n_http_threads=flags["threads_http"] if flags["threads_http"] > 0 else None,
         limits=Limits(
             queue=flags["queue"], request_seconds=flags["timeout"], body_bytes=int(flags["max_request"] * 2**20)
         ),

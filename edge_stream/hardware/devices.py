@@ -66,6 +66,8 @@ def ggml() -> Any:
         "ggml_backend_dev_type": (C.c_int, [C.c_void_p]),
         "ggml_backend_dev_memory": (None, [C.c_void_p, size, size]),
         "ggml_backend_dev_backend_reg": (C.c_void_p, [C.c_void_p]),
+        "ggml_backend_dev_buffer_type": (C.c_void_p, [C.c_void_p]),
+        "ggml_backend_buft_name": (C.c_char_p, [C.c_void_p]),
         "ggml_backend_dev_supports_op": (C.c_bool, [C.c_void_p, C.c_void_p]),
         "ggml_backend_reg_name": (C.c_char_p, [C.c_void_p]),
         "ggml_backend_reg_by_name": (C.c_void_p, [C.c_char_p]),
@@ -84,6 +86,13 @@ def devices() -> list[Device]:
     """Every device, in backend order."""
     lib = ggml()
     return [device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
+
+
+def buffer_types() -> dict[str, int]:
+    """Name -> ggml_backend_buffer_type_t of the memory of every device."""
+    lib = ggml()
+    found = [lib.ggml_backend_dev_buffer_type(d.handle) for d in devices()]
+    return {_text(lib.ggml_backend_buft_name(buffer)): buffer for buffer in found if buffer}
 
 
 def device(handle: int) -> Device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,9 +75,8 @@ class Runner:
     stamp: dict[str, Any] = field(default_factory=dict)
     ratios: list[dict[str, Any]] = field(default_factory=list)
 
-    def measure(self, setup: Setup) -> list[dict[str, Any]]:
-        """A row for each test in each mode. Each mode has a process of its own; they take turns."""
-        rows: list[dict[str, Any]] = []
+    def measure(self, setup: Setup) -> Iterator[list[dict[str, Any]]]:
+        """For each test a row for each mode. Each mode has a process of its own; they take turns."""
         processes = self._open(setup)
         try:
             for test in self.tests:
@@ -85,11 +84,10 @@ class Runner:
                 trials = [trial for trial in trials if self._fits(trial)]
                 self._run(trials)
                 done = [trial.row(self.stamp) for trial in trials]
-                rows += done
                 self.ratios += ratios(done)
+                yield done
         finally:
             close_all(processes)
-        return rows
 
     def _open(self, setup: Setup) -> list[ReaderProcess]:
         """A process per mode; dense is left out, with a note, if a cache for everything cannot be had."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -146,24 +148,22 @@ class _Service:
 
 def _serve(connection: Any, args: tuple[Any, ...]) -> None:
     """The process's loop: answers (method, arguments) with (True, result) or (False, sentence)."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         service = _Service(*args)
-        connection.send((True, service.facts()))
     except Exception as error:
-        connection.send((False, _sentence(error)))
-        return
-    while True:
-        try:
-            method, values = connection.recv()
-        except EOFError:
-            break
-        try:
-            connection.send((True, getattr(service, method)(*values)))
-        except Exception as error:
+        with suppress(OSError):
             connection.send((False, _sentence(error)))
+        return
+    with suppress(OSError):
+        connection.send((True, service.facts()))
+    with suppress(EOFError, OSError):  # the parent has gone
+        while True:
+            method, values = connection.recv()
+            try:
+                answer = (True, getattr(service, method)(*values))
+            except Exception as error:
+                answer = (False, _sentence(error))
+            connection.send(answer)
     service.reader.close()
 
 
@@ -180,7 +180,12 @@ class ReaderProcess:
         self._connection, theirs = context.Pipe()
         args = (model, mode, n_ctx, n_keep, settings)
         self._process = context.Process(target=_serve, args=(theirs, args), daemon=True)
-        self._process.start()
+        # Ctrl-C is the parent's: the child, which inherits this, never sees it, not even while it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         try:
             self.facts: dict[str, Any] = self._receive()
@@ -215,7 +220,7 @@ class ReaderProcess:
     def close(self) -> None:
         """End the process."""
         self._connection.close()
-        self._process.join(10)
+        self._process.join(2)
         if self._process.is_alive():
             self._process.kill()
 

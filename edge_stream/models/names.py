@@ -1,13 +1,15 @@
-"""Resolve model names (a path, `demo`, `hf:user/repo[:quant]`) to a GGUF file or an MLC folder."""
+"""Resolve model names (a path, `demo`, `hf:user/repo[:quant]`, a URL) to a GGUF file or an MLC folder."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.models import downloads
 
 _GGUF_MAGIC = b"GGUF"
 MLC_CONFIG = "mlc-chat-config.json"  # marks a folder as an MLC model
@@ -23,12 +25,19 @@ def cache_folder() -> Path:
     return Path(base) / "edge-stream"
 
 
-def resolve(model: str) -> Path:
-    """The GGUF file or MLC folder that `model` names. Raises EdgeStreamError if there is none."""
+def resolve(model: str, on_progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """The GGUF file or MLC folder that `model` names. Raises EdgeStreamError if there is none.
+
+    on_progress: see downloads.fetch.
+    """
     if model == "demo":
         return _demo()
     if model.startswith("hf:"):
         return _hugging_face(model.removeprefix("hf:"))
+    if model.startswith(("http://", "https://")):
+        path = downloads.fetch(model, cache_folder() / "downloads", on_progress)
+        _check_magic(path)
+        return path
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / MLC_CONFIG).exists():
@@ -64,7 +73,8 @@ def _demo() -> Path:
 def _hugging_face(name: str) -> Path:
     """The GGUF file of a Hugging Face repository; of a split model the first part, with the others beside it.
 
-    A cached file of the wanted quantisation is used without asking the hub. Raises EdgeStreamError.
+    A cached file of the wanted quantisation is used without asking the hub.
+    `quant` may be a file's name. Raises EdgeStreamError.
     """
     try:
         from huggingface_hub import HfApi, hf_hub_download
@@ -133,8 +143,12 @@ def is_split(path: Path) -> bool:
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
     """The file (or parts) of a quantisation; if none is given, of Q4_K_M, else of the only model.
 
-    files: sorted names. Raises EdgeStreamError, listing the repository's files, if there is none.
+    files: sorted names; quant may be one of them. Raises EdgeStreamError, listing the files, if none is wanted.
     """
+    if quant.lower().endswith(".gguf"):
+        if quant not in files:
+            raise EdgeStreamError(f"hf:{repo} has no file {quant} (it has {', '.join(files) or 'no GGUF files'})")
+        return [f for f in files if _SPLIT.sub("", f) == _SPLIT.sub("", quant)]
     models = [f for f in files if "mmproj" not in f.lower()]
     wanted = (quant or _DEFAULT_QUANT).lower()
     hits = [f for f in models if re.search(rf"(^|[-._/]){re.escape(wanted)}([-._/]|$)", f.lower())]

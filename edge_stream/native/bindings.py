@@ -136,6 +136,7 @@ class SamplerParams(C.Structure):
         ("n_logit_bias", C.c_size_t),
         ("grammar", C.c_char_p),
         ("grammar_root", C.c_char_p),
+        ("chat", C.c_char_p),
     ]
 
 

@@ -83,8 +83,11 @@ def serve(engine: Engine, settings: Settings) -> None:
         )
     if not settings.api_keys and not settings.is_loopback:
         log.warning("anyone who can reach %s can use this server: there is no API key", settings.host)
+    key, certificate = settings.ssl_files or (None, None)
     config = uvicorn.Config(
         make_app(scheduler, settings),
+        ssl_keyfile=key,
+        ssl_certfile=certificate,
         http=HeaderTimeoutProtocol,
         ws="none",
         log_level="warning",
@@ -95,7 +98,11 @@ def serve(engine: Engine, settings: Settings) -> None:
     )
     port = sock.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log.info("listening on http://%s:%d", host, port)
+    try:
+        config.load()  # reads the certificate
+    except (OSError, ValueError) as error:
+        raise EdgeStreamError(f"the certificate or its key cannot be used: {error}") from error
+    log.info("listening on http%s://%s:%d", "s" * config.is_ssl, host, port)
     try:
         _Server(config, scheduler).run(sockets=[sock])
     finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_stream.chat.options import ChatOptions
 from edge_stream.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings. `api_keys` empty: no key is needed. `session_dir` None: nothing is written to disk."""
+    """Settings.
+
+    api_keys: empty: no key is needed. session_dir: None: nothing is written to disk. slot_save_path: where clients save
+    slots by name; None: in session_dir. stop: strings that end every answer, beside a request's own. ssl_files: the
+    PEM files of the key and of the certificate, for https. n_http_threads: for work beside the engine's; None: Python's
+    default.
+    """
 
     alias: str
     host: str = "127.0.0.1"
@@ -48,12 +55,20 @@ class Settings:
     cors: tuple[str, ...] = ()
     session_dir: Path | None = None
     session_bytes: int = 4 << 30
+    slot_save_path: Path | None = None
     n_prefill: int = 64  # tokens of a prompt read between two steps of the other conversations
     n_predict: int = -1
     sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    chat: ChatOptions = field(default_factory=ChatOptions)
     ping_seconds: float = 15.0
     embedder: Embedder | None = None
     verbose: bool = False  # every chat's answer shows its prompt and settings
+    ssl_files: tuple[str, str] | None = None
+    has_page: bool = True
+    has_slots: bool = True
+    n_http_threads: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -81,6 +81,7 @@ typedef struct es_sampler_params {
     size_t                n_logit_bias;
     const char *          grammar;      // GBNF; NULL: none
     const char *          grammar_root; // NULL: "root"
+    const char *          chat;         // es_chat_request_info's "sampling" instead of a grammar; NULL: none
 } es_sampler_params;
 
 ES_API es_sampler_params es_sampler_default_params(void);

@@ -182,7 +182,8 @@ int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
     if (wanted.n_logit_bias > 0 && !wanted.logit_bias) {
         return es_fail(ES_ERR_INVALID, "logit_bias must not be null");
     }
-    if (sampler_ && !wanted.grammar && !sampling_.sampling.grammar && same_sampling(sampling_, bias_, params)) {
+    const auto has_rules = [](const es_sampler_params & p) { return p.grammar || p.chat; };
+    if (sampler_ && !has_rules(wanted) && !has_rules(sampling_.sampling) && same_sampling(sampling_, bias_, params)) {
         return ES_OK;
     }
     es_sampler_params p = wanted;

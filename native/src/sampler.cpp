@@ -82,13 +82,6 @@ llama_token_data_array fill(std::vector<llama_token_data> & candidates, const fl
     return { candidates.data(), candidates.size(), -1, false };
 }
 
-bool grammar_allows(llama_sampler * grammar, llama_token token) {
-    llama_token_data       one = { token, 0.0f, 0.0f };
-    llama_token_data_array arr = { &one, 1, -1, false };
-    llama_sampler_apply(grammar, &arr);
-    return std::isfinite(one.logit);
-}
-
 int32_t check(const es_sampler_params & p, int32_t n_vocab) {
     const auto finite = [](float x) { return std::isfinite(x); };
     if (!finite(p.temp) || !finite(p.top_p) || !finite(p.min_p) || !finite(p.frequency_penalty) ||
@@ -157,16 +150,18 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
             }
             add(llama_sampler_init_temp(p.temp));
         }
-        if (p.grammar) {
-            s->grammar.reset(llama_sampler_init_grammar(vocab, p.grammar, p.grammar_root ? p.grammar_root : "root"));
-            if (!s->grammar) {
-                return es_fail(ES_ERR_INVALID, "the grammar cannot be parsed");
-            }
+        try {
+            s->rules = std::make_unique<es_rules>(vocab, p.grammar, p.grammar_root, p.chat);
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const std::exception & e) {
+            return es_fail(ES_ERR_INVALID, "%s", e.what());
         }
         // pointers to the caller's memory
         s->params.logit_bias   = nullptr;
         s->params.grammar      = nullptr;
         s->params.grammar_root = nullptr;
+        s->params.chat         = nullptr;
         *out                   = s.release();
         return ES_OK;
     });
@@ -217,13 +212,15 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
         const double  u       = greedy ? 0.0 : uniform(s->rng.seed, s->rng.n_draw);
 
         auto candidates = fill(s->candidates, logits, n_vocab);
+        s->rules->apply_budget(candidates);
         llama_sampler_apply(s->chain.get(), &candidates);
         llama_token token = choose(candidates, greedy, u);
 
         // applying a grammar to the whole vocabulary is slow, so it checks the sampled token first
-        if (s->grammar && !grammar_allows(s->grammar.get(), token)) {
+        if (s->rules->applies() && !s->rules->allows(token)) {
             candidates = fill(s->candidates, logits, n_vocab);
-            llama_sampler_apply(s->grammar.get(), &candidates);
+            s->rules->apply_budget(candidates);
+            s->rules->apply_grammar(candidates);
             size_t n_allowed = 0;
             for (size_t i = 0; i < candidates.size; ++i) {
                 if (std::isfinite(candidates.data[i].logit)) {
@@ -237,9 +234,7 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
             llama_sampler_apply(s->chain.get(), &candidates);
             token = choose(candidates, greedy, u);
         }
-        if (s->grammar) {
-            llama_sampler_accept(s->grammar.get(), token);
-        }
+        s->rules->accept(token);
         s->rng.n_draw++;
         s->accept(token);
 

@@ -2,11 +2,13 @@
 #pragma once
 
 #include "edge_stream.h"
+#include "chat/rules.h"
 #include "llama-cpp.h"
 #include "sampler_state.h"
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,7 +23,7 @@ struct es_sampler {
     state                         rng;
     std::deque<llama_token>       last;
     llama_sampler_ptr             chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
-    llama_sampler_ptr             grammar; // or null
+    std::unique_ptr<es_rules>     rules;   // never null
     std::vector<llama_token_data> candidates;
     const llama_vocab *           vocab = nullptr;
     std::string                   piece; // of the token that was described last

@@ -55,7 +55,15 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
     wanted.n_chunk          = h.n_chunk;
     wanted.n_boundary       = h.n_boundary;
     wanted.rebase_at        = h.rebase_at;
-    const int32_t rc        = stream.resize(wanted, toks);
+    // while sinks are missing, all there is are a few sinks: they are decoded again
+    const bool    few = toks.tokens.size() < h.n_keep;
+    const int32_t rc  = stream.resize(wanted, few ? es_window::state() : toks);
+    if (rc == ES_OK && few && toks.n_past != (int64_t) toks.tokens.size()) {
+        return es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
+    }
+    if (rc == ES_OK && few && !toks.tokens.empty()) {
+        return stream.feed(toks.tokens.data(), toks.tokens.size(), nullptr, nullptr);
+    }
     if (rc != ES_OK || toks.tokens.empty()) {
         return rc;
     }
@@ -109,10 +117,7 @@ int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, i
     }
     return es_guard([&]() -> int32_t {
         const es_window & w = stream->window;
-        if (w.n_past() > 0 && w.n_sinks() < w.params().n_keep) {
-            return es_fail(ES_ERR_INVALID, "the stream holds only %u of its %u sinks: feed them before saving",
-                           w.n_sinks(), w.params().n_keep);
-        }
+        const bool        few = w.n_sinks() < w.params().n_keep; // see restore
         const es_session_head h = { w.params().n_ctx,
                                     w.params().n_keep,
                                     type_k,
@@ -130,12 +135,12 @@ int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, i
         if (!stream->mover->can_save() || stream->state_lost) {
             return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
         }
-        es_bytes      bank, keys;
-        const int32_t rc = stream->mover->get_state(bank);
+        es_bytes          bank, keys;
+        const int32_t     rc = few ? (int32_t) ES_OK : stream->mover->get_state(bank);
         if (rc != ES_OK) {
             return rc;
         }
-        if (!get_keys(*stream, keys)) {
+        if (!few && !get_keys(*stream, keys)) {
             return es_fail(ES_ERR_INTERNAL, "the cache could not be copied");
         }
         if (es_check_devices(stream->ctx) != ES_OK) {
@@ -242,7 +247,8 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
             std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
         }
-        if (h.sink_move == ES_SINK_MOVE_BANK && h.n_keep > 0 && !toks.tokens.empty() && sections[ES_TAG_BANK].empty()) {
+        if (h.sink_move == ES_SINK_MOVE_BANK && h.n_keep > 0 && toks.tokens.size() >= h.n_keep &&
+            sections[ES_TAG_BANK].empty()) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: its pinned sinks are missing", path);
         }
         const es_bytes & lgts = sections[ES_TAG_LGTS];

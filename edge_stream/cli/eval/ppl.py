@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import (
+    KeepingDone,
     chunk_option,
     emit,
     engine_options,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 N_SEGMENTS = 10
 
 
-@click.command("ppl")
+@click.command("ppl", cls=Command)
 @mode_option()
 @text_options
 @chunk_option
@@ -78,8 +80,9 @@ def main(**flags: Any) -> None:
     tokens = read_tokens(flags)
     if flags["fresh_tail"] and flags["fresh_tail"] + flags["n_ctx"] >= len(tokens):
         raise EdgeStreamError(f"--fresh-tail {flags['fresh_tail']}: {len(tokens)} tokens are too few for that")
-    readings, rows = [], []
-    with Meter() as meter:
+    readings: list[Reading] = []
+    rows: list[dict[str, Any]] = []
+    with KeepingDone(rows) as keeping, Meter() as meter:
         for mode in flags["modes"]:
             reading, row = _measure(mode, tokens, flags, outputs.get(mode), meter)
             readings.append(reading)
@@ -94,6 +97,7 @@ def main(**flags: Any) -> None:
         emit(rows, list(rows[0]), flags["output"])
     if flags["plot"]:
         plots.perplexity(readings, flags["plot"])
+    keeping.finish()
 
 
 def _measure(

@@ -9,12 +9,13 @@ import click
 
 from edge_stream.backends import MODES
 from edge_stream.cli.console import read_text
-from edge_stream.cli.measuring import emit, engine_options, mode_option, output_option, prepare
+from edge_stream.cli.llama_flags import Command
+from edge_stream.cli.measuring import KeepingDone, emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
 from edge_stream.output.files import check_writable, replace_text
 
 
-@click.command("qa-stream")
+@click.command("qa-stream", cls=Command)
 @mode_option("stream", (*MODES, "one-shot"))
 @click.option(
     "-f",
@@ -28,7 +29,10 @@ from edge_stream.output.files import check_writable, replace_text
 @output_option("-o", "--output")
 @engine_options
 def main(**flags: Any) -> None:
-    """Join questions into one long stream: exact match. one-shot: ask each question with an empty cache."""
+    """Ask many questions one after the other in one long stream, and count the answers that are exactly right.
+
+    Mode one-shot asks each question on its own, with an empty cache, for comparison.
+    """
     from edge_stream.measure import qa
     from edge_stream.measure.table import as_json
 
@@ -36,8 +40,9 @@ def main(**flags: Any) -> None:
         check_writable(Path(flags["details"]))
     items = qa.parse(read_text(Path(flags["qa_file"])), flags["qa_file"]) if flags["qa_file"] else qa.builtin()
     prepare(flags)
-    rows, details = [], []
-    with Meter() as meter:
+    rows: list[dict[str, Any]] = []
+    details: list[dict[str, Any]] = []
+    with KeepingDone(rows) as keeping, Meter() as meter:
         for mode in flags["modes"]:
             row, answers = qa.run(
                 flags["model"],
@@ -54,3 +59,4 @@ def main(**flags: Any) -> None:
     if flags["details"]:
         lines = "".join(as_json(d, line=True) + "\n" for d in details)
         replace_text(flags["details"], lines)
+    keeping.finish()

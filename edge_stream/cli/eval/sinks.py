@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edge_stream.cli.lists import IntList
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import (
     chunk_option,
     emit,
@@ -19,7 +20,7 @@ from edge_stream.cli.measuring import (
 from edge_stream.cli.meter import Meter
 
 
-@click.command("sinks")
+@click.command("sinks", cls=Command)
 @click.option("--sinks", type=IntList(), default="0,1,2,4,8", show_default=True, help="Numbers of sinks to try.")
 @text_options
 @chunk_option

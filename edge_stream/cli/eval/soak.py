@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from edge_stream.cli.console import Interrupt
+from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.measuring import chunk_option, engine_options, read_tokens, text_options
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import check_writable
 
 
-@click.command("soak")
+@click.command("soak", cls=Command)
 @click.option("--log", "log_file", required=True, metavar="FILE.jsonl", help="Append a line per interval to FILE.")
 @click.option("--session", "session_file", metavar="FILE", help="The saved stream to resume. Default: LOG.session.")
 @click.option(
@@ -36,10 +37,11 @@ from edge_stream.output.files import check_writable
 @text_options
 @engine_options
 def main(**flags: Any) -> None:
-    """Stream for hours; exit with 1 if memory, latency or NLL trend upwards. Ctrl-C stops, the same command resumes.
+    """Read text for hours, and exit with 1 if memory, latency or prediction error (NLL) keep growing.
 
-    The test: a seasonal Kendall test over the intervals of each process, one-sided, p < 0.01, and a Theil-Sen slope
-    over the run of more than 1% (memory: also more than 1 MiB; latency 5%).
+    Ctrl-C stops; the same command goes on from there. What counts as growing: a trend that chance would show in less
+    than one of a hundred runs (a seasonal Kendall test over the intervals of each process), and a slope (Theil-Sen) of
+    more than 1% over the run; for memory also more than 1 MiB, for latency 5%.
     """
     from edge_stream.measure import soak
 

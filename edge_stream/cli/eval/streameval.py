@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from edge_stream.cli.lists import IntList
-from edge_stream.cli.measuring import emit, engine_options, mode_option, output_option, prepare
+from edge_stream.cli.llama_flags import Command
+from edge_stream.cli.measuring import KeepingDone, emit, engine_options, mode_option, output_option, prepare
 from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 
 
-@click.command("streameval")
+@click.command("streameval", cls=Command)
 @mode_option("stream,window,shift")
 @click.option(
     "--format",
@@ -47,7 +48,7 @@ def main(**flags: Any) -> None:
         ),
     )
     rows: list[dict[str, Any]] = []
-    with Meter() as meter:
+    with KeepingDone(rows) as keeping, Meter() as meter:
         for mode in flags["modes"]:
             rows += streameval.run(
                 flags["model"], mode, plan, flags["n_ctx"], flags["n_keep"], flags["settings"], meter.show, meter.note
@@ -57,3 +58,4 @@ def main(**flags: Any) -> None:
     emit(rows, list(rows[0]), flags["output"])
     if flags["plot"]:
         plots.distance(rows, flags["n_ctx"], flags["plot"])
+    keeping.finish()

@@ -34,7 +34,7 @@ class Embeddings:
         add_route(
             router, "/v1/embeddings", self.openai, "OpenAI", aliases=(), response_model=schemas.Embedded, **options
         )
-        native = {"aliases": ("/embeddings",), "response_model": list[schemas.NativeEmbedding]}
+        native: dict[str, Any] = {"aliases": ("/embeddings",), "response_model": list[schemas.NativeEmbedding]}
         add_route(router, "/embedding", self.native, "llama-server", **native, **options)
         for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
             router.add_api_route(path, self.rerank, methods=["POST"], include_in_schema=False)
@@ -43,7 +43,7 @@ class Embeddings:
         """A vector of length 1 for each text."""
         embedder = self._model()
         if not embedder.is_pooled:
-            raise errors.invalid("this server embeds tokens (--pooling none): only /embedding can answer so")
+            raise errors.invalid("this server embeds single tokens, as /embedding says: start it with --pooling")
         if body.dimensions is not None and body.dimensions != embedder.n_embd:
             raise errors.invalid(f"dimensions = {body.dimensions}: this model's embeddings have {embedder.n_embd}")
         rows, n = await self._embed(embedder, body.input)

@@ -154,6 +154,8 @@ class Llama:
 
     async def slots(self) -> list[dict[str, Any]]:
         """The conversation in each slot of the cache."""
+        if not self.settings.has_slots:
+            raise errors.ApiError(501, "this server does not show its slots (--no-slots)")
         return await self.answering.call(self.scheduler.slots)
 
     async def slot(

@@ -17,6 +17,7 @@ from edge_stream.chat.templates import ChatTemplate, TurnRenderer
 from edge_stream.server.history.prefix_matching import Entry, History, Message, Unit, flat_content
 
 if TYPE_CHECKING:
+    from edge_stream.chat.options import ChatOptions
     from edge_stream.engine import Engine
 
 _FRAMES = 64  # system prompts and tool lists whose frames are remembered
@@ -93,9 +94,10 @@ class _Frame:
 class Renderer:
     """A model's template and tokenizer. For one thread at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, chat: ChatOptions) -> None:
         self.engine = engine
-        self.template = ChatTemplate.of(engine)
+        self.template = ChatTemplate.of(engine, chat)
+        self._variables = chat.variables  # those of a request go before
         self._frames: OrderedDict[bytes, _Frame] = OrderedDict()
 
     def tokens(self, text: str) -> list[int]:
@@ -143,11 +145,11 @@ class Renderer:
 
     def whole(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """The text of a whole chat, for /apply-template."""
-        return self.template.render([template_message(m) for m in messages], **variables)
+        return self.template.render([template_message(m) for m in messages], **{**self._variables, **variables})
 
     def _frame(self, history: History) -> _Frame:
         if history.root not in self._frames:
-            turns = TurnRenderer(self.template, history.system, history.variables)
+            turns = TurnRenderer(self.template, history.system, {**self._variables, **history.variables})
             head, bos = self.tokens(turns.head), self.engine.bos
             if self.engine.add_bos and head[:1] != [bos]:
                 head = [bos, *head]

@@ -39,15 +39,18 @@ class SessionStore:
     """A locked folder of session files, written in order by a thread of its own.
 
     max_bytes: of the files of all servers under `root`, other models' and states saved by name included. Raises
-    EdgeStreamError if the folder cannot be used.
+    EdgeStreamError if the folder cannot be used. chat_tag: of what conversations are rendered with, "" for the model's
+    own template: histories of another one do not match.
     """
 
-    def __init__(self, folder: Path, engine: Engine, max_bytes: int) -> None:
+    def __init__(self, folder: Path, engine: Engine, max_bytes: int, chat_tag: str = "") -> None:
         # llama.cpp's state of a sequence fits caches of the same shape only
         backend, o = engine.backend, engine.backend.options
         shape = f"c{o.n_ctx}-np{o.n_parallel}-{o.cache_type_k}-{o.cache_type_v}-fa-{o.flash_attn}"
         self.root = folder
-        self.folder = folder / f"{backend.facts.weights_tag:016x}-{shape}-{backend.sink_move}"
+        self.folder = (
+            folder / f"{backend.facts.weights_tag:016x}-{shape}-{backend.sink_move}{chat_tag and '-' + chat_tag}"
+        )
         self.max_bytes = max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +29,8 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if settings.n_http_threads:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(settings.n_http_threads))
         scheduler.start()
         yield
         await asyncio.to_thread(scheduler.stop)
@@ -40,7 +43,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    page = page_files()
+    page = page_files() if settings.has_page else {}
     app.include_router(make_router(scheduler, settings))
     for path in page:
         # HEAD: Ollama's clients ask for `/` so, to know whether the server runs

@@ -142,7 +142,7 @@ class RequestBuilder:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
         if request.id_slot >= self.engine.n_parallel:
             raise errors.invalid(f"id_slot = {request.id_slot} is not one of the {self.engine.n_parallel} slots")
-        stop = self._stop(request.stop, limits)
+        stop = (*self._stop(request.stop, limits), *self.settings.stop)
         # refuses a grammar that cannot be parsed, a token that does not exist
         check_sampling(self.engine.backend.vocabulary, sampling)
         return {
@@ -151,7 +151,7 @@ class RequestBuilder:
             "stop": stop,
             "stop_pieces": self._stop_pieces(stop),
             "n": request.n,
-            "ignore_eos": request.ignore_eos,
+            "ignore_eos": request.ignore_eos or self.settings.ignore_eos,
             "gauges": request.timings_per_token,
             "progress": request.return_progress and request.stream,
             "slot": request.id_slot if request.id_slot >= 0 else None,

@@ -41,9 +41,9 @@ class Scheduler:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.store = None
         if settings.session_dir is not None:
-            self.store = SessionStore(settings.session_dir, engine, settings.session_bytes)
+            self.store = SessionStore(settings.session_dir, engine, settings.session_bytes, settings.chat.tag)
         self.sessions = Sessions(engine, self.store)
-        self.renderer = Renderer(engine)
+        self.renderer = Renderer(engine, settings.chat)
         # a template may take seconds, while other answers are written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         prefill = Prefill(engine, settings.n_prefill, metrics, self.sessions, self.renderer, self._pool, self.wake)

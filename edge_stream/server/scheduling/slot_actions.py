@@ -1,12 +1,17 @@
-"""POST /slots/{id}: save, restore and erase a slot. A client's file name never becomes a path."""
+"""POST /slots/{id}: save, restore and erase a slot.
+
+A client's file name becomes part of a path only with --slot-save-path, and then has no character that could lead out of
+that folder.
+"""
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.server.errors import NOT_FOUND, ApiError, invalid
 from edge_stream.server.history.prefix_matching import PrefixLog
 from edge_stream.text import sendable
@@ -16,7 +21,8 @@ if TYPE_CHECKING:
     from edge_stream.server.scheduling.scheduler import Scheduler
     from edge_stream.server.scheduling.sessions import Session
 
-_MAX_SAVED = 64  # states saved by name
+_MAX_SAVED = 64  # states saved by name, or files in --slot-save-path
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]{0,199}")
 
 
 class SlotActions:
@@ -54,7 +60,24 @@ class SlotActions:
             raise invalid("this server keeps no sessions (--no-sessions)")
         if filename is None:
             raise invalid(f"{action} needs a filename")
-        return store, store.named_path(filename), sendable(filename)
+        folder = self.scheduler.settings.slot_save_path
+        if folder is None:
+            return store, store.named_path(filename), sendable(filename)
+        if not _FILE_NAME.fullmatch(filename):
+            raise invalid("a filename has at most 200 letters, digits and the signs _ - + . and begins with no sign")
+        return store, folder / filename, filename
+
+    def _check_room(self, store: SessionStore, path: Path) -> None:
+        """Raise ApiError if a new file would be one too many, or would replace one that is no saved slot."""
+        if path.exists():
+            try:
+                store.read(path)
+            except SessionError:
+                raise invalid(f"{sendable(path.name)} is not the file of a saved slot: it is left as it is") from None
+            return
+        n_saved = store.n_saved() if path.parent == store.folder else sum(1 for _ in path.parent.iterdir())
+        if n_saved >= _MAX_SAVED:
+            raise invalid(f"{_MAX_SAVED} states are saved already: save over one of them")
 
     def _erase(self, slot: int, answer: Future[dict[str, Any]]) -> None:
         session = self._idle_session(slot)
@@ -72,8 +95,7 @@ class SlotActions:
         store, path, filename = self._file("save", filename)
         if session is None or session.stream is None:
             raise invalid(f"slot {slot} holds no conversation")
-        if not path.exists() and store.n_saved() >= _MAX_SAVED:
-            raise invalid(f"{_MAX_SAVED} states are saved already: save over one of them")
+        self._check_room(store, path)
         facts = {"id_slot": slot, "filename": filename, "n_saved": session.n_past}
         write, _ = self.scheduler.sessions.write(session.stream, path, session.facts)
 
