@@ -11,6 +11,7 @@ import pytest
 from serving import WORDS, Served, serve
 from synthetic_answers import CALLS, answer, call, chunks, text, whole
 
+from edge_stream.embedder import Embedder
 from edge_stream.engine import Engine
 from edge_stream.server.apis.ollama import (
     GenerateRequest,
@@ -270,3 +271,15 @@ def test_the_server_says_that_it_runs(served: Served) -> None:
     assert served.client.head("/api/blobs/sha256:0").status_code == 400
     missing = served.client.get("/api/nothing")
     assert missing.status_code == 404 and list(missing.json()) == ["error"]
+
+
+def test_embeddings_need_a_second_model(
+    served: Served, tiny: Callable[[str], Any], load: Callable[..., Engine]
+) -> None:
+    refused = served.client.post("/api/embed", json={"input": "x"})
+    assert refused.status_code == 501 and "--embedding-model" in refused.json()["error"]
+    with Embedder(tiny("chat"), "mean") as embedder, serve(load("chat", n_ctx=64), embedder=embedder) as other:
+        both = other.client.post("/api/embed", json={"input": ["One", "Two"]}).json()
+        assert len(both["embeddings"]) == 2 and both["prompt_eval_count"] > 0
+        one = other.client.post("/api/embeddings", json={"prompt": "One"}).json()["embedding"]
+        assert one == both["embeddings"][0] and sum(x * x for x in one) == pytest.approx(1)

@@ -1,5 +1,7 @@
 """Ollama's API, as its clients use it to chat: /api/chat, /api/generate, and what describes the model.
 
+/api/embed is in embeddings.py.
+
 The model is the one that the server was started with: whatever a request names, it answers, and none is pulled, copied
 or deleted. `keep_alive` and the options of loading (num_ctx, num_gpu, ...) change nothing: the cache was made at the
 start, and a conversation may be longer than it. Other options mean what they do in /v1/chat/completions.

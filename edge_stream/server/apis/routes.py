@@ -32,9 +32,9 @@ def error_responses(model: type[BaseModel] = schemas.ErrorBody) -> dict[int | st
     return {code: {"model": model, "description": text} for code, text in _ERRORS.items()}
 
 
-def failing(code: int, text: str) -> dict[int | str, dict[str, Any]]:
+def failing(code: int, text: str, model: type[BaseModel] = schemas.ErrorBody) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that has one more way to fail."""
-    return {code: {"model": schemas.ErrorBody, "description": text}}
+    return {code: {"model": model, "description": text}}
 
 
 def streamed(media_type: str = "text/event-stream") -> dict[int | str, dict[str, Any]]:
