@@ -51,7 +51,7 @@ APIS: dict[str, Api] = {
         "/v1/chat/completions",
         lambda messages, options: {"messages": messages, **options},
         lambda answer: answer["choices"][0]["message"]["content"],  # type: ignore[no-any-return]
-        lambda chunk: chunk["choices"][0]["delta"].get("content", ""),  # type: ignore[no-any-return]
+        lambda chunk: chunk["choices"][0]["delta"].get("content") or "",
     ),
     "messages": Api(
         "/v1/messages",
