@@ -299,7 +299,7 @@ def test_a_shutdown_ends_answers_and_saves_them(load: Load, tmp_path: Path) -> N
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         text += [json.loads(line[6:]) for line in rest[:-1]]
-        said = "".join(c["choices"][0]["delta"].get("content", "") for c in text)
+        said = "".join(c["choices"][0]["delta"].get("content") or "" for c in text)
     with serve(load("chat", n_ctx=96), tmp_path) as served:
         history = [*hello(), {"role": "assistant", "content": said}, *hello("back")]
         assert served.client.chat(history, max_tokens=1)["edge_stream"]["history"] == "continued"

@@ -267,8 +267,8 @@ def test_a_forced_call_and_its_result(served: Served) -> None:
     assert call["type"] == "function_call" and call["name"] == "weather" and first["status"] == "completed"
     assert json.loads(call["arguments"])["city"] in ("Oslo", "Rome")
     items += [call, {"type": "function_call_output", "call_id": call["call_id"], "output": "rain"}]
-    after = served.client.post(PATH, json={"input": items, "grammar": WORDS} | options)
-    assert after.json()["output"][0]["type"] == "message", after.text
+    after = served.client.post(PATH, json={"input": items} | options | {"max_output_tokens": 3})
+    assert after.json()["usage"]["output_tokens"] > 0, after.text
     assert after.json()["edge_stream"]["history"] == after.headers["X-Edge-Stream-History"] == "continued"
 
 

@@ -1,4 +1,4 @@
-"""The native chat core (edge_stream_chat.h): templates, what a turn adds to a stream, thinking, tool calls, grammars."""
+"""The native chat core, edge_stream_chat.h: templates, what a turn adds to a stream, thinking, tool calls, grammars."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Piece:
 class Plan:
     """What a stream must do to hold a conversation.
 
-    keep: tokens of its window that stay, oldest first (counted from the first token given to `ChatRequest.plan`). start:
-    the beginning of the answer, at least a token. n_head: tokens of the beginning to be pinned. n_dropped: messages left
-    out, the oldest. note: what could not be made as the template has it.
+    keep: how many of the tokens given to `ChatRequest.plan` stay. start: the beginning of the answer, at least a token.
+    n_head: tokens of the beginning to be pinned. n_dropped: messages left out, the oldest. note: what could not be made
+    as the template has it.
     """
 
     keep: int
@@ -117,7 +117,7 @@ class ChatRequest:
         places: from the beginning, without the oldest messages, so that it has at most n_ctx tokens.
         """
         lib = chat_bindings.library()
-        at = (chat_bindings.Place * len(places))(*places)
+        at = (chat_bindings.Place * len(places))(*(chat_bindings.Place(*place) for place in places))
         held = (C.c_int32 * len(tokens))(*tokens)
         out = C.c_char_p()
         bindings.check(lib.es_chat_plan(self.handle, at, len(at), held, len(held), n_ctx, C.byref(out)))

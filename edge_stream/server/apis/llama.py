@@ -15,11 +15,10 @@ from edge_stream.server.apis.facts import BUILD, likely, progress
 from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.http import infill
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
-from edge_stream.server.http.schemas import CompletionRequest
+from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started, TokenLogprobs
 from edge_stream.server.scheduling.slot_actions import SlotActions
 from edge_stream.server.scheduling.tasks import GenerationRequest
-from edge_stream.text import sendable
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -129,7 +128,7 @@ class Llama:
             "endpoint_slots": True,
             "endpoint_props": False,
             "endpoint_metrics": True,
-            "chat_template": self.scheduler.renderer.template.source,
+            "chat_template": self.scheduler.renderer.core.info["template"],
             "chat_template_caps": self.answering.requests.template_capabilities(),
             **{name: self._token_text(token) for name, token in tokens.items()},
             "build_info": BUILD,
@@ -141,7 +140,7 @@ class Llama:
             "n_ctx_train": engine.n_ctx_train,
             "sink_move": engine.sink_move,
             "flash_attn": engine.backend.options.flash_attn,
-            "takes_tools": self.answering.requests.tool_format is not None,
+            "takes_tools": self.answering.requests.core.info["supports_tools"],
             "limits": vars(settings.limits),
         }
 
@@ -197,12 +196,10 @@ class Llama:
         pieces = await asyncio.to_thread(lambda: [self.engine.token_to_piece(t, special=True) for t in body.tokens])
         return {"content": b"".join(pieces).decode("utf-8", errors="replace")}
 
-    async def template(self, body: schemas.TemplateRequest) -> dict[str, str]:
+    async def template(self, body: ChatRequest) -> dict[str, str]:
         """A chat as the model's template renders it."""
-        messages = [m.model_dump(exclude_none=True) for m in body.messages]
-        variables = {"tools": [t.model_dump(exclude_none=True) for t in body.tools]} if body.tools else {}
-        prompt = await asyncio.wrap_future(self.scheduler.render(lambda r: r.whole(messages, variables)))
-        return {"prompt": sendable(prompt)}
+        history = await asyncio.to_thread(self.answering.requests.chat_history, body)
+        return {"prompt": await asyncio.to_thread(lambda: self.scheduler.renderer.request(history).prompt)}
 
 
 class NativeForm(AnswerForm):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_stream.server.http.schemas import ChatMessage, Generation, MaxTokens, Open, Prompts, Token, Tool
+from edge_stream.server.http.schemas import Generation, MaxTokens, Open, Prompts, Token
 
 
 class Native(Generation):
@@ -54,13 +54,6 @@ class DetokenizeRequest(Open):
     """POST /detokenize."""
 
     tokens: list[Token]
-
-
-class TemplateRequest(Open):
-    """POST /apply-template."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[Tool] | None = None
 
 
 class SlotFile(Open):

@@ -163,7 +163,7 @@ class Ollama:
             "template": engine.chat_template or "",
             "details": self._details(),
             "model_info": about,
-            "capabilities": ["completion", *(["tools"] if self.answering.requests.tool_format else [])],
+            "capabilities": ["completion", "tools", *(["thinking"] if self._thinks() else [])],
             "modified_at": self.changed,
         }
 
@@ -185,6 +185,11 @@ class Ollama:
         raise errors.invalid(
             f"this server has one model, {self.alias}, chosen at its start: none can be added or changed"
         )
+
+    def _thinks(self) -> bool:
+        """Whether the chat template has thinking."""
+        hello = {"messages": [{"role": "user", "content": "Hello"}], "enable_thinking": True}
+        return self.answering.requests.core.request(hello).thinks
 
     def _model(self) -> dict[str, Any]:
         name, engine = self.alias, self.engine

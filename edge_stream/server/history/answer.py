@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server.history.prefix_matching import History, PrefixLog, canonical, chain
-from edge_stream.server.history.rendering import Renderer
 
 if TYPE_CHECKING:
+    from edge_stream.chat.core import AnswerParser
     from edge_stream.engine import Engine
-    from edge_stream.server.history.tools import ToolParser
     from edge_stream.stream import Stream
 
 # newest tokens of an answer that can be taken back when it ends inside a token or after a stop string
@@ -22,25 +21,24 @@ _MAX_TAKE_BACK = 1024
 
 @dataclass
 class Answer:
-    """One choice. prefix: what the client wrote of it already. close: what the template writes after it.
+    """One choice. prefix: what the client wrote of it already. parser: if it holds more than text.
 
-    parts: its text as generated, calls included. n_bytes: of its tokens, the end-of-turn token aside.
+    parts: its text as generated, markup included. n_bytes: of its tokens, the end-of-turn token aside.
     """
 
     prefix: str = ""
-    close: list[int] = field(default_factory=list)
     stop_pieces: Mapping[int, bytes] = field(default_factory=dict)  # see Stream.writer
-    parser: ToolParser | None = None
+    parser: AnswerParser | None = None
     parts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     n_bytes: int = 0
 
-    def begin(self, parser: ToolParser | None) -> None:
-        """Start an empty one, with the same prefix and close."""
+    def begin(self, parser: AnswerParser | None) -> None:
+        """Start an empty one, with the same prefix."""
         self.parser, self.parts, self.tokens, self.n_bytes = parser, [], [], 0
 
     def piece(self, engine: Engine, token: int) -> bytes:
-        """What a token adds to the text; control tokens count where tools are looked for."""
+        """What a token adds to the text; control tokens count where it is parsed."""
         return self.stop_pieces.get(token) or engine.token_to_piece(token, special=self.parser is not None)
 
     @property
@@ -48,10 +46,10 @@ class Answer:
         """It as the client will send it back."""
         if self.parser is None:
             return {"role": "assistant", "content": self.prefix + "".join(self.parts)}
-        return {"role": "assistant", "content": self.prefix + self.parser.shown, "tool_calls": self.parser.calls}
+        return self.parser.message
 
 
-def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, renderer: Renderer) -> None:
+def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, engine: Engine) -> None:
     """Log an answer to a history, as the text that the client was sent.
 
     how: `eos`, `stop` (a stop string), `length`, `line` (a limit at a line end), `grammar` (it allows nothing more), or
@@ -70,33 +68,27 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
         del answer.tokens[-n:]
         return True
 
+    if history.text is None:
+        # tokens that the client was not sent are taken back when it goes on: its text has other ones there
+        keys = [history.root, *(unit.key for unit in history.units)]
+        before = keys[-2] if history.is_continued else keys[-1]
+        log.add(chain(before, canonical(answer.message)), stream.stats.n_past, "assistant")
+        return
     text = "".join(answer.parts)
-    pending = [] if how in ("eos", "length") else _take_back_unsent(answer, text, renderer.engine, take_back)
+    pending = [] if how in ("eos", "length") else _take_back_unsent(answer, text, engine, take_back)
     if pending is None:
         return
-    if history.text is not None:
-        if how == "eos" and not take_back(1):  # in a text nothing stands for the end
-            return
-        more = (
-            array("i", answer.tokens).tobytes() if history.is_tokens else text.encode("utf-8", errors="surrogatepass")
-        )
-        key, n_bytes = history.text_key(more), len(history.text) + len(more)
-        if key == log.last.key:
-            return  # nothing was written
-        if not pending:  # logits are not kept: to continue from here, the last token is read again
-            pending = answer.tokens[-1:]
-            if not take_back(1):
-                return
-        log.add(key, stream.stats.n_past, "text", pending, n_bytes=n_bytes)
+    if how == "eos" and not take_back(1):  # in a text nothing stands for the end
         return
-    close, ended = answer.close, False
-    if how == "eos":
-        close = renderer.after_end(answer.close)
-        # some templates write the end of an answer with the next message only: it must not be written twice
-        ended = close == answer.close
-    keys = [history.root, *(unit.key for unit in history.units)]
-    before = keys[-2] if history.units[-1].kind == "assistant" else keys[-1]
-    log.add(chain(before, canonical(answer.message)), stream.stats.n_past, "assistant", pending + close, ended)
+    more = array("i", answer.tokens).tobytes() if history.is_tokens else text.encode("utf-8", errors="surrogatepass")
+    key, n_bytes = history.text_key(more), len(history.text) + len(more)
+    if key == log.last.key:
+        return  # nothing was written
+    if not pending:  # logits are not kept: to continue from here, the last token is read again
+        pending = answer.tokens[-1:]
+        if not take_back(1):
+            return
+    log.add(key, stream.stats.n_past, "text", pending, n_bytes)
 
 
 def _take_back_unsent(answer: Answer, text: str, engine: Engine, take_back: Callable[[int], bool]) -> list[int] | None:

@@ -43,7 +43,7 @@ class PrefixIndex:
         else:
             units = history.units
             # an answer to be continued is written anew: its end is in the cache already
-            n = len(units) - 1 if units[-1].kind == "assistant" else len(units)
+            n = len(units) - 1 if history.is_continued else len(units)
             prefixes = [(i, units[i - 1].key) for i in range(n, 0, -1)]
         for n_known, key in prefixes:
             if key in self._ids:

@@ -15,10 +15,12 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_stream.chat.core import ChatRequest
     from edge_stream.stream import Stream
 
 Message = Mapping[str, Any]
@@ -33,31 +35,43 @@ class Unit:
     """What is read or written between two places where a history can be continued.
 
     kind: `inputs` (all messages between two answers) or `assistant` (one answer). key: running hash up to and
-    including it.
+    including it. end: messages of the history up to there, the system prompt included.
     """
 
     kind: str
     messages: tuple[Message, ...]
     key: bytes
+    end: int
 
 
 @dataclass(frozen=True)
 class History:
-    """A request's conversation: what its template is given, and its units with their running hashes.
+    """A request's conversation: what the chat core is given (body, and request, if it was made of it already), and its
+    units with their running hashes.
 
     text: a completion's prompt instead (UTF-8, or int32 tokens), which may be continued after any number of bytes.
     """
 
     root: bytes
-    system: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    n_system: int = 0  # messages of the system prompt
+    body: Mapping[str, Any] = field(default_factory=dict)
+    request: ChatRequest | None = None
     units: tuple[Unit, ...] = ()
     text: bytes | None = None
+    is_tokens: bool = False
+
+    @cached_property
+    def ends(self) -> dict[bytes, int]:
+        """Messages up to the place that a running hash stands for."""
+        return {self.root: self.n_system} | {unit.key: unit.end for unit in self.units}
 
     @property
-    def is_tokens(self) -> bool:
-        """Whether the text is tokens."""
-        return bool(self.variables.get("tokens"))
+    def is_continued(self) -> bool:
+        """Whether the last message is the beginning of the answer."""
+        if not self.units or self.units[-1].kind != "assistant":
+            return False
+        is_open = self.body.get("continue_final_message") is not False
+        return is_open and not self.units[-1].messages[0].get("tool_calls")
 
     def keys_at(self, lengths: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """The running hashes of the text's first n bytes, for every n of `lengths` that it has, shortest first."""
@@ -78,9 +92,8 @@ class History:
 class Entry:
     """A place in a stream: after `n_past` tokens it had seen what hashes to `key`.
 
-    tokens_hash: running hash of the tokens fed. kind: `head`, `inputs`, `assistant` or `text`. pending: tokens to feed
-    before whatever comes next (the template's end of an answer, or what must be read again to answer again). ended: the
-    model wrote an end-of-turn token that the template writes with the next message only. n_bytes: of a text.
+    tokens_hash: running hash of the tokens fed. kind: `head`, `inputs`, `assistant` or `text`. Of a text: pending,
+    tokens to feed before whatever comes next, and n_bytes.
     """
 
     key: bytes
@@ -88,7 +101,6 @@ class Entry:
     tokens_hash: bytes
     kind: str
     pending: tuple[int, ...] = ()
-    ended: bool = False
     n_bytes: int = 0
 
 
@@ -143,33 +155,42 @@ def root_key(kind: str, value: Any = None) -> bytes:
     return blake2b(_json([kind, value]), digest_size=_KEY_BYTES).digest()
 
 
+# what a request may change without becoming another conversation
+_PER_ANSWER = (
+    "tool_choice", "parallel_tool_calls", "json_schema", "grammar", "reasoning_format", "enable_thinking",
+    "reasoning_effort", "reasoning_budget_tokens", "reasoning_budget_message", "add_generation_prompt",
+    "continue_final_message",
+)  # fmt: skip
+
+
 def chat_history(messages: Sequence[Message], variables: Mapping[str, Any]) -> History:
-    """Cut a chat into units and hash them, in one pass over the text."""
+    """Cut a chat into units and hash them, in one pass over the text. variables: the rest of the core's request."""
     messages = list(messages)
     n_system = 0
     while n_system < len(messages) and messages[n_system]["role"] in ("system", "developer"):
         n_system += 1
-    system = "\n\n".join(flat_content(m.get("content")) for m in messages[:n_system]) or None
-    root = key = root_key("chat", [system, dict(variables)])
+    system = [flat_content(m.get("content")) for m in messages[:n_system]]
+    lasting = {name: value for name, value in variables.items() if name not in _PER_ANSWER}
+    root = key = root_key("chat", [system, lasting])
     units: list[Unit] = []
     group: list[Message] = []
 
-    def close_group() -> None:
+    def close_group(end: int) -> None:
         nonlocal key, group
         if group:
             key = chain(key, b"".join(canonical(m) for m in group))
-            units.append(Unit("inputs", tuple(group), key))
+            units.append(Unit("inputs", tuple(group), key, end))
             group = []
 
-    for message in messages[n_system:]:
+    for i, message in enumerate(messages[n_system:], n_system):
         if message["role"] != "assistant":
             group.append(message)
             continue
-        close_group()
+        close_group(i)
         key = chain(key, canonical(message))
-        units.append(Unit("assistant", (message,), key))
-    close_group()
-    return History(root, system, variables, tuple(units))
+        units.append(Unit("assistant", (message,), key, i + 1))
+    close_group(len(messages))
+    return History(root, n_system, {**variables, "messages": messages}, units=tuple(units))
 
 
 class TokenLog:
@@ -226,17 +247,25 @@ class PrefixLog:
         n_past: int,
         kind: str,
         pending: Sequence[int] = (),
-        ended: bool = False,
         n_bytes: int = 0,
     ) -> None:
         """The stream has now seen everything that hashes to key."""
-        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), ended, n_bytes))
+        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), n_bytes))
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
 
     def cut(self, index: int) -> None:
         """Back to entry index."""
         del self.entries[index + 1 :]
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
+
+    def go_back(self, n_past: int, tokens: Sequence[int]) -> bool:
+        """Back to n_past tokens, of which `tokens` are the newest; False if that is before them, or the first entry."""
+        index = next((i for i in reversed(range(len(self.entries))) if self.entries[i].n_past <= n_past), None)
+        if index is None or n_past - self.entries[index].n_past > len(tokens):
+            return False
+        self.cut(index)
+        self.fed(tokens[len(tokens) - (n_past - self.entries[index].n_past) :])
+        return True
 
     def trim(self, n_past: int, n_window: int) -> None:
         """Drop the entries that have left the window, to which the stream cannot be taken back."""

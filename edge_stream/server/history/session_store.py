@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_stream.server")
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".session"
 _SAVED = ".saved"
 _DAMAGED = ".damaged"
@@ -247,9 +247,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def pack(facts: dict[str, Any]) -> bytes:
     """A session's facts, its log's entries among them, as the caller's bytes of a session file."""
-    rows = [
-        [e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.ended, e.n_bytes] for e in facts["entries"]
-    ]
+    rows = [[e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.n_bytes] for e in facts["entries"]]
     return json.dumps({"format": _FORMAT, **facts, "entries": rows}).encode()
 
 
@@ -260,10 +258,9 @@ def unpack(data: bytes, file: Path) -> dict[str, Any]:
         if facts["format"] > _FORMAT:
             raise SessionError(f"{file} was written by a newer edge-stream")
         facts["entries"] = [
-            Entry(
-                bytes.fromhex(key), int(n_past), bytes.fromhex(tokens), str(kind), tuple(pending), bool(ended), int(n)
-            )
-            for key, n_past, tokens, kind, pending, ended, n in facts["entries"]
+            # format 1 has one more column before the last
+            Entry(bytes.fromhex(key), int(n_past), bytes.fromhex(tokens), str(kind), tuple(pending), int(rest[-1]))
+            for key, n_past, tokens, kind, pending, *rest in facts["entries"]
         ]
         whole = all(isinstance(facts[name], int) for name in ("n_past", "n_window", "n_turns")) and facts["entries"]
     except (ValueError, KeyError, TypeError, RecursionError):

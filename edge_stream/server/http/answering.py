@@ -101,7 +101,7 @@ class Answering:
 
     def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
         self.scheduler, self.settings, self.engine = scheduler, settings, scheduler.engine
-        self.requests = RequestBuilder(self.engine, settings)
+        self.requests = RequestBuilder(self.engine, settings, scheduler.renderer.core)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run something on the engine's thread."""
@@ -115,7 +115,7 @@ class Answering:
     async def prompt_tokens(self, generation: GenerationRequest) -> list[int]:
         """All tokens of a request's history, whatever the cache holds of it."""
         history = generation.history
-        rendered = await asyncio.wrap_future(self.scheduler.render(lambda r: r.rebuilt(history, 2**62)))
+        rendered = await asyncio.wrap_future(self.scheduler.render(lambda r: r.rebuilt(history, 2**31)))
         return [token for piece in rendered.pieces for token in piece.tokens] + rendered.answer_start
 
     async def prompt_text(self, generation: GenerationRequest) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.chat.sandbox import DeadlineError, within
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import Sampling, check_sampling, schema_grammar
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
-from edge_stream.server.history.tools import ToolParser, call_schema, forcing_grammar, format_of
 from edge_stream.server.http import infill
 from edge_stream.server.http.grammar_check import check_ambiguity
 from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, Generation, NamedTool, PromptObject
@@ -21,56 +19,90 @@ from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
 
 if TYPE_CHECKING:
+    from edge_stream.chat.core import ChatCore
     from edge_stream.engine import Engine
 
-_SECONDS = 2.0  # for turning a schema into a grammar
 # beyond these numbers a sampler is off, or greedy: clients send -1 for that
 _CLAMPED = {"temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "top_k": (0, 2**31 - 1)}
+# for the core as they are
+_PASSED_ON = (
+    "parallel_tool_calls",
+    "enable_thinking",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 _NAMES = {"temperature": "temp"}
-_REPEATS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
 class RequestBuilder:
     """Makes generation requests, on any thread, since no stream is touched. Raises ApiError 400."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine, self.settings = engine, settings
-        self.tool_format = format_of(engine.chat_template or "")
+    def __init__(self, engine: Engine, settings: Settings, core: ChatCore) -> None:
+        self.engine, self.settings, self.core = engine, settings, core
 
     def template_capabilities(self) -> dict[str, bool]:
         """What the chat template can do, by llama-server's names."""
-        return {"supports_tools": self.tool_format is not None, "supports_tool_calls": self.tool_format is not None}
+        return {**self.core.info["caps"], "supports_tools": self.core.info["supports_tools"]}
 
     def from_chat(self, request: ChatRequest, name: str | None) -> GenerationRequest:
         """A turn of a chat."""
-        limits = self.settings.limits
-        messages = [m.model_dump(exclude_none=True) for m in request.messages]
-        tools = [t.model_dump(exclude_none=True) for t in request.tools or ()]
-        if len(tools) > limits.tools:
-            raise errors.invalid(f"{len(tools)} tools are more than the {limits.tools} that are allowed")
+        history = self.chat_history(request)
+        assert history.request is not None
         sampling = self._sampling(request)
-        parser = None
-        if tools and request.tool_choice != "none":
-            if self.tool_format is None:
-                raise errors.invalid("this model's chat template defines no tool calls: send no tools")
-            parser = ToolParser(self.tool_format, [t["function"]["name"] for t in tools])
-            sampling = self._force_tools(sampling, tools, request)
-        elif request.tool_choice is not None and request.tool_choice not in ("none", "auto"):
-            raise errors.invalid("tool_choice requires a call, but there are no tools")
-        variables = {"tools": tools} if parser else {}
-        history = chat_history(messages, variables)
-        if not history.units:
-            raise errors.invalid("there is nothing to answer: messages has system messages only")
+        if history.request.sampling:
+            sampling = replace(sampling, chat=history.request.sampling, grammar=None, json_schema=None)
         limits_given = (request.n_predict, request.max_tokens, request.max_completion_tokens)
         max_tokens = next((n for n in limits_given if n is not None), None)
+        common = self._common(request, sampling, max_tokens)
         return GenerationRequest(
             history=history,
             logprobs=bool(request.logprobs),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else 0,
             name=self._name(name),
-            tools=parser,
-            **self._common(request, sampling, max_tokens),
+            **common | {"stop": (*common["stop"], *history.request.stop)},
         )
+
+    def chat_history(self, request: ChatRequest) -> History:
+        """A chat as the core sees it."""
+        limits, chat = self.settings.limits, self.settings.chat
+        messages = [m.model_dump(exclude_none=True) for m in request.messages]
+        tools = [t.model_dump(exclude_none=True) for t in request.tools or ()]
+        if len(tools) > limits.tools:
+            raise errors.invalid(f"{len(tools)} tools are more than the {limits.tools} that are allowed")
+        for tool in tools:
+            self._check_schema(tool["function"].get("parameters") or {})
+        choice = request.tool_choice
+        if not tools and choice not in (None, "none", "auto"):
+            raise errors.invalid("tool_choice requires a call, but there are no tools")
+        schema = self._schema(request)
+        if schema is not None:
+            self._check_schema(schema)
+        variables: dict[str, Any] = {
+            "chat_template_kwargs": {**chat.variables, **(request.chat_template_kwargs or {})} or None,
+            "reasoning_format": request.reasoning_format or chat.reasoning_format,
+            "reasoning_budget_tokens": chat.reasoning_budget,
+            "reasoning_budget_message": chat.reasoning_budget_message or None,
+            "tools": tools or None,
+            "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
+            "json_schema": schema,
+            "grammar": request.grammar,
+        }
+        for field in (
+            "parallel_tool_calls",
+            "enable_thinking",
+            "reasoning_effort",
+            "add_generation_prompt",
+            "continue_final_message",
+        ):
+            variables[field] = getattr(request, field)
+        if request.thinking_budget_tokens is not None:
+            variables["reasoning_budget_tokens"] = request.thinking_budget_tokens
+        history = chat_history(messages, {name: value for name, value in variables.items() if value is not None})
+        try:
+            return replace(history, request=self.core.request(history.body))
+        except EdgeStreamError as error:
+            raise errors.invalid(str(error)) from error
 
     def from_text(self, request: CompletionRequest, name: str | None) -> list[GenerationRequest]:
         """One request for each prompt."""
@@ -129,7 +161,7 @@ class RequestBuilder:
     def _text_history(prompt: str | list[int]) -> History:
         if isinstance(prompt, str):
             return History(root_key("text"), text=prompt.encode("utf-8", errors="surrogatepass"))
-        return History(root_key("tokens"), variables={"tokens": True}, text=array("i", prompt).tobytes())
+        return History(root_key("tokens"), is_tokens=True, text=array("i", prompt).tobytes())
 
     def _name(self, name: str | None) -> str | None:
         if name is not None and not 1 <= len(name) <= 128:
@@ -192,14 +224,16 @@ class RequestBuilder:
             changes["logit_bias"] = self._logit_bias(request.logit_bias)
         grammar = request.grammar
         schema = self._schema(request)
-        if grammar and schema is not None:
+        if grammar is not None and schema is not None:
             raise errors.invalid("give a grammar or a JSON schema, not both")
-        if schema is not None:
-            grammar = self._grammar_of(schema)
-        if grammar:
+        if grammar is not None:
             if not grammar.strip():
                 raise errors.invalid("the grammar is empty")
             self._check_grammar(grammar)
+        elif schema is not None and not isinstance(request, ChatRequest):
+            self._check_schema(schema)
+            grammar = schema_grammar(schema)
+        if grammar:
             changes["grammar"], changes["json_schema"] = grammar, None
         return replace(given, **changes)
 
@@ -233,29 +267,11 @@ class RequestBuilder:
             raise errors.invalid("response_format json_schema needs json_schema.schema")
         return schema
 
-    def _grammar_of(self, schema: Mapping[str, Any]) -> str:
-        """GBNF of a schema, within limits of size, repeats and time."""
+    def _check_schema(self, schema: Mapping[str, Any]) -> None:
+        """Size of a schema; the core refuses what it cannot express."""
         limits = self.settings.limits
-        text = json.dumps(schema)
-        if len(text) > limits.schema_bytes:
+        if len(json.dumps(schema)) > limits.schema_bytes:
             raise errors.invalid(f"the JSON schema is larger than {limits.schema_bytes} bytes")
-        stack: list[Any] = [schema]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, dict):
-                for name in _REPEATS:
-                    value = item.get(name)
-                    if isinstance(value, (int, float)) and not -1 < value <= limits.schema_repeats:
-                        raise errors.invalid(f"the JSON schema's {name} is not between 0 and {limits.schema_repeats}")
-                stack += item.values()
-            elif isinstance(item, list):
-                stack += item
-        try:
-            return within(_SECONDS, lambda: schema_grammar(schema))
-        except DeadlineError:
-            raise errors.invalid("the JSON schema is too complicated") from None
-        except EdgeStreamError as error:
-            raise errors.invalid(str(error)) from error
 
     def _check_grammar(self, grammar: str) -> None:
         limits = self.settings.limits
@@ -271,22 +287,3 @@ class RequestBuilder:
         if deepest > limits.json_depth + limits.schema_repeats:
             raise errors.invalid(f"the grammar's brackets are deeper than {limits.json_depth + limits.schema_repeats}")
         check_ambiguity(grammar)
-
-    def _force_tools(self, sampling: Sampling, tools: list[dict[str, Any]], request: ChatRequest) -> Sampling:
-        choice = request.tool_choice
-        if choice is None or choice == "auto":
-            return sampling
-        if sampling.grammar:
-            raise errors.invalid("a tool call cannot be required together with a grammar or a response_format")
-        if isinstance(choice, NamedTool):
-            tools = [t for t in tools if t["function"]["name"] == choice.function.name]
-            if not tools:
-                raise errors.invalid(f"tool_choice names no tool that was sent: {choice.function.name[:64]!r}")
-        assert self.tool_format is not None
-        grammar = self._grammar_of(call_schema(tools, self.tool_format))
-        try:
-            grammar = forcing_grammar(grammar, self.tool_format)
-        except EdgeStreamError as error:
-            raise errors.invalid(str(error)) from error
-        self._check_grammar(grammar)
-        return replace(sampling, grammar=grammar, json_schema=None)

@@ -209,7 +209,7 @@ class ChatRequest(Generation):
     thinking_budget_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    continue_final_message: bool | str | None = None
 
 
 class PromptObject(Open):

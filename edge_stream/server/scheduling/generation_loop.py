@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.chat.core import Addition
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.answer import log_answer
@@ -128,12 +129,12 @@ class GenerationLoop:
             stop=request.stop,
             logprobs=request.logprobs,
             ignore_eos=request.ignore_eos,
-            special=request.tools is not None,
+            special=request.is_parsed,
             stop_pieces=request.stop_pieces,
         )
         task.lines = LineLimits(request.n_indent, request.max_ms) if request.n_indent or request.max_ms else None
         task.answer.stop_pieces = request.stop_pieces
-        task.answer.begin(request.tools.fresh() if request.tools else None)
+        task.answer.begin(request.parser(task.answer.prefix))
         task.t_writing = task.t_writing or time.perf_counter()
         task.stage = Stage.WRITING
         if task.writer.finished:  # nothing was to be written
@@ -150,7 +151,7 @@ class GenerationLoop:
                 chosen.append((task, task.writer.choose(), top))
             except EdgeStreamError as error:
                 # a grammar that allows nothing more ends the text
-                if task.request.sampling.grammar is None:
+                if task.request.sampling.grammar is None and task.request.sampling.chat is None:
                     self._fail(task, _server_error(error))
                 else:
                     self._guard(task, self._end_choice, task, "stop", "grammar")
@@ -188,19 +189,18 @@ class GenerationLoop:
         answer.tokens.append(token)
         if record.finish_reason != "eos":
             answer.n_bytes += len(task.writer.piece)
-        text, calls, finish = record.text, list[dict[str, Any]](), record.finish_reason
+        text, finish = record.text, record.finish_reason
         if task.lines and finish != "eos":
             text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_writing))
             finish = "line" if is_over else finish
         answer.parts.append(text)
-        if answer.parser:
-            text, calls = answer.parser.push(text, last=finish is not None)
+        added = answer.parser.push(text, last=finish is not None) if answer.parser else Addition(text)
         logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
         info = timings = None
         if task.request.gauges:
             info = {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}
             timings = task.timings()
-        task.send(Delta(task.index, text, token, calls or None, logprobs, info, timings=timings))
+        task.send(_delta(task.index, token, added, logprobs, info, timings))
         if finish:
             self._end_choice(task, "length" if finish in ("length", "line") else "stop", finish)
 
@@ -213,18 +213,16 @@ class GenerationLoop:
         assert task.session is not None
         parser = task.answer.parser
         if parser:
-            if how in ("cut", "grammar"):  # text held back as the start of a call is text
-                rest, calls = parser.flush()
-                if rest or calls:
-                    task.send(Delta(task.index, rest, task.answer.tokens[-1], calls or None))
-            if parser.calls:
+            if how in ("cut", "grammar"):  # what was held back as the start of a call is text
+                task.send(_delta(task.index, task.answer.tokens[-1], parser.push("", last=True)))
+            if parser.message.get("tool_calls"):
                 reason = "tool_calls"
         task.send(Finished(task.index, reason, how, task.writer.stop_string if task.writer else None))
         if how != "cut" and task.choice + 1 < task.request.n:
             self.prefill.begin_choice(task)
             return
         if any(task.answer.parts):
-            log_answer(task.answer, how, task.request.history, task.stream, task.session.log, self.renderer)
+            log_answer(task.answer, how, task.request.history, task.stream, task.session.log, self.engine)
         else:  # nothing was written: back to where the answer would have begun, if the stream can go there
             self.sessions.undo(task.session)
         while task.choice + 1 < task.request.n:  # the choices that were not begun
@@ -297,6 +295,19 @@ class GenerationLoop:
 
 def _server_error(error: Exception) -> errors.ApiError:
     return errors.ApiError(500, f"the answer failed: {error}", errors.SERVER)
+
+
+def _delta(
+    index: int,
+    token: int,
+    added: Addition,
+    logprobs: TokenLogprobs | None = None,
+    info: dict[str, Any] | None = None,
+    timings: dict[str, Any] | None = None,
+) -> Delta:
+    return Delta(
+        index, added.content, token, added.tool_calls or None, logprobs, info, added.reasoning, timings=timings
+    )
 
 
 def _likeliest(stream: Stream, n: int) -> Top:

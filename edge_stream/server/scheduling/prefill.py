@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import PrefixLog, flat_content, verify
-from edge_stream.server.history.rendering import Piece, Rendered, Renderer
+from edge_stream.server.history.rendering import Held, Piece, Rendered, Renderer
 from edge_stream.server.scheduling.events import Reading, Scored, Started
 from edge_stream.server.scheduling.metrics import Metrics
 from edge_stream.server.scheduling.scoring import feed_scored
@@ -58,9 +58,7 @@ class Prefill:
             self._render(task, self.renderer.rebuilt, history, self.engine.n_ctx)
         else:
             task.history = "continued" if is_last else "branched"
-            entry = session.log.entries[-1]
-            task.n_reused = entry.n_past
-            self._render(task, self.renderer.continued, history, entry, match.n_known)
+            self._render_more(task, session, match.n_known)
         self.metrics.requests.labels(task.history).inc()
         session.busy = True
         task.session = session
@@ -68,20 +66,44 @@ class Prefill:
     def begin_choice(self, task: Task) -> None:
         """Take the stream back to before the answer, for another choice."""
         session, history = task.session, task.request.history
-        assert session is not None and session.log.last
-        entry = session.log.last
+        assert session is not None
         task.choice += 1
         task.writer = None
         if self.sessions.undo(session):
             n_known = len(history.text or history.units)
-            if history.units and history.units[-1].kind == "assistant":
+            if history.is_continued:
                 n_known -= 1
-            self._render(task, self.renderer.continued, history, entry, n_known)
+            self._render_more(task, session, n_known)
         else:  # the answer was longer than the window, say: what came before it must be read again
-            task.stream.close()
-            session.stream, session.saved = None, False
-            session.log = PrefixLog()
-            self._render(task, self.renderer.rebuilt, history, self.engine.n_ctx)
+            self._start_over(task, session)
+
+    def _start_over(self, task: Task, session: Session) -> None:
+        """Read the history again, in an empty stream."""
+        task.stream.close()
+        session.stream, session.saved = None, False
+        session.log = PrefixLog()
+        if task.choice == 0:
+            task.history = "rebuilt"
+        self._render(task, self.renderer.rebuilt, task.request.history, self.engine.n_ctx)
+
+    @staticmethod
+    def _take_back(session: Session, n: int) -> bool:
+        """Take back the newest n tokens, which the template renders otherwise now; False if the stream cannot."""
+        assert session.stream is not None
+        stats, tokens = session.stream.stats, session.stream.tokens()
+        window = tokens[stats.n_sinks :] if stats.n_evicted else tokens
+        try:
+            session.stream.rewind(n)
+        except EdgeStreamError:
+            return False
+        session.saved = False
+        return session.log.go_back(stats.n_past - n, window[: len(window) - n])
+
+    def _render_more(self, task: Task, session: Session, n_known: int) -> None:
+        """Have rendered what comes after the session's last entry."""
+        assert session.stream is not None
+        held = Held.by(session.stream, session.log.entries)
+        self._render(task, self.renderer.continued, task.request.history, n_known, held)
 
     def _render(self, task: Task, render: Callable[..., Rendered], *args: Any) -> None:
         task.rendering = self._pool.submit(render, *args)
@@ -131,22 +153,25 @@ class Prefill:
         session, history = task.session, task.request.history
         if rendered.n_tokens == 0:
             raise errors.invalid("there is nothing to read: the prompt is empty")
+        if rendered.n_back and not self._take_back(session, rendered.n_back):
+            log.info("a history is read again: the stream cannot go back to where it differs")
+            self._start_over(task, session)
+            return
         if session.stream is None:
             assert session.slot is not None
-            n_keep = self._n_keep(rendered, history.system is not None)
+            n_keep = self._n_keep(rendered, history.n_system > 0)
             session.stream = self.engine.stream(
                 n_keep=n_keep, n_boundary=(self.engine.n_ctx - n_keep) // 8, seq_id=session.slot
             )
-        task.pieces, task.answer_start, task.answer.close = rendered.pieces, rendered.answer_start, rendered.close
+        task.pieces, task.answer_start = rendered.pieces, rendered.answer_start
         task.n_to_read += rendered.n_tokens
         task.stage = Stage.READING
         if task.choice > 0:
             return
-        task.n_dropped = rendered.n_dropped
-        task.n_prompt = session.stream.stats.n_past + rendered.n_tokens
-        units = history.units
-        if units and units[-1].kind == "assistant":
-            task.answer.prefix = flat_content(units[-1].messages[0].get("content"))
+        task.n_dropped, task.n_reused = rendered.n_dropped, session.stream.stats.n_past
+        task.n_prompt = task.n_reused + rendered.n_tokens
+        if history.is_continued:
+            task.answer.prefix = flat_content(history.units[-1].messages[0].get("content"))
         task.send(Started(task.info()))
         self._report(task)
 
@@ -197,7 +222,7 @@ class Prefill:
         for end, piece in ends:
             log_.fed(portion[done:end])
             done = end
-            log_.add(piece.key, before + end, piece.kind, piece.pending, piece.ended, piece.n_bytes)
+            log_.add(piece.key, before + end, piece.kind, piece.pending, piece.n_bytes)
         log_.fed(portion[done:])
         task.session.saved = False
         is_read = not task.pieces and not task.answer_start

@@ -17,9 +17,9 @@ from edge_stream.server.scheduling.line_limits import LineLimits
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from edge_stream.chat.core import AnswerParser
     from edge_stream.generation import Writer
     from edge_stream.server.history.rendering import Piece, Rendered
-    from edge_stream.server.history.tools import ToolParser
     from edge_stream.server.scheduling.sessions import Session
     from edge_stream.server.settings import Settings
     from edge_stream.stream import Stream
@@ -49,7 +49,6 @@ class GenerationRequest:
     top_logprobs: int = 0
     ignore_eos: bool = False
     name: str | None = None  # the client's name for the conversation
-    tools: ToolParser | None = None
     gauges: bool = False  # info and timings with every token
     progress: bool = False  # Reading with every portion
     score: int | None = None  # Scored, with so many of the likeliest tokens each
@@ -59,6 +58,15 @@ class GenerationRequest:
     n_indent: int = 0  # see LineLimits
     max_ms: int = 0
     stop_pieces: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that stop strings name: their text
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether the answer may hold more than text."""
+        return self.history.request is not None and self.history.request.is_parsed
+
+    def parser(self, before: str) -> AnswerParser | None:
+        """A new one for an answer. before: what the client wrote of it."""
+        return self.history.request.parser(before) if self.is_parsed and self.history.request else None
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ namespace {
 
 // The whole answer is parsed each time; from here on less often, so that a token's cost stays bounded.
 constexpr size_t n_every_token = 8192; // bytes
+constexpr size_t n_tries       = 32;   // of a beginning that can be parsed
 
 std::string random_text(size_t n) {
     static const char  letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -24,7 +25,8 @@ std::string random_text(size_t n) {
 } // namespace
 
 es_chat_parser::es_chat_parser(const es_chat_request & request, const char * before)
-    : n_call_id_(request.chat.n_call_id), is_parsed_(request.is_parsed()) {
+    : n_call_id_(request.chat.n_call_id), is_parsed_(request.is_parsed()),
+      is_plain_(request.chat.is_plain && !request.params.supports_thinking) {
     params_                  = common_chat_parser_params(request.params);
     params_.reasoning_format = request.inputs.reasoning_format;
     params_.parse_tool_calls = !request.inputs.tools.empty();
@@ -33,15 +35,15 @@ es_chat_parser::es_chat_parser(const es_chat_request & request, const char * bef
         if (!request.params.parser.empty()) {
             params_.parser.load(request.params.parser);
         }
-        if (*before || request.is_continued()) { // what the client wrote of it is not said again
-            text_   = before;
-            message_ = parse(true);
+        if (*before || request.is_continued()) { // what is there of it is not said again; a continued one has it already
+            text_    = request.is_continued() ? "" : before;
+            message_ = parse(text_, true);
         }
     }
 }
 
-common_chat_msg es_chat_parser::parse(bool is_partial) {
-    common_chat_msg m = common_chat_parse(text_, is_partial, params_);
+common_chat_msg es_chat_parser::parse(const std::string & text, bool is_partial) {
+    common_chat_msg m = common_chat_parse(text, is_partial, params_);
     m.set_tool_call_ids(ids_, [&] { return n_call_id_ ? random_text(n_call_id_) : "call_" + random_text(24); });
     return m;
 }
@@ -64,20 +66,48 @@ std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes
     }
     n_new_ = 0;
     try {
-        common_chat_msg m     = parse(!is_last);
-        auto            diffs = common_chat_msg_diff::compute_diffs(message_, m);
-        message_              = std::move(m);
-        return diffs;
+        return changed(parse(text_, !is_last), is_last ? lost(text_) : "");
     } catch (const std::exception &) {
         // it does not follow its format; while it is written, what comes next may mend it
-        if (!is_last) {
-            return {};
-        }
-        common_chat_msg_diff diff;
-        const std::string    said = message_.reasoning_content + message_.content;
-        const size_t         from = message_.tool_calls.empty() ? said.size() : text_.size();
-        diff.content_delta        = text_.substr(std::min(from, text_.size()));
-        message_.content += diff.content_delta;
-        return { diff };
+        return is_last ? broken() : std::vector<common_chat_msg_diff>();
     }
+}
+
+std::vector<common_chat_msg_diff> es_chat_parser::changed(common_chat_msg m, const std::string & more) {
+    m.content += more;
+    auto diffs = common_chat_msg_diff::compute_diffs(message_, m);
+    message_   = std::move(m);
+    return diffs;
+}
+
+// What was taken for the beginning of a call, and is text after all.
+std::string es_chat_parser::lost(const std::string & text) {
+    const common_chat_msg m = parse(text, false);
+    const bool is_text = m.tool_calls.empty() && m.reasoning_content.empty() && text.compare(0, m.content.size(), m.content) == 0;
+    const std::string rest = is_text ? text.substr(m.content.size()) : "";
+    return is_plain_ || rest.substr(0, 1) == "{" ? rest : "";
+}
+
+// The whole text, as content after the longest beginning with calls that follows the format.
+std::vector<common_chat_msg_diff> es_chat_parser::broken() {
+    size_t n = text_.size();
+    for (size_t i = 0; i < n_tries && n > 0; ++i) {
+        n = text_.find_last_of(">]}", n - 1);
+        if (n == std::string::npos) {
+            break;
+        }
+        try {
+            common_chat_msg m = parse(text_.substr(0, n + 1), false);
+            if (!m.tool_calls.empty()) {
+                return changed(std::move(m), text_.substr(n + 1));
+            }
+        } catch (const std::exception &) {
+            continue;
+        }
+    }
+    common_chat_msg_diff diff;
+    const size_t         n_said = message_.reasoning_content.size() + message_.content.size();
+    diff.content_delta          = message_.tool_calls.empty() && n_said < text_.size() ? text_.substr(n_said) : "";
+    message_.content += diff.content_delta;
+    return { diff };
 }

@@ -12,11 +12,16 @@ struct es_chat_parser {
     const common_chat_msg &           message() const { return message_; }
 
 private:
-    common_chat_msg parse(bool is_partial);
+    using diffs = std::vector<common_chat_msg_diff>;
+
+    common_chat_msg parse(const std::string & text, bool is_partial);
+    diffs           changed(common_chat_msg m, const std::string & more);
+    diffs           broken();
+    std::string     lost(const std::string & text);
 
     common_chat_parser_params params_;
     size_t                    n_call_id_;
-    bool                      is_parsed_;
+    bool                      is_parsed_, is_plain_; // is_plain_: without calls, all of it is content
     common_chat_msg           message_;
     std::string               text_, held_; // held_: an incomplete character
     size_t                    n_new_ = 0;   // bytes not parsed yet

@@ -136,7 +136,7 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx) {
         while (s > 0 && starts[s - 1] >= i) {
             --s;
         }
-        if (n_bytes > n_ctx * n_byte_token && s + 1 < starts.size()) {
+        if (n_bytes / n_byte_token > n_ctx && s + 1 < starts.size()) {
             from = s + 1;
             break;
         }
@@ -214,12 +214,14 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
         out["note"] = "the chat template rewrites earlier messages, which stay in the stream as first read";
     }
     // tokens are made from where the tokenizer would begin afresh, so that they are those of the whole text
-    size_t fresh = keep;
-    while (fresh > 0 && keep - fresh < n_back && !chat.is_control(held[fresh - 1])) {
+    const es_tokens rest  = chat.tokenize(whole.substr(at));
+    size_t          fresh = keep;
+    while (fresh > 0 && keep - fresh < n_back && !chat.is_control(held[fresh - 1]) &&
+           (rest.empty() || !chat.is_control(rest[0]))) {
         --fresh;
     }
     const std::string before = chat.text(held, fresh, keep);
-    const es_tokens   made   = chat.tokenize(before + whole.substr(at));
+    const es_tokens   made   = fresh == keep ? rest : chat.tokenize(before + whole.substr(at));
     size_t            same   = 0;
     while (same < keep - fresh && same < made.size() && made[same] == held[fresh + same]) {
         ++same;

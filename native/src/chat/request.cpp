@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <regex>
 #include <stdexcept>
 
 namespace {
@@ -300,26 +301,46 @@ std::string es_chat_request::head() {
     return one.substr(0, n);
 }
 
+bool es_chat_request::has_calls() const {
+    return !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
+}
+
 bool es_chat_request::is_parsed() const {
-    const bool has_tools = !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    const bool thinks    = inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE && params.supports_thinking;
-    return !chat.is_builtin && (has_tools || thinks || !chat.is_plain || !inputs.json_schema.empty());
+    const bool thinks = inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE && params.supports_thinking;
+    return !chat.is_builtin && (has_calls() || thinks || !chat.is_plain);
+}
+
+std::string es_chat_request::grammar() const {
+    if (!inputs.grammar.empty()) {
+        return inputs.grammar;
+    }
+    if (!inputs.json_schema.empty() && !is_parsed()) {
+        return es_schema_grammar(common_json::parse(inputs.json_schema));
+    }
+    std::string text = params.grammar;
+    // JSON has no control characters in strings
+    string_replace_all(text, R"(json-string ::= "\"" ( [^"\\])", R"(json-string ::= "\"" ( [^"\\\x7F\x00-\x1F])");
+    if (inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) { // a call, not a text that may go on for ever before it
+        text = std::regex_replace(text, std::regex(R"((\nroot ::= [^\n]*)until-[0-9]+\? (tool-calls))"), "$1$2");
+    }
+    return text;
 }
 
 common_json es_chat_request::info() const {
-    common_json sampling;
-    const bool  has_budget = thinking_budget >= 0 && !params.thinking_end_tags.empty();
-    const bool  is_own     = !inputs.grammar.empty() && params.grammar == inputs.grammar; // has no place for thinking
-    if (!params.grammar.empty() || has_budget) {
+    common_json       sampling;
+    const bool        has_budget = thinking_budget >= 0 && !params.thinking_end_tags.empty();
+    const std::string rules      = grammar();
+    const bool        is_format  = inputs.grammar.empty() && is_parsed(); // with a place for the start of the answer
+    if (!rules.empty() || has_budget) {
         common_json triggers = common_json::array();
         for (const common_grammar_trigger & t : params.grammar_triggers) {
             triggers.push_back({ { "type", (int) t.type }, { "value", t.value }, { "token", t.token } });
         }
         sampling = common_json{
-            { "grammar", params.grammar },
-            { "is_lazy", params.grammar_lazy },
+            { "grammar", rules },
+            { "is_lazy", is_format && params.grammar_lazy },
             { "triggers", triggers },
-            { "before", is_own ? "" : params.generation_prompt },
+            { "before", is_format ? params.generation_prompt : "" },
             { "budget", has_budget ? thinking_budget : -1 },
             { "budget_message", thinking_message },
             { "thinking_start", params.thinking_start_tag },

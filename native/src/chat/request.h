@@ -35,7 +35,9 @@ struct es_chat_request {
     size_t              first_near(size_t n_known) const;
     std::string         head();
 
+    bool        has_calls() const;
     bool        is_parsed() const;
+    std::string grammar() const; // of the answer; empty: none
     common_json info() const;
 
 private:
@@ -50,5 +52,5 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx);
 common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<size_t, size_t>> & places,
                        const llama_token * tokens);
 
-// A JSON schema as GBNF. Throws std::invalid_argument.
-std::string es_schema_grammar(const common_json & schema);
+// A JSON schema as GBNF; without any word: an object. Throws std::invalid_argument.
+std::string es_schema_grammar(common_json schema);

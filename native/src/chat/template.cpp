@@ -93,7 +93,7 @@ int32_t es_chat::init(const llama_model * model, const char * chat_template) {
         return rc;
     }
     is_fallback = wanted.empty() && !common_chat_templates_was_explicit(templates.get());
-    n_call_id   = source.find("length != 9") != std::string::npos || source.find("!= 9") != std::string::npos ? 9 : 0;
+    n_call_id   = source.find("[TOOL_CALLS]") != std::string::npos ? 9 : 0;
 
     const es_tokens word = tokenize("a");
     space_prefix         = !word.empty() && es_piece(vocab, word[0], true).substr(0, 1) == " ";
