@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from serving import WORDS, Served, serve
@@ -106,7 +106,13 @@ def test_openai_responses(served: Served) -> None:
     tool: Any = {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": False}
     asked: list[Any] = [{"role": "user", "content": "What time is it?"}]
     with client.responses.stream(
-        model="tiny", input=asked, tools=[tool], tool_choice="required", max_output_tokens=100
+        model="tiny",
+        input=asked,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_output_tokens=100,
+        extra_body={"seed": 1},
     ) as stream:
         called = stream.get_final_response()
     (call,) = called.output
@@ -141,7 +147,12 @@ def test_anthropic_client(served: Served) -> None:
     tool = {"name": "now", "input_schema": {"type": "object", "properties": {}}}
     asked: list[Any] = [{"role": "user", "content": "What time is it?"}]
     with client.messages.stream(
-        model="tiny", messages=asked, tools=[tool], tool_choice={"type": "any"}, max_tokens=100
+        model="tiny",
+        messages=asked,
+        tools=[tool],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_tokens=100,
+        extra_body={"seed": 1},
     ) as stream:
         called = stream.get_final_message()
     (call,) = called.content
@@ -182,21 +193,16 @@ def test_ollama_client(served: Served) -> None:
     formed = client.chat("tiny", hello, format=reply, options={"temperature": 0, "num_predict": 60})
     assert json.loads(formed.message.content)["yes"] in (True, False)
 
-    def now(zone: Literal["UTC", "CET"]) -> str:
-        """The time.
-
-        Args:
-            zone: where
-        """
-        return f"noon in {zone}"
-
+    zone = {"type": "string", "enum": ["UTC", "CET"]}
+    parameters = {"type": "object", "properties": {"zone": zone}, "required": ["zone"]}
+    now = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": parameters}}
     asked: list[Any] = [{"role": "user", "content": "What time is it?"}]
-    forced = {"tool_choice": "required", "num_predict": 400, "seed": 1, "temperature": 0}
+    forced = {"tool_choice": "required", "parallel_tool_calls": False, "num_predict": 400, "seed": 1, "temperature": 0}
     called = client.chat("tiny", asked, tools=[now], options=forced).message
     (call,) = called.tool_calls
     assert call.function.name == "now" and list(call.function.arguments) == ["zone"]
     before = continued(served)
-    asked += [called, {"role": "tool", "tool_name": "now", "content": now(call.function.arguments["zone"])}]
+    asked += [called, {"role": "tool", "tool_name": "now", "content": "noon"}]
     assert client.chat("tiny", asked, tools=[now], options={"num_predict": 3}).eval_count
     assert continued(served) == before + 1
     with pytest.raises(ollama.ResponseError, match="this server has one model"):
@@ -247,7 +253,7 @@ def test_langchain(served: Served, responses: bool) -> None:
         return "noon"
 
     question = HumanMessage(f"What time is it? {responses}")
-    called = model(seed=1).bind_tools([now], tool_choice="any").invoke([question])
+    called = model(seed=1).bind_tools([now], tool_choice="any", parallel_tool_calls=False).invoke([question])
     (call,) = called.tool_calls
     assert call["name"] == "now"
     before = continued(served)

@@ -287,3 +287,9 @@ def test_what_is_sent_back_may_be_no_text(served: Served) -> None:
     for stream in (b"true", b"false"):
         response = served.client.post(PATH, content=body % stream, headers={"Content-Type": "application/json"})
         assert response.status_code == 200 and '{"a":"?"}' in response.text
+
+
+def test_an_answer_that_was_cut_within_a_call_is_incomplete(served: Served) -> None:
+    body = {"input": "What is the weather in Oslo?", "tools": [WEATHER], "tool_choice": "required", "seed": 1}
+    response = served.client.post(PATH, json=body | {"max_output_tokens": 10}).json()
+    assert response["status"] == "incomplete" and response["usage"]["output_tokens"] == 10
