@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import gguf
 
+from edge_stream.converters import chat_templates
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import ModelConfig, families
 
@@ -118,8 +119,7 @@ def add_metadata(
     _add_hyperparameters(writer, source.model)
     _add_rope(writer, source.model)
     source.vocab().write(writer)
-    if source.chat_template:
-        writer.add_chat_template(source.chat_template)
+    chat_templates.write(writer, source.chat_templates)
 
 
 def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) -> None:

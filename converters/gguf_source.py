@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes as C
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 
-from edge_stream.converters import gguf_tensors
+from edge_stream.converters import chat_templates, gguf_tensors, vocab_bpe
 from edge_stream.converters.config import read_config
 from edge_stream.converters.safetensors_files import check_finite
 from edge_stream.converters.source import TensorInfo
@@ -19,6 +22,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Gguf, RopeScaling, gguf_families
+from edge_stream.native import libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,9 +61,7 @@ class GgufSource:
         self._stored = {t.name: (part, t) for part, reader in readers for t in reader.tensors}
         self.config = self._config()
         self.model = read_config(self.config)
-        self.generation_config: Mapping[str, Any] = self._generation_config()
-        template = self._meta.get("tokenizer.chat_template")
-        self.chat_template = template if isinstance(template, str) else None
+        self.chat_templates = chat_templates.of_gguf(self._meta)
         self.left_out: list[str] = []
         self._gguf_names = self._map_names()
         self.tensors = {
@@ -69,13 +71,18 @@ class GgufSource:
         self._check_shapes()
         self._tokenizer_files: dict[str, Path | bytes] | None = None
 
+    @cached_property
+    def generation_config(self) -> Mapping[str, Any]:
+        """The sampling settings, and as eos_token_id every token that ends an answer."""
+        return self._sampling() | {"eos_token_id": end_tokens(self.path, self._meta.get("tokenizer.ggml.eom_token_id"))}
+
     @property
     def tokenizer_files(self) -> Mapping[str, Path | bytes]:
         """tokenizer.json and tokenizer_config.json, rebuilt from the metadata on first use."""
         if self._tokenizer_files is None:
             from edge_stream.converters.tokenizer_files import rebuild
 
-            self._tokenizer_files = dict(rebuild(self.vocab(), self.chat_template, self.config))
+            self._tokenizer_files = dict(rebuild(self.vocab(), self.chat_templates, self.config))
         return self._tokenizer_files
 
     def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
@@ -143,7 +150,7 @@ class GgufSource:
         ids = {n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id") for n in ("bos", "eos", "unk", "pad")}
         pre = str(meta.get("tokenizer.ggml.pre", "default"))
         # llama.cpp's default if the key is missing (llama-vocab.cpp)
-        add_bos = meta.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in ("llama-bpe", "tekken"))
+        add_bos = meta.get("tokenizer.ggml.add_bos_token", kind == "llama" or vocab_bpe.adds_bos(pre))
         prefix = meta.get("tokenizer.ggml.add_space_prefix", True) if kind == "llama" else None
         return Vocab(
             kind,
@@ -281,7 +288,7 @@ class GgufSource:
             "original_max_position_embeddings": original,
         }
 
-    def _generation_config(self) -> dict[str, Any]:
+    def _sampling(self) -> dict[str, Any]:
         names = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
         found = {n: self._meta.get(f"general.sampling.{key}") for key, n in names.items()}
         return {n: round_float32(v) if isinstance(v, float) else v for n, v in found.items() if v is not None}
@@ -356,4 +363,42 @@ def _open(path: Path) -> gguf.GGUFReader:
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the reader fails in many ways on a damaged file
-        raise EdgeStreamError(f"{path.name} is a damaged GGUF file") from error
+        raise EdgeStreamError(f"{path.name} is a damaged GGUF file{_damage(path)}") from error
+
+
+def end_tokens(path: Path, eom: int | None = None) -> list[int]:
+    """The tokens at which llama.cpp ends an answer: eos, end of turn, eom, then others, which it knows by their text.
+
+    Only the vocabulary is loaded. Raises EdgeStreamError if llama.cpp refuses it.
+    """
+    llama, native = libraries.llama(), libraries.edge_stream_library()
+    llama.llama_backend_init()
+    native.es_log_set(C.c_bool(False))
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    model = llama.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise EdgeStreamError(f"llama.cpp cannot read the vocabulary of {path.name}{_logged(native)}")
+    try:
+        vocab = llama.llama_model_get_vocab(model)
+        ends = [t for t in range(llama.llama_vocab_n_tokens(vocab)) if llama.llama_vocab_is_eog(vocab, t)]
+        first = [t for t in (llama.llama_vocab_eos(vocab), llama.llama_vocab_eot(vocab), eom) if t in ends]
+    finally:
+        llama.llama_model_free(model)
+    return list(dict.fromkeys([*first, *ends]))
+
+
+def _logged(native: C.CDLL) -> str:
+    """The last error that llama.cpp logged, as the end of a sentence, or ""."""
+    native.es_log_last_error.restype = C.c_char_p
+    why = native.es_log_last_error().decode(errors="replace")
+    return f": {why}" if why else ""
+
+
+def _damage(path: Path) -> str:
+    """What llama.cpp's reader, or the check of its loader, finds wrong with a file, as the end of a sentence, or ""."""
+    native, reason = libraries.edge_stream_library(), C.create_string_buffer(512)
+    native.es_model_file_check.restype = C.c_bool
+    native.es_log_set(C.c_bool(False))
+    passed = native.es_model_file_check(os.fsencode(path), reason, C.c_size_t(len(reason)))
+    return _logged(native) if passed else f": {reason.value.decode(errors='replace')}"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.converters import safetensors_files
+from edge_stream.converters import chat_templates, safetensors_files
 from edge_stream.converters.config import read_config, text_config
 from edge_stream.converters.source import TensorInfo
 from edge_stream.converters.tensor_names import expected_tensors
@@ -53,7 +53,7 @@ class HfSource:
         self.tokenizer_files = {file: path for file in TOKENIZER_FILES if (path := self._find(file)) is not None}
         self._find("README.md")  # the gguf package reads the model card
         self.tokenizer_config: dict[str, Any] = self._object("tokenizer_config.json")
-        self.chat_template = self._chat_template()
+        self.chat_templates = chat_templates.of_folder(folder, self._text, self.tokenizer_config)
         self.left_out: list[str] = []
         self._vocab: Vocab | None = None
         self._reader = safetensors_files.Reader()
@@ -110,17 +110,9 @@ class HfSource:
             raise EdgeStreamError(f"{file} is not a JSON object")
         return value or {}
 
-    def _chat_template(self) -> str | None:
-        path = self._find("chat_template.jinja")
-        if path is not None:
-            return read_text(path)
-        template = self.tokenizer_config.get("chat_template")
-        if isinstance(template, list):  # several, by name: llama.cpp uses `default`
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
-        if template is not None and not isinstance(template, str):
-            raise EdgeStreamError("tokenizer_config.json: chat_template is not a string")
-        return template
+    def _text(self, file: str) -> str | None:
+        path = self._find(file)
+        return None if path is None else read_text(path)
 
     #
     # tensors

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edge_stream.converters import chat_templates
 from edge_stream.converters.hf_source import TOKENIZER_FILES
 from edge_stream.errors import EdgeStreamError
 
-_PATTERNS = ("config.json", "generation_config.json", "chat_template.jinja", *TOKENIZER_FILES)
+_PATTERNS = ("config.json", "generation_config.json", *chat_templates.FILES, *TOKENIZER_FILES)
 
 
 def download(src: str) -> Path:

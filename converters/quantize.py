@@ -176,38 +176,3 @@ def _releasing_pages(folder: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Read llama-imatrix's importance matrix (GGUF form): tensor name -> mean squared activation per column.
-
-    The file holds `NAME.in_sum2` (sums of squares) and `NAME.counts` for each tensor (tools/imatrix of llama.cpp).
-    Raises EdgeStreamError for anything else, including the older binary form.
-    """
-    import gguf
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise EdgeStreamError(
-                    f"{path.name} is not an importance matrix in GGUF form: convert it with llama-imatrix"
-                )
-        reader = gguf.GGUFReader(path)
-        tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
-    except OSError as error:
-        raise EdgeStreamError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise EdgeStreamError(f"{path.name} is a damaged GGUF file") from error
-    result = {}
-    for name, sums in tensors.items():
-        if not name.endswith(".in_sum2"):
-            continue
-        tensor = name.removesuffix(".in_sum2")
-        counts = tensors.get(f"{tensor}.counts")
-        if counts is None or not np.isfinite(sums).all() or float(counts.reshape(-1)[0]) <= 0:
-            raise EdgeStreamError(f"{path.name} has no valid counts for {tensor}")
-        result[tensor] = np.ascontiguousarray(sums.reshape(-1) / counts.reshape(-1)[0], dtype=np.float32)
-    if not result:
-        raise EdgeStreamError(f"{path.name} holds no importance matrix")
-    return result

@@ -67,8 +67,8 @@ class Source(Protocol):
         ...
 
     @property
-    def chat_template(self) -> str | None:
-        """The model's own chat template (Jinja)."""
+    def chat_templates(self) -> Mapping[str, str]:
+        """The model's own chat templates (Jinja) by name, see chat_templates.py."""
         ...
 
     @property

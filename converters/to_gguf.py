@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import gguf
 import numpy as np
 
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
+from edge_stream.converters.imatrix import read_imatrix
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.staging import check_space, publish, staging_folder
+from edge_stream.output.files import target_of
+from edge_stream.output.staging import check_absent, check_space, publish, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -35,6 +38,7 @@ class GgufOptions:
     n_ctx: int | None = None
     n_threads: int = 0
     model_name: str | None = None
+    overwrite: bool = False
     dry_run: bool = False
     verbose: bool = False
 
@@ -94,6 +98,10 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
     original = getattr(source, "path", None)
     if original is not None and out.exists() and out.samefile(original):
         raise EdgeStreamError(f"{out} is the source: choose another name for the result")
+    parts = out.parent.glob(f"{glob.escape(out.stem)}-[0-9]*-of-[0-9]*.gguf") if options.split_max_size else ()
+    for path in (out, *parts):
+        check_absent(path, options.overwrite)
+    out = target_of(out)
     check_space(out, plan.disk)
     with staging_folder(out) as folder:
         if options.quantize is None:
@@ -106,7 +114,7 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
             for warning in _quantise(plan, unquantised, folder / out.name, options, progress):
                 say(f"note: {warning}")
             files = sorted(p for p in folder.iterdir() if p.is_file())
-        return publish(files, out.parent)
+        return publish(files, out.parent, options.overwrite)
 
 
 def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) -> list[str]:
@@ -117,7 +125,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
         f"{len(source.tensors)} tensors",
         f"converts to       {out}, {plan.outtype}" + (f", then {options.quantize}" if options.quantize else ""),
         f"streaming         n_keep {plan.defaults.n_keep}, n_ctx {plan.defaults.n_ctx} (defaults of run and chat)",
-        f"chat template     {'the model has one' if source.chat_template else 'none'}",
+        f"chat template     {', '.join(source.chat_templates) or 'none'}",
         f"size              {plan.size / 2**20:,.0f} MiB" + (" before quantising" if options.quantize else ""),
         f"needs             {plan.disk / 2**20:,.0f} MiB of disk, about {plan.memory / 2**20:,.0f} MiB of memory",
     ]
@@ -167,7 +175,7 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
 
 def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions, progress: Progress) -> list[str]:
     assert options.quantize is not None
-    imatrix = quantize.read_imatrix(options.imatrix) if options.imatrix else None
+    imatrix = read_imatrix(options.imatrix) if options.imatrix else None
     if len(parts) > 1:  # libllama appends the part numbers
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
     sizes = {t.name: t.nbytes for t in plan.tensors}

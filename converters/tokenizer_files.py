@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from edge_stream.converters import vocab_bpe
+from edge_stream.converters import chat_templates, vocab_bpe
 from edge_stream.converters.text import quoted
 from edge_stream.converters.vocab import CONTROL, UNKNOWN, USER_DEFINED, Vocab
 from edge_stream.errors import EdgeStreamError
@@ -14,7 +14,7 @@ from edge_stream.errors import EdgeStreamError
 _SPACE = "▁"
 
 
-def rebuild(vocab: Vocab, chat_template: str | None, config: Mapping[str, Any]) -> dict[str, bytes]:
+def rebuild(vocab: Vocab, templates: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, bytes]:
     """File name -> content. Raises EdgeStreamError for an unknown pre-tokenizer."""
     tokenizer = _byte_level(vocab) if vocab.kind == "gpt2" else _sentencepiece(vocab)
     added = [
@@ -40,8 +40,8 @@ def rebuild(vocab: Vocab, chat_template: str | None, config: Mapping[str, Any]) 
         "model_max_length": config.get("max_position_embeddings"),
     }
     settings |= {f"{name}_token": vocab.tokens[i] for name, i in vocab.special.items()}
-    if chat_template is not None:
-        settings["chat_template"] = chat_template
+    if templates:
+        settings["chat_template"] = chat_templates.as_config(templates)
     return {"tokenizer.json": _json(tokenizer), "tokenizer_config.json": _json(settings)}
 
 

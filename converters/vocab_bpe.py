@@ -39,12 +39,26 @@ _NAMES: dict[tuple[str, bool], str] = {
     ("digits gpt2", False): "smollm",
     ("gpt2", False): "gpt-2",
 }
+# the same tokenizer under other names: llama-vocab.cpp gives them the same expressions, merges ignored or not, and
+# special tokens around a text
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "llama-bpe": (*("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),),
+    "dbrx": ("smaug-bpe",),
+    "qwen2": (*("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),),
+    "gpt-4o": ("llama4", "kanana2", "talkie", "minimax-m2"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    "gpt-2": (
+        *("phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert"),
+        *("exaone4", "mpt", "olmo", "jais", "trillion", "granite-docling"),
+    ),
+}
+_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
 
 
 def expression(pre: str) -> list[str]:
     """The structure behind a name, in _signature's notation, for rebuilding tokenizer.json."""
     for (signature, _), name in _NAMES.items():
-        if name == pre:
+        if name == _CANONICAL.get(pre, pre):
             if signature.startswith("split:"):
                 return [signature.removesuffix(" bytes"), "bytes"]
             return signature.split()
@@ -53,7 +67,12 @@ def expression(pre: str) -> list[str]:
 
 def ignores_merges(pre: str) -> bool:
     """Whether a word that is itself a token skips the merges."""
-    return any(name == pre and ignore for (_, ignore), name in _NAMES.items())
+    return any(name == _CANONICAL.get(pre, pre) and ignore for (_, ignore), name in _NAMES.items())
+
+
+def adds_bos(pre: str) -> bool:
+    """Whether llama.cpp puts BOS before a text if the model does not say (llama-vocab.cpp)."""
+    return _CANONICAL.get(pre, pre) in ("llama-bpe", "tekken")
 
 
 def byte_alphabet() -> dict[int, str]:

@@ -76,6 +76,13 @@ class Writer:
         self._call(self._native.es_sampler_choose, self.stream.sampler, self.stream.handle)
         return int(self._chosen.token)
 
+    def candidates(self) -> list[tuple[int, float]]:
+        """The tokens that the newest was chosen from, with probabilities after all transforms, the likeliest first."""
+        size = self.stream.backend.vocabulary.size
+        found = (bindings.Candidate * size)()
+        n = self._native.es_sampler_candidates(self.stream.sampler, found, size)
+        return [(one.token, one.probability) for one in found[:n]]
+
     def record(self) -> Token:
         """The record of the chosen token, once it has been fed."""
         stats = self.stream.stats

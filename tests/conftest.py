@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from cli_runner import Loader, Run, install, invoke
 from mlc_models import write_mlc
 from reference import Reference, load_reference
 from serving_template import SPECIAL, TEMPLATE
@@ -155,3 +156,15 @@ def draw() -> Callable[..., list[int]]:
         return [int(t) for t in np.random.default_rng(seed).integers(10, n_vocab, n)]
 
     return get
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Stands in for Engine."""
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def run(loader: Loader) -> Run:
+    """run(*arguments) -> the result of the command line, with the loader's engine."""
+    return invoke

@@ -89,7 +89,9 @@ class FakeStream:
             eos = token == END
             shown, stopped = matcher.push("" if eos else chr(token))
             finish = "stop" if stopped else "eos" if eos else "length" if n == max_tokens else None
-            yield Token(shown, token, None, finish, len(self.all), self.cached, 100.0)
+            yield Token(
+                shown, token, None, finish, len(self.all), self.cached, 100.0, reasoning=n <= self.engine.n_thinking
+            )
             if finish:
                 return
 
@@ -166,6 +168,7 @@ class FakeEngine:
         self.streams: list[FakeStream] = []
         self.on_token: Callable[[int], None] | None = None
         self.closed = False
+        self.n_thinking = 0  # tokens of every answer that are thoughts
 
     def cache_bytes(self, n_cells: int) -> tuple[int, int]:
         return n_cells * self.kv_bytes_per_token, 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from tiny_architectures import FIXTURES, Fixture, copy_with, make
 from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
@@ -43,22 +44,31 @@ MODEL_FILES: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "text file": (lambda p: edited(p, lambda b: b"hello " * 100), "not a GGUF"),
     "empty file": (lambda p: edited(p, lambda b: b""), "not a GGUF"),
     "magic only": (lambda p: edited(p, lambda b: b"GGUF"), "cannot load"),
-    "cut in the header": (lambda p: edited(p, lambda b: b[:1000]), "cannot load"),
-    "cut in the tensors": (lambda p: edited(p, lambda b: b[: len(b) // 2]), "cannot load"),
-    "future version": (lambda p: edited(p, lambda b: b[:4] + struct.pack("<I", 99) + b[8:]), "cannot load"),
+    "cut in the header": (lambda p: edited(p, lambda b: b[:1000]), "cannot load .*: failed to read key"),
+    "cut in the tensors": (lambda p: edited(p, lambda b: b[: len(b) // 2]), "ends before its tensors do: expected"),
+    "one byte short": (lambda p: edited(p, lambda b: b.rstrip(b"\0")[:-1]), "ends before its tensors do: expected"),
+    "future version": (lambda p: edited(p, lambda b: b[:4] + struct.pack("<I", 99) + b[8:]), "version 99"),
     "absurd tensor count": (lambda p: edited(p, lambda b: b[:8] + b"\xff" * 7 + b"\x7f" + b[16:]), "cannot load"),
     "absurd key count": (lambda p: edited(p, lambda b: b[:16] + b"\xff" * 7 + b"\x7f" + b[24:]), "cannot load"),
     "unknown architecture": (
         lambda p: edited(p, lambda b: b.replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"lxxma")),
-        "cannot load",
+        "cannot load .*unknown model architecture: 'lxxma'",
     ),
     "missing tensor": (
         lambda p: edited(p, lambda b: b.replace(b"output_norm.weight", b"output_xxxx.weight")),
-        "cannot load",
+        "cannot load .*output_norm.weight",
     ),
     "hub name of no form": (lambda p: "hf:nonsense", "not of the form"),
     "hub name with a path": (lambda p: "hf:../../etc:passwd", "not of the form"),
 }
+
+
+def test_a_short_file_is_given_in_bytes(good: Path) -> None:
+    size = max(int(t.data_offset + t.n_bytes) for t in gguf.GGUFReader(good).tensors)
+    cut = edited(good, lambda b: b[: size - 1])
+    with pytest.raises(EdgeStreamError, match=f"expected {size} bytes, has {size - 1}$"):
+        Engine.load(cut, n_ctx=64)
+    Engine.load(edited(good, lambda b: b[:size]), n_ctx=64).close()  # padding after the last tensor may be missing
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

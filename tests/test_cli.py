@@ -7,60 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from fake_engine import FakeEngine
+from cli_runner import Loader, Run
+from click.testing import Result
 
-from edge_stream.cli import COMMANDS, cli
+from edge_stream.cli import COMMANDS
 from edge_stream.cli.eval import COMMANDS as EVAL_COMMANDS
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
-
-Run = Callable[..., Result]
-
-
-class Loader:
-    """Stands in for the Engine class: remembers what was asked of it."""
-
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
-        self.asked: dict[str, Any] = {}
-        self.n_loads = 0
-        self.error: Exception | None = None
-
-    def load(self, model: str, **settings: Any) -> FakeEngine:
-        if self.error:
-            raise self.error
-        self.n_loads += 1
-        self.asked = {"model": model, **settings}
-        self.engine.n_ctx = settings["n_ctx"] or self.engine.n_ctx_train
-        self.engine.n_keep = settings["n_keep"]
-        return self.engine
-
-
-@pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
-    for name in list(os.environ):
-        if name.startswith("LLAMA_ARG_"):
-            monkeypatch.delenv(name)
-    made, module = Loader(), ModuleType("edge_stream.engine")
-    module.Engine = made  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edge_stream.engine", module)
-    return made
-
-
-@pytest.fixture
-def run(loader: Loader) -> Run:
-    def invoke(*arguments: str, **settings: Any) -> Result:
-        result = CliRunner().invoke(cli, list(arguments), **settings)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return invoke
 
 
 def is_one_line_error(result: Result) -> bool:
@@ -312,6 +267,9 @@ def test_stats_file(run: Run, loader: Loader, tmp_path: Path) -> None:
 def test_stats_that_cannot_be_written_fail_before_the_work(
     run: Run, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = run("run", "-m", "x", "-p", "a", "--save", str(tmp_path / "pipe"))  # --stats would be written to it
+    assert is_one_line_error(result) and "it is not a regular file" in result.stderr
     targets = [tmp_path / "none" / "stats", tmp_path]
     for target in targets:
         assert is_one_line_error(run("run", "-m", "x", "-p", "a", "--stats", str(target)))
@@ -400,6 +358,108 @@ def test_chat_messages_of_several_lines(run: Run, loader: Loader) -> None:
     text = loader.engine.streams[0].text
     assert "user\na\n/exit<|im_end|>" in text
     assert "user\nb<|im_end|>" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/usr/bin/env is a path", "/usr/bin/env is a path"),
+        ("/nonsense", "/nonsense"),
+        ("//exit", "/exit"),
+        ("///", "//"),
+        ('"""/exit"""', "/exit"),
+        ('"""\n/clear\n"""', "/clear"),
+    ],
+)
+def test_what_is_no_command_in_piped_lines_is_text(run: Run, loader: Loader, line: str, said: str) -> None:
+    loader.engine.answers += ["one", "two"]
+    assert run("chat", "-m", "x", input=f"{line}\nnext\n").stdout == "one\ntwo\n"
+    assert f"user\n{said}<|im_end|>" in loader.engine.streams[0].text
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Have a chat read these lines as if a user typed them."""
+    from edge_stream.cli.lines import Lines
+
+    left = list(lines)
+
+    def read(self: Lines, _prompt: str) -> str:
+        self.interactive = True
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    monkeypatch.setattr(Lines, "_read_line", read)
+
+
+def test_an_unknown_command_on_a_terminal_is_not_sent(
+    run: Run, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader.engine.answers.append("one")
+    on_a_terminal(monkeypatch, "/usr/bin/env", "//usr/bin/env")
+    result = run("chat", "-m", "x")
+    assert "unknown command /usr/bin/env" in result.stderr
+    assert result.stdout == "one\n"
+    assert "user\n/usr/bin/env<|im_end|>" in loader.engine.streams[0].text
+
+
+def test_chat_messages_of_several_lines_with_mli(run: Run, loader: Loader) -> None:
+    loader.engine.answers += ["one", "two"]
+    run("chat", "-m", "x", "-mli", input="a\nb\\\n/stats\nc\nd")
+    text = loader.engine.streams[0].text
+    assert "user\na\nb<|im_end|>" in text
+    assert "user\nc\nd<|im_end|>" in text
+
+
+def test_chat_answers_the_message_of_its_command_line_first(run: Run, loader: Loader, tmp_path: Path) -> None:
+    file = tmp_path / "message"
+    file.write_text("from\\na file")
+    loader.engine.answers += ["one", "two", "three", "four"]
+    assert run("chat", "-m", "x", "-p", "/exit\\nnow", "-st", input="never").stdout == "one\n"
+    assert "user\n/exit\nnow<|im_end|>" in loader.engine.streams[-1].text
+    assert run("chat", "-m", "x", "-f", str(file), input="more").stdout == "two\nthree\n"
+    assert "user\nfrom\\na file<|im_end|>" in loader.engine.streams[-1].text
+    assert run("chat", "-m", "x", "-st", input="/stats\nhi\nnever").stdout == "four\n"
+
+
+def test_escapes_in_a_prompt(run: Run, loader: Loader) -> None:
+    loader.engine.answers += ["one\ntwo", "one"]
+    flags = ["-r", "\\n", "--echo"]
+    assert run("run", "-m", "x", "-p", r"a\tb\x41\q\\n ", *flags).stdout == "a\tbA\\q\\n one"
+    assert run("run", "-m", "x", "-p", r"a\tb ", "--no-escape", "--echo").stdout == r"a\tb one"
+
+
+def test_chat_continues_an_answer_that_was_cut(run: Run, loader: Loader) -> None:
+    loader.engine.answers += ["abcdef", "def", "more"]
+    result = run("chat", "-m", "x", "-n", "3", input="hi\n/continue\n/set predict -1\nyes\n")
+    assert result.stdout == "abc\ndef\nmore\n"
+    text = loader.engine.streams[0].text
+    assert "assistant\nabcdef<|im_end|>\n<|im_start|>user\nyes<|im_end|>" in text
+    assert run("chat", "-m", "x", input="/continue\n").stderr == "error: there is no answer to continue\n"
+
+
+def test_chat_does_not_continue_a_whole_answer(run: Run, loader: Loader) -> None:
+    loader.engine.answers.append("abc")
+    assert "the last answer is complete" in run("chat", "-m", "x", input="hi\n/continue\n").stderr
+
+
+def test_chat_shows_thoughts_or_hides_them(run: Run, loader: Loader) -> None:
+    loader.engine.n_thinking = 3
+    loader.engine.answers += ["hm.yes"] * 3
+    assert run("chat", "-m", "x", "-p", "a", "-st").stdout == "[Start thinking]\nhm.\n[End thinking]\n\nyes\n"
+    assert run("chat", "-m", "x", "-p", "a", "-st", "--hide-thinking").stdout == "yes\n"
+    shown = run("chat", "-m", "x", "-p", "a", "-st", "-co", "on", color=True).stdout
+    assert shown == "\033[2m[Start thinking]\nhm.\n[End thinking]\033[0m\n\nyes\n"
+
+
+def test_a_resumed_session_says_which_flags_it_ignores(run: Run, loader: Loader, tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    loader.engine.answers += ["one", "two", "three", "four"]
+    run("chat", "-m", "x", "--session", str(path), "-p", "a", "-st")
+    quiet = run("chat", "-m", "x", "--session", str(path), "-p", "a", "-st", "--keep", "4")
+    assert "ignored" not in quiet.stderr
+    said = run("chat", "-m", "x", "--session", str(path), "-p", "a", "-st", "--keep", "9")
+    assert "the session keeps its own --keep 4; --keep 9 is ignored" in said.stderr
 
 
 def test_chat_commands(run: Run, loader: Loader, tmp_path: Path) -> None:

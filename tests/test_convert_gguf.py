@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes as C
 import gc
 import json
+import os
 import re
+import struct
 import sys
 import unicodedata
 import weakref
@@ -25,6 +27,7 @@ from edge_stream import Engine
 from edge_stream.cli import cli
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize, reference, to_gguf, vocab_bpe
 from edge_stream.converters.config import read_config
+from edge_stream.converters.imatrix import read_imatrix
 from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
 from edge_stream.models.conversion import open_source
@@ -554,13 +557,110 @@ def test_imatrix(wide: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no.gguf").exists()
 
 
+def binary_imatrix(entries: dict[str, np.ndarray], calls: int, tail: bytes = b"") -> bytes:
+    """An importance matrix as llama-imatrix wrote it before it wrote GGUF files: sums of squares per call."""
+    out = [struct.pack("<i", len(entries))]
+    for name, sums in entries.items():
+        out += [struct.pack("<i", len(name)), name.encode(), struct.pack("<2i", calls, sums.size)]
+        out.append(sums.astype("<f4").tobytes())
+    return b"".join(out) + tail
+
+
+@pytest.mark.parametrize("tail", [b"", struct.pack("<2i", 7, 8) + b"wiki.txt"], ids=["first", "with the text's name"])
+def test_a_binary_imatrix_quantises_as_a_gguf_one(wide: Path, tmp_path: Path, tail: bytes) -> None:
+    write_imatrix(tmp_path / "imatrix.gguf", open_source(str(wide)))
+    tensors = {t.name: np.array(t.data).reshape(-1) for t in gguf.GGUFReader(tmp_path / "imatrix.gguf").tensors}
+    entries = {n.removesuffix(".in_sum2"): sums for n, sums in tensors.items() if n.endswith(".in_sum2")}
+    (tmp_path / "imatrix.dat").write_bytes(binary_imatrix(entries, 10, tail))
+    a, b = read_imatrix(tmp_path / "imatrix.gguf"), read_imatrix(tmp_path / "imatrix.dat")
+    assert len(a) > 10 and list(a) == list(b)
+    assert all(np.array_equal(a[name], b[name]) and a[name].max() < 5.01 for name in a)
+    for kind in ("gguf", "dat"):
+        convert(wide, tmp_path / f"{kind}-iq2.gguf", quantize="IQ2_XS", imatrix=tmp_path / f"imatrix.{kind}")
+    one, other = (read(tmp_path / f"{kind}-iq2.gguf")[0] for kind in ("gguf", "dat"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_binary_imatrix_without_calls_holds_means(tmp_path: Path) -> None:
+    (tmp_path / "m.dat").write_bytes(binary_imatrix({"a": np.array([1.0, 3.0])}, 0))
+    assert read_imatrix(tmp_path / "m.dat")["a"].tolist() == [1.0, 3.0]
+
+
+_SOUND = binary_imatrix({"blk.0.attn_q.weight": np.arange(4.0), "blk.0.attn_k.weight": np.arange(4.0)}, 3)
+DAMAGED_IMATRIX = {
+    "empty": (b"", "cut short"),
+    "text": (b"tensor importance\n" * 9, "cut short"),
+    "no entries": (struct.pack("<i", 0), "begins with 0 for the number of entries"),
+    "negative count": (struct.pack("<i", -5), "begins with -5"),
+    "cut in a name": (_SOUND[:15], r"cut short \(at entry 1"),
+    "cut in the values": (_SOUND[:-1], r"cut short \(at entry 2"),
+    "fewer entries than it says": (struct.pack("<i", 3) + _SOUND[4:], r"cut short \(at entry 3"),
+    "negative name": (_SOUND[:4] + struct.pack("<i", -1) + _SOUND[8:], "cut short"),
+    "name not UTF-8": (_SOUND[:8] + b"\xff" + _SOUND[9:], "a name is not UTF-8"),
+    "no columns": (_SOUND[:31] + struct.pack("<i", 0) + _SOUND[35:], "has 0 columns"),
+    "endless columns": (_SOUND[:31] + struct.pack("<i", 2**31 - 1) + _SOUND[35:], "cut short"),
+    "not a number": (_SOUND[:-4] + struct.pack("<f", float("nan")), "not finite"),
+    "cut GGUF": (b"GGUF\x03\x00", "damaged GGUF file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_IMATRIX)
+def test_a_damaged_imatrix_is_one_sentence(name: str, tmp_path: Path) -> None:
+    content, match = DAMAGED_IMATRIX[name]
+    (tmp_path / "m.dat").write_bytes(content)
+    with pytest.raises(EdgeStreamError, match=match) as caught:
+        read_imatrix(tmp_path / "m.dat")
+    assert str(caught.value).startswith("m.dat is ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", [0, 100_000])
+def test_an_existing_file_is_kept(split: int, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also one part of a split model; --overwrite replaces it, --force as well."""
+    source, out = checkpoint("smollm"), tmp_path / "m.gguf"
+    convert(source, out, split_max_size=split)
+    files = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert (len(files) > 2) == bool(split)
+    for path in files:
+        path.write_bytes(b"mine")
+    arguments = ["convert", str(source), "--to", "gguf", "-o", str(out), "--outtype", "f32"]
+    arguments += ["--split-max-size", "100K"] if split else []
+    refused = CliRunner().invoke(cli, arguments)
+    assert refused.exit_code == 1
+    assert "exists already: choose another name, or --overwrite to replace it" in refused.stderr
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"mine"}
+    assert CliRunner().invoke(cli, [*arguments, "--dry-run"]).exit_code == 0
+    for flag in ("--overwrite", "--force"):
+        done = CliRunner().invoke(cli, [*arguments, flag])
+        assert done.exit_code == 0, done.output
+        assert {p: p.read_bytes() for p in tmp_path.iterdir()} == files
+
+
+def test_a_link_to_a_file_is_followed(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there" / "real.gguf", tmp_path / "m.gguf"
+    link.symlink_to(real)
+    with pytest.raises(EdgeStreamError, match=r"m\.gguf exists already"):
+        convert(checkpoint("smollm"), link)  # whether or not there is a file at its end
+    convert(checkpoint("smollm"), link, overwrite=True)
+    assert link.is_symlink() and real.read_bytes()[:4] == b"GGUF"
+    assert [p.name for p in real.parent.iterdir()] == ["real.gguf"]
+
+
+def test_a_pipe_is_not_replaced(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    for overwrite, match in ((False, "exists already"), (True, "it is not a regular file")):
+        with pytest.raises(EdgeStreamError, match=match):
+            convert(checkpoint("smollm"), tmp_path / "m.gguf", overwrite=overwrite)
+    assert (tmp_path / "m.gguf").is_fifo()
+
+
 def test_nothing_of_a_quantisation_stays(wide: Path, tmp_path: Path) -> None:
     """Neither the importance matrix nor the place of libllama's messages, whether it succeeds or fails."""
     write_imatrix(tmp_path / "imatrix.gguf", open_source(str(wide)))
     convert(wide, tmp_path / "f32.gguf")
     before = log_callback()
     for source in ("f32.gguf", "none.gguf"):
-        matrix = quantize.read_imatrix(tmp_path / "imatrix.gguf")
+        matrix = read_imatrix(tmp_path / "imatrix.gguf")
         arrays = [weakref.ref(values) for values in matrix.values()]
         with nullcontext() if source == "f32.gguf" else pytest.raises(EdgeStreamError, match="could not quantise"):
             quantize.quantize(tmp_path / source, tmp_path / "q.gguf", "IQ2_XS", imatrix=matrix)
@@ -611,6 +711,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 def test_from_the_hub(checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
 
     asked = {}
 
@@ -626,6 +727,8 @@ def test_from_the_hub(checkpoint: Callable[[str], Path], tmp_path: Path, monkeyp
     result = CliRunner().invoke(cli, ["convert", "hf:user/tiny", "--to", "gguf", "-o", "x-{ftype}.gguf"])
     assert result.exit_code == 0 and Path("x-BF16.gguf").exists()
     assert not any(pattern.endswith(".bin") for pattern in asked["user/tiny"])
+    wanted = ["chat_template.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    assert list(filter_repo_objects([*wanted, "pytorch_model.bin"], allow_patterns=asked["user/tiny"])) == wanted
 
 
 def test_file_types_are_those_of_libllama() -> None:

@@ -13,18 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny_checkpoints import CHECKPOINTS, N_VOCAB, config_of, random_tensors, save_tensors, write_tiny
 
+from edge_stream import Engine
 from edge_stream.cli import cli
-from edge_stream.converters import mlc, reference
+from edge_stream.converters import mlc, reference, to_gguf
+from edge_stream.converters.gguf_metadata import copy_fields
+from edge_stream.converters.gguf_source import end_tokens
 from edge_stream.converters.mlc import MlcOptions, params
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.converters.mlc.tensor_cache import TensorCacheReader, from_bf16, to_bf16
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Mlc, families
+from edge_stream.mlc.folder import MlcFolder
 from edge_stream.models.conversion import open_source
 
 REFUSED = {
@@ -228,6 +233,55 @@ def test_stop_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
         convert(folder, tmp_path / "again")
 
 
+# the last rows of a tiny model's embedding; llama.cpp ends an answer at all but the last
+_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|fim_pad|>", "<|file_sep|>", "<|end|>", "<|python_tag|>")
+
+
+def test_a_gguf_files_stop_tokens_are_those_of_llama_cpp(tmp_path: Path) -> None:
+    """eos, end of turn, end of message, and what else llama.cpp's vocabulary takes for an end; the folder keeps all."""
+    folder = write_tiny(tmp_path / "hf", "llama3")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    first = N_VOCAB - len(_ENDS)
+    tokenizer["added_tokens"] += [{"id": first + i, "content": t, "special": True} for i, t in enumerate(_ENDS)]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    to_gguf.convert(open_source(str(folder)), tmp_path / "m.gguf", to_gguf.GgufOptions(), lambda _line: None)
+    with Engine.load(tmp_path / "m.gguf", n_ctx=64) as engine:
+        ends, eos = set(engine.backend.vocabulary.eog_tokens), engine.eos
+    # <|endoftext|> 0, <|im_end|> 2, and five of the six
+    assert ends == {0, 2, *range(first, N_VOCAB - 1)} and eos == 2
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    config = config_of_model(tmp_path / "out")
+    assert config["eos_token_id"][0] == eos and set(config["eos_token_id"]) == ends
+    assert len(config["eos_token_id"]) == len(ends)
+    assert config["conv_template"]["stop_token_ids"] == sorted(ends)
+    MlcFolder(tmp_path / "out").write_vocab(tmp_path / "vocab.gguf")
+    assert set(end_tokens(tmp_path / "vocab.gguf")) == ends
+
+
+def test_stop_tokens_that_only_the_metadata_name(tmp_path: Path) -> None:
+    """eot and eom of texts that mean nothing to llama.cpp."""
+    to_gguf.convert(
+        open_source(str(write_tiny(tmp_path / "hf", "llama3"))), tmp_path / "a.gguf", to_gguf.GgufOptions(), print
+    )
+    source = open_source(str(tmp_path / "a.gguf"))
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    copy_fields(writer, source.gguf_fields)  # type: ignore[attr-defined]
+    writer.add_eot_token_id(70)
+    writer.add_eom_token_id(80)
+    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    config = config_of_model(tmp_path / "out")
+    assert config["eos_token_id"] == [2, 70, 80, 0]
+    assert config["conv_template"]["stop_token_ids"] == [0, 2, 70, 80]
+    MlcFolder(tmp_path / "out").write_vocab(tmp_path / "vocab.gguf")
+    assert set(end_tokens(tmp_path / "vocab.gguf")) == {0, 2, 70, 80}
+
+
 def test_demo_gguf_becomes_mlc(tmp_path: Path) -> None:
     said = convert("demo", tmp_path / "out", quantization="q4f16_1")  # type: ignore[arg-type]
     config = config_of_model(tmp_path / "out")
@@ -269,23 +323,40 @@ def test_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     data[-2:] = b"\xc0\x7f"  # NaN
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(EdgeStreamError, match="NaN"):
-        convert(folder, out)
+        convert(folder, out, overwrite=True)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
 
 
 def test_an_mlc_model_is_replaced_and_anything_else_is_not(tmp_path: Path) -> None:
     folder, out = write_tiny(tmp_path / "hf", "qwen3"), tmp_path / "out"
-    convert(folder, out, quantization="q0f16")
-    convert(folder, out, quantization="q4f16_1")
+    out.mkdir()
+    convert(folder, out, quantization="q0f16")  # an empty folder is no model
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(EdgeStreamError, match=r"exists already: choose another name, or --overwrite to replace it$"):
+        convert(folder, out, quantization="q4f16_1")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    convert(folder, out, quantization="q4f16_1", overwrite=True)
     assert config_of_model(out)["quantization"] == "q4f16_1"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
     (out / "diary.txt").write_text("mine")
     with pytest.raises(EdgeStreamError, match=r"holds diary\.txt, which is not part of an MLC model"):
-        convert(folder, out)
+        convert(folder, out, overwrite=True)
     with pytest.raises(EdgeStreamError, match="is not a folder"):
         convert(folder, out / "diary.txt")
     assert (out / "diary.txt").read_text() == "mine"
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    folder, real, link = write_tiny(tmp_path / "hf", "qwen3"), tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    source = open_source(str(folder))
+    assert mlc.convert(source, link, MlcOptions(), lambda _line: None) == [real]
+    assert link.is_symlink() and config_of_model(real)["quantization"] == "q4f16_1"
+    with pytest.raises(EdgeStreamError, match="exists already"):
+        mlc.convert(source, link, MlcOptions(), lambda _line: None)
+    mlc.convert(source, link, MlcOptions(quantization="q0f16", overwrite=True), lambda _line: None)
+    assert link.is_symlink() and config_of_model(real)["quantization"] == "q0f16"
 
 
 def test_disk_space_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +385,7 @@ def test_command_reports_and_sinks_need_a_window(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*arguments, "--quantization", "q4f32_1", "-c", "64", "--keep", "8"])
     assert result.exit_code == 0, result.output
     assert f"wrote {tmp_path / 'out'}" in result.output
-    result = CliRunner().invoke(cli, [*arguments, "-c", "8", "--keep", "8"])
+    result = CliRunner().invoke(cli, [*arguments, "--overwrite", "-c", "8", "--keep", "8"])
     assert result.exit_code == 1 and "error: 8 sinks leave no window in a cache of 8 tokens" in result.output
     result = CliRunner().invoke(cli, [*arguments, "--device", "cpu", "--outtype", "f32"])
     assert result.exit_code == 2
@@ -368,7 +439,6 @@ def test_library_streams_as_the_reference(tmp_path: Path) -> None:
     pytest.importorskip("tvm")
     from reference import load_reference
 
-    from edge_stream.converters import to_gguf
     from edge_stream.converters.mlc.runtime import MlcLibrary
 
     folder, out = write_tiny(tmp_path / "hf", "smollm"), tmp_path / "out"
@@ -469,6 +539,6 @@ def test_a_model_that_a_kill_moved_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / ".out.old-abcd").mkdir()
     out.rename(tmp_path / ".out.old-abcd" / "model")  # as it is between the two renames of a replacement
     with pytest.raises(EdgeStreamError, match="leave no window"):
-        convert(folder, out, n_ctx=4, n_keep=4)
+        convert(folder, out, n_ctx=4, n_keep=4, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
     TensorCacheReader(out).verify()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.hf_api import RepoSibling
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.models import names
+
+
+@dataclass
+class ModelInfo:
+    """What is used of the hub's answer."""
+
+    siblings: list[RepoSibling]
 
 
 class Hub:
@@ -42,7 +53,7 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", made.refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", made.refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", made.refuse)
     return made
 
@@ -99,7 +110,32 @@ def test_what_is_not_cached_is_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPa
         hub.add(name)
         return str(hub.path(name))
 
-    files = ["a-Q4_K_M.gguf", "a-Q8_0.gguf"]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _self, _repo: files)
+    files = [RepoSibling(rfilename=name) for name in ("README.md", "a-Q4_K_M.gguf", "a-Q8_0.gguf")]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _self, _repo, timeout: ModelInfo(files))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert names.resolve("hf:me/a") == hub.path("a-Q4_K_M.gguf")
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A hub that answers every request with 503, which its client's listing of files takes as "try again later"."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_error(503)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_hub_that_fails_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client's listing of files would ask six times, with longer and longer pauses."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(EdgeStreamError, match=r"^cannot download hf:me/none: .*503"):
+            names.resolve("hf:me/none")
+        server.shutdown()
+        asked = [path for path in server.asked if path.startswith("/api/models/")]  # type: ignore[attr-defined]
+        assert asked == ["/api/models/me/none"]

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "edge_stream"
 LEAVES = {
     "errors",
     "families",
+    "output.files",
     "output.staging",
     "chat.templates",
     "chat.sandbox",

@@ -113,7 +113,7 @@ def test_bench_formats(tiny: Tiny, kind: str) -> None:
     [
         (["-c", "32", "--mode", "fast"], "'fast' is not one of"),
         (["-c", "32", "-n", "x"], "neither a number nor a range"),
-        (["-c", "4", "-n", "2", "-p", "0"], "n_keep"),
+        (["-c", "4", "-n", "2", "-p", "0"], "--keep 4"),
         (["-c", "32", "--plot", "a.txt"], ".png"),
     ],
 )
@@ -145,7 +145,7 @@ def test_eval_ppl(tiny: Tiny, ids: Path, tmp_path: Path) -> None:
         (["-f", "absent.txt"], "absent.txt"),
         (["--max-tokens", "1"], "too few"),
         (["--keep", "-1"], "--keep -1"),
-        (["-c", "8", "--keep", "8"], "must be less than n_ctx"),
+        (["-c", "8", "--keep", "8"], "must be less than --ctx-size"),
         (["--save-nll", "no/such/folder/x.npy"], "no/such/folder"),
     ],
 )

@@ -49,6 +49,17 @@ TEMPLATES = {
     + "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
     + _ASK
     + "<start_of_turn>model\n{% endif %}",
+    "ignores-system": _ROLES
+    + "{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    + _ASK
+    + "<|assistant|>{% endif %}",
+    # as Mistral's of July 2024
+    "system-in-last-question": "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    + "{% set system = messages[0].content %}"
+    + "{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}{% for m in rest %}"
+    + "{% if m.role == 'user' %}[INST] {% if loop.last and system is defined %}{{ system }}\n\n{% endif %}"
+    + "{{ m.content }}[/INST]"
+    + "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
     "phi-3": _ROLES
     + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     + _ASK
@@ -58,7 +69,7 @@ TEMPLATES = {
     + _ASK
     + "<|assistant|><think>\n{% endif %}",
 }
-NO_SYSTEM = {"mistral", "gemma"}
+NO_SYSTEM = {"mistral", "gemma", "ignores-system", "system-in-last-question"}
 
 
 def conversation(turns: int, system: str | None) -> list[tuple[str, str]]:
@@ -97,7 +108,45 @@ def test_default_system_message_is_found_and_said_otherwise() -> None:
     found = derive(TEMPLATES["chatml-default-system"], TOKENS, IDS)
     assert isinstance(found.value, dict) and found.value["system_message"] == "Be kind." and not found.notes
     assert "writes no system message" in derive(TEMPLATES["chatml"], TOKENS, IDS).notes[0]
-    assert "takes no system message" in derive(TEMPLATES["gemma"], TOKENS, IDS).notes[0]
+
+
+@pytest.mark.parametrize("name", sorted(NO_SYSTEM))
+def test_a_system_message_without_a_place_begins_the_first_question(name: str) -> None:
+    found = derive(TEMPLATES[name], TOKENS, IDS)
+    conv = found.value
+    assert isinstance(conv, dict)
+    assert "no place for a system message: MLC will begin the first question with it" in found.notes[0]
+    jinja = ChatTemplate(TEMPLATES[name], bos_token="<s>", eos_token="</s>")
+    prefix = "<s>" if conv.get("system_prefix_token_ids") == [1] else ""
+    for turns in (1, 2, 3):
+        messages = conversation(turns, "Be brief.\n\n")
+        merged = [("user", "Be brief.\n\nquestion 0"), *messages[2:]]
+        text = jinja.render([{"role": r, "content": c} for r, c in merged])
+        assert prefix + as_prompt(conv, [*messages, ("assistant", None)]) == text
+
+
+def test_gemmas_and_mistrals_system_templates() -> None:
+    gemma, mistral = (derive(TEMPLATES[name], TOKENS, IDS).value for name in ("gemma", "mistral"))
+    assert isinstance(gemma, dict) and isinstance(mistral, dict)
+    assert gemma["system_template"] == "<start_of_turn>user\n{system_message}"
+    assert mistral["system_template"] == "[INST] {system_message}"
+    assert not gemma["add_role_after_system_message"] and not mistral["add_role_after_system_message"]
+
+
+def test_a_template_that_looks_at_the_first_question_leaves_the_system_message_out() -> None:
+    """It is another template for questions that are longer than any here."""
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + "{% if messages[0].content | length > 25 %}LONG{% endif %}"
+        + _ROLES
+        + "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        + _ASK
+        + "<|assistant|>{% endif %}"
+    )
+    found = derive(template, TOKENS, IDS)
+    assert isinstance(found.value, dict) and "{system_message}" not in found.value["system_template"]
+    assert found.value["add_role_after_system_message"]
+    assert found.notes == ("the chat template takes no system message in a way that MLC can express: it is left out",)
 
 
 def test_answers_begin_where_the_template_begins_them() -> None:

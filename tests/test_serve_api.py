@@ -11,6 +11,7 @@ import httpx
 import pytest
 from serving import WORDS, Served, serve
 
+from edge_stream.chat.options import ChatOptions
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
 from edge_stream.generation import Writer
@@ -195,7 +196,7 @@ def test_a_streamed_echo_and_its_offsets(served: Served) -> None:
         columns = choice["logprobs"]
         assert columns["text_offset"][0] == 0 and len({len(column) for column in columns.values()}) == 1
         for offset, token in zip(columns["text_offset"], columns["tokens"], strict=True):
-            assert choice["text"][offset:].startswith(token) or token in ("</s>", "<|im_end|>")
+            assert choice["text"][offset:].startswith(token) or token in ("<|im_end|>", "</s>")
         parts = [c["logprobs"] for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         for name, column in columns.items():
             assert [item for part in parts if part for item in part[name]] == column
@@ -441,3 +442,45 @@ def test_slots_are_saved_restored_and_erased(load: Load, tmp_path: Any) -> None:
         restored = client.post("/slots/0?action=restore", json={"filename": "../../etc/passwd"})
         assert restored.json()["n_restored"] == saved.json()["n_saved"]
         assert served.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "continued"
+
+
+def test_slots_are_saved_under_their_names_in_a_folder_of_the_users(load: Load, tmp_path: Any) -> None:
+    folder = tmp_path / "slots"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with serve(load("chat", n_ctx=256), tmp_path / "sessions", slot_save_path=folder) as served:
+        client, messages = served.client, []
+        served.client.turn(messages, "One.", seed=1)
+        for name in ("../x", "a/b", "..", "", ".hidden", "a" * 201, "a\0", "nul\n"):
+            answer = client.post("/slots/0?action=save", json={"filename": name})
+            assert answer.status_code == 400, name
+        refused = client.post("/slots/0?action=save", json={"filename": "notes.txt"})
+        assert (refused.status_code, (folder / "notes.txt").read_text()) == (400, "mine")
+        saved = client.post("/slots/0?action=save", json={"filename": "one.bin"}).json()
+        assert client.post("/slots/0?action=save", json={"filename": "one.bin"}).status_code == 200  # over itself
+        assert sorted(p.name for p in folder.iterdir()) == ["notes.txt", "one.bin"]
+        client.post("/slots/0?action=erase")
+        (folder / "one.bin").rename(folder / "two.bin")  # the files are the user's
+        restored = client.post("/slots/0?action=restore", json={"filename": "two.bin"})
+        assert restored.json()["n_restored"] == saved["n_saved"]
+        assert served.client.turn(messages, "Two.", seed=1)["edge_stream"]["history"] == "continued"
+
+
+def test_what_flags_switch_off_and_add(load: Load) -> None:
+    options = {"has_slots": False, "has_page": False, "stop": (" ", "e"), "n_http_threads": 2}
+    with serve(load("chat", n_ctx=256), ignore_eos=True, n_predict=40, **options) as served:
+        assert served.client.get("/slots").status_code == 501
+        assert served.client.get("/props").json()["endpoint_slots"] is False
+        assert served.client.get("/").status_code == 404
+        choice = served.client.chat([{"role": "user", "content": "One."}], seed=1, stop=["a"])["choices"][0]
+        assert not set(choice["message"]["content"]) & set(" ea")
+
+
+def test_variables_of_the_template_are_those_of_the_flags(load: Load) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ mark }}{% endfor %}<assistant>"
+    chat = ChatOptions(template=template, template_kwargs={"mark": "!"})
+    with serve(load("chat", n_ctx=256), chat=chat) as served:
+        messages = [{"role": "user", "content": "One."}]
+        answer = served.client.post("/apply-template", json={"messages": messages}).json()
+        assert answer["prompt"] == "<user>One.!<assistant>"
+        assert served.client.get("/props").json()["chat_template"] == template

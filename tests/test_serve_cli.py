@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner
-from serving_bench import ServerProcess, edge_stream_command
+from serving_bench import ServerProcess, edge_stream_command, free_port
 
 from edge_stream.cli.serve import main
 
@@ -27,6 +30,34 @@ from edge_stream.cli.serve import main
 def test_flags_that_are_refused(flags: list[str], said: str, tiny: Callable[[str], Path]) -> None:
     done = CliRunner().invoke(main, ["-m", str(tiny("chat")), *flags])
     assert done.exit_code == 2 and said in done.output
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_https(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    flags = ["-c", "96", "-np", "1", "-t", "1", "--ssl-key-file", str(key), "--ssl-cert-file"]
+    sessions = tmp_path / "sessions"
+    bad = edge_stream_command(str(tiny("chat")), sessions, *flags, str(key), "--port", "0")
+    done = subprocess.run([part.format(port=0) for part in bad], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "the certificate or its key cannot be used" in done.stderr.splitlines()[-1]
+    log, port = tmp_path / "log", free_port()
+    command = [
+        part.format(port=port) for part in edge_stream_command(str(tiny("chat")), sessions, *flags, str(certificate))
+    ]
+    with log.open("w") as out, subprocess.Popen(command, stderr=out) as process:
+        try:
+            while "listening on https://" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
+            context = ssl.create_default_context(cafile=str(certificate))
+            url, transport = f"https://127.0.0.1:{port}/health", httpx.HTTPTransport(verify=context, retries=20)
+            with httpx.Client(transport=transport, timeout=30) as client:
+                assert client.get(url).json() == {"status": "ok"}
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
 
 
 def test_a_server_begins_says_what_it_costs_and_ends_well(tiny: Callable[[str], Path], tmp_path: Path) -> None:

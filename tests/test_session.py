@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edge_stream import Sampling, SessionError
+from edge_stream.session_file import peek_session
 
 Load = Callable[..., Any]
 Draw = Callable[..., list[int]]
@@ -52,6 +53,26 @@ def test_continues_identically(
     assert restored.stats.n_past == at_save.n_past == n_before + 10
     assert restored.tokens()[:4] == draw(n_before)[:4]
     assert tokens_of(restored, 200, sampling) == want
+
+
+@pytest.mark.parametrize("sink_move", ["bank", "redecode"])
+@pytest.mark.parametrize("n_before", [1, 9])
+def test_saved_while_sinks_are_missing(sink_move: str, n_before: int, load: Load, draw: Draw, tmp_path: Path) -> None:
+    """A stream that is shorter than its sinks goes on as well, and pins the later ones."""
+    options = {"n_ctx": 64, "n_keep": 12, "n_slide": 4, "sink_move": sink_move}
+    path = tmp_path / "s"
+    sampling = SAMPLINGS["seeded"]
+    with load("gqa", **options).stream() as stream:
+        stream.feed(draw(n_before))
+        tokens_of(stream, 2, sampling)
+        stream.save(path)
+        want = tokens_of(stream, 100, sampling)
+        sinks = stream.tokens()[:12]
+    restored = load("gqa", **options).restore(path)
+    assert restored.stats.n_past == n_before + 2
+    assert tokens_of(restored, 100, sampling) == want
+    assert restored.tokens()[:12] == sinks
+    assert restored.stats.n_sinks == 12
 
 
 @pytest.mark.parametrize(("name", "sink_move"), [("gqa", "bank"), ("gqa", "redecode"), ("gemma3", "bank")])
@@ -166,6 +187,39 @@ def test_unwritable_folder(saved: tuple[Any, Path], tmp_path: Path) -> None:
     engine, path = saved
     with engine.restore(path) as stream, pytest.raises(SessionError, match="cannot write session"):
         stream.save(tmp_path / "none" / "s")
+
+
+def test_a_link_is_followed(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    """A chain of links, relative and absolute, to a file that is not there yet, and then to one that is."""
+    engine, path = saved
+    (tmp_path / "there").mkdir()
+    real, link, chain = tmp_path / "there" / "real", tmp_path / "there" / "link", tmp_path / "chain"
+    link.symlink_to("real")
+    chain.symlink_to(link)
+    with engine.restore(path) as stream:
+        for n in (100, 101):
+            stream.save(chain)
+            assert peek_session(chain)[0].n_past == n
+            assert chain.is_symlink() and link.is_symlink() and not real.is_symlink()
+            assert sorted(p.name for p in real.parent.iterdir()) == ["link", "real"]
+            stream.feed([5])
+
+
+def test_what_is_no_file_is_not_replaced(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    engine, path = saved
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with engine.restore(path) as stream:
+        for name in ("pipe", "to-pipe", "folder"):
+            with pytest.raises(SessionError, match=f"cannot write session .*{name}: not a regular file"):
+                stream.save(tmp_path / name)
+        with pytest.raises(SessionError, match=r"cannot write session .*loop: Too many levels of symbolic links"):
+            stream.save(tmp_path / "loop")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "to-pipe").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 SAVE_LOOP = """

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.converters import chat_templates
 from edge_stream.converters.gguf_metadata import StreamingDefaults, recommend
 from edge_stream.converters.mlc import chat_config, conv_templates, tokenizer
 from edge_stream.converters.mlc import params as parameters
@@ -22,7 +23,7 @@ from edge_stream.converters.mlc.quantization import Quantization, find_quantizat
 from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.staging import abandoned, check_space, staging_folder
+from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -43,6 +44,7 @@ class MlcOptions:
     device: str = "none"
     n_keep: int | None = None
     n_ctx: int | None = None
+    overwrite: bool = False
     dry_run: bool = False
     verbose: bool = False
 
@@ -77,7 +79,11 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     files, notes = tokenizer.collect(source)
     texts, ids = tokenizer.special_tokens(source, files)
     conv = conv_templates.choose(
-        options.conv_template, source.chat_template, texts, ids, add_bos=tokenizer.adds_bos(files)
+        options.conv_template,
+        source.chat_templates.get(chat_templates.DEFAULT),
+        texts,
+        ids,
+        add_bos=tokenizer.adds_bos(files),
     )
     facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
     config = chat_config.build(source, q.name, streaming, facts, conv.value)
@@ -94,9 +100,10 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
     The folder appears, or replaces an existing MLC model, only when it is complete. Raises EdgeStreamError in one
     sentence, and leaves nothing behind, if the source, the disk or the compiler fails.
     """
+    out = Path(os.path.realpath(out))  # of a link, the folder that it leads to
     if not options.dry_run:
         _restore(out)
-    _check_target(out)
+    _check_target(out, options.overwrite or options.dry_run)
     plan = make_plan(source, options)
     for line in _describe(source, plan, options):
         say(line)
@@ -152,16 +159,19 @@ def _write_weights(source: Source, plan: MlcPlan, folder: Path, progress: Progre
     )
 
 
-def _check_target(out: Path) -> None:
-    """Raise EdgeStreamError if `out` exists and is not an MLC model, which may be replaced."""
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Raise EdgeStreamError if `out` exists, unless it is empty, or an MLC model that may be replaced."""
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
         raise EdgeStreamError(f"{out} is not a folder")
-    for path in out.iterdir():
+    files = list(out.iterdir())
+    for path in files:
         known = path.name in tokenizer.FILES or any(path.match(pattern) for pattern in _OURS)
         if path.is_dir() or not known:
             raise EdgeStreamError(f"{out} holds {path.name}, which is not part of an MLC model: choose an empty folder")
+    if files:
+        check_absent(out, overwrite)
 
 
 def _restore(out: Path) -> None:

@@ -88,7 +88,7 @@ def derive(template: str, tokens: dict[str, str], ids: dict[str, int]) -> ConvTe
             raise EdgeStreamError(
                 f"the model's chat template cannot be written as MLC's: {reason}; give one with --conv-template"
             ) from second
-        notes.append("the chat template takes no system message in a way that MLC can express")
+        notes.append(_put_system_in_question(jinja, conv, bos))
     else:
         try:
             _check(jinja, conv, bos, [None])
@@ -98,6 +98,25 @@ def derive(template: str, tokens: dict[str, str], ids: dict[str, int]) -> ConvTe
                 "MLC always writes one, here an empty one"
             )
     return ConvTemplate(conv, tuple(notes))
+
+
+def _put_system_in_question(jinja: ChatTemplate, conv: dict[str, Any], bos: str) -> str:
+    """Let a template without a place for the system message begin the first question with it; returns a note.
+
+    MLC's system template is written without a system message, too, so it cannot hold a separator.
+    """
+    before = dict(conv)
+    conv["system_template"] += conv["roles"]["user"] + "{system_message}"
+    conv["add_role_after_system_message"] = False
+    try:
+        _check(jinja, conv, bos, [None, _SYSTEM], in_question=True)
+    except EdgeStreamError:
+        conv.update(before)
+        return "the chat template takes no system message in a way that MLC can express: it is left out"
+    return (
+        "the chat template has no place for a system message: MLC will begin the first question with it, and with "
+        "nothing between them, so end it with a blank line"
+    )
 
 
 def as_prompt(conv: dict[str, Any], messages: Sequence[tuple[str, str | None]]) -> str:
@@ -201,13 +220,22 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
     return [*pieces, text]
 
 
-def _check(jinja: ChatTemplate, conv: dict[str, Any], bos: str, systems: Sequence[str | None]) -> None:
-    """Compare with the Jinja template on conversations of one to four questions, with other texts than the marks."""
+def _check(
+    jinja: ChatTemplate, conv: dict[str, Any], bos: str, systems: Sequence[str | None], *, in_question: bool = False
+) -> None:
+    """Compare with the Jinja template on conversations of one to four questions, with other texts than the marks.
+
+    in_question: the Jinja template gets the system message as the beginning of the first question.
+    """
     for system in systems:
         for turns in range(1, 5):
             marked = _messages(system, turns)[:-1]
             messages = [(role, (f"Text {i}, {role}. " * (i + 1)).strip()) for i, (role, _) in enumerate(marked)]
-            if as_prompt(conv, [*messages, ("assistant", None)]) != _render(jinja, messages, bos):
+            got = as_prompt(conv, [*messages, ("assistant", None)])
+            if system is not None and in_question:
+                (_, text), (_, question), *rest = messages
+                messages = [("user", text + question), *rest]
+            if got != _render(jinja, messages, bos):
                 raise EdgeStreamError(f"its text for {turns} question(s) is not made of fixed strings")
 
 

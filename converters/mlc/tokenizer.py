@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.converters import chat_templates
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
@@ -37,11 +38,26 @@ def collect(source: Source) -> tuple[dict[str, bytes], list[str]]:
     if "tokenizer.json" not in files:
         from edge_stream.converters import tokenizer_files
 
-        rebuilt = tokenizer_files.rebuild(source.vocab(), source.chat_template, source.config)
+        rebuilt = tokenizer_files.rebuild(source.vocab(), source.chat_templates, source.config)
         files = rebuilt | files
         notes.append("tokenizer.json is rebuilt from the model's vocabulary")
     _check_added(files["tokenizer.json"])
+    notes += _keep_templates(source.chat_templates, files)
     return {name: files[name] for name in FILES if name in files}, notes
+
+
+def _keep_templates(templates: Mapping[str, str], files: dict[str, bytes]) -> list[str]:
+    """Put templates from other files into tokenizer_config.json, where MLC's engine here finds them; returns notes."""
+    settings = _parse(files.get("tokenizer_config.json", b"{}"))
+    if chat_templates.of_config(settings, "tokenizer_config.json") != templates:
+        settings["chat_template"] = chat_templates.as_config(templates)
+        files["tokenizer_config.json"] = json.dumps(settings, ensure_ascii=False, indent=1).encode(
+            "utf-8", errors="surrogatepass"
+        )
+    others = ", ".join(name for name in templates if name != chat_templates.DEFAULT)
+    if not others:
+        return []
+    return [f"mlc-chat-config.json holds one chat template: {others} stay in tokenizer_config.json only"]
 
 
 def _check_added(content: bytes) -> None:

@@ -106,6 +106,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--verify", is_flag=True, help="Load the result and compare its logits with the checkpoint's, in float64."
 )
+@click.option("--overwrite", "--force", "overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory, and write nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="List all tensors, and show libllama's messages.")
 @click.option(

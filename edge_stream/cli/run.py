@@ -53,9 +53,10 @@ def main(**flags: Any) -> None:
     Stops after -n tokens or when the model ends its text; with --ignore-eos and -n -1 only Ctrl-C stops it.
     """
     prompt = _prompt(flags)
-    for name in ("stats_file", "save_file"):
-        if flags[name]:
-            check_writable(Path(flags[name]))
+    if flags["stats_file"]:
+        check_writable(Path(flags["stats_file"]), streams=True)
+    if flags["save_file"]:
+        check_writable(Path(flags["save_file"]))
     sampler = sampling.make_sampling(flags)
     interrupt = Interrupt()
     pinned = (lambda engine: _count(engine, prompt)) if flags["n_keep"] < 0 else None

@@ -137,6 +137,7 @@ class MlcFolder:
         """
         import gguf
 
+        from edge_stream.converters import chat_templates
         from edge_stream.converters.vocab import read_vocab
 
         tokenizer = _Tokenizer(self)
@@ -145,14 +146,12 @@ class MlcFolder:
         try:
             writer.add_name(self.path.resolve().name)
             vocab.write(writer)
-            template = tokenizer.tokenizer_config.get("chat_template")
-            if isinstance(template, str):
-                writer.add_chat_template(template)
+            chat_templates.write(writer, chat_templates.of_config(tokenizer.tokenizer_config, "tokenizer_config.json"))
             stops = self.config.get("eos_token_id")
             stops = stops if isinstance(stops, list) else [stops]
             end_of_turn = [t for t in stops if isinstance(t, int) and t != vocab.special.get("eos")]
-            if end_of_turn:
-                writer.add_eot_token_id(end_of_turn[0])
+            for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), end_of_turn, strict=False):
+                add(token)  # llama.cpp knows others by their text
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

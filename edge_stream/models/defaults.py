@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from edge_stream.models.names import MLC_CONFIG
-from edge_stream.native import libraries
+from edge_stream.native import bindings, libraries
 
 _KEYS = ("n_keep", "n_ctx")
 _MLC_KEYS = {"n_keep": "attention_sink_size", "n_ctx": "sliding_window_size"}
@@ -28,7 +28,7 @@ def read_model_defaults(path: Path) -> dict[str, int]:
     """
     if path.is_dir():
         return _read_folder(path)
-    libraries.llama()
+    bindings.library().es_log_set(False)  # whoever loads the file reports what is wrong with it
     library = C.CDLL(str(libraries.llama_dir() / libraries._lib_name("llama")))
     try:
         init, find, kind = library.gguf_init_from_file, library.gguf_find_key, library.gguf_get_kv_type

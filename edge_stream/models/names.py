@@ -14,6 +14,7 @@ from edge_stream.models import downloads
 _GGUF_MAGIC = b"GGUF"
 MLC_CONFIG = "mlc-chat-config.json"  # marks a folder as an MLC model
 _DEFAULT_QUANT = "Q4_K_M"
+_HUB_SECONDS = 15.0  # for the hub's answer about a repository
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
@@ -88,7 +89,9 @@ def _hugging_face(name: str) -> Path:
     path = _find(cached, quant or _DEFAULT_QUANT)
     if path is None:
         try:
-            files = sorted(f for f in HfApi().list_repo_files(repo) if f.lower().endswith(".gguf"))
+            # one request; list_repo_files would try for a minute before it says that there is no network
+            listed = HfApi().model_info(repo, timeout=_HUB_SECONDS).siblings or []
+            files = sorted(f.rfilename for f in listed if f.rfilename.lower().endswith(".gguf"))
             path, *_ = [Path(hf_hub_download(repo, file)) for file in choose_quant(files, quant, repo)]
         except EdgeStreamError:
             raise

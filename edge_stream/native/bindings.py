@@ -154,6 +154,12 @@ class GeneratedToken(C.Structure):
     ]
 
 
+class Candidate(C.Structure):
+    """es_candidate."""
+
+    _fields_ = [("token", C.c_int32), ("probability", C.c_float)]
+
+
 class SessionInfo(C.Structure):
     """es_session_info."""
 
@@ -206,6 +212,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_sampler_choose": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
     "es_stream_next": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
     "es_sampler_accept": (C.c_int32, [C.c_void_p, C.c_int32]),
+    "es_sampler_candidates": (C.c_int32, [C.c_void_p, C.POINTER(Candidate), C.c_int32]),
     "es_sampler_seed": (C.c_uint32, [C.c_void_p]),
     "es_session_save": (
         C.c_int32,

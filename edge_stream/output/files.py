@@ -1,8 +1,11 @@
-"""Atomic replacement of files."""
+"""Replacing files atomically, and what may be replaced: regular files. A link stays one; a device or a pipe is kept."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,32 +13,65 @@ from pathlib import Path
 from edge_stream.errors import EdgeStreamError
 
 
-def check_writable(path: Path) -> None:
-    """Raise EdgeStreamError if path cannot be written. For checks before long work."""
-    folder = path.parent
+def check_writable(path: Path, *, streams: bool = False) -> None:
+    """Raise EdgeStreamError if path cannot be written. For checks before long work. streams: is_stream will do, too."""
+    if streams and is_stream(path):
+        return
+    folder = target_of(path).parent
     if not folder.is_dir():
         raise EdgeStreamError(f"cannot write {path}: the folder {folder} does not exist")
-    if path.is_dir():
-        raise EdgeStreamError(f"cannot write {path}: it is a folder")
     if not os.access(folder, os.W_OK):
         raise EdgeStreamError(f"cannot write {path}: no permission to write in {folder}")
 
 
+def target_of(path: Path) -> Path:
+    """The regular file, there or not yet, that a path leads to through links. Raises EdgeStreamError for all else."""
+    if path.is_dir():
+        raise EdgeStreamError(f"cannot write {path}: it is a folder")
+    target = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise EdgeStreamError(f"cannot write {path}: it is not a regular file")
+    if target.is_symlink():
+        raise EdgeStreamError(f"cannot write {path}: its links form a loop")
+    return target
+
+
+def is_stream(path: Path) -> bool:
+    """Whether path is a device of characters or a pipe, or this process's output: written to as it is, not replaced."""
+    try:
+        found = path.stat()
+        ours = any(os.path.samestat(found, os.fstat(number)) for number in (1, 2))
+    except OSError:
+        return False
+    return ours or stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+
+
 def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
-    """Let write(name) fill a temporary file, then rename it to path. On EdgeStreamError path is unchanged."""
-    target = Path(path)
+    """Let write(name) fill a temporary file, then rename it to path, or copy it into a stream (see is_stream).
+
+    On EdgeStreamError a file is unchanged.
+    """
+    path = Path(path)
+    stream = is_stream(path)
+    target = path if stream else target_of(path)
     temporary = None
     try:
         # matplotlib chooses the format by the suffix
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=target.suffix)
+        folder = None if stream else target.parent
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=target.name, suffix=target.suffix)
         os.close(handle)
         write(temporary)
         with open(temporary, "rb") as file:
+            if stream:
+                sys.stdout.flush()
+                with path.open("ab") as sink:
+                    shutil.copyfileobj(file, sink)
+                return
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it 0600
         os.replace(temporary, target)
     except OSError as error:
-        raise EdgeStreamError(f"cannot write {target}: {error.strerror or error}") from None
+        raise EdgeStreamError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.output.files import target_of
 
 _SPARE = 64 << 20  # room for metadata, and for the file system's own needs
 
@@ -59,12 +60,20 @@ def abandoned(parent: Path, prefix: str) -> list[Path]:
     return found
 
 
-def publish(files: list[Path], folder: Path) -> list[Path]:
+def check_absent(path: Path, overwrite: bool) -> None:
+    """Raise EdgeStreamError if path exists, unless it may be replaced."""
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise EdgeStreamError(f"{path} exists already: choose another name, or --overwrite to replace it")
+
+
+def publish(files: list[Path], folder: Path, overwrite: bool) -> list[Path]:
     """Sync files of a staging folder to disk and move them into place, the first of several parts last."""
     for file in files:
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-    targets = [folder / file.name for file in files]
+    for file in files:
+        check_absent(folder / file.name, overwrite)
+    targets = [target_of(folder / file.name) for file in files]
     for file, target in reversed(list(zip(files, targets, strict=True))):
         os.replace(file, target)
     return targets

@@ -22,7 +22,8 @@ typedef struct es_sampler es_sampler;
 // Keeps llama.cpp's log off the terminal (verbose: writes it to stderr), and forgets the last error.
 ES_API void es_log_set(bool verbose);
 
-// The last error that llama.cpp logged since es_log_set, "" if none. Valid until the thread's next call of this.
+// The last error that llama.cpp logged since es_log_set, "" if none; a line that says only that loading failed does not
+// replace the reason before it. Valid until the thread's next call of this.
 ES_API const char * es_log_last_error(void);
 
 // true if the loaded libllama has edge-stream's sink bank
@@ -36,8 +37,8 @@ ES_API bool es_model_can_stream(const struct llama_model * model, char * reason,
 // and reason says why. Layers without rotation are not considered: llama.cpp rotates them as well.
 ES_API bool es_model_can_shift(const struct llama_model * model, char * reason, size_t n_reason);
 
-// false, with a reason, for a GGUF file whose contradictory metadata would make llama.cpp abort the process while
-// loading it. Other errors in a file are reported by llama.cpp itself.
+// false, with a reason, for a GGUF file that ends before its tensors do, or whose contradictory metadata would make
+// llama.cpp abort the process while loading it. Other errors in a file are reported by llama.cpp itself.
 ES_API bool es_model_file_check(const char * path, char * reason, size_t n_reason);
 
 // 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
@@ -206,6 +207,16 @@ ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool spe
 
 // Counts a token that was not sampled (the prompt) in penalties.
 ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);
+
+typedef struct es_candidate {
+    llama_token token;
+    float       probability;
+} es_candidate;
+
+// The n likeliest of the tokens that the last one was chosen from, likeliest first, with their probabilities after all
+// transforms. Returns how many there are, at most n; 0 before the first.
+ES_API int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * out, int32_t n);
+
 ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 
 // Restores the random sequence and penalties of the session that the stream was loaded from. False, with nothing

@@ -13,10 +13,8 @@ namespace {
 
 void init_once() {
     static std::once_flag once;
-    std::call_once(once, [] {
-        es_log_set(false);
-        llama_backend_init();
-    });
+    std::call_once(once, llama_backend_init);
+    es_log_set(false); // forgets the errors of the load before
 }
 
 struct load_progress {

@@ -21,6 +21,13 @@ error_log & errors() {
     return *e;
 }
 
+// The reason for these is in the line before; one of "failed to load model" may also follow a colon.
+bool is_summary(const std::string & line) {
+    return line.find("gguf_init_from_reader: failed to read") != std::string::npos ||
+           (line.find("failed to load model") != std::string::npos &&
+            line.find("failed to load model:") == std::string::npos);
+}
+
 void keep(ggml_log_level level, const char * text, void *) {
     if (is_verbose) {
         std::fputs(text, stderr);
@@ -31,7 +38,9 @@ void keep(ggml_log_level level, const char * text, void *) {
         const size_t      end  = line.find_last_not_of(" \n");
 
         const std::lock_guard<std::mutex> lock(errors().mutex);
-        errors().last = line.substr(0, end == std::string::npos ? 0 : end + 1);
+        if (errors().last.empty() || !is_summary(line)) {
+            errors().last = line.substr(0, end == std::string::npos ? 0 : end + 1);
+        }
     }
 }
 

@@ -234,6 +234,7 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
             llama_sampler_apply(s->chain.get(), &candidates);
             token = choose(candidates, greedy, u);
         }
+        s->n_candidates = candidates.size;
         s->rules->accept(token);
         s->rng.n_draw++;
         s->accept(token);
@@ -249,4 +250,25 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
         *out = token;
         return ES_OK;
     });
+}
+
+int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * out, int32_t n) {
+    if (!sampler || !out || n < 0) {
+        return 0;
+    }
+    std::vector<llama_token_data> data(sampler->candidates.begin(), sampler->candidates.begin() + sampler->n_candidates);
+    const auto more = [](const llama_token_data & a, const llama_token_data & b) { return a.logit > b.logit; };
+    std::sort(data.begin(), data.end(), more);
+    if (sampler->params.temp <= 0.0f && !data.empty()) {
+        data.resize(1); // greedy
+    }
+    double sum = 0;
+    for (const auto & one : data) {
+        sum += std::exp((double) one.logit - data[0].logit);
+    }
+    n = std::min<int32_t>(n, data.size());
+    for (int32_t i = 0; i < n; ++i) {
+        out[i] = { data[i].id, (float) (std::exp((double) data[i].logit - data[0].logit) / sum) };
+    }
+    return n;
 }

@@ -25,6 +25,7 @@ struct es_sampler {
     llama_sampler_ptr             chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
     std::unique_ptr<es_rules>     rules;   // never null
     std::vector<llama_token_data> candidates;
+    size_t                        n_candidates = 0; // of them, that the last token was chosen from
     const llama_vocab *           vocab = nullptr;
     std::string                   piece; // of the token that was described last
 };

@@ -116,27 +116,27 @@ int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, i
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
     return es_guard([&]() -> int32_t {
-        const es_window & w = stream->window;
-        const bool        few = w.n_sinks() < w.params().n_keep; // see restore
-        const es_session_head h = { w.params().n_ctx,
-                                    w.params().n_keep,
-                                    type_k,
-                                    type_v,
-                                    w.n_past(),
-                                    es_model_fingerprint(stream->model),
-                                    stream->params.model_tag,
-                                    n_user,
-                                    w.params().rebase_at,
-                                    stream->params.sink_move,
-                                    w.params().n_slide,
-                                    w.params().n_chunk,
-                                    w.params().n_boundary,
-                                    0 };
+        const es_window &     w   = stream->window;
+        const bool            few = w.n_sinks() < w.params().n_keep; // see restore
+        const es_session_head h   = { w.params().n_ctx,
+                                      w.params().n_keep,
+                                      type_k,
+                                      type_v,
+                                      w.n_past(),
+                                      es_model_fingerprint(stream->model),
+                                      stream->params.model_tag,
+                                      n_user,
+                                      w.params().rebase_at,
+                                      stream->params.sink_move,
+                                      w.params().n_slide,
+                                      w.params().n_chunk,
+                                      w.params().n_boundary,
+                                      0 };
         if (!stream->mover->can_save() || stream->state_lost) {
             return es_fail(ES_ERR_INVALID, "the last decode failed: feed a token before saving");
         }
-        es_bytes          bank, keys;
-        const int32_t     rc = few ? (int32_t) ES_OK : stream->mover->get_state(bank);
+        es_bytes      bank, keys;
+        const int32_t rc = few ? (int32_t) ES_OK : stream->mover->get_state(bank);
         if (rc != ES_OK) {
             return rc;
         }

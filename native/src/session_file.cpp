@@ -73,6 +73,21 @@ bool put_section(FILE * f, const es_section & s) {
            put(f, s.data, s.size);
 }
 
+// The file that a path leads to through links, whether it exists or not: a rename would replace the link itself.
+std::string follow_links(std::string path) {
+    std::array<char, 4096> to;
+    for (int hops = 0; hops < 40; ++hops) { // as many as Linux follows; stat reports a loop
+        const ssize_t n = readlink(path.c_str(), to.data(), to.size());
+        if (n < 0 || (size_t) n == to.size()) {
+            break;
+        }
+        const size_t slash = path.rfind('/');
+        const bool   whole = to[0] == '/' || slash == std::string::npos;
+        path               = (whole ? "" : path.substr(0, slash + 1)) + std::string(to.data(), (size_t) n);
+    }
+    return path;
+}
+
 // A rename is durable only once the folder is synced.
 void sync_folder(const std::string & path) {
     const size_t      slash  = path.rfind('/');
@@ -145,7 +160,16 @@ int32_t es_session_read(const char * path, uint32_t n, es_sections & out) {
 }
 
 int32_t es_session_write(const char * path, const std::vector<es_section> & sections) {
-    const std::string tmp = std::string(path) + ".tmp-" + std::to_string(getpid());
+    struct stat st;
+    if (stat(path, &st) != 0) {
+        if (errno != ENOENT) {
+            return io_error("cannot write session", path);
+        }
+    } else if (!S_ISREG(st.st_mode)) {
+        return es_fail(ES_ERR_IO, "cannot write session %s: not a regular file", path);
+    }
+    const std::string target = follow_links(path);
+    const std::string tmp    = target + ".tmp-" + std::to_string(getpid());
     es_file           f{ fopen(tmp.c_str(), "wb") };
     if (!f) {
         return io_error("cannot write session", path);
@@ -157,12 +181,12 @@ int32_t es_session_write(const char * path, const std::vector<es_section> & sect
         ok = ok && put_section(f.get(), s);
     }
     ok = ok && fflush(f.get()) == 0 && fsync(fileno(f.get())) == 0;
-    if (!ok || fclose(f.release()) != 0 || rename(tmp.c_str(), path) != 0) {
+    if (!ok || fclose(f.release()) != 0 || rename(tmp.c_str(), target.c_str()) != 0) {
         const int32_t rc = io_error("cannot write session", path);
         unlink(tmp.c_str());
         return rc;
     }
-    sync_folder(path);
+    sync_folder(target);
     return ES_OK;
 }
 

@@ -5,10 +5,12 @@
 #include "ggml-cpp.h"
 #include "llama-ext.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <sys/stat.h>
 #include <vector>
 
 std::string es_piece(const llama_vocab * vocab, llama_token token, bool special) {
@@ -45,7 +47,8 @@ const char * missing_property(const llama_model * model) {
     return es_bank_available() ? nullptr : es_model_needs_bank(model);
 }
 
-// Metadata of a GGUF file on which llama.cpp would abort (division by zero, failed assertion) without a message.
+// What is asked of a GGUF file before llama.cpp loads it: its size, and metadata on which llama.cpp would abort
+// (division by zero, failed assertion) without a message.
 class gguf_facts {
 public:
     explicit gguf_facts(const char * path) {
@@ -71,6 +74,15 @@ public:
         }
     }
 
+    // the file's size if its last tensor is whole
+    uint64_t whole() const {
+        uint64_t end = 0;
+        for (int64_t i = 0; file && i < gguf_get_n_tensors(file.get()); ++i) {
+            end = std::max<uint64_t>(end, gguf_get_tensor_offset(file.get(), i) + gguf_get_tensor_size(file.get(), i));
+        }
+        return end > 0 ? gguf_get_data_offset(file.get()) + end : 0;
+    }
+
     std::vector<int32_t> numbers(const char * key) const {
         const int64_t id = find(key);
         if (id < 0 || gguf_get_kv_type(file.get(), id) != GGUF_TYPE_ARRAY ||
@@ -90,6 +102,15 @@ private:
         return file && !arch.empty() ? gguf_find_key(file.get(), (arch + "." + key).c_str()) : -1;
     }
 };
+
+std::string cut_short(const gguf_facts & facts, const char * path) {
+    struct stat st;
+    if (stat(path, &st) != 0 || (uint64_t) st.st_size >= facts.whole()) {
+        return "";
+    }
+    return "it ends before its tensors do: expected " + std::to_string(facts.whole()) + " bytes, has " +
+           std::to_string(st.st_size);
+}
 
 std::string contradiction(const gguf_facts & facts) {
     char text[200];
@@ -193,7 +214,11 @@ bool es_model_can_shift(const llama_model * model, char * reason, size_t n_reaso
 bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     std::string why;
     try {
-        why = path ? contradiction(gguf_facts(path)) : "";
+        if (path) {
+            const gguf_facts facts(path);
+            why = cut_short(facts, path);
+            why = why.empty() ? contradiction(facts) : why;
+        }
     } catch (...) {
         why = ""; // llama.cpp will report it
     }

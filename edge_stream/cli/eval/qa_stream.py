@@ -37,7 +37,7 @@ def main(**flags: Any) -> None:
     from edge_stream.measure.table import as_json
 
     if flags["details"]:
-        check_writable(Path(flags["details"]))
+        check_writable(Path(flags["details"]), streams=True)
     items = qa.parse(read_text(Path(flags["qa_file"])), flags["qa_file"]) if flags["qa_file"] else qa.builtin()
     prepare(flags)
     rows: list[dict[str, Any]] = []

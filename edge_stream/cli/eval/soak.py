@@ -46,7 +46,9 @@ def main(**flags: Any) -> None:
     from edge_stream.measure import soak
 
     log = Path(flags["log_file"])
-    check_writable(log)
+    session = Path(flags["session_file"] or f"{log}.session")
+    for path in (log, session):
+        check_writable(path)
     if not flags["hours"] and not flags["intervals"]:
         click.echo("no --hours and no --intervals: until Ctrl-C", err=True)
     tokens = read_tokens(flags)
@@ -58,7 +60,7 @@ def main(**flags: Any) -> None:
         n_keep=flags["n_keep"],
         settings=flags["settings"],
         log=log,
-        session=Path(flags["session_file"] or f"{log}.session"),
+        session=session,
         interval=flags["interval"],
         chunk=flags["chunk"],
         n_intervals=flags["intervals"],

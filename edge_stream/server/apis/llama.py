@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -92,6 +92,8 @@ class Llama:
         fields = dict(body) | {"prompt": prompt, "logprobs": n_probs or None, "echo": False, "suffix": None}
         inner = CompletionRequest.model_construct(**fields)
         generations = await asyncio.to_thread(self.answering.requests.from_text, inner, name)
+        if body.post_sampling_probs and n_probs:
+            generations = [replace(generation, after_sampling=True) for generation in generations]
         prompts = [await self.answering.prompt_text(generation) for generation in generations]
         form = NativeForm(self.answering, generations, prompts, body)
         return await self.answering.answer(request, form, generations, body.stream)
@@ -125,7 +127,7 @@ class Llama:
             "model_alias": settings.alias,
             "model_path": str(engine.model_path),
             "modalities": {"vision": False, "audio": False, "video": False},
-            "endpoint_slots": True,
+            "endpoint_slots": self.settings.has_slots,
             "endpoint_props": False,
             "endpoint_metrics": True,
             "chat_template": self.scheduler.renderer.core.info["template"],

@@ -15,6 +15,7 @@ class Native(Generation):
     max_tokens: MaxTokens | None = None
     n_probs: Annotated[int, Field(ge=0, le=1000)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    post_sampling_probs: bool = False
     return_tokens: bool = False
     response_fields: list[str] | None = None
 

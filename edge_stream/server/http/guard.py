@@ -89,7 +89,7 @@ class Guard:
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Allow-Credentials": "true",
             "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
-            "Access-Control-Allow-Headers": "*",
+            "Access-Control-Allow-Headers": "*, Authorization",  # which the star does not stand for
             "Access-Control-Expose-Headers": HISTORY_HEADER,
             "Vary": "Origin",
         }

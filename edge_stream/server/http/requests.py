@@ -108,7 +108,10 @@ class RequestBuilder:
         """One request for each prompt."""
         prompts = self._prompts(request.prompt)
         if request.suffix:
-            prompts = [infill.prompt(self.engine, prompt, request.suffix) for prompt in prompts]
+            try:
+                prompts = [infill.prompt(self.engine, prompt, request.suffix) for prompt in prompts]
+            except errors.ApiError as error:
+                raise errors.invalid(f"suffix is not supported: {error.message}") from None
         if len(prompts) > self.settings.limits.n:
             raise errors.invalid(f"{len(prompts)} prompts are more than the {self.settings.limits.n} that are allowed")
         max_tokens = request.max_tokens if request.n_predict is None else request.n_predict
@@ -116,6 +119,7 @@ class RequestBuilder:
         score = request.logprobs if request.echo else None
         if score is not None:  # all of the prompt must be read, and nobody goes on from it
             common |= {"score": score, "reuse": False, "keep": False}
+            name = None
         return [
             GenerationRequest(
                 history=self._text_history(prompt),

@@ -180,7 +180,6 @@ class Generation(Open):
     id_slot: Annotated[int, Field(ge=-1, description="The slot to use; -1: any")] = -1
     n_indent: Annotated[Count, Field(description="End at a line that is indented by less")] = 0
     t_max_predict_ms: Annotated[int, Field(description="End at the first line end after this time")] = -1
-    post_sampling_probs: bool = False
     verbose: bool = False
 
     @model_validator(mode="before")

@@ -30,7 +30,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logs of probabilities before any sampling transform. logprob None: of a text's first token."""
+    """Natural logs of probabilities before any sampling transform. logprob None: of a text's first token.
+
+    With GenerationRequest.after_sampling, probabilities after all transforms.
+    """
 
     token: int
     logprob: float | None

@@ -146,9 +146,10 @@ class GenerationLoop:
         for task in tasks:
             assert task.writer is not None
             try:
-                n_top = task.request.top_logprobs
-                top = _likeliest(task.stream, n_top) if n_top else []
-                chosen.append((task, task.writer.choose(), top))
+                n_top, after = task.request.top_logprobs, task.request.after_sampling
+                top = _likeliest(task.stream, n_top) if n_top and not after else []
+                token = task.writer.choose()
+                chosen.append((task, token, task.writer.candidates() if after else top))
             except EdgeStreamError as error:
                 # a grammar that allows nothing more ends the text
                 if task.request.sampling.grammar is None and task.request.sampling.chat is None:
@@ -196,6 +197,8 @@ class GenerationLoop:
         answer.parts.append(text)
         added = answer.parser.push(text, last=finish is not None) if answer.parser else Addition(text)
         logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
+        if task.request.after_sampling:
+            logprobs = TokenLogprobs(token, dict(top)[token], [t for t in top if t[1] > 0][: task.request.top_logprobs])
         info = timings = None
         if task.request.gauges:
             info = {"n_past": record.n_past, "n_cached": record.n_cached, "tok_per_s": record.tok_per_s}

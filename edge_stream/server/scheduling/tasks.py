@@ -49,6 +49,7 @@ class GenerationRequest:
     top_logprobs: int = 0
     ignore_eos: bool = False
     name: str | None = None  # the client's name for the conversation
+    after_sampling: bool = False  # logprobs are probabilities after all transforms
     gauges: bool = False  # info and timings with every token
     progress: bool = False  # Reading with every portion
     score: int | None = None  # Scored, with so many of the likeliest tokens each

@@ -160,7 +160,10 @@ int32_t es_chat_request::init(const char * json) {
             inputs.json_schema = body.at("json_schema").dump();
         }
         if (is_given(body, "grammar")) {
-            inputs.grammar = body.at("grammar").get<std::string>();
+            own_grammar = body.at("grammar").get<std::string>();
+            if (has_calls() && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
+                throw invalid("a tool call cannot be required together with a grammar");
+            }
         }
         for (const common_chat_tool & tool : inputs.tools) {
             es_schema_grammar(common_json::parse(tool.parameters));
@@ -202,7 +205,7 @@ common_chat_params es_chat_request::find_params() {
     for (const auto & [name, value] : inputs.chat_template_kwargs) {
         key += '\0' + name + '\0' + value;
     }
-    key += '\0' + inputs.json_schema + '\0' + inputs.grammar + '\0' +
+    key += '\0' + inputs.json_schema + '\0' +
            std::to_string(inputs.tool_choice * 100 + inputs.reasoning_format * 10 + inputs.parallel_tool_calls * 2 +
                           inputs.enable_thinking);
     {
@@ -311,8 +314,8 @@ bool es_chat_request::is_parsed() const {
 }
 
 std::string es_chat_request::grammar() const {
-    if (!inputs.grammar.empty()) {
-        return inputs.grammar;
+    if (!own_grammar.empty()) {
+        return own_grammar;
     }
     if (!inputs.json_schema.empty() && !is_parsed()) {
         return es_schema_grammar(common_json::parse(inputs.json_schema));
@@ -330,7 +333,7 @@ common_json es_chat_request::info() const {
     common_json       sampling;
     const bool        has_budget = thinking_budget >= 0 && !params.thinking_end_tags.empty();
     const std::string rules      = grammar();
-    const bool        is_format  = inputs.grammar.empty() && is_parsed(); // with a place for the start of the answer
+    const bool        is_format  = own_grammar.empty() && is_parsed(); // with a place for the start of the answer
     if (!rules.empty() || has_budget) {
         common_json triggers = common_json::array();
         for (const common_grammar_trigger & t : params.grammar_triggers) {

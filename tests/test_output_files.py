@@ -1,0 +1,84 @@
+"""Files that are replaced: links stay links, pipes and devices are written to or refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.output import files
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there" / "real", tmp_path / "link"
+    link.symlink_to("there/real")
+    for text in ("new", "newer"):
+        files.check_writable(link)
+        files.replace_text(link, text)
+        assert link.is_symlink() and real.read_text() == text and not real.is_symlink()
+    assert [p.name for p in real.parent.iterdir()] == ["real"]
+
+
+def test_a_loop_and_a_link_to_nowhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("none/file")
+    for check in (files.check_writable, lambda path: files.replace_text(path, "x")):
+        with pytest.raises(EdgeStreamError, match=r"loop: its links form a loop$"):
+            check(tmp_path / "loop")
+        with pytest.raises(EdgeStreamError, match=r"cannot write .*nowhere: .*(does not exist|No such file)"):
+            check(tmp_path / "nowhere")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop", "nowhere"]
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(EdgeStreamError, match="it is not a regular file"):
+        files.check_writable(pipe)
+    files.check_writable(pipe, streams=True)
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    files.replace_text(pipe, "through a pipe")
+    reader.join()
+    assert got == ["through a pipe"] and pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe.json"]
+
+
+def test_a_terminal_is_written_to() -> None:
+    ours, theirs = os.openpty()
+    try:
+        name = os.ttyname(theirs)
+        files.replace_text(name, "shown\n")
+        assert os.read(ours, 100) == b"shown\r\n"
+        assert Path(name).is_char_device()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_standard_output_that_goes_to_a_file_is_written_to(tmp_path: Path) -> None:
+    """Replacing that file would lose what was written before."""
+    code = "from edge_stream.output import files; print('first'); files.replace_text('/dev/stdout', 'second\\n')"
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "first\nsecond\n"
+
+
+def test_a_folder_and_a_socket_are_refused(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        for path, match in ((tmp_path, "it is a folder"), (tmp_path / "socket", "it is not a regular file")):
+            with pytest.raises(EdgeStreamError, match=match):
+                files.check_writable(path, streams=True)
+            with pytest.raises(EdgeStreamError, match=match):
+                files.replace_text(path, "x")
+        assert (tmp_path / "socket").is_socket()
