@@ -27,7 +27,7 @@ class Api:
 
 def _split(messages: Messages) -> tuple[str | None, list[Mapping[str, Any]]]:
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
-    return system, [m for m in messages if m["role"] != "system"]
+    return system, [m for m in messages if m.get("role") != "system"]
 
 
 def _anthropic(messages: Messages, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
+import pytest
 from serving import WORDS, Served, serve
 from serving_apis import APIS, TEXT_APIS, ask
+from serving_template import SPECIAL, THINKING
+from tiny_models import write_tiny_llama
 
 from edge_stream.chat.conversation import Conversation
 from edge_stream.engine import Engine
@@ -119,3 +123,55 @@ def test_calls_go_on_through_another_api(load: Load) -> None:
                 n_read = answer.json()["edge_stream"]["n_to_read"]
             elif path.endswith("responses"):
                 assert answer.json()["edge_stream"]["n_to_read"] <= n_read
+
+
+@pytest.mark.parametrize("sends_back", [True, False])
+def test_thinking_goes_on_through_another_api(sends_back: bool, tmp_path: Path) -> None:
+    """It is told from the answer in every API, and the conversation goes on whether it is sent back or not."""
+    path = tmp_path / "thinks.gguf"
+    write_tiny_llama(path, head_dim=16, chat_template=THINKING, special_tokens=SPECIAL, seed=7)
+    options = {"max_tokens": 60, "grammar": 'root ::= "<think>\\nHm.\\n</think>\\n\\nYes."'}
+    # the thinking and the text of an answer, out of its JSON
+    parts: dict[str, Callable[[Any], Any]] = {
+        "chat": lambda answer: answer["choices"][0]["message"]["reasoning_content"],
+        "messages": lambda answer: answer["content"][0]["thinking"],
+        "responses": lambda answer: answer["output"][0]["content"][0]["text"],
+        "ollama": lambda answer: answer["message"]["thinking"],
+    }
+    # an answer with its thinking, as each API has it in a request
+    said: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+        "chat": lambda thought: [{"role": "assistant", "content": "Yes.", "reasoning_content": thought}],
+        "messages": lambda thought: [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": thought, "signature": "unsigned"},
+                    {"type": "text", "text": "Yes."},
+                ],
+            }
+        ],
+        "responses": lambda thought: [
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": thought}]},
+            {"role": "assistant", "content": "Yes."},
+        ],
+        "ollama": lambda thought: [{"role": "assistant", "content": "Yes.", "thinking": thought}],
+    }
+    thoughts: list[str] = []
+    with Engine.load(path, n_ctx=256, flash_attn="off", n_threads=1) as engine, serve(engine) as served:
+        for turn, name in zip(range(12), cycle(APIS), strict=False):
+            messages: Messages = []
+            for i, thought in enumerate(thoughts):
+                messages.append({"role": "user", "content": f"Question {i}"})
+                messages += said[name](thought) if sends_back else [{"role": "assistant", "content": "Yes."}]
+            messages.append({"role": "user", "content": f"Question {turn}"})
+            body = APIS[name].body(messages, options) | {"stream": False}
+            answer = served.client.post(APIS[name].path, json=body)
+            assert answer.headers["X-Edge-Stream-History"] == ("continued" if turn else "new"), (
+                turn,
+                name,
+                answer.text,
+            )
+            thoughts.append(parts[name](answer.json()))
+        assert {thought.strip() for thought in thoughts} == {"Hm."}
+        (slot,) = served.client.get("/slots").json()
+        assert slot["n_past"] > slot["n_ctx"]
