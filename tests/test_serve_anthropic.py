@@ -373,3 +373,10 @@ def test_keys_and_other_paths(load: Callable[..., Engine]) -> None:
         assert served.client.post(PATH, json=body, headers=headers).status_code == 200
         missing = served.client.post(PATH + "/batches", json={}, headers=headers)
         assert missing.status_code == 404 and missing.json()["error"]["type"] == "not_found_error"
+
+
+def test_the_stop_sequence_is_named(served: Served) -> None:
+    body = {"messages": HELLO, "max_tokens": 9, "grammar": 'root ::= "xyz!"', "stop_sequences": ["q", "z!"]}
+    message = served.client.post(PATH, json=body).json()
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "z!")
+    assert message["content"] == [{"type": "text", "text": "xy"}]
