@@ -281,7 +281,10 @@ class _Columns:
                 columns["top_logprobs"].append(None)
                 continue
             columns["token_logprobs"].append(max(row.logprob, -9999.0))
-            columns["top_logprobs"].append({self._text(token): max(logprob, -9999.0) for token, logprob in row.top})
+            top: dict[str, float] = {}
+            for token, logprob in row.top:  # tokens that are parts of a character may have the same text
+                top.setdefault(self._text(token), max(logprob, -9999.0))
+            columns["top_logprobs"].append(top)
         return columns
 
     def _text(self, token: int) -> str:
