@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from edge_stream.server import errors
 from edge_stream.server.http.guard import depth_of
 from edge_stream.server.settings import Limits
 
@@ -241,6 +251,17 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: str | None = None
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def translated(kind: type[Request], fields: Mapping[str, Any]) -> Request:
+    """A request out of another API's. Raises ApiError 400."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise errors.first_problem(error.errors()) from None
 
 
 class Error(BaseModel):

@@ -222,7 +222,7 @@ class GenerationLoop:
         if parser:
             if how in ("cut", "grammar"):  # what was held back as the start of a call is text
                 task.send(_delta(task.index, task.answer.tokens[-1], parser.push("", last=True)))
-            if parser.message.get("tool_calls"):
+            if reason == "stop" and parser.message.get("tool_calls"):
                 reason = "tool_calls"
         stop_string = task.writer.stop_string if task.writer else None
         task.send(Finished(task.index, reason, how, stop_string, task.answer.loop))
