@@ -62,7 +62,7 @@ def test_turns_add_up_to_what_the_template_writes() -> None:
 def test_only_the_new_turn_is_fed() -> None:
     engine = FakeEngine()
     conversation = fresh(engine)
-    say(conversation, "a" * 1000, "b" * 1000)
+    say(conversation, "a" * 1000, "b" * 1000, loop_guard=False)
     before = conversation.stream.stats.n_past
     say(conversation, "c", "d")
     assert conversation.stream.stats.n_past - before == len(engine.tokenize("\nuser\nc\nassistant\nd")) + 4
@@ -138,6 +138,19 @@ def test_text_that_may_begin_a_stop_text_is_held_back_but_not_lost() -> None:
     assert [t.text for t in conversation.reply("One?", stop=["###"])] == ["a", "", "", "##b", "", "", "##"]
     assert [t.text for t in conversation.reply("Two?", stop=["###"], max_tokens=3)] == ["a", "", "##"]
     assert [m["content"] for m in conversation.messages[1::2]] == ["a##b##", "a##"]
+
+
+def test_of_an_answer_that_repeats_itself_one_period_stays() -> None:
+    engine = FakeEngine()
+    conversation = fresh(engine)
+    engine.answers.append("so: " + "abc" * 500)
+    tokens = list(conversation.reply("One?"))
+    assert tokens[-1].finish_reason == "repetition"
+    assert len(tokens) > 384
+    assert conversation.messages[-1]["content"] == "so: abc"
+    assert engine.streams[0].text.endswith("assistant\nso: abc")
+    say(conversation, "Two?", "2")
+    assert engine.streams[0].text + "\n" == whole(engine, "One?", "so: abc", "Two?", "2")
 
 
 def test_characters_are_whole_and_a_cut_one_is_dropped() -> None:

@@ -128,7 +128,7 @@ def test_forms_of_logit_bias(bias: Any, served: Served) -> None:
 @pytest.mark.parametrize("control", SPECIAL)
 def test_a_stop_string_may_be_a_control_token(control: str, served: Served) -> None:
     (token,) = served.engine.tokenize(control, special=True)
-    body = {"prompt": "Hello", "logit_bias": {str(token): 100}, "n_predict": 5}
+    body = {"prompt": "Hello", "logit_bias": {str(token): 100}, "n_predict": 5, "ignore_eos": False}
     answer = complete(served, **body, stop=[control])
     assert answer["content"] == "" and answer["tokens_predicted"] <= (1 if answer["stop_type"] == "word" else 5)
     if not served.engine.is_eog(token):
@@ -182,13 +182,13 @@ def test_chats_as_clients_write_them(served: Served) -> None:
         {"role": "function", "name": "f", "content": "3"},
     ]
     prompt = served.client.post("/apply-template", json={"messages": messages}).json()["prompt"]
-    assert "One\n\ntwo" in prompt
+    assert "One\ntwo" in prompt
     answer = served.client.chat(messages, max_tokens=1)
     assert answer["system_fingerprint"].startswith("b")
     count = served.client.post("/v1/chat/completions/input_tokens", json={"messages": messages}).json()
     assert count["input_tokens"] == answer["usage"]["prompt_tokens"]
     verbose = served.client.chat(messages, max_tokens=1, verbose=True)
-    assert "One\n\ntwo" in verbose["__verbose"]["prompt"]
+    assert "One\ntwo" in verbose["__verbose"]["prompt"]
 
 
 def test_routes_with_and_without_v1(served: Served) -> None:
@@ -216,7 +216,7 @@ def test_bodies_that_are_none(served: Served) -> None:
         b"": "the request has no body",
     }
     for content, message in said.items():
-        for headers in ({"Content-Type": "application/json"}, {}):
+        for headers in ({"Content-Type": "application/json"}, {"Content-Type": "text/plain"}, {}):
             answer = served.client.post("/completion", content=content, headers=headers)
             assert answer.status_code == 400 and message in answer.json()["error"]["message"]
     without_type = served.client.post("/completion", content=b'{"prompt": "Hi", "n_predict": 1}')
@@ -229,7 +229,7 @@ def test_bodies_that_are_none(served: Served) -> None:
 def logprobs_of(engine: Engine, tokens: list[int]) -> list[float]:
     """What a stream of its own gives, token by token."""
     with engine.stream(seq_id=0) as own:
-        return [-float(nll) for nll in own.score(tokens)]
+        return [-float(nll) for nll in own.score(tokens, chunk=16)]  # the server's portions
 
 
 @pytest.mark.parametrize("as_tokens", [True, False])
@@ -251,7 +251,7 @@ def test_an_echoed_prompt_is_scored(as_tokens: bool, load: Load) -> None:
         scored = columns["token_logprobs"][: len(tokens)]
         np.testing.assert_allclose(scored[1:], expected[1:], atol=2e-3)
         for logprob, top in zip(scored[1:], columns["top_logprobs"][1:], strict=False):
-            assert len(top) == 3 and max(top.values()) >= logprob - 1e-6
+            assert 1 <= len(top) <= 3 and max(top.values()) >= logprob - 1e-6
         for offset, token in zip(columns["text_offset"], columns["tokens"], strict=True):
             assert "\ufffd" in token or choice["text"][offset:].startswith(token) or token in ("<s>", "</s>", *SPECIAL)
         none = served.client.post("/v1/completions", json=body | {"max_tokens": 0}).json()["choices"][0]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Answer = Generator["Token", None, None]
 Progress = Callable[[int, int], None]
-_ENDS = {"eos": chat_bindings.WHOLE, "length": chat_bindings.CUT}
+_ENDS = {"eos": chat_bindings.WHOLE, "repetition": chat_bindings.WHOLE, "length": chat_bindings.CUT}
 
 
 class Conversation:
@@ -72,6 +72,7 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
         on_progress: Progress | None = None,
     ) -> Answer:
         """Send a user message; yields the answer token by token: see `say`."""
@@ -82,6 +83,7 @@ class Conversation:
             sampling=sampling,
             stop=stop,
             ignore_eos=ignore_eos,
+            loop_guard=loop_guard,
             on_progress=on_progress,
         )
 
@@ -93,16 +95,18 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
         on_progress: Progress | None = None,
     ) -> Answer:
         """Send messages, which may answer tool calls; yields the answer token by token.
 
         Tokens have no text where they are markup of thinking or of tool calls; these are in `messages` afterwards.
-        Closing the iterator ends the answer; what was generated so far stays. If reading the messages fails or is
+        loop_guard ends an answer that repeats itself over and over: see Stream.generate. Closing the iterator ends the
+        answer; what was generated so far stays. If reading the messages fails or is
         interrupted, the conversation is unchanged.
         """
         data = sendable(json.dumps(list(messages), ensure_ascii=False)).encode()
-        yield from self._answer("say", data, max_tokens, sampling, stop, ignore_eos, on_progress)
+        yield from self._answer("say", data, max_tokens, sampling, stop, ignore_eos, loop_guard, on_progress)
 
     def regenerate(
         self,
@@ -111,9 +115,10 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
     ) -> Answer:
         """Replace the last answer with a new one."""
-        yield from self._answer("regenerate", None, max_tokens, sampling, stop, ignore_eos)
+        yield from self._answer("regenerate", None, max_tokens, sampling, stop, ignore_eos, loop_guard)
 
     def continue_answer(
         self,
@@ -122,9 +127,10 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
     ) -> Answer:
         """Go on with an answer that was cut by max_tokens or by closing its iterator."""
-        yield from self._answer("continue", None, max_tokens, sampling, stop, ignore_eos)
+        yield from self._answer("continue", None, max_tokens, sampling, stop, ignore_eos, loop_guard)
 
     def _answer(
         self,
@@ -134,6 +140,7 @@ class Conversation:
         sampling: Sampling | None,
         stop: Sequence[str],
         ignore_eos: bool,
+        loop_guard: bool,
         on_progress: Progress | None = None,
     ) -> Answer:
         sampling = sampling or Sampling()
@@ -150,7 +157,13 @@ class Conversation:
             self.n_read, self._note = info["n_read"], info["note"]
             if info["sampling"]:
                 sampling = dataclasses.replace(sampling, chat=info["sampling"])
-            writer = self.stream.writer(max_tokens, sampling=sampling, ignore_eos=ignore_eos, special=info["is_parsed"])
+            writer = self.stream.writer(
+                max_tokens,
+                sampling=sampling,
+                ignore_eos=ignore_eos,
+                special=info["is_parsed"],
+                loop_guard=loop_guard,
+            )
         except BaseException:
             self._call("end", chat_bindings.TAKEN_BACK)
             raise
@@ -249,7 +262,7 @@ class Conversation:
 def _shown(token: Token, delta: dict[str, Any]) -> Iterator[Token]:
     """A token's record, or two: its thought, and the text after it."""
     thought, text = delta.get("reasoning_content", ""), delta.get("content", "")
-    if delta.get("is_ended") and token.finish_reason != "eos":
+    if delta.get("is_ended") and token.finish_reason not in ("eos", "repetition"):
         token = dataclasses.replace(token, finish_reason="stop")
     if thought:
         finish = None if text else token.finish_reason

@@ -150,7 +150,8 @@ int32_t es_app_session::begin(es_app_answer_params params) {
     if (!rules.empty()) {
         params.sampling.chat = rules.c_str();
     }
-    is_parsed = info.at("is_parsed").get<bool>();
+    is_parsed         = info.at("is_parsed").get<bool>();
+    params.loop_guard = params.loop_guard != 0;
     return stream.begin(params);
 }
 
@@ -168,14 +169,13 @@ int32_t es_app_session::next(es_app_token & out) {
         return rc;
     }
     std::string   thinking, text;
-    const int32_t how = out.finish == ES_APP_UNFINISHED ? ES_ANSWER_OPEN
-                        : out.finish == ES_APP_EOS      ? ES_ANSWER_WHOLE
-                                                        : ES_ANSWER_CUT;
+    const bool    is_whole = out.finish == ES_APP_EOS || out.finish == ES_APP_REPETITION;
+    const int32_t how      = is_whole ? ES_ANSWER_WHOLE : out.finish ? ES_ANSWER_CUT : ES_ANSWER_OPEN;
     for (const common_chat_msg_diff & diff : chat->push(std::string(out.bytes, out.n_bytes), how)) {
         thinking += diff.reasoning_content_delta;
         text += diff.content_delta;
     }
-    if (chat->answer().is_ended()) { // by a text that the template ends answers with, perhaps
+    if (chat->answer().is_ended() && out.finish != ES_APP_REPETITION) { // by a text that the template ends answers with, perhaps
         out.finish = ES_APP_EOS;
     }
     if (out.finish != ES_APP_UNFINISHED) {
@@ -212,6 +212,7 @@ es_app_answer_params es_app_answer_default_params(void) {
     es_app_answer_params p = {};
     p.sampling             = es_sampler_default_params();
     p.max_tokens           = -1;
+    p.loop_guard           = -1;
     return p;
 }
 

@@ -3,9 +3,11 @@
 
 #include "app_model.h"
 #include "edge_stream.h"
+#include "loop_guard.h"
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 
 // Cache types and sizes of a context, resolved and checked.
 struct es_context_params {
@@ -65,12 +67,12 @@ private:
     std::atomic<bool> stop_{ false };
     std::atomic<bool> may_abort_{ false };
 
-    es_sampler *               sampler_  = nullptr;
-    es_app_answer_params       sampling_ = {}; // parameters of sampler_; logit_bias is in bias_
-    std::vector<es_logit_bias> bias_;
+    es_sampler * sampler_ = nullptr;
+    std::string  sampler_key_; // its parameters; empty: it cannot be continued
 
     bool                                  writing_    = false;
     bool                                  ignore_eos_ = false;
     int64_t                               n_written_ = 0, max_tokens_ = -1;
+    std::unique_ptr<es_loop_guard>        guard_; // or null
     std::chrono::steady_clock::time_point began_;
 };

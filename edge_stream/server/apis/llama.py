@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_stream.sampling import Sampling
 
 # names of Sampling's fields in llama-server's settings; "": written otherwise
-_SETTINGS = {"temp": "temperature", "seed": "", "logit_bias": "", "grammar": "", "json_schema": ""}
+_SETTINGS = {"temp": "temperature", **dict.fromkeys(("seed", "logit_bias", "grammar", "json_schema", "chat"), "")}
 _OFF = {
     "dynatemp_range": 0.0,
     "dynatemp_exponent": 1.0,
@@ -59,6 +59,7 @@ class Llama:
         plain: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
         metrics: dict[int | str, dict[str, Any]] = {200: {"content": plain, "description": "Prometheus text."}}
         add_route(router, "/metrics", self.metrics, "server", aliases=no, response_class=Response, responses=metrics)
+        add_route(router, "/tokenizer_info", self.tokenizer, "text", aliases=no, response_model=schemas.TokenizerInfo)
         add_route(router, "/props", self.props, "server", aliases=no, response_model=schemas.Props)
         none: dict[str, Any] = {"response_model_exclude_none": True, "aliases": no}
         add_route(router, "/slots", self.slots, "slots", response_model=list[schemas.Slot], **none)
@@ -196,7 +197,14 @@ class Llama:
         if any(token >= self.engine.n_vocab for token in body.tokens):
             raise errors.invalid(f"there is a token outside the vocabulary of {self.engine.n_vocab}")
         pieces = await asyncio.to_thread(lambda: [self.engine.token_to_piece(t, special=True) for t in body.tokens])
-        return {"content": b"".join(pieces).decode("utf-8", errors="replace")}
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        return {"content": text, "prompt": text}
+
+    async def tokenizer(self) -> dict[str, str | None]:
+        """What lm-evaluation-harness asks, before it uses /tokenize and /detokenize (from vLLM's API)."""
+        names = {"bos_token": self.engine.bos, "eos_token": self.engine.eos}
+        texts = {name: self._token_text(token) or None for name, token in names.items()}
+        return {**texts, "chat_template": self.scheduler.renderer.core.info["template"]}
 
     async def template(self, body: ChatRequest) -> dict[str, str]:
         """A chat as the model's template renders it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from edge_stream.server.http.schemas import Generation, MaxTokens, Open, Prompts, Token
 
@@ -43,10 +43,10 @@ class InfillRequest(Native):
 
 
 class TokenizeRequest(Open):
-    """POST /tokenize."""
+    """POST /tokenize. vLLM's names of the fields do as well."""
 
-    content: str
-    add_special: bool = False
+    content: Annotated[str, Field(validation_alias=AliasChoices("content", "prompt"))]
+    add_special: Annotated[bool, Field(validation_alias=AliasChoices("add_special", "add_special_tokens"))] = False
     parse_special: bool = True
     with_pieces: bool = False
 
@@ -98,9 +98,18 @@ class Tokens(BaseModel):
 
 
 class Content(BaseModel):
-    """The answer to POST /detokenize."""
+    """The answer to POST /detokenize; prompt: vLLM's name of it."""
 
     content: str
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """GET /tokenizer_info."""
+
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str
 
 
 class Prompt(BaseModel):

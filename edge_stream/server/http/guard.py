@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,7 +53,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS":  # a browser asks before it lets a page of another origin send something
-            await Response(headers=self._cors(headers))(scope, receive, send)
+            await Response()(scope, receive, self._with_cors(headers, send))
             return
         try:
             self._check_origin(headers)
@@ -64,6 +64,9 @@ class Guard:
             return
         if body is None:  # the client has gone
             return
+        if body:  # many clients do not say that it is JSON, or say something else, as curl does
+            others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope["headers"] = [*others, (b"content-type", b"application/json")]
         delivered = False
 
         async def replay() -> Message:
@@ -95,11 +98,12 @@ class Guard:
         }
 
     def _with_cors(self, headers: Headers, send: Send) -> Send:
-        more = self._cors(headers)
+        # written as other servers write them, for clients that look at capitals
+        more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in self._cors(headers).items()]
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(more)
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         return sending if more else send

@@ -25,10 +25,11 @@ size_t held_back(const std::string & text, size_t first, const std::vector<std::
 
 } // namespace
 
-es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops,
-                     const std::string & before)
-    : request_(std::move(request)), parser_(*request_, before.c_str()), stops_(std::move(stops)), before_(before),
-      raw_(before), n_said_(before.size()) {
+es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops, const std::string & before,
+                     const es_stream_stats & stream)
+    : request_(std::move(request)), parser_(std::make_unique<es_chat_parser>(*request_, before.c_str())),
+      stops_(std::move(stops)), before_(before), raw_(before), n_said_(before.size()), n_seen_(stream.n_past),
+      n_ends_(stream.n_ctx) {
     stops_.erase(std::remove(stops_.begin(), stops_.end(), std::string()), stops_.end());
 }
 
@@ -52,15 +53,30 @@ std::vector<common_chat_msg_diff> es_answer::push(const std::string & bytes, int
     end              = std::min(end, raw_.size() - (is_ended_ || is_cut ? 0 : held_back(raw_, n_said_, stops_)));
     std::string said = raw_.substr(n_said_, end - n_said_);
     n_said_          = end;
-    return parser_.push(said, is_ended_, is_cut);
+    auto diffs       = parser_->push(said, is_ended_, is_cut);
+    ends_.push_back(raw_.size());
+    if (ends_.size() > n_ends_ + 1) {
+        ends_.pop_front();
+    }
+    if (n_past < n_seen_ && is_last) {
+        take_back((size_t) (n_seen_ + 1 - n_past));
+    }
+    n_seen_ = n_past;
+    return diffs;
+}
+
+void es_answer::take_back(size_t n_tokens) {
+    raw_.resize(n_tokens < ends_.size() ? ends_[ends_.size() - 1 - n_tokens] : before_.size());
+    parser_ = std::make_unique<es_chat_parser>(*request_, "");
+    parser_->push(raw_, true);
 }
 
 common_json es_answer::message() {
     if (is_ended_) {
-        return es_message_json(parser_.message());
+        return es_message_json(parser_->message());
     }
     push("", ES_ANSWER_CUT, n_past_);
-    common_chat_msg m = parser_.message();
+    common_chat_msg m = parser_->message();
     // a template reads calls' arguments
     m.tool_calls.erase(std::remove_if(m.tool_calls.begin(), m.tool_calls.end(),
                                       [](const common_chat_tool_call & call) { return !is_json(call.arguments); }),

@@ -173,7 +173,7 @@ int32_t es_conversation::open(const char * answer, const es_reading & reading, c
     for (const common_json & stop : own) {
         stops.push_back(stop.get<std::string>());
     }
-    answer_ = std::make_unique<es_answer>(std::move(request), std::move(stops), written);
+    answer_ = std::make_unique<es_answer>(std::move(request), std::move(stops), written, stats());
     return ES_OK;
 }
 
