@@ -59,6 +59,39 @@ def test_turns_add_up_to_what_the_template_writes() -> None:
     assert [m["content"] for m in conversation.messages] == ["One?", "1", "Two?", "2!"]
 
 
+MISTRAL = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}"
+    "{% for m in turns %}{% if m.role == 'user' %}[INST] {% if system and loop.first %}{{ system + '\n\n' }}"
+    "{% endif %}{{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+# The system prompt moves into the last user message: earlier turns change with every turn.
+MISTRAL_LAST = MISTRAL.replace("loop.first", "loop.last")
+# Phi writes <|endoftext|> at the very end: it shares its first letters with what follows otherwise.
+PHI = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+)
+NO_ANSWERS = "{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [MISTRAL, MISTRAL_LAST, PHI, NO_ANSWERS, THINKING])
+def test_turns_add_up_whatever_the_template_writes(source: str) -> None:
+    engine = FakeEngine(chat_template=source)
+    conversation = fresh(engine, system="Be brief.")
+    for question, answer in (("One?", "1"), ("Two?", "2"), ("Three?", "3"), ("Four?", "4")):
+        said = " " + answer if source.startswith(MISTRAL[:20]) else answer
+        assert say(conversation, question, said).strip() == answer
+        messages = [{"role": "system", "content": "Be brief."}, *conversation.messages[:-1]]
+        prompt = ChatCore(engine.backend.vocabulary).request({"messages": messages}).prompt
+        assert engine.streams[-1].text == prompt + said + "<|im_end|>"
+    assert conversation.note is None
+
+
+def test_without_a_template_it_says_what_is_used() -> None:
+    assert "no chat template" in (fresh(FakeEngine(chat_template=None)).note or "")
+
+
 def test_only_the_new_turn_is_fed() -> None:
     engine = FakeEngine()
     conversation = fresh(engine)
@@ -98,7 +131,7 @@ def test_slides_may_end_where_messages_begin() -> None:
     engine = FakeEngine(n_ctx=160)
     conversation = fresh(engine, system="S")
     start, firsts = engine.tokenize("<|im_start|>", special=True)[0], []
-    for i in range(30):
+    for _ in range(30):
         engine.answers.append("Answer.")
         for _ in conversation.reply("Question?"):
             stats = conversation.stream.stats

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, Message
 from edge_stream.chat.options import ChatOptions
-from edge_stream.errors import EdgeStreamError
-from edge_stream.native import bindings, chat_bindings
+from edge_stream.native import chat_bindings
 from edge_stream.sampling import Sampling
 from edge_stream.text import sendable
 
@@ -24,7 +23,11 @@ if TYPE_CHECKING:
 
 Answer = Generator["Token", None, None]
 Progress = Callable[[int, int], None]
-_ENDS = {"eos": chat_bindings.WHOLE, "repetition": chat_bindings.WHOLE, "length": chat_bindings.CUT}
+_ENDS: dict[str | None, int] = {
+    "eos": chat_bindings.WHOLE,
+    "repetition": chat_bindings.WHOLE,
+    "length": chat_bindings.CUT,
+}
 
 
 class Conversation:

@@ -309,6 +309,13 @@ void refusals() {
     assert(es_app_model_can_chat(model, "llama3", reason, sizeof(reason)) && !*reason);
     p.chat_template = "{% for %}";
     assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && !s);
+    for (const char * hostile : { "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{{ 1 }}",
+                                  "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s "
+                                  "%}{% endfor %}{{ ns.s }}" }) {
+        p.chat_template = hostile;
+        assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("was stopped") && !s);
+        assert(!es_app_model_can_chat(model, hostile, reason, sizeof(reason)) && strstr(reason, "was stopped"));
+    }
     p       = small();
     p.tools = "[{]";
     assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("JSON") && !s);
