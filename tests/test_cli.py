@@ -310,7 +310,7 @@ def test_ctrl_c_ends_cleanly_with_stats_and_session(run: Run, loader: Loader, tm
     assert result.exit_code == 130
     assert result.stdout == "abc"
     assert json.loads(stats.read_text())["tokens_generated"] == 3
-    assert json.loads(saved.read_text())["cached"] == 5
+    assert peek_session(saved)[0].n_past == 5
     assert loader.engine.closed
     assert signal.getsignal(signal.SIGINT) is handler
 

@@ -67,10 +67,10 @@ MISTRAL = (
 )
 # The system prompt moves into the last user message: earlier turns change with every turn.
 MISTRAL_LAST = MISTRAL.replace("loop.first", "loop.last")
-# Phi writes <|endoftext|> at the very end: it shares its first letters with what follows otherwise.
+# Phi ends the text where no answer is asked for.
 PHI = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}"
 )
 NO_ANSWERS = "{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}"
 
