@@ -212,7 +212,7 @@ void building() {
 }
 
 void deep() {
-    const size_t n = 100000;
+    const size_t n = 20000;
     for (const char * part : { "(", "[", "{1:", "not ", "(-", "f(", "a[", "a[b.c(", "{'a':[", "1 if 1 else " }) {
         ends_as("DEPTH", "{{ " + times(n, part));
         ends_as("DEPTH", "{% if " + times(n, part));
