@@ -287,7 +287,7 @@ def test_faulty_templates_are_refused(vocabulary: Vocabulary, template: str) -> 
     ],
 )
 def test_schemas_become_grammars_that_a_sampler_takes(vocabulary: Vocabulary, schema: dict[str, Any]) -> None:
-    check_sampling(vocabulary, Sampling(grammar=schema_grammar(schema)))
+    check_sampling(vocabulary, Sampling(grammar=schema_grammar(schema)), 256)
 
 
 @pytest.mark.parametrize(
@@ -311,4 +311,4 @@ def test_a_sampler_takes_the_rules_of_a_chat(vocabulary: Vocabulary) -> None:
         for choice in ("auto", "required"):
             body = {"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL], "tool_choice": choice}
             request = core.request(body | {"reasoning_budget_tokens": 10})
-            check_sampling(vocabulary, Sampling(chat=request.sampling))
+            check_sampling(vocabulary, Sampling(chat=request.sampling), 256)
