@@ -40,6 +40,7 @@ OUTSIDE: tuple[tuple[str, str], ...] = (
     (r"test_proxy\.py|test_cors_proxy", "a proxy for the page's MCP servers"),
     (r"test_speculative\.py", "speculative decoding"),
     (r"test_vision_api\.py|on_multimodal|multimodal_slot|test_local_media_file|slot_.*_image|media_file", "images"),
+    (r"test_anthropic_vision_base64", "images"),
     (r"test_lora\.py", "LoRA adapters"),
     (r"test_rerank\.py", "reranking models"),
     (r"test_sleep\.py", "unloading the model when idle"),
@@ -58,6 +59,8 @@ DELIBERATE: tuple[tuple[str, str], ...] = (
     (r"test_metrics_disabled", "metrics are always there"),
     (r"test_ctx_shift_disabled|test_context_size_exceeded|test_nocache_long_input", "no prompt is too long"),
     (r"test_slot_restore_legacy", "session files have a format of their own"),
+    (r"test_anthropic_vision_format_accepted|tool_result_with_image", "an image is refused with 400, not 500"),
+    (r"test_anthropic_empty_messages", "no messages are an error, as in Anthropic's own API"),
 )
 
 # Tests that fail because they count or name what only their model or cache has.

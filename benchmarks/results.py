@@ -194,6 +194,14 @@ SECTIONS = {
         "attention.png",
         untimed=True,
     ),
+    "loop-guard": Section(
+        "A loop ends itself",
+        "loop_guard.py",
+        "loop_guard.py -n 10 --max-tokens 600",
+        note="Greedy answers with the loop guard, each searched afterwards for the token at which an exact cycle first "
+        "reached the bound (384 tokens and four periods).",
+        untimed=True,
+    ),
     "million": Section(
         "A million tokens: perplexity and memory",
         "eval ppl -m {work}/demo-f16.gguf --mode stream -c 512 --max-tokens 1000000 --chunk 64 --score-every 8 "

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_stream.loop_guard import Loop, LoopGuard
 from edge_stream.native import bindings
 from edge_stream.text import StopMatcher, Utf8Assembler
 
@@ -20,9 +21,10 @@ class Token:
     """One generated token.
 
     text: what can be shown now, whole UTF-8 characters only (may be empty). logprob: natural log of the model's
-    unmodified probability, if requested. finish_reason: None, or on the last record `stop` (a stop string), `eos` or
-    `length`. n_past: tokens seen since the stream's start. n_cached: tokens in the cache. tok_per_s: mean speed since
-    the generation began. reasoning: the token belongs to the model's thinking.
+    unmodified probability, if requested. finish_reason: None, or on the last record `stop` (a stop string), `eos`,
+    `length` or `repetition` (the loop guard; `loop` says of what). n_past: tokens seen since the stream's start, after
+    a loop without what was taken back. n_cached: tokens in the cache. tok_per_s: mean speed since the generation began.
+    reasoning: the token belongs to the model's thinking.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Token:
     n_cached: int
     tok_per_s: float
     reasoning: bool = False
+    loop: Loop | None = None
 
 
 class Writer:
@@ -50,12 +53,14 @@ class Writer:
         ignore_eos: bool,
         special: bool = False,
         stop_pieces: Mapping[int, bytes] | None = None,
+        loop_guard: bool = False,
     ) -> None:
         self.stream = stream
         self._stop_pieces = stop_pieces or {}
         self.finished = max_tokens == 0
         self._max_tokens, self._logprobs, self._ignore_eos, self._special = max_tokens, logprobs, ignore_eos, special
         self._text, self._matcher = Utf8Assembler(), matcher
+        self._guard = LoopGuard() if loop_guard else None
         self._native, self._chosen = bindings.library(), bindings.GeneratedToken()
         self.piece = b""
         self._start = time.perf_counter()
@@ -97,8 +102,14 @@ class Writer:
         self._n += 1
         eos = chosen.is_eog and not self._ignore_eos
         shown, stopped = self._matcher.push(self._text.push(b"" if eos else self.piece))
-        finish = "stop" if stopped else "eos" if eos else "length" if self._n == self._max_tokens else None
-        if finish in ("eos", "length"):
+        finish = "stop" if stopped else "eos" if eos else None
+        loop = self._guard.watch(chosen.token, self.stream) if self._guard and not finish else None
+        if loop:
+            finish, stats = "repetition", self.stream.stats
+            n_past, n_cached = stats.n_past, stats.n_cached
+        elif not finish and self._n == self._max_tokens:
+            finish = "length"
+        if finish in ("eos", "length", "repetition"):
             shown += self._matcher.push(self._text.flush())[0] + self._matcher.flush()
         self.finished = finish is not None
         return Token(
@@ -109,4 +120,5 @@ class Writer:
             n_past=n_past,
             n_cached=n_cached,
             tok_per_s=self._n / max(time.perf_counter() - self._start, 1e-9),
+            loop=loop,
         )

@@ -176,14 +176,22 @@ class Stream:
         logprobs: bool = False,
         ignore_eos: bool = False,
         special: bool = False,
+        loop_guard: bool = False,
     ) -> Iterator[Token]:
         """Generate max_tokens tokens (-1: no limit), each fed back before its record is yielded.
 
         Ends at max_tokens, at a stop string (not included in the text), or at an end-of-generation token unless
-        ignore_eos. Calls with the same Sampling continue its random sequence. special: see `writer`.
+        ignore_eos; with loop_guard also where the text has become an exact cycle, of which one period stays in the
+        stream. Calls with the same Sampling continue its random sequence. special: see `writer`.
         """
         writer = self.writer(
-            max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos, special=special
+            max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            ignore_eos=ignore_eos,
+            special=special,
+            loop_guard=loop_guard,
         )
         while not writer.finished:
             token = writer.next()
@@ -202,6 +210,7 @@ class Stream:
         ignore_eos: bool = False,
         special: bool = False,
         stop_pieces: Mapping[int, bytes] | None = None,
+        loop_guard: bool = False,
     ) -> Writer:
         """`generate` step by step, for callers that feed the tokens themselves (see Engine.feed_each).
 
@@ -209,7 +218,7 @@ class Stream:
         tokens that stop strings name.
         """
         self._use_sampling(sampling or Sampling(), ignore_eos)
-        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special, stop_pieces)
+        return Writer(self, max_tokens, StopMatcher(stop), logprobs, ignore_eos, special, stop_pieces, loop_guard)
 
     def forget_sampling(self) -> None:
         """Drop the sampler: the next generation restarts from its seed, and a session saved now has no sampler."""
@@ -222,11 +231,9 @@ class Stream:
         if self.sampler and wanted == self._sampling and not (sampling.grammar or sampling.json_schema):
             return
         self._free_sampler()
-        self.sampler = make_sampler(self.backend.vocabulary, sampling, ignore_eos)
+        self.sampler = make_sampler(self.backend.vocabulary, sampling, self.stats.n_ctx, ignore_eos)
         self._sampling = wanted
-        if not self._native.es_sampler_restore(self.sampler, self.handle):
-            for token in self.tokens()[-sampling.repeat_last_n :] if sampling.repeat_last_n > 0 else ():
-                bindings.check(self._native.es_sampler_accept(self.sampler, token))
+        bindings.check(self._native.es_sampler_begin(self.sampler, self.handle))
 
     def _free_sampler(self) -> None:
         self._native.es_sampler_free(self.sampler)

@@ -71,6 +71,7 @@ class FakeStream:
         logprobs: bool = False,
         ignore_eos: bool = False,
         special: bool = False,
+        loop_guard: bool = False,
     ) -> Iterator[Token]:
         self.engine.samplings.append(sampling)
         answer = self.engine.answers.pop(0)

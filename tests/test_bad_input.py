@@ -164,7 +164,7 @@ STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "grammar and schema": (lambda s: next(s.generate(1, sampling=Sampling(grammar="x", json_schema="{}"))), "not both"),
     "NaN temperature": (lambda s: next(s.generate(1, sampling=Sampling(temp=float("nan")))), "finite"),
     "repeat_penalty zero": (lambda s: next(s.generate(1, sampling=Sampling(repeat_penalty=0.0))), "repeat_penalty"),
-    "repeat_last_n huge": (lambda s: next(s.generate(1, sampling=Sampling(repeat_last_n=10**6))), "repeat_last_n"),
+    "repeat_last_n huge": (lambda s: next(s.generate(1, sampling=Sampling(repeat_last_n=2**21))), "repeat_last_n"),
     "logit bias of no token": (lambda s: next(s.generate(1, sampling=Sampling(logit_bias={10**6: 1.0}))), "logit_bias"),
 }
 

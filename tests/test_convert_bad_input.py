@@ -343,7 +343,7 @@ def test_an_existing_file_survives_a_failure(good: dict[str, Path], tmp_path: Pa
     tensors(with_nan(float("nan")))(folder)
     (tmp_path / "out.gguf").write_bytes(b"precious")
     with pytest.raises(EdgeStreamError, match="NaN"):
-        attempt(str(folder), tmp_path / "out.gguf")
+        attempt(str(folder), tmp_path / "out.gguf", overwrite=True)
     assert (tmp_path / "out.gguf").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out.gguf"]
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,34 @@ def test_same_text(
     session = tmp_path / "copy.session"
     shutil.copy(saved, session)
     assert run(program, demo, "--session", str(session), "Go on.") == f"{then}\n"
+
+
+@pytest.mark.parametrize("language", ["c_program", "swift_program"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dry_multiplier": 0.8, "xtc_probability": 0.5},
+        {"mirostat": 1},
+        {"mirostat": 2},
+        {"adaptive_target": 0.3, "samplers": "top_k;min_p;adaptive_p"},
+    ],
+    ids=str,
+)
+def test_same_text_with_every_kind_of_draw(
+    language: str, settings: dict[str, Any], demo: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    # two answers, the second after a session was saved and restored in the other language: histories and aims go on
+    program, session = request.getfixturevalue(language), tmp_path / "session"
+    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    with Engine.load(demo, n_ctx=N_CTX, n_threads=2) as engine:
+        conversation = Conversation(engine, system=SYSTEM)
+        order = {"samplers": settings["samplers"].split(";")} if "samplers" in settings else {}
+        sampling = Sampling(seed=SEED, temp=TEMP, **(settings | order))
+        texts = []
+        for text in SAYS:
+            texts.append("".join(t.text for t in conversation.reply(text, sampling=sampling, max_tokens=N_TOKENS)))
+            if len(texts) == 1:
+                conversation.save(tmp_path / "after one")
+    assert run(program, demo, *words, "-sys", SYSTEM, "--session", str(session), SAYS[0]) == f"{texts[0]}\n"
+    assert run(program, demo, *words, "--session", str(session), SAYS[1]) == f"{texts[1]}\n"
+    assert run(program, demo, *words, "--session", str(tmp_path / "after one"), SAYS[1]) == f"{texts[1]}\n"

@@ -84,10 +84,12 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Generator[Token, None, None]:
         """Send a user message; yields the answer token by token.
 
+        loop_guard ends an answer that repeats itself over and over: see Stream.generate.
         Closing the iterator ends the answer; what was generated so far stays, as a closed turn. If reading
         the message fails or is interrupted, the conversation is unchanged.
         """
@@ -103,7 +105,9 @@ class Conversation:
         self._answer_start = answer_start  # only now: regenerate() needs the last turn's until then
         self.messages.append(user_message(text))
         self.n_read = self.stream.stats.n_past - before + len(self._answer_start)
-        yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
+        yield from self._answer(
+            max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos, loop_guard=loop_guard
+        )
 
     def regenerate(
         self,
@@ -112,6 +116,7 @@ class Conversation:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        loop_guard: bool = True,
     ) -> Generator[Token, None, None]:
         """Replace the last answer with a new one."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
@@ -127,7 +132,9 @@ class Conversation:
             except BaseException:
                 self.messages.append(answer)
                 raise
-        yield from self._answer(max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos)
+        yield from self._answer(
+            max_tokens=max_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos, loop_guard=loop_guard
+        )
 
     def continue_answer(
         self,

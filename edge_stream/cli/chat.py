@@ -80,6 +80,7 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
 @options.rare("-i", "--interactive", "-if", "--interactive-first", is_flag=True, expose_value=False)
 @sampling.predict_option()
 @chat_flags.chat_options
+@sampling.loop_guard_option(True)
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -285,6 +286,7 @@ class Chat:
             "sampling": self._sampling,
             "stop": self._flags["stop"],
             "ignore_eos": self._flags["ignore_eos"],
+            "loop_guard": self._flags["loop_guard"],
         }
 
     def _answer(self, text: str) -> None:
@@ -295,6 +297,7 @@ class Chat:
 
     def _print(self, answer: Generator[Token, None, None], meter: Meter) -> None:
         start, read_s, n_written = time.perf_counter(), 0.0, 0
+        loop = None
         with self._interrupt.watch():
             try:
                 with meter, closing(answer) as tokens:
@@ -303,6 +306,7 @@ class Chat:
                             meter.close()
                             read_s = time.perf_counter() - start
                         n_written += 1
+                        loop = token.loop
                         self._show(token)
                         sys.stdout.flush()
                         if self._interrupt.is_pending():
@@ -313,6 +317,10 @@ class Chat:
                 self._switch(False)
                 click.echo()
             self._keep_session()
+        if loop:
+            _print_note(
+                f"({loop.period} tokens were repeated {loop.repetitions} times: --no-loop-guard does not end that)"
+            )
         written_s = time.perf_counter() - start - read_s
         if self._flags["show_timings"] and n_written > 1:
             read = self._conversation.n_read / max(read_s, 1e-9)

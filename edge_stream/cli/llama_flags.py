@@ -130,7 +130,7 @@ REFUSED = {
     "--no-op-offload": "llama.cpp decides where an operation on host memory runs; leave it out",
     "--embedding --embeddings LLAMA_ARG_EMBEDDINGS --embd-normalize --rerank --reranking "
     "LLAMA_ARG_RERANKING --embd-gemma-default": _EMBEDDING,
-    "--spm-infill": "/infill writes prefix, suffix, middle, in this order; leave it out",
+    "--spm-infill": "a model is asked in the order prefix, suffix, middle; leave it out",
     "--fim-qwen-1.5b-default --fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec --fim-qwen-14b-spec "
     "--fim-qwen-30b-default --gpt-oss-20b-default --gpt-oss-120b-default --vision-gemma-4b-default "
     "--vision-gemma-12b-default": _PRESET,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @options.rare("-sp", "--special", is_flag=True)
 @options.rare("-no-cnv", "--no-conversation", "-st", "--single-turn", is_flag=True, expose_value=False)
 @options.rare("-co", "--color", expose_value=False)  # the output is the text and nothing else
+@sampling.loop_guard_option(False)
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
@@ -74,6 +75,7 @@ def main(**flags: Any) -> None:
                         stop=flags["stop"],
                         ignore_eos=flags["ignore_eos"],
                         special=flags["special"],
+                        loop_guard=flags["loop_guard"],
                     )
                     with closing(generating) as tokens:  # type: ignore[type-var]
                         for token in tokens:

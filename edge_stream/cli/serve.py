@@ -133,6 +133,7 @@ def _default_sessions() -> Path:
 @prompts.escape_option
 @sampling.predict_option()
 @chat_flags.chat_options
+@sampling.loop_guard_option(True)
 @options.context_options()
 @sampling.sampling_options
 @options.compute_options
@@ -216,6 +217,7 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], 
         session_bytes=int(flags["session_space"] * 2**30),
         slot_save_path=Path(flags["slot_save_path"]) if flags["slot_save_path"] else None,
         n_predict=flags["n_predict"],
+        loop_guard=flags["loop_guard"],
         sampling=sampling.make_sampling(flags),
         verbose=flags["verbose"],
         stop=tuple(flags["stop"]),

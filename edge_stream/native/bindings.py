@@ -128,12 +128,32 @@ class SamplerParams(C.Structure):
         ("top_k", C.c_int32),
         ("top_p", C.c_float),
         ("min_p", C.c_float),
+        ("typical_p", C.c_float),
+        ("top_n_sigma", C.c_float),
+        ("min_keep", C.c_int32),
+        ("xtc_probability", C.c_float),
+        ("xtc_threshold", C.c_float),
+        ("dynatemp_range", C.c_float),
+        ("dynatemp_exponent", C.c_float),
         ("repeat_penalty", C.c_float),
         ("repeat_last_n", C.c_int32),
         ("frequency_penalty", C.c_float),
         ("presence_penalty", C.c_float),
+        ("dry_multiplier", C.c_float),
+        ("dry_base", C.c_float),
+        ("dry_allowed_length", C.c_int32),
+        ("dry_penalty_last_n", C.c_int32),
+        ("mirostat", C.c_int32),
+        ("mirostat_tau", C.c_float),
+        ("mirostat_eta", C.c_float),
+        ("adaptive_target", C.c_float),
+        ("adaptive_decay", C.c_float),
+        ("n_ctx", C.c_uint32),
         ("logit_bias", C.POINTER(LogitBias)),
         ("n_logit_bias", C.c_size_t),
+        ("dry_sequence_breakers", C.POINTER(C.c_char_p)),
+        ("n_dry_sequence_breakers", C.c_size_t),
+        ("samplers", C.c_char_p),
         ("grammar", C.c_char_p),
         ("grammar_root", C.c_char_p),
         ("chat", C.c_char_p),
@@ -158,6 +178,12 @@ class Candidate(C.Structure):
     """es_candidate."""
 
     _fields_ = [("token", C.c_int32), ("probability", C.c_float)]
+
+
+class Loop(C.Structure):
+    """es_loop."""
+
+    _fields_ = [("period", C.c_uint32), ("n_tokens", C.c_uint32)]
 
 
 class SessionInfo(C.Structure):
@@ -211,6 +237,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_sampler_free": (None, [C.c_void_p]),
     "es_sampler_choose": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
     "es_stream_next": (C.c_int32, [C.c_void_p, C.c_void_p, C.c_bool, C.c_bool, C.POINTER(GeneratedToken)]),
+    "es_loop_guard_init": (C.c_int32, [C.POINTER(C.c_void_p)]),
+    "es_loop_guard_free": (None, [C.c_void_p]),
+    "es_loop_guard_add": (Loop, [C.c_void_p, C.c_int32]),
+    "es_stream_unloop": (C.c_int32, [C.c_void_p, Loop, C.POINTER(C.c_size_t)]),
     "es_sampler_accept": (C.c_int32, [C.c_void_p, C.c_int32]),
     "es_sampler_candidates": (C.c_int32, [C.c_void_p, C.POINTER(Candidate), C.c_int32]),
     "es_sampler_seed": (C.c_uint32, [C.c_void_p]),
@@ -226,7 +256,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_snapshot_write": (C.c_int32, [C.c_void_p, C.c_char_p]),
     "es_snapshot_free": (None, [C.c_void_p]),
     "es_session_peek": (C.c_int32, [C.c_char_p, C.POINTER(SessionInfo), C.c_void_p, C.c_size_t]),
-    "es_sampler_restore": (C.c_bool, [C.c_void_p, C.c_void_p]),
+    "es_sampler_begin": (C.c_int32, [C.c_void_p, C.c_void_p]),
     "es_session_load": (C.c_int32, [C.c_void_p, C.c_int32, C.c_int32, C.c_char_p]),
 }
 

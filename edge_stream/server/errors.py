@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edge_stream.text import sendable
@@ -37,6 +38,28 @@ def error_body(code: int, message: str, kind: str = INVALID) -> dict[str, Any]:
 def invalid(message: str) -> ApiError:
     """400: the request cannot be answered as it is."""
     return ApiError(400, message)
+
+
+def no_images() -> ApiError:
+    """400: the request has something other than text."""
+    return invalid("image input is not supported, nor are files: this server reads text only")
+
+
+def first_problem(problems: Sequence[Any]) -> ApiError:
+    """400, out of what pydantic found: of a value that may have several forms, the problem with the one it has."""
+    problem = max(problems, key=lambda one: len(one["loc"]))
+    names = [str(part) for part in problem["loc"]]
+    where = ".".join(name for name in names if name != "body" and "[" not in name)[:200]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        message = f"the body is not JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+    elif problem["type"] == "model_attributes_type" and not where:
+        message = "the body must be a JSON object"
+    elif problem["type"] == "missing" and not where:
+        message = "the request has no body: a JSON object is needed"
+    elif where:
+        message = f"{where}: {message}"
+    return invalid(message[:500])
 
 
 def unavailable(message: str, retry_after: int = 1) -> ApiError:

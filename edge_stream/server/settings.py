@@ -58,6 +58,7 @@ class Settings:
     slot_save_path: Path | None = None
     n_prefill: int = 64  # tokens of a prompt read between two steps of the other conversations
     n_predict: int = -1
+    loop_guard: bool = True
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False

@@ -1,6 +1,7 @@
 /* endless_chat: the app facade in plain C. Says each message and prints the answers.
  *
- *     endless_chat MODEL [-c N_CTX] [-n MAX_TOKENS] [-s SEED] [--temp T] [-t THREADS] [-sys TEXT] [-tmpl NAME]
+ *     endless_chat MODEL [-c N_CTX] [-n MAX_TOKENS] [-s SEED] [--temp T] [--samplers NAME;...] [--dry-multiplier X]
+ *                  [--xtc-probability P] [--mirostat 1|2] [--adaptive-target P] [-t THREADS] [-sys TEXT] [-tmpl NAME]
  *                  [--session FILE] MESSAGE...
  */
 #include "edge_stream_app.h"
@@ -40,6 +41,16 @@ int main(int argc, char ** argv) {
             answer.sampling.seed = (uint32_t) strtoul(value, NULL, 10);
         } else if (strcmp(flag, "--temp") == 0) {
             answer.sampling.temp = (float) atof(value);
+        } else if (strcmp(flag, "--samplers") == 0) {
+            answer.sampling.samplers = value;
+        } else if (strcmp(flag, "--dry-multiplier") == 0) {
+            answer.sampling.dry_multiplier = (float) atof(value);
+        } else if (strcmp(flag, "--xtc-probability") == 0) {
+            answer.sampling.xtc_probability = (float) atof(value);
+        } else if (strcmp(flag, "--mirostat") == 0) {
+            answer.sampling.mirostat = atoi(value);
+        } else if (strcmp(flag, "--adaptive-target") == 0) {
+            answer.sampling.adaptive_target = (float) atof(value);
         } else if (strcmp(flag, "-t") == 0) {
             params.n_threads = (uint32_t) atoi(value);
         } else if (strcmp(flag, "-sys") == 0) {

@@ -16,8 +16,9 @@
 extern "C" {
 #endif
 
-typedef struct es_stream  es_stream;
-typedef struct es_sampler es_sampler;
+typedef struct es_stream     es_stream;
+typedef struct es_sampler    es_sampler;
+typedef struct es_loop_guard es_loop_guard;
 
 // Keeps llama.cpp's log off the terminal (verbose: writes it to stderr), and forgets the last error.
 ES_API void es_log_set(bool verbose);
@@ -219,10 +220,29 @@ ES_API int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * 
 
 ES_API uint32_t es_sampler_seed(const es_sampler * sampler);
 
-// Restores the random sequence and penalties of the session that the stream was loaded from. False, with nothing
+// Restores the random sequence, the penalties and what mirostat and adaptive-p aim at, of the session that the stream
+// was loaded from. False, with nothing
 // changed, if there is none, if it was restored before, or if the sampler was made with another seed. A grammar starts
 // anew.
 ES_API bool es_sampler_restore(es_sampler * sampler, es_stream * stream);
+
+// es_sampler_restore, or else es_sampler_accept for the stream's newest tokens: what a new sampler begins with.
+ES_API int32_t es_sampler_begin(es_sampler * sampler, es_stream * stream);
+
+//
+// loop guard: ends an answer in which the model repeats itself
+//
+
+// Watches the tokens of one answer for an exact cycle with a period of at most 512 tokens. It must be long: 384 tokens
+// and four periods, so that rules, zeros and refrains pass. The time per token is constant.
+ES_API int32_t es_loop_guard_init(es_loop_guard ** out);
+ES_API void    es_loop_guard_free(es_loop_guard * guard); // NULL is fine
+ES_API es_loop es_loop_guard_add(es_loop_guard * guard, llama_token token);
+
+// Takes back all but the first period of a loop that the stream ends with, as far as it is in the window; n_taken is
+// their number. The last token that stays is read again, so that there are logits. n_taken is 0, and nothing changed,
+// where the stream cannot be rewound (see es_stream_rewind).
+ES_API int32_t es_stream_unloop(es_stream * stream, es_loop loop, size_t * n_taken);
 
 //
 // session file: KV, sink bank, positions, tokens, last logits, sampler state, and the caller's bytes (a transcript)

@@ -161,13 +161,15 @@ typedef struct es_app_answer_params {
     es_sampler_params sampling;
     int64_t           max_tokens; // -1: no limit (default)
     bool              ignore_eos; // continue past the end-of-sequence token (default false)
+    int32_t loop_guard; // end an answer that repeats itself over and over. -1: in conversations (default), 0, 1
 } es_app_answer_params;
 
 typedef enum es_app_finish {
     ES_APP_UNFINISHED = 0,
     ES_APP_EOS        = 1, // the model ended its answer; the token has no bytes
     ES_APP_LENGTH     = 2, // max_tokens
-    ES_APP_STOPPED    = 3  // es_app_stop; there is no token
+    ES_APP_STOPPED    = 3, // es_app_stop; there is no token
+    ES_APP_REPETITION = 4  // loop_guard: all but one period of the loop was taken back, from the transcript as well
 } es_app_finish;
 
 typedef struct es_app_token {
@@ -178,6 +180,7 @@ typedef struct es_app_token {
     int64_t      n_past; // tokens seen since the stream's start, including this one
     uint32_t     n_cached;
     float        tokens_per_s; // average of this answer
+    es_loop      loop;         // ES_APP_REPETITION: what was repeated
 } es_app_token;
 
 // Return false to stop.

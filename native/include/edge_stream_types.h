@@ -67,24 +67,53 @@ typedef struct es_logit_bias {
     float   bias;
 } es_logit_bias;
 
+// Names, defaults and order of samplers are llama.cpp's.
 typedef struct es_sampler_params {
-    uint32_t              seed;           // 0xffffffff: random (default)
-    float                 temp;           // <= 0: greedy (default 0.8)
-    int32_t               top_k;          // <= 0: off (default 40)
-    float                 top_p;          // 1: off (default 0.95)
-    float                 min_p;          // 0: off (default 0.05)
-    float                 repeat_penalty; // 1: off (default 1)
-    int32_t               repeat_last_n;  // tokens that penalties consider; 0: off, at most 4096 (default 64)
-    float                 frequency_penalty;
-    float                 presence_penalty;
+    uint32_t seed;            // 0xffffffff: random (default)
+    float    temp;            // <= 0: greedy (default 0.8)
+    int32_t  top_k;           // <= 0: off (default 40)
+    float    top_p;           // 1: off (default 0.95)
+    float    min_p;           // 0: off (default 0.05)
+    float    typical_p;       // 1: off (default)
+    float    top_n_sigma;     // <= 0: off (default -1)
+    int32_t  min_keep;        // tokens that top_p, min_p, typical_p and XTC leave at least (default 0)
+    float    xtc_probability; // with which the likeliest tokens are dropped; 0: off (default)
+    float    xtc_threshold;   // that their probability reaches; above 0.5: off (default 0.1)
+    float    dynatemp_range;  // the temperature follows the entropy from temp - range to temp + range; 0: off (default)
+    float    dynatemp_exponent; // how it follows (default 1)
+    float    repeat_penalty;    // 1: off (default 1)
+    int32_t  repeat_last_n;     // tokens that penalties consider; 0: off, -1: n_ctx, at most 2^20 (default 64)
+    float    frequency_penalty;
+    float    presence_penalty;
+    float    dry_multiplier;     // penalty of a token that continues a repetition; 0: off (default)
+    float    dry_base;           // it grows by this per repeated token (default 1.75; below 1: off)
+    int32_t  dry_allowed_length; // repeated tokens without a penalty (default 2)
+    int32_t  dry_penalty_last_n; // tokens that are searched; 0: off, -1: n_ctx, at most 2^20 (default 64)
+    int32_t  mirostat;           // 1 or 2, instead of all samplers but temp; 0: off (default)
+    float    mirostat_tau;       // entropy aimed at (default 5)
+    float    mirostat_eta;       // learning rate (default 0.1)
+    float    adaptive_target;    // with adaptive_p in samplers: the probability aimed at; negative: off (default -1)
+    float    adaptive_decay;     // 0 to 0.99 (default 0.9)
+    uint32_t n_ctx;              // what -1 stands for (es_app_*: the session's)
+
     const es_logit_bias * logit_bias;
     size_t                n_logit_bias;
-    const char *          grammar;      // GBNF; NULL: none
-    const char *          grammar_root; // NULL: "root"
-    const char *          chat;         // es_chat_request_info's "sampling" instead of a grammar; NULL: none
+    const char * const *  dry_sequence_breakers; // texts of at most 40 bytes that end a repetition
+    size_t                n_dry_sequence_breakers;
+    // NULL: "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature". There are also infill and adaptive_p.
+    const char * samplers;
+    const char * grammar;      // GBNF; NULL: none
+    const char * grammar_root; // NULL: "root"
+    const char * chat;         // es_chat_request_info's "sampling" instead of a grammar; NULL: none
 } es_sampler_params;
 
 ES_API es_sampler_params es_sampler_default_params(void);
+
+// The newest n_tokens tokens of an answer repeat its newest period tokens over and over. period 0: they do not.
+typedef struct es_loop {
+    uint32_t period;
+    uint32_t n_tokens;
+} es_loop;
 
 #ifdef __cplusplus
 }

@@ -105,6 +105,7 @@ es_app_answer_params es_app_answer_default_params(void) {
     es_app_answer_params p = {};
     p.sampling             = es_sampler_default_params();
     p.max_tokens           = -1;
+    p.loop_guard           = -1;
     return p;
 }
 

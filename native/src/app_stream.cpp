@@ -1,6 +1,7 @@
 #include "app_stream.h"
 
 #include "error.h"
+#include "sampler_chain.h"
 
 #include <algorithm>
 #include <cmath>
@@ -33,17 +34,19 @@ int32_t find_cache_type(const char * name, ggml_type & out) {
                    name);
 }
 
-bool same_sampling(const es_app_answer_params & a, const std::vector<es_logit_bias> & bias,
-                   const es_app_answer_params & b) {
-    const es_sampler_params &x = a.sampling, &y = b.sampling;
-    const auto               same_bias = [](const es_logit_bias & p, const es_logit_bias & q) {
-        return p.token == q.token && p.bias == q.bias;
-    };
-    return x.seed == y.seed && x.temp == y.temp && x.top_k == y.top_k && x.top_p == y.top_p && x.min_p == y.min_p &&
-           x.repeat_penalty == y.repeat_penalty && x.repeat_last_n == y.repeat_last_n &&
-           x.frequency_penalty == y.frequency_penalty && x.presence_penalty == y.presence_penalty &&
-           a.ignore_eos == b.ignore_eos && bias.size() == y.n_logit_bias &&
-           std::equal(bias.begin(), bias.end(), y.logit_bias, same_bias);
+// Parameters of a sampler as bytes: with the same ones it can be continued.
+std::string key_of(const es_app_answer_params & params) {
+    const es_sampler_params & p = params.sampling;
+    std::string key((const char *) &p, offsetof(es_sampler_params, n_ctx)); // numbers of 4 bytes, without gaps
+    key += params.ignore_eos ? '1' : '0';
+    if (p.n_logit_bias > 0) {
+        key.append((const char *) p.logit_bias, p.n_logit_bias * sizeof(es_logit_bias));
+    }
+    key += p.samplers ? p.samplers : "";
+    for (size_t i = 0; i < p.n_dry_sequence_breakers; ++i) {
+        key.append(p.dry_sequence_breakers[i], strlen(p.dry_sequence_breakers[i]) + 1);
+    }
+    return key;
 }
 
 } // namespace
@@ -178,45 +181,33 @@ int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool stoppable, e
 
 // Makes a sampler, unless the last answer's can be continued. A grammar always starts anew.
 int32_t es_app_stream::use_sampling(const es_app_answer_params & params) {
-    const es_sampler_params & wanted = params.sampling;
-    if (wanted.n_logit_bias > 0 && !wanted.logit_bias) {
-        return es_fail(ES_ERR_INVALID, "logit_bias must not be null");
+    es_sampler_params p = params.sampling;
+    p.n_ctx             = sizes_.n_ctx;
+    const int32_t n     = llama_vocab_n_tokens(model_->vocab);
+    int32_t       rc    = es_sampler_chain::check(p, n);
+    if (rc != ES_OK) {
+        return rc;
     }
-    const auto has_rules = [](const es_sampler_params & p) { return p.grammar || p.chat; };
-    if (sampler_ && !has_rules(wanted) && !has_rules(sampling_.sampling) && same_sampling(sampling_, bias_, params)) {
+    const std::string key = p.grammar || p.chat ? std::string() : key_of(params);
+    if (sampler_ && !key.empty() && key == sampler_key_) {
         return ES_OK;
     }
-    es_sampler_params p = wanted;
-    bias_.assign(wanted.logit_bias, wanted.logit_bias + wanted.n_logit_bias);
-    std::vector<es_logit_bias> bias = bias_;
-    const int32_t              n    = llama_vocab_n_tokens(model_->vocab);
+    std::vector<es_logit_bias> bias(p.logit_bias, p.logit_bias + p.n_logit_bias);
     for (llama_token token = 0; params.ignore_eos && token < n; ++token) {
         if (llama_vocab_is_eog(model_->vocab, token)) {
             bias.push_back({ token, -INFINITY });
         }
     }
-    p.logit_bias         = bias.data();
-    p.n_logit_bias       = bias.size();
-    es_sampler *  made   = nullptr;
-    const int32_t status = es_sampler_init(model_->model, p, &made);
-    if (status != ES_OK) {
-        return status;
+    p.logit_bias      = bias.data();
+    p.n_logit_bias    = bias.size();
+    es_sampler * made = nullptr;
+    if ((rc = es_sampler_init(model_->model, p, &made)) != ES_OK) {
+        return rc;
     }
     es_sampler_free(sampler_);
-    sampler_  = made;
-    sampling_ = params;
-    if (!es_sampler_restore(sampler_, stream_)) {
-        es_tokens    cached(es_stream_tokens(stream_, nullptr, 0));
-        const size_t n_cached = es_stream_tokens(stream_, cached.data(), cached.size());
-        const size_t n_last   = std::min<size_t>(n_cached, (size_t) std::max(0, wanted.repeat_last_n));
-        for (size_t i = n_cached - n_last; i < n_cached; ++i) {
-            const int32_t rc = es_sampler_accept(sampler_, cached[i]);
-            if (rc != ES_OK) {
-                return rc;
-            }
-        }
-    }
-    return ES_OK;
+    sampler_     = made;
+    sampler_key_ = key;
+    return es_sampler_begin(sampler_, stream_);
 }
 
 int32_t es_app_stream::begin(const es_app_answer_params & params) {
@@ -228,6 +219,8 @@ int32_t es_app_stream::begin(const es_app_answer_params & params) {
     ignore_eos_ = params.ignore_eos;
     max_tokens_ = params.max_tokens;
     n_written_  = 0;
+    n_unlooped_ = 0;
+    guard_      = params.loop_guard > 0 ? std::make_unique<es_loop_guard>() : nullptr;
     began_      = std::chrono::steady_clock::now();
     return ES_OK;
 }
@@ -263,7 +256,23 @@ int32_t es_app_stream::next(es_app_token & out) {
     }
     out.bytes   = token.piece;
     out.n_bytes = token.n_piece;
+    out.loop    = guard_ ? guard_->add(out.token) : es_loop{ 0, 0 };
+    if (out.loop.period > 0) {
+        const int32_t taken = unloop(out.loop);
+        return taken == ES_OK ? tell(ES_APP_REPETITION) : taken;
+    }
     return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
+}
+
+int32_t es_app_stream::unloop(es_loop loop) {
+    es_tokens cached(es_stream_tokens(stream_, nullptr, 0));
+    es_stream_tokens(stream_, cached.data(), cached.size());
+    size_t        n_taken = 0;
+    const int32_t rc      = es_stream_unloop(stream_, loop, &n_taken);
+    for (size_t i = cached.size() - n_taken; i < cached.size(); ++i) {
+        n_unlooped_ += model_->piece(cached[i]).size();
+    }
+    return rc;
 }
 
 //

@@ -3,9 +3,11 @@
 
 #include "app_model.h"
 #include "edge_stream.h"
+#include "loop_guard.h"
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 
 // Cache types and sizes of a context, resolved and checked.
 struct es_context_params {
@@ -44,6 +46,7 @@ public:
     // Generating: begin, then next until it reports a finish, then end.
     int32_t begin(const es_app_answer_params & params);
     int32_t next(es_app_token & out);
+    size_t  n_unlooped() const { return n_unlooped_; } // bytes of the answer that were taken back with its loop
     void    end() { writing_ = false; }
     bool    writing() const { return writing_; }
 
@@ -56,6 +59,7 @@ public:
 
 private:
     int32_t use_sampling(const es_app_answer_params & params);
+    int32_t unloop(es_loop loop);
 
     std::shared_ptr<const es_loaded_model> model_;
 
@@ -65,12 +69,13 @@ private:
     std::atomic<bool> stop_{ false };
     std::atomic<bool> may_abort_{ false };
 
-    es_sampler *               sampler_  = nullptr;
-    es_app_answer_params       sampling_ = {}; // parameters of sampler_; logit_bias is in bias_
-    std::vector<es_logit_bias> bias_;
+    es_sampler * sampler_ = nullptr;
+    std::string  sampler_key_; // its parameters; empty: it cannot be continued
 
     bool                                  writing_    = false;
     bool                                  ignore_eos_ = false;
     int64_t                               n_written_ = 0, max_tokens_ = -1;
+    std::unique_ptr<es_loop_guard>        guard_; // or null
+    size_t                                n_unlooped_ = 0;
     std::chrono::steady_clock::time_point began_;
 };

@@ -113,7 +113,9 @@ int32_t es_conversation::open_answer(const es_app_answer_params & params) {
         rc = stream_.feed(transcript_.answer_start, false); // not stoppable: the turn is open now
     }
     if (rc == ES_OK) {
-        rc = stream_.begin(params);
+        es_app_answer_params p = params;
+        p.loop_guard           = params.loop_guard != 0;
+        rc                     = stream_.begin(p);
     }
     if (rc != ES_OK) {
         const std::string why   = es_last_error();
@@ -149,8 +151,9 @@ int32_t es_conversation::next(es_app_token & out) {
         return rc;
     }
     answer_.append(out.bytes, out.n_bytes);
+    answer_.resize(answer_.size() - stream_.n_unlooped());
     closed_   = out.finish == ES_APP_EOS;
-    complete_ = out.finish == ES_APP_EOS || out.finish == ES_APP_LENGTH;
+    complete_ = out.finish != ES_APP_UNFINISHED && out.finish != ES_APP_STOPPED;
     return out.finish == ES_APP_UNFINISHED ? (int32_t) ES_OK : end();
 }
 

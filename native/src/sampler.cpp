@@ -4,42 +4,36 @@
 #include "stream.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
+#include <iterator>
 #include <random>
 
-static constexpr int32_t repeat_last_n_max = 4096;
+static constexpr const char * breakers[] = { "\n", ":", "\"", "*" };
 
 es_sampler_params es_sampler_default_params(void) {
-    es_sampler_params p = {};
-    p.seed              = LLAMA_DEFAULT_SEED;
-    p.temp              = 0.8f;
-    p.top_k             = 40;
-    p.top_p             = 0.95f;
-    p.min_p             = 0.05f;
-    p.repeat_penalty    = 1.0f;
-    p.repeat_last_n     = 64;
+    es_sampler_params p       = {};
+    p.seed                    = LLAMA_DEFAULT_SEED;
+    p.temp                    = 0.8f;
+    p.top_k                   = 40;
+    p.top_p                   = 0.95f;
+    p.min_p                   = 0.05f;
+    p.typical_p               = 1.0f;
+    p.top_n_sigma             = -1.0f;
+    p.xtc_threshold           = 0.1f;
+    p.dynatemp_exponent       = 1.0f;
+    p.repeat_penalty          = 1.0f;
+    p.repeat_last_n           = 64;
+    p.dry_base                = 1.75f;
+    p.dry_allowed_length      = 2;
+    p.dry_penalty_last_n      = 64;
+    p.mirostat_tau            = 5.0f;
+    p.mirostat_eta            = 0.1f;
+    p.adaptive_target         = -1.0f;
+    p.adaptive_decay          = 0.9f;
+    p.dry_sequence_breakers   = breakers;
+    p.n_dry_sequence_breakers = std::size(breakers);
     return p;
-}
-
-void es_sampler::accept(llama_token token) {
-    llama_sampler_accept(chain.get(), token);
-    last.push_back(token);
-    while (last.size() > (size_t) params.repeat_last_n) {
-        last.pop_front();
-    }
-}
-
-es_sampler::state es_sampler::get_state() const {
-    return { rng.seed, rng.n_draw, { last.begin(), last.end() } };
-}
-
-void es_sampler::set_state(const state & s) {
-    rng = { s.seed, s.n_draw, {} };
-    last.clear();
-    llama_sampler_reset(chain.get());
-    for (const llama_token token : s.last) {
-        accept(token);
-    }
 }
 
 namespace {
@@ -53,14 +47,18 @@ double uniform(uint32_t seed, uint64_t n) {
     return (double) (z >> 11) * 0x1.0p-53;
 }
 
-// Samples from candidates that went through the chain. u is uniform in [0, 1).
-llama_token choose(const llama_token_data_array & c, bool greedy, double u) {
+// XTC's draws are far away from those of tokens.
+constexpr uint64_t xtc_draws = (uint64_t) 1 << 63;
+
+const llama_token_data * best_of(const llama_token_data_array & c) {
     const auto less = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
-    const auto best = std::max_element(c.data, c.data + c.size, less);
-    if (greedy) {
-        return best->id;
-    }
-    double sum = 0;
+    return std::max_element(c.data, c.data + c.size, less);
+}
+
+// A candidate drawn from their logits. u is uniform in [0, 1).
+const llama_token_data * draw(const llama_token_data_array & c, double u) {
+    const auto best = best_of(c);
+    double     sum  = 0;
     for (size_t i = 0; i < c.size; ++i) {
         sum += std::exp((double) c.data[i].logit - best->logit);
     }
@@ -68,10 +66,10 @@ llama_token choose(const llama_token_data_array & c, bool greedy, double u) {
     for (size_t i = 0; i < c.size; ++i) {
         rest -= std::exp((double) c.data[i].logit - best->logit);
         if (rest < 0) {
-            return c.data[i].id;
+            return &c.data[i];
         }
     }
-    return best->id;
+    return best;
 }
 
 llama_token_data_array fill(std::vector<llama_token_data> & candidates, const float * logits, int32_t n_vocab) {
@@ -82,74 +80,94 @@ llama_token_data_array fill(std::vector<llama_token_data> & candidates, const fl
     return { candidates.data(), candidates.size(), -1, false };
 }
 
-int32_t check(const es_sampler_params & p, int32_t n_vocab) {
-    const auto finite = [](float x) { return std::isfinite(x); };
-    if (!finite(p.temp) || !finite(p.top_p) || !finite(p.min_p) || !finite(p.frequency_penalty) ||
-        !finite(p.presence_penalty)) {
-        return es_fail(ES_ERR_INVALID, "sampling parameters must be finite numbers");
+} // namespace
+
+std::vector<float> es_sampler::first_aim() const {
+    const float span = 1.0f - params.adaptive_decay;
+    if (chain.is_greedy()) {
+        return {};
     }
-    if (!finite(p.repeat_penalty) || p.repeat_penalty <= 0.0f) {
-        return es_fail(ES_ERR_INVALID, "repeat_penalty = %g must be a positive number", (double) p.repeat_penalty);
+    if (params.mirostat > 0) {
+        return { 2.0f * params.mirostat_tau };
     }
-    if (p.repeat_last_n < 0 || p.repeat_last_n > repeat_last_n_max) {
-        return es_fail(ES_ERR_INVALID, "repeat_last_n = %d must be between 0 and %d", p.repeat_last_n,
-                       repeat_last_n_max);
-    }
-    if (p.n_logit_bias > 0 && !p.logit_bias) {
-        return es_fail(ES_ERR_INVALID, "logit_bias must not be null");
-    }
-    for (size_t i = 0; i < p.n_logit_bias; ++i) {
-        if (p.logit_bias[i].token < 0 || p.logit_bias[i].token >= n_vocab) {
-            return es_fail(ES_ERR_INVALID, "logit_bias: token %d is not in the vocabulary of %d", p.logit_bias[i].token,
-                           n_vocab);
-        }
-    }
-    return ES_OK;
+    return chain.is_adaptive() ? std::vector<float>{ params.adaptive_target / span, 1.0f / span }
+                               : std::vector<float>();
 }
 
-} // namespace
+// llama.cpp's mirostat and adaptive-p keep what they aim at, and draw with a generator, where neither can be saved. So
+// new ones are made for each token, which aim where ours has moved, and their draw is left aside: they only transform.
+es_sampler::choice es_sampler::choose(llama_token_data_array & c, uint64_t n) const {
+    chain.apply(c, uniform(rng.seed, n + xtc_draws));
+    const double u    = uniform(rng.seed, n);
+    const auto   once = [&](llama_sampler * sampler) { llama_sampler_apply(llama_sampler_ptr(sampler).get(), &c); };
+    if (chain.is_greedy()) {
+        return { best_of(c)->id, {} };
+    }
+    if (params.mirostat > 0) {
+        const float mu = rng.aim[0];
+        once(params.mirostat == 1 ? llama_sampler_init_mirostat(llama_vocab_n_tokens(vocab), 0, mu / 2.0f, 0.0f, 100)
+                                  : llama_sampler_init_mirostat_v2(0, mu / 2.0f, 0.0f));
+        const llama_token_data * drawn = draw(c, u);
+        return { drawn->id, { mu - params.mirostat_eta * (-std::log2(std::max(drawn->p, FLT_MIN)) - params.mirostat_tau) } };
+    }
+    if (!chain.is_adaptive()) {
+        return { draw(c, u)->id, {} };
+    }
+    // its average is of the probabilities before they are transformed
+    const float        best = best_of(c)->logit;
+    std::vector<float> p(c.size);
+    float              sum = 0.0f;
+    for (size_t i = 0; i < c.size; ++i) {
+        sum += p[i] = std::exp(c.data[i].logit - best);
+    }
+    const float target = std::min(params.adaptive_target, 1.0f);
+    once(llama_sampler_init_adaptive_p(std::clamp(2.0f * target - rng.aim[0] / rng.aim[1], 0.0f, 1.0f), 0.0f, 0));
+    const llama_token_data * drawn = draw(c, u);
+    const float              decay = params.adaptive_decay;
+    return { drawn->id, { p[drawn - c.data] / sum + decay * rng.aim[0], 1.0f + decay * rng.aim[1] } };
+}
+
+void es_sampler::accept(llama_token token) {
+    chain.accept(token);
+    last.push_back(token);
+    while (last.size() > (size_t) std::max(params.repeat_last_n, params.dry_penalty_last_n)) {
+        last.pop_front();
+    }
+}
+
+es_sampler::state es_sampler::get_state() const {
+    return { rng.seed, rng.n_draw, { last.begin(), last.end() }, rng.aim };
+}
+
+void es_sampler::set_state(const state & s) {
+    const std::vector<float> first = first_aim();
+    rng                            = { s.seed, s.n_draw, {}, s.aim.size() == first.size() ? s.aim : first };
+    last.clear();
+    chain.reset();
+    for (const llama_token token : s.last) {
+        accept(token);
+    }
+}
 
 int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampler ** out) {
     ES_REQUIRE(model);
     ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
-        const llama_vocab * vocab   = llama_model_get_vocab(model);
-        const int32_t       n_vocab = llama_vocab_n_tokens(vocab);
-        const int32_t       rc      = check(p, n_vocab);
+        const llama_vocab * vocab = llama_model_get_vocab(model);
+        int32_t             rc    = es_sampler_chain::check(p, llama_vocab_n_tokens(vocab));
         if (rc != ES_OK) {
             return rc;
         }
-        auto s      = std::make_unique<es_sampler>();
-        s->params   = p;
-        s->vocab    = vocab;
-        s->rng.seed = p.seed != LLAMA_DEFAULT_SEED ? p.seed : std::random_device{}();
-        s->chain.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-
-        std::vector<llama_logit_bias> bias;
-        for (size_t i = 0; i < p.n_logit_bias; ++i) {
-            bias.push_back({ p.logit_bias[i].token, p.logit_bias[i].bias });
+        p.repeat_last_n      = p.repeat_last_n < 0 ? (int32_t) p.n_ctx : p.repeat_last_n;
+        p.dry_penalty_last_n = p.dry_penalty_last_n < 0 ? (int32_t) p.n_ctx : p.dry_penalty_last_n;
+        auto s               = std::make_unique<es_sampler>();
+        s->params            = p;
+        s->vocab             = vocab;
+        if ((rc = s->chain.init(vocab, p)) != ES_OK) {
+            return rc;
         }
-        const auto add = [&](llama_sampler * link) { llama_sampler_chain_add(s->chain.get(), link); };
-        if (!bias.empty()) {
-            add(llama_sampler_init_logit_bias(n_vocab, (int32_t) bias.size(), bias.data()));
-        }
-        if (p.repeat_last_n > 0) {
-            add(llama_sampler_init_penalties(n_vocab, p.repeat_last_n, p.repeat_penalty, p.frequency_penalty,
-                                             p.presence_penalty));
-        }
-        if (p.temp > 0.0f) {
-            if (p.top_k > 0) {
-                add(llama_sampler_init_top_k(p.top_k));
-            }
-            if (p.top_p < 1.0f) {
-                add(llama_sampler_init_top_p(p.top_p, 1));
-            }
-            if (p.min_p > 0.0f) {
-                add(llama_sampler_init_min_p(p.min_p, 1));
-            }
-            add(llama_sampler_init_temp(p.temp));
-        }
+        s->rng = { p.seed != LLAMA_DEFAULT_SEED ? p.seed : std::random_device{}(), 0, {}, s->first_aim() };
         try {
             s->rules = std::make_unique<es_rules>(vocab, p.grammar, p.grammar_root, p.chat);
         } catch (const std::bad_alloc &) {
@@ -158,11 +176,13 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
             return es_fail(ES_ERR_INVALID, "%s", e.what());
         }
         // pointers to the caller's memory
-        s->params.logit_bias   = nullptr;
-        s->params.grammar      = nullptr;
-        s->params.grammar_root = nullptr;
-        s->params.chat         = nullptr;
-        *out                   = s.release();
+        s->params.logit_bias            = nullptr;
+        s->params.dry_sequence_breakers = nullptr;
+        s->params.samplers              = nullptr;
+        s->params.grammar               = nullptr;
+        s->params.grammar_root          = nullptr;
+        s->params.chat                  = nullptr;
+        *out                            = s.release();
         return ES_OK;
     });
 }
@@ -181,6 +201,21 @@ int32_t es_sampler_accept(es_sampler * sampler, llama_token token) {
 
 uint32_t es_sampler_seed(const es_sampler * sampler) {
     return sampler ? sampler->rng.seed : 0;
+}
+
+int32_t es_sampler_begin(es_sampler * sampler, es_stream * stream) {
+    ES_REQUIRE(sampler);
+    ES_REQUIRE(stream);
+    if (es_sampler_restore(sampler, stream)) {
+        return ES_OK;
+    }
+    return es_guard([&]() -> int32_t {
+        const es_sampler_params & p      = sampler->params;
+        const auto                cached = stream->window.get_state().tokens;
+        const size_t              n = std::min(cached.size(), (size_t) std::max(p.repeat_last_n, p.dry_penalty_last_n));
+        std::for_each(cached.end() - (ptrdiff_t) n, cached.end(), [&](llama_token token) { sampler->accept(token); });
+        return ES_OK;
+    });
 }
 
 bool es_sampler_restore(es_sampler * sampler, es_stream * stream) {
@@ -207,17 +242,13 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
         return es_fail(ES_ERR_INVALID, "there are no logits to sample from: feed tokens first");
     }
     return es_guard([&]() -> int32_t {
-        const int32_t n_vocab = stream->n_vocab();
-        const bool    greedy  = s->params.temp <= 0.0f;
-        const double  u       = greedy ? 0.0 : uniform(s->rng.seed, s->rng.n_draw);
-
-        auto candidates = fill(s->candidates, logits, n_vocab);
+        const int32_t n_vocab    = stream->n_vocab();
+        auto          candidates = fill(s->candidates, logits, n_vocab);
         s->rules->apply_budget(candidates);
-        llama_sampler_apply(s->chain.get(), &candidates);
-        llama_token token = choose(candidates, greedy, u);
+        auto chosen = s->choose(candidates, s->rng.n_draw);
 
         // applying a grammar to the whole vocabulary is slow, so it checks the sampled token first
-        if (s->rules->applies() && !s->rules->allows(token)) {
+        if (s->rules->applies() && !s->rules->allows(chosen.token)) {
             candidates = fill(s->candidates, logits, n_vocab);
             s->rules->apply_budget(candidates);
             s->rules->apply_grammar(candidates);
@@ -231,11 +262,12 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
                 return es_fail(ES_ERR_INVALID, "the grammar allows no token here");
             }
             candidates.size = n_allowed;
-            llama_sampler_apply(s->chain.get(), &candidates);
-            token = choose(candidates, greedy, u);
+            chosen          = s->choose(candidates, s->rng.n_draw);
         }
-        s->n_candidates = candidates.size;
+        s->n_candidates         = candidates.size;
+        const llama_token token = chosen.token;
         s->rules->accept(token);
+        s->rng.aim = std::move(chosen.aim);
         s->rng.n_draw++;
         s->accept(token);
 

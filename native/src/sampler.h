@@ -3,7 +3,7 @@
 
 #include "edge_stream.h"
 #include "chat/rules.h"
-#include "llama-cpp.h"
+#include "sampler_chain.h"
 #include "sampler_state.h"
 
 #include <cstdint>
@@ -19,11 +19,20 @@ struct es_sampler {
     state get_state() const;
     void  set_state(const state & s);
 
-    es_sampler_params             params = {};
-    state                         rng;
+    // The token, and what to aim at after it. n: the number of the draw.
+    struct choice {
+        llama_token        token;
+        std::vector<float> aim;
+    };
+    choice choose(llama_token_data_array & candidates, uint64_t n) const;
+
+    std::vector<float> first_aim() const;
+
+    es_sampler_params             params = {}; // without pointers and -1
+    state                         rng;         // last is empty
     std::deque<llama_token>       last;
-    llama_sampler_ptr             chain;   // logit bias, penalties, top-k, top-p, min-p, temperature
-    std::unique_ptr<es_rules>     rules;   // never null
+    es_sampler_chain              chain;
+    std::unique_ptr<es_rules>     rules; // never null
     std::vector<llama_token_data> candidates;
     size_t                        n_candidates = 0; // of them, that the last token was chosen from
     const llama_vocab *           vocab = nullptr;

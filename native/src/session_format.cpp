@@ -2,6 +2,8 @@
 
 #include "error.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace {
@@ -80,6 +82,9 @@ es_bytes es_pack(const es_sampler_state & s) {
     append(out, &s.n_draw, 1);
     append(out, &n, 1);
     append(out, s.last.data(), s.last.size());
+    const uint64_t n_aim = s.aim.size();
+    append(out, &n_aim, 1);
+    append(out, s.aim.data(), s.aim.size());
     return out;
 }
 
@@ -97,5 +102,8 @@ bool es_unpack(const es_bytes & data, es_sampler_state & s) {
     r.get(&s.seed, 1);
     r.get(&s.n_draw, 1);
     r.get_vector(s.last);
-    return r.done();
+    if (!r.done()) { // files of version 1 end here
+        r.get_vector(s.aim);
+    }
+    return r.done() && std::all_of(s.aim.begin(), s.aim.end(), [](float x) { return std::isfinite(x); });
 }

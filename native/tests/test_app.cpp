@@ -191,6 +191,53 @@ void plain_stream(const std::string & path) {
     assert(es_app_session_open(model, p, &b) == ES_ERR_INVALID && says("f17"));
 }
 
+// An answer that repeats itself ends in a conversation, and in a plain stream if that is asked for. One period stays.
+void loops() {
+    const std::string cycle = "xyzXYZ"; // a token per letter
+    const size_t      bound = 384 + 4 * cycle.size();
+
+    es_app_answer_params p = seeded(1000);
+    p.sampling.grammar     = "root ::= \"abc\" (\"xyzXYZ\")+";
+
+    session chat;
+    ok(es_app_say(chat.s, "Hello", p, nullptr, nullptr));
+    const int64_t before = chat.stats().n_past;
+    es_app_token  token  = {};
+    std::string   shown;
+    while (token.finish == ES_APP_UNFINISHED) {
+        ok(es_app_next(chat.s, &token));
+        shown.append(token.bytes, token.n_bytes);
+    }
+    assert(token.finish == ES_APP_REPETITION && shown.size() == 3 + bound);
+    assert(token.loop.period == cycle.size() && token.loop.n_tokens == bound);
+    // the cache is smaller than the loop: what is left of it in the window, and ends with a period
+    const std::string kept = chat.transcript()[1];
+    assert(kept.size() > cycle.size() && kept.size() < shown.size() - 150);
+    assert(kept.compare(kept.size() - cycle.size(), cycle.size(), cycle) == 0);
+    assert(token.n_past - before == (int64_t) (kept.size() - strlen("assistant: ")));
+
+    p.loop_guard = 0;
+    p.max_tokens = (int64_t) bound + 10;
+    ok(es_app_say(chat.s, "Hello", p, nullptr, nullptr));
+    assert(chat.write().size() == bound + 10);
+
+    p.loop_guard                = -1;
+    es_app_session_params large = small(false);
+    large.n_ctx                 = 1024;
+    session plain(large);
+    for (int i = 0; i < 2; ++i) {
+        ok(es_app_session_clear(plain.s));
+        ok(es_app_feed(plain.s, "Hello", true, nullptr, nullptr));
+        const int64_t n_past = plain.stats().n_past;
+        ok(es_app_begin(plain.s, p));
+        assert(plain.write().size() == (i == 0 ? bound + 10 : bound + 3));
+        assert(plain.stats().n_past - n_past == (int64_t) (i == 0 ? bound + 10 : cycle.size() + 3));
+        p.loop_guard = 1;
+    }
+    ok(es_app_begin(plain.s, seeded(5))); // there are logits to go on from
+    plain.write();
+}
+
 // Two sessions of one model on two threads say what each says alone.
 void side_by_side() {
     std::string alone[2], together[2];
@@ -307,6 +354,7 @@ int main(int argc, char ** argv) {
     refusals();
     stops();
     plain_stream(path);
+    loops();
     side_by_side();
     ten_thousand_tokens(path);
     session survivor; // a model may go first

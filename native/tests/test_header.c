@@ -19,6 +19,9 @@ int main(void) {
     es_stream_stats   stats;
     es_session_info   info;
     llama_token       token;
+    es_loop_guard *   guard = NULL;
+    es_loop           loop  = { 0, 0 };
+    size_t            n;
 
     EXPECT(params.n_keep == 4);
     EXPECT(sampler.top_k == 40);
@@ -49,5 +52,16 @@ int main(void) {
     EXPECT(!es_model_device(NULL, 0));
     es_stream_free(NULL);
     es_sampler_free(NULL);
+    EXPECT(es_loop_guard_init(NULL) == ES_ERR_INVALID);
+    EXPECT(es_loop_guard_add(NULL, 1).period == 0);
+    EXPECT(es_loop_guard_init(&guard) == ES_OK);
+    for (n = 0; n < 388; ++n) {
+        EXPECT(loop.period == 0);
+        loop = es_loop_guard_add(guard, 5);
+    }
+    EXPECT(loop.period == 1 && loop.n_tokens == 388);
+    es_loop_guard_free(guard);
+    es_loop_guard_free(NULL);
+    EXPECT(es_stream_unloop(NULL, loop, &n) == ES_ERR_INVALID);
     return 0;
 }

@@ -35,6 +35,19 @@ class NativeEmbeddingRequest(Open):
     input: Inputs | None = None
 
 
+class OllamaEmbedRequest(Open):
+    """POST /api/embed."""
+
+    input: Inputs
+    dimensions: Count | None = None
+
+
+class OllamaEmbeddingsRequest(Open):
+    """POST /api/embeddings."""
+
+    prompt: str
+
+
 class Embedding(BaseModel):
     """A text's. base64: of little-endian float32."""
 

@@ -1,9 +1,10 @@
-"""Embeddings, OpenAI's /v1/embeddings and llama-server's /embedding, by a second model; reranking is refused."""
+"""Embeddings by a second model, in the forms of OpenAI, llama-server and Ollama; reranking is refused."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from fastapi import APIRouter
 
 from edge_stream.server import errors
 from edge_stream.server.apis import embedding_schemas as schemas
-from edge_stream.server.apis.routes import add_route, failing
+from edge_stream.server.apis.ollama import OllamaErrorBody
+from edge_stream.server.apis.routes import add_route, error_responses, failing
 from edge_stream.server.errors import NOT_SUPPORTED, ApiError
 from edge_stream.server.http.answering import Answering
 from edge_stream.server.http.schemas import PromptObject
@@ -36,22 +38,21 @@ class Embeddings:
         )
         native: dict[str, Any] = {"aliases": ("/embeddings",), "response_model": list[schemas.NativeEmbedding]}
         add_route(router, "/embedding", self.native, "llama-server", **native, **options)
+        failures = error_responses(OllamaErrorBody) | failing(501, "There is no embedding model.", OllamaErrorBody)
+        options |= {"aliases": (), "responses": failures, "response_model": dict[str, Any]}
+        add_route(router, "/api/embed", self.ollama, "Ollama", **options)
+        add_route(router, "/api/embeddings", self.ollama_one, "Ollama", **options)
         for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
             router.add_api_route(path, self.rerank, methods=["POST"], include_in_schema=False)
 
     async def openai(self, body: schemas.EmbeddingRequest) -> dict[str, Any]:
         """A vector of length 1 for each text."""
-        embedder = self._model()
-        if not embedder.is_pooled:
-            raise errors.invalid("this server embeds single tokens, as /embedding says: start it with --pooling")
-        if body.dimensions is not None and body.dimensions != embedder.n_embd:
-            raise errors.invalid(f"dimensions = {body.dimensions}: this model's embeddings have {embedder.n_embd}")
-        rows, n = await self._embed(embedder, body.input)
+        rows, n = await self._pooled(body.input, body.dimensions)
         data = [
-            {"object": "embedding", "index": i, "embedding": _encoded(one[0], body.encoding_format)}
-            for i, one in enumerate(rows)
+            {"object": "embedding", "index": i, "embedding": _encoded(row, body.encoding_format)}
+            for i, row in enumerate(rows)
         ]
-        return {"model": embedder.path.stem, "data": data, "usage": {"prompt_tokens": n, "total_tokens": n}}
+        return {"model": self._model().path.stem, "data": data, "usage": {"prompt_tokens": n, "total_tokens": n}}
 
     async def native(self, body: schemas.NativeEmbeddingRequest) -> list[dict[str, Any]]:
         """Vectors for each text: one, or with --pooling none one for each token."""
@@ -61,6 +62,18 @@ class Embeddings:
         rows, _ = await self._embed(self._model(), given)
         return [{"index": i, "embedding": one.tolist()} for i, one in enumerate(rows)]
 
+    async def ollama(self, body: schemas.OllamaEmbedRequest) -> dict[str, Any]:
+        """A vector of length 1 for each text, in the form of Ollama's API."""
+        begin = time.perf_counter_ns()
+        rows, n = await self._pooled(body.input, body.dimensions)
+        times = {"total_duration": time.perf_counter_ns() - begin, "load_duration": 0, "prompt_eval_count": n}
+        return {"model": self._model().path.stem, "embeddings": [row.tolist() for row in rows], **times}
+
+    async def ollama_one(self, body: schemas.OllamaEmbeddingsRequest) -> dict[str, Any]:
+        """A vector of length 1 for a text, in the older form of Ollama's API."""
+        rows, _ = await self._pooled(body.prompt, None)
+        return {"embedding": rows[0].tolist()}
+
     async def rerank(self) -> None:
         """Refused."""
         raise ApiError(501, "this server does not rerank", NOT_SUPPORTED)
@@ -69,6 +82,16 @@ class Embeddings:
         if self._embedder is None:
             raise ApiError(501, "this server has no embedding model (serve --embedding-model)", NOT_SUPPORTED)
         return self._embedder
+
+    async def _pooled(self, given: schemas.Inputs, dimensions: int | None) -> tuple[list[NDArray[np.float32]], int]:
+        """One vector for each text, and the number of tokens in all."""
+        embedder = self._model()
+        if not embedder.is_pooled:
+            raise errors.invalid("this server embeds single tokens, as /embedding says: start it with --pooling")
+        if dimensions is not None and dimensions != embedder.n_embd:
+            raise errors.invalid(f"dimensions = {dimensions}: this model's embeddings have {embedder.n_embd}")
+        rows, n = await self._embed(embedder, given)
+        return [row[0] for row in rows], n
 
     async def _embed(self, embedder: Embedder, given: schemas.Inputs) -> tuple[list[NDArray[np.float32]], int]:
         """The vectors of each text, and the number of tokens in all."""

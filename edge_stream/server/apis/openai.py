@@ -113,7 +113,7 @@ class OpenAIForm(AnswerForm):
                 {
                     "index": i,
                     **self.choice(i, choice),
-                    "finish_reason": choice.finished.reason if choice.finished else "length",
+                    **(_end(choice.finished) if choice.finished else {"finish_reason": "length"}),
                 }
                 for i, choice in enumerate(choices)
             ],
@@ -129,7 +129,7 @@ class OpenAIForm(AnswerForm):
     def _chunks(self, k: int, event: Progress) -> Iterable[dict[str, Any]]:
         first, held = k * self.n, self._held.pop(k, None)
         everyone = range(first, first + self.n)
-        finish = [self._part(first + held.index, {}, held.reason)] if held else []
+        finish = [self._part(first + held.index, {}) | _end(held)] if held else []
         if isinstance(event, Done):
             yield self._chunk(finish) | {"timings": event.timings, "edge_stream": event.info}
             return
@@ -154,8 +154,8 @@ class OpenAIForm(AnswerForm):
             yield sse({**self._chunk([]), "usage": sum_usage(done), "timings": done[-1].timings})
         yield sse("[DONE]")
 
-    def _part(self, i: int, what: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return {"index": i, **(what or self.delta(i, None)), "finish_reason": reason}
+    def _part(self, i: int, what: dict[str, Any]) -> dict[str, Any]:
+        return {"index": i, **(what or self.delta(i, None)), "finish_reason": None}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.object_part, "choices": choices}
@@ -175,6 +175,14 @@ class OpenAIForm(AnswerForm):
     def delta(self, i: int, event: Delta | None) -> dict[str, Any]:
         """What an event adds to choice i: its text and logprobs. None: nothing."""
         raise NotImplementedError
+
+
+def _end(event: Finished) -> dict[str, Any]:
+    """How a choice ended."""
+    end: dict[str, Any] = {"finish_reason": event.reason}
+    if event.loop:
+        end["edge_stream"] = {"loop": {"period": event.loop.period, "repetitions": event.loop.repetitions}}
+    return end
 
 
 class ChatForm(OpenAIForm):

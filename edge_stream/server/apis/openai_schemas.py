@@ -85,13 +85,27 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class Loop(BaseModel):
+    """Why the loop guard ended an answer: its last `period` tokens were repeated, and are kept once."""
+
+    period: int
+    repetitions: int
+
+
+class ChoiceInfo(BaseModel):
+    """What there is to say of one choice."""
+
+    loop: Loop
+
+
 class ChatChoice(BaseModel):
-    """One answer."""
+    """One answer. edge_stream: if the loop guard ended it."""
 
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    edge_stream: ChoiceInfo | None = None
 
 
 class ChatResponse(BaseModel):
@@ -124,6 +138,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    edge_stream: ChoiceInfo | None = None
 
 
 class TextResponse(BaseModel):

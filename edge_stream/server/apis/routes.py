@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
+from pydantic import BaseModel
 
 from edge_stream.server.http import schemas
 
@@ -16,22 +17,24 @@ Name = Annotated[
     Header(alias=CONVERSATION_HEADER, description="The client's name for the conversation", max_length=128),
 ]
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schemas.ErrorBody, "description": text}
-    for code, text in {
-        400: "The request cannot be answered as it is.",
-        401: "A valid API key is needed.",
-        403: "The request comes from another site.",
-        408: "The request did not arrive in time.",
-        413: "The request is too large.",
-        503: "Too many requests are waiting, or the server is shutting down: see Retry-After.",
-    }.items()
+_ERRORS = {
+    400: "The request cannot be answered as it is.",
+    401: "A valid API key is needed.",
+    403: "The request comes from another site.",
+    408: "The request did not arrive in time.",
+    413: "The request is too large.",
+    503: "Too many requests are waiting, or the server is shutting down: see Retry-After.",
 }
 
 
-def failing(code: int, text: str) -> dict[int | str, dict[str, Any]]:
+def error_responses(model: type[BaseModel] = schemas.ErrorBody) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: how every request may fail."""
+    return {code: {"model": model, "description": text} for code, text in _ERRORS.items()}
+
+
+def failing(code: int, text: str, model: type[BaseModel] = schemas.ErrorBody) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that has one more way to fail."""
-    return {code: {"model": schemas.ErrorBody, "description": text}}
+    return {code: {"model": model, "description": text}}
 
 
 def streamed(media_type: str = "text/event-stream") -> dict[int | str, dict[str, Any]]:

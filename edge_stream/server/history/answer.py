@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.loop_guard import Loop
 from edge_stream.server.history.prefix_matching import History, PrefixLog, canonical, chain
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _MAX_TAKE_BACK = 1024
 class Answer:
     """One choice. prefix: what the client wrote of it already. parser: if it holds more than text.
 
-    parts: its text as generated, markup included. n_bytes: of its tokens, the end-of-turn token aside.
+    parts: its text as generated, markup included. n_bytes: of its tokens, the end-of-turn token aside. loop: it ended
+    in one; the newest loop.n_taken tokens were taken back, but the client was sent their text.
     """
 
     prefix: str = ""
@@ -32,10 +34,11 @@ class Answer:
     parts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     n_bytes: int = 0
+    loop: Loop | None = None
 
     def begin(self, parser: AnswerParser | None) -> None:
         """Start an empty one, with the same prefix."""
-        self.parser, self.parts, self.tokens, self.n_bytes = parser, [], [], 0
+        self.parser, self.parts, self.tokens, self.n_bytes, self.loop = parser, [], [], 0, None
 
     def piece(self, engine: Engine, token: int) -> bytes:
         """What a token adds to the text; control tokens count where it is parsed."""
@@ -52,9 +55,9 @@ class Answer:
 def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: PrefixLog, engine: Engine) -> None:
     """Log an answer to a history, as the text that the client was sent.
 
-    how: `eos`, `stop` (a stop string), `length`, `line` (a limit at a line end), `grammar` (it allows nothing more), or
-    `cut` (by the client or the time limit). Where tokens that the client was not sent cannot be taken back, the log
-    ends before the answer, and a client that continues from it has its text read again.
+    how: see Finished; after `repetition` the stream holds less than what was sent. Where tokens that the client was not
+    sent cannot be taken back, the log ends before the answer, and a client that continues from it has its text read
+    again.
     """
     assert log.last is not None
 
@@ -75,7 +78,7 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
         log.add(chain(before, canonical(answer.message)), stream.stats.n_past, "assistant")
         return
     text = "".join(answer.parts)
-    pending = [] if how in ("eos", "length") else _take_back_unsent(answer, text, engine, take_back)
+    pending = [] if how in ("eos", "length", "repetition") else _take_back_unsent(answer, text, engine, take_back)
     if pending is None:
         return
     if how == "eos" and not take_back(1):  # in a text nothing stands for the end
@@ -85,7 +88,8 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
     if key == log.last.key:
         return  # nothing was written
     if not pending:  # logits are not kept: to continue from here, the last token is read again
-        pending = answer.tokens[-1:]
+        n_held = len(answer.tokens) - (answer.loop.n_taken if answer.loop else 0)
+        pending = answer.tokens[n_held - 1 : n_held]
         if not take_back(1):
             return
     log.add(key, stream.stats.n_past, "text", pending, n_bytes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,9 +17,11 @@ from edge_stream.server.errors import ApiError
 from edge_stream.server.http.channel import Channel, ClientDisconnected, cancel_on_disconnect
 from edge_stream.server.http.guard import HISTORY_HEADER
 from edge_stream.server.http.requests import RequestBuilder
+from edge_stream.server.http.schemas import ChatRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Scored, Started, TokenLogprobs
 from edge_stream.server.scheduling.scheduler import Scheduler
 from edge_stream.server.scheduling.tasks import GenerationRequest
+from edge_stream.text import sendable
 
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
@@ -106,6 +107,11 @@ class Answering:
         """Run something on the engine's thread."""
         return await asyncio.wrap_future(self.scheduler.call(work))
 
+    async def chat(self, request: Request, form: AnswerForm, body: ChatRequest, name: str | None) -> Response:
+        """Answer a chat. Raises ApiError."""
+        generation = await asyncio.to_thread(self.requests.from_chat, body, name)
+        return await self.answer(request, form, [generation], body.stream)
+
     async def prompt_tokens(self, generation: GenerationRequest) -> list[int]:
         """All tokens of a request's history, whatever the cache holds of it."""
         history = generation.history
@@ -152,7 +158,7 @@ class Answering:
                 done[k] = event
         in_order = [done[k] for k in range(len(done))]
         headers = {HISTORY_HEADER: in_order[-1].info["history"]}
-        return JSONResponse(form.whole(choices, in_order), headers=headers)
+        return Response(to_json(form.whole(choices, in_order)), headers=headers, media_type="application/json")
 
     async def _stream(self, request: Request, form: AnswerForm, channel: Channel) -> Response:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -204,7 +210,7 @@ class _EventStream(EventSourceResponse):
 
 def to_json(data: Any) -> str:
     """JSON on one line, for every way of counting lines."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)
+    return sendable(json.dumps(data, ensure_ascii=False, separators=(",", ":"))).translate(_SEPARATORS)
 
 
 def sse(data: Any, event: str | None = None) -> bytes:

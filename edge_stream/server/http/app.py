@@ -46,7 +46,8 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     page = page_files() if settings.has_page else {}
     app.include_router(make_router(scheduler, settings))
     for path in page:
-        app.add_api_route(path, page_route(*page[path]), include_in_schema=False)
+        # HEAD: Ollama's clients ask for `/` so, to know whether the server runs
+        app.add_api_route(path, page_route(*page[path]), methods=["GET", "HEAD"], include_in_schema=False)
     app.add_middleware(Guard, settings=settings, page=frozenset(page), error_response=error_response)
     for kind, handler in (
         (ApiError, _on_api_error),
@@ -71,18 +72,7 @@ async def _on_library_error(request: Request, error: Exception) -> Response:
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-    elif first["type"] == "model_attributes_type" and not where:
-        message = "the body must be a JSON object"
-    elif first["type"] == "missing" and not where:
-        message = "the request has no body: a JSON object is needed"
-    elif where:
-        message = f"{where}: {message}"
-    return error_response(request.url.path, errors.invalid(message[:500]))
+    return error_response(request.url.path, errors.first_problem(error.errors()))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.sampling import Sampling, check_sampling, schema_grammar
+from edge_stream.sampling import NUMBERS, Sampling, check_sampling, samplers_of, schema_grammar
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.http import infill
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from edge_stream.chat.core import ChatCore
     from edge_stream.engine import Engine
 
-# beyond these numbers a sampler is off, or greedy: clients send -1 for that
-_CLAMPED = {"temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "top_k": (0, 2**31 - 1)}
 # for the core as they are
 _PASSED_ON = (
     "parallel_tool_calls",
@@ -32,7 +30,6 @@ _PASSED_ON = (
     "add_generation_prompt",
     "continue_final_message",
 )
-_NAMES = {"temperature": "temp"}
 
 
 class RequestBuilder:
@@ -180,7 +177,7 @@ class RequestBuilder:
             raise errors.invalid(f"id_slot = {request.id_slot} is not one of the {self.engine.n_parallel} slots")
         stop = (*self._stop(request.stop, limits), *self.settings.stop)
         # refuses a grammar that cannot be parsed, a token that does not exist
-        check_sampling(self.engine.backend.vocabulary, sampling)
+        check_sampling(self.engine.backend.vocabulary, sampling, self.engine.n_ctx)
         return {
             "sampling": sampling,
             "max_tokens": self.settings.n_predict if max_tokens is None else max_tokens,
@@ -188,6 +185,7 @@ class RequestBuilder:
             "stop_pieces": self._stop_pieces(stop),
             "n": request.n,
             "ignore_eos": request.ignore_eos or self.settings.ignore_eos,
+            "loop_guard": self.settings.loop_guard if request.loop_guard is None else request.loop_guard,
             "gauges": request.timings_per_token,
             "progress": request.return_progress and request.stream,
             "slot": request.id_slot if request.id_slot >= 0 else None,
@@ -213,14 +211,15 @@ class RequestBuilder:
 
     def _sampling(self, request: Generation) -> Sampling:
         given = self.settings.sampling
-        changes: dict[str, Any] = {}
-        for name, (least, most) in _CLAMPED.items():
-            value = getattr(request, name)
-            if value is not None:
-                changes[_NAMES.get(name, name)] = min(max(value, least), most)
-        for name in ("repeat_penalty", "repeat_last_n", "frequency_penalty", "presence_penalty"):
-            if getattr(request, name) is not None:
-                changes[name] = getattr(request, name)
+        fields = {name: "temperature" if name == "temp" else name for name in (*NUMBERS, "dry_sequence_breakers")}
+        changes = {name: value for name, field in fields.items() if (value := getattr(request, field)) is not None}
+        if changes.get("dry_base", 1.0) < 1.0:  # as llama-server has it
+            changes["dry_base"] = given.dry_base
+        if "mirostat" in changes:
+            changes["mirostat"] = min(max(changes["mirostat"], 0), 2)
+        order = request.samplers
+        if order is not None:
+            changes["samplers"] = samplers_of(order) if isinstance(order, str) else tuple(order)
         if request.seed is not None:
             # 2^32 - 1 would draw a random one
             changes["seed"] = request.seed if request.seed < 0 else request.seed % (2**32 - 1)

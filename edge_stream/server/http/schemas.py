@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from edge_stream.server import errors
 from edge_stream.server.http.guard import depth_of
 from edge_stream.server.settings import Limits
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+LastN = Annotated[int, Field(ge=-1, le=2**20)]  # -1: the context
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
@@ -148,14 +160,33 @@ class Generation(Open):
     n_predict: MaxTokens | None = None
     stop: str | list[str] | None = None
     seed: Seed | None = None
+    # llama-server's names and ranges; what has no range is limited to what C's numbers hold
     temperature: Finite | None = None
     top_p: Finite | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Int32 | None = None
     min_p: Finite | None = None
-    repeat_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
-    repeat_last_n: Annotated[int, Field(ge=0, le=4096)] | None = None
-    frequency_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
-    presence_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
+    typical_p: Finite | None = None
+    top_n_sigma: Finite | None = None
+    min_keep: Annotated[Int32, Field(ge=0)] | None = None
+    xtc_probability: Finite | None = None
+    xtc_threshold: Finite | None = None
+    dynatemp_range: Finite | None = None
+    dynatemp_exponent: Finite | None = None
+    repeat_penalty: Annotated[Finite, Field(gt=0)] | None = None
+    repeat_last_n: LastN | None = None
+    frequency_penalty: Finite | None = None
+    presence_penalty: Finite | None = None
+    dry_multiplier: Finite | None = None
+    dry_base: Finite | None = None
+    dry_allowed_length: Annotated[Int32, Field(ge=0)] | None = None
+    dry_penalty_last_n: LastN | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
+    mirostat: Int32 | None = None
+    mirostat_tau: Finite | None = None
+    mirostat_eta: Finite | None = None
+    adaptive_target: Finite | None = None
+    adaptive_decay: Annotated[Finite, Field(ge=0, le=0.99)] | None = None
+    samplers: Annotated[list[str] | str, Field(max_length=64)] | None = None
     logit_bias: Annotated[
         dict[str, Bias] | list[tuple[Token | str, Bias]] | None,
         Field(description="By token or by text, of which every token is meant. false: never"),
@@ -164,6 +195,7 @@ class Generation(Open):
     json_schema: dict[str, Any] | None = None
     grammar: Annotated[str, Field(description="GBNF that the answer must follow")] | None = None
     ignore_eos: bool = False
+    loop_guard: Annotated[bool | None, Field(description="End an answer that repeats itself")] = None
     timings_per_token: Annotated[bool, Field(description="timings, and gauges of the stream, in every chunk")] = False
     return_progress: Annotated[bool, Field(description="Chunks while the prompt is read")] = False
     cache_prompt: Annotated[bool, Field(description="false: read everything again")] = True
@@ -219,6 +251,17 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: str | None = None
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def translated(kind: type[Request], fields: Mapping[str, Any]) -> Request:
+    """A request out of another API's. Raises ApiError 400."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise errors.first_problem(error.errors()) from None
 
 
 class Error(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edge_stream.loop_guard import Loop
 from edge_stream.server.errors import ApiError
 
 
@@ -71,13 +72,14 @@ class Finished:
     """A choice is complete: `stop`, `length` or `tool_calls`.
 
     how: `eos`, `stop` (a stop string, which is stop_string), `length`, `line` (see LineLimits), `grammar` (it allows
-    nothing more), `repetition` (the loop guard) or `cut` (by the client or the time limit).
+    nothing more), `repetition` (see loop) or `cut` (by the client or the time limit).
     """
 
     index: int
     reason: str
     how: str = "eos"
     stop_string: str | None = None
+    loop: Loop | None = None
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ class GenerationLoop:
             ignore_eos=request.ignore_eos,
             special=request.is_parsed,
             stop_pieces=request.stop_pieces,
+            loop_guard=request.loop_guard,
         )
         task.lines = LineLimits(request.n_indent, request.max_ms) if request.n_indent or request.max_ms else None
         task.answer.stop_pieces = request.stop_pieces
@@ -194,6 +195,9 @@ class GenerationLoop:
         if task.lines and finish != "eos":
             text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_writing))
             finish = "line" if is_over else finish
+        if record.loop:
+            answer.loop = record.loop
+            task.session.log.taken_back(record.loop.n_taken)
         answer.parts.append(text)
         added = answer.parser.push(text, last=finish is not None) if answer.parser else Addition(text)
         logprobs = TokenLogprobs(token, record.logprob, top) if record.logprob is not None else None
@@ -218,9 +222,10 @@ class GenerationLoop:
         if parser:
             if how in ("cut", "grammar"):  # what was held back as the start of a call is text
                 task.send(_delta(task.index, task.answer.tokens[-1], parser.push("", last=True)))
-            if parser.message.get("tool_calls"):
+            if reason == "stop" and parser.message.get("tool_calls"):
                 reason = "tool_calls"
-        task.send(Finished(task.index, reason, how, task.writer.stop_string if task.writer else None))
+        stop_string = task.writer.stop_string if task.writer else None
+        task.send(Finished(task.index, reason, how, stop_string, task.answer.loop))
         if how != "cut" and task.choice + 1 < task.request.n:
             self.prefill.begin_choice(task)
             return

@@ -48,6 +48,7 @@ class GenerationRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     ignore_eos: bool = False
+    loop_guard: bool = True
     name: str | None = None  # the client's name for the conversation
     after_sampling: bool = False  # logprobs are probabilities after all transforms
     gauges: bool = False  # info and timings with every token

@@ -2,7 +2,11 @@
 #include "edge_stream_chat.h"
 
 #include "error.h"
+#include "es-template-budget.h"
 #include "parser.h"
+
+#include <cstring>
+#include <stdexcept>
 
 namespace {
 
@@ -29,8 +33,8 @@ common_json delta_of(const std::vector<common_chat_msg_diff> & diffs) {
         if (diff.tool_call_index == std::string::npos) {
             continue;
         }
-        const common_chat_tool_call & c    = diff.tool_call_delta;
-        common_json                   call = { { "index", diff.tool_call_index } };
+        const common_chat_tool_call & c        = diff.tool_call_delta;
+        common_json                   call     = { { "index", diff.tool_call_index } };
         common_json                   function = common_json::object();
         if (!c.name.empty()) {
             call["id"]       = c.id;
@@ -156,8 +160,7 @@ int32_t es_chat_parser_init(es_chat_request * request, const char * before, es_c
     ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
-        *out = new es_chat_parser(*request, before);
-        return ES_OK;
+        return es_with_template(strlen(before), [&] { *out = new es_chat_parser(*request, before); });
     });
 }
 
@@ -192,15 +195,18 @@ int32_t es_schema_to_grammar(const char * schema, const char ** grammar) {
     ES_REQUIRE(grammar);
     thread_local std::string result;
     *grammar = nullptr;
+    if (es_json_deep(schema)) {
+        return es_fail(ES_ERR_INVALID, "the JSON schema is nested too deeply");
+    }
     return es_guard([&]() -> int32_t {
-        try {
-            result   = es_schema_grammar(common_json::parse(schema));
-            *grammar = result.c_str();
-            return ES_OK;
-        } catch (const std::bad_alloc &) {
-            throw;
-        } catch (const std::exception & e) {
-            return es_fail(ES_ERR_INVALID, "%s", e.what());
-        }
+        const int32_t rc = es_with_template(strlen(schema), [&] {
+            try {
+                result = es_schema_grammar(common_json::parse(schema));
+            } catch (const std::runtime_error & e) {
+                throw std::invalid_argument(std::string("the JSON schema cannot be used: ") + e.what());
+            }
+        });
+        *grammar         = rc == ES_OK ? result.c_str() : nullptr;
+        return rc;
     });
 }

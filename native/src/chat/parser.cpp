@@ -35,7 +35,8 @@ es_chat_parser::es_chat_parser(const es_chat_request & request, const char * bef
         if (!request.params.parser.empty()) {
             params_.parser.load(request.params.parser);
         }
-        if (*before || request.is_continued()) { // what is there of it is not said again; a continued one has it already
+        if (*before ||
+            request.is_continued()) { // what is there of it is not said again; a continued one has it already
             text_    = request.is_continued() ? "" : before;
             message_ = parse(text_, true);
         }
@@ -83,7 +84,8 @@ std::vector<common_chat_msg_diff> es_chat_parser::changed(common_chat_msg m, con
 // What was taken for the beginning of a call, and is text after all.
 std::string es_chat_parser::lost(const std::string & text) {
     const common_chat_msg m = parse(text, false);
-    const bool is_text = m.tool_calls.empty() && m.reasoning_content.empty() && text.compare(0, m.content.size(), m.content) == 0;
+    const bool            is_text =
+        m.tool_calls.empty() && m.reasoning_content.empty() && text.compare(0, m.content.size(), m.content) == 0;
     const std::string rest = is_text ? text.substr(m.content.size()) : "";
     return is_plain_ || rest.substr(0, 1) == "{" ? rest : "";
 }

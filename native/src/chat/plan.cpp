@@ -1,6 +1,6 @@
 // What a stream must do to hold a conversation. The template renders whole conversations; a stream has read an earlier
-// one. The two texts are compared, token by token where the stream's own tokens are at hand, and only what follows their
-// common beginning is read.
+// one. The two texts are compared, token by token where the stream's own tokens are at hand, and only what follows
+// their common beginning is read.
 #include "request.h"
 
 #include <algorithm>
@@ -35,8 +35,8 @@ struct tokens_of_text {
 
 tokens_of_text tokens_of(const es_chat & chat, es_tokens before, const std::string & whole, size_t at) {
     tokens_of_text out;
-    out.tokens             = chat.tokenize(whole.substr(at));
-    const size_t n_before  = before.size();
+    out.tokens            = chat.tokenize(whole.substr(at));
+    const size_t n_before = before.size();
     before.insert(before.end(), out.tokens.begin(), out.tokens.end());
     for (size_t i = n_before; i < before.size(); ++i) {
         const std::string piece = chat.piece(before.data(), i);
@@ -51,8 +51,8 @@ tokens_of_text tokens_of(const es_chat & chat, es_tokens before, const std::stri
 }
 
 // Cuts tokens into pieces at the ends of the request's messages, and takes the start of the answer off.
-void cut(es_chat_request & request, size_t first, size_t n_known, const std::string & whole, const tokens_of_text & read,
-         size_t n_head, common_json & out) {
+void cut(es_chat_request & request, size_t first, size_t n_known, const std::string & whole,
+         const tokens_of_text & read, size_t n_head, common_json & out) {
     std::vector<std::pair<size_t, size_t>> cuts; // tokens, messages
     const size_t                           n = request.n_messages();
     for (size_t m = n; m > n_known && cuts.size() < n_places_max; --m) {
@@ -74,8 +74,9 @@ void cut(es_chat_request & request, size_t first, size_t n_known, const std::str
     for (auto [end, m] : cuts) {
         end = std::min(end, read.tokens.size() - 1); // the answer starts with a token at least
         if (end > at || m > n_known) {
-            pieces.push_back({ { "tokens", es_tokens(read.tokens.begin() + (ptrdiff_t) at, read.tokens.begin() + (ptrdiff_t) end) },
-                               { "n_messages", m } });
+            pieces.push_back(
+                { { "tokens", es_tokens(read.tokens.begin() + (ptrdiff_t) at, read.tokens.begin() + (ptrdiff_t) end) },
+                  { "n_messages", m } });
             at = end;
         }
     }
@@ -93,8 +94,8 @@ size_t end_in(const es_chat & chat, const std::string & base, const llama_token 
     return at == std::string::npos ? std::string::npos : at + held.size();
 }
 
-// Where in `whole` to go on after the first n_known messages, if the stream keeps its own form of them. last: the text of
-// its newest token.
+// Where in `whole` to go on after the first n_known messages, if the stream keeps its own form of them. last: the text
+// of its newest token.
 size_t after_known(es_chat_request & request, size_t first, size_t n_known, const std::string & whole,
                    const std::string & last, bool is_ended) {
     const std::string & base    = request.text(first, n_known, false);
@@ -112,8 +113,9 @@ size_t after_known(es_chat_request & request, size_t first, size_t n_known, cons
         throw std::invalid_argument("the chat template cannot be used on a stream: what it writes between two turns "
                                     "depends on the text of the turns");
     }
-    const size_t end = is_ended && !last.empty() ? whole.find(last, found == std::string::npos ? at - std::min(at, n_near) : at)
-                                                 : std::string::npos;
+    const size_t end = is_ended && !last.empty()
+                           ? whole.find(last, found == std::string::npos ? at - std::min(at, n_near) : at)
+                           : std::string::npos;
     return end != std::string::npos && end < at + n_near ? end + last.size() : at;
 }
 
@@ -141,8 +143,10 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx) {
             break;
         }
     }
-    const auto read = [&](size_t s) { return tokens_of(chat, bos, request.text(starts[s], request.n_messages(), true), 0); };
-    const auto fits = [&](const tokens_of_text & t) { return bos.size() + t.tokens.size() <= n_ctx; };
+    const auto read = [&](size_t s) {
+        return tokens_of(chat, bos, request.text(starts[s], request.n_messages(), true), 0);
+    };
+    const auto     fits = [&](const tokens_of_text & t) { return bos.size() + t.tokens.size() <= n_ctx; };
     size_t         lo = from, hi = starts.size() - 1; // the first start that fits; the last is taken anyway
     tokens_of_text best = read(lo);
     if (!fits(best)) {
@@ -161,8 +165,8 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx) {
     if (best.tokens.empty()) {
         throw std::invalid_argument("there is nothing to read: the prompt is empty");
     }
-    size_t            n_head = best.up_to(common_prefix(request.head(), whole));
-    common_json       out    = { { "keep", 0 }, { "dropped", first - request.n_system } };
+    size_t      n_head = best.up_to(common_prefix(request.head(), whole));
+    common_json out    = { { "keep", 0 }, { "dropped", first - request.n_system } };
     best.tokens.insert(best.tokens.begin(), bos.begin(), bos.end());
     best.ends.insert(best.ends.begin(), best.ends.empty() ? 0 : bos.size(), 0);
     n_head      = std::min(n_head + bos.size(), best.tokens.size() - 1);
@@ -175,9 +179,9 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
                        const llama_token * held) {
     const es_chat &     chat    = request.chat;
     const size_t        n_known = places.back().first, n_end = places.back().second;
-    const size_t        first   = request.first_near(n_known);
-    const std::string & whole   = request.text(first, request.n_messages(), true);
-    common_json         out     = common_json::object();
+    const size_t        first = request.first_near(n_known);
+    const std::string & whole = request.text(first, request.n_messages(), true);
+    common_json         out   = common_json::object();
 
     // from the newest message read: what of the template's text does the stream hold?
     size_t     keep = 0, at = std::string::npos;
@@ -235,7 +239,8 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
     }
     tokens_of_text read;
     read.tokens.assign(made.begin() + (ptrdiff_t) same, made.end());
-    size_t byte = at - before.size() + chat.text(made.data(), 0, same).size(); // may wrap; comes back with the additions
+    size_t byte =
+        at - before.size() + chat.text(made.data(), 0, same).size(); // may wrap; comes back with the additions
     es_tokens all(held + fresh, held + n_kept);
     for (const llama_token token : read.tokens) {
         all.push_back(token);

@@ -1,15 +1,18 @@
 #include "request.h"
 
 #include "error.h"
+#include "es-template-budget.h"
+#include "generic_tools.h"
 
 #include <algorithm>
+#include <cstring>
 #include <regex>
 #include <stdexcept>
 
 namespace {
 
 constexpr size_t n_params_known = 64;
-constexpr size_t n_turns_near = 2; // whole turns before the new messages that are rendered with them
+constexpr size_t n_turns_near   = 2; // whole turns before the new messages that are rendered with them
 
 bool is_given(const common_json & j, const char * name) {
     return j.contains(name) && !j.at(name).is_null();
@@ -86,7 +89,7 @@ void read_tools(const common_json & body, common_chat_templates_inputs & inputs)
         inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(choice);
         return;
     }
-    const std::string name = choice.at("function").at("name");
+    const std::string name  = choice.at("function").at("name");
     const auto        named = [&](const common_chat_tool & tool) { return tool.name == name; };
     if (std::none_of(inputs.tools.begin(), inputs.tools.end(), named)) {
         throw invalid("tool_choice names no tool that was sent: " + name.substr(0, 64));
@@ -129,73 +132,86 @@ void read_thinking(const common_json & body, common_chat_templates_inputs & inpu
 } // namespace
 
 int32_t es_chat_request::init(const char * json) {
+    if (es_json_deep(json)) {
+        return es_fail(ES_ERR_INVALID, "the request's JSON is nested too deeply");
+    }
     common_json body;
     try {
         body = common_json::parse(json);
     } catch (const std::exception & e) {
         return es_fail(ES_ERR_INVALID, "the request is not JSON: %s", e.what());
     }
-    try {
-        inputs.messages = common_chat_msgs_parse_oaicompat(checked_messages(body.at("messages")));
-        while (n_system < n_messages() &&
-               (inputs.messages[n_system].role == "system" || inputs.messages[n_system].role == "developer")) {
-            ++n_system;
+    return es_with_template(strlen(json) + chat.source.size(), [&] {
+        try {
+            read(body);
+        } catch (const common_json_error & e) {
+            throw invalid(e.what());
+        } catch (const std::runtime_error & e) { // common's, about messages and tools
+            throw invalid(e.what());
         }
-        if (n_system == n_messages()) {
-            throw invalid("there is nothing to answer: messages has system messages only");
-        }
-        read_tools(body, inputs);
-        read_thinking(body, inputs);
-        const auto caps = common_chat_templates_get_caps(chat.templates.get());
-        inputs.use_jinja = !chat.is_builtin;
-        inputs.add_bos   = chat.add_bos;
-        inputs.add_eos   = llama_vocab_get_add_eos(chat.vocab);
-        inputs.parallel_tool_calls =
-            is_given(body, "parallel_tool_calls") ? body.at("parallel_tool_calls").get<bool>() : caps.at("supports_parallel_tool_calls");
-        if (!inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE && !chat.supports_tools) {
-            throw invalid("the model's chat template knows no tool calls: send no tools");
-        }
-        if (is_given(body, "json_schema")) {
-            es_schema_grammar(body.at("json_schema")); // refuses what cannot be expressed
-            inputs.json_schema = body.at("json_schema").dump();
-        }
-        if (is_given(body, "grammar")) {
-            own_grammar = body.at("grammar").get<std::string>();
-            if (has_calls() && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
-                throw invalid("a tool call cannot be required together with a grammar");
-            }
-        }
-        for (const common_chat_tool & tool : inputs.tools) {
-            es_schema_grammar(common_json::parse(tool.parameters));
-        }
-        inputs.add_generation_prompt = !is_given(body, "add_generation_prompt") || body.at("add_generation_prompt").get<bool>();
-        if (is_given(body, "continue_final_message")) {
-            inputs.continue_final_message = common_chat_continuation_parse(body.at("continue_final_message"));
-        } else if (is_answer(n_messages() - 1) && inputs.messages.back().tool_calls.empty()) {
-            inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
-        }
-        if (is_continued() && (!is_answer(n_messages() - 1) || !inputs.messages.back().tool_calls.empty())) {
-            throw invalid("only an assistant's message without tool calls can be continued, and only the last one");
-        }
-        inputs.add_generation_prompt = inputs.add_generation_prompt && !is_continued();
-        for (const char * name : { "reasoning_budget_tokens", "thinking_budget_tokens" }) {
-            thinking_budget = is_given(body, name) ? body.at(name).get<int>() : thinking_budget;
-        }
-        if (is_given(body, "reasoning_budget_message")) {
-            thinking_message = body.at("reasoning_budget_message").get<std::string>();
-        }
-    } catch (const std::bad_alloc &) {
-        return es_fail(ES_ERR_MEMORY, "out of memory");
-    } catch (const std::exception & e) {
-        return es_fail(ES_ERR_INVALID, "%s", e.what());
+        params = find_params();
+    });
+}
+
+void es_chat_request::read(const common_json & body) {
+    if (!is_given(body, "messages")) {
+        throw invalid("messages is missing");
     }
-    return es_with_template(n_input(), [&] { params = find_params(); });
+    inputs.messages = common_chat_msgs_parse_oaicompat(checked_messages(body.at("messages")));
+    while (n_system < n_messages() &&
+           (inputs.messages[n_system].role == "system" || inputs.messages[n_system].role == "developer")) {
+        ++n_system;
+    }
+    if (n_system == n_messages()) {
+        throw invalid("there is nothing to answer: messages has system messages only");
+    }
+    read_tools(body, inputs);
+    read_thinking(body, inputs);
+    const auto caps            = common_chat_templates_get_caps(chat.templates.get());
+    inputs.use_jinja           = !chat.is_builtin;
+    inputs.add_bos             = chat.add_bos;
+    inputs.add_eos             = llama_vocab_get_add_eos(chat.vocab);
+    inputs.parallel_tool_calls = is_given(body, "parallel_tool_calls") ? body.at("parallel_tool_calls").get<bool>()
+                                                                       : caps.at("supports_parallel_tool_calls");
+    if (!inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE && !chat.supports_tools) {
+        throw invalid("the model's chat template knows no tool calls: send no tools");
+    }
+    if (is_given(body, "json_schema")) {
+        es_schema_grammar(body.at("json_schema")); // refuses what cannot be expressed
+        inputs.json_schema = body.at("json_schema").dump();
+    }
+    if (is_given(body, "grammar")) {
+        own_grammar = body.at("grammar").get<std::string>();
+        if (has_calls() && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
+            throw invalid("a tool call cannot be required together with a grammar");
+        }
+    }
+    for (const common_chat_tool & tool : inputs.tools) {
+        es_schema_grammar(common_json::parse(tool.parameters));
+    }
+    inputs.add_generation_prompt =
+        !is_given(body, "add_generation_prompt") || body.at("add_generation_prompt").get<bool>();
+    if (is_given(body, "continue_final_message")) {
+        inputs.continue_final_message = common_chat_continuation_parse(body.at("continue_final_message"));
+    } else if (is_answer(n_messages() - 1) && inputs.messages.back().tool_calls.empty()) {
+        inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
+    }
+    if (is_continued() && (!is_answer(n_messages() - 1) || !inputs.messages.back().tool_calls.empty())) {
+        throw invalid("only an assistant's message without tool calls can be continued, and only the last one");
+    }
+    inputs.add_generation_prompt = inputs.add_generation_prompt && !is_continued();
+    for (const char * name : { "reasoning_budget_tokens", "thinking_budget_tokens" }) {
+        thinking_budget = is_given(body, name) ? body.at(name).get<int>() : thinking_budget;
+    }
+    if (is_given(body, "reasoning_budget_message")) {
+        thinking_message = body.at("reasoning_budget_message").get<std::string>();
+    }
 }
 
 // The analysis behind them takes tens of renderings, and gives the same for every turn of a conversation.
 common_chat_params es_chat_request::find_params() {
     const size_t first = first_near(n_messages()), n = n_messages();
-    if (!chat.is_plain || is_continued()) {
+    if (!is_generic() && (!chat.is_plain || is_continued())) {
         return render(first, n, true, true);
     }
     std::string key = text(first, n, true).substr(common_prefix(text(first, n, true), text(first, n, false)));
@@ -215,7 +231,7 @@ common_chat_params es_chat_request::find_params() {
             return known->second;
         }
     }
-    const common_chat_params          made = render(first, n, true, true);
+    const common_chat_params          made = is_generic() ? es_generic_params(inputs) : render(first, n, true, true);
     const std::lock_guard<std::mutex> lock(chat.mutex);
     if (chat.params.size() >= n_params_known) {
         chat.params.clear();
@@ -224,7 +240,7 @@ common_chat_params es_chat_request::find_params() {
 }
 
 size_t es_chat_request::n_input() const {
-    size_t n = 0;
+    size_t n = chat.source.size();
     for (const common_chat_msg & m : inputs.messages) {
         n += m.content.size() + m.reasoning_content.size();
         for (const auto & part : m.content_parts) {
@@ -245,6 +261,11 @@ common_chat_params es_chat_request::render(size_t first, size_t last, bool open,
     const auto                   at = [&](size_t i) { return inputs.messages.begin() + (ptrdiff_t) i; };
     in.messages.assign(at(0), at(n_system));
     in.messages.insert(in.messages.end(), at(first), at(last));
+    if (is_generic()) {
+        in.messages = es_generic_messages(in.messages, in.tools);
+        in.tools.clear();
+        in.json_schema.clear();
+    }
     in.add_generation_prompt = open && inputs.add_generation_prompt;
     if (!open || last < n_messages()) {
         in.continue_final_message = COMMON_CHAT_CONTINUATION_NONE;
@@ -261,7 +282,8 @@ const std::string & es_chat_request::text(size_t first, size_t last, bool open) 
         std::string made = render(first, last, open, false).prompt;
         // some templates end the text where no answer is asked for
         const std::string & eos = chat.eos_text;
-        if (!open && !eos.empty() && made.size() > eos.size() && made.compare(made.size() - eos.size(), eos.size(), eos) == 0 &&
+        if (!open && !eos.empty() && made.size() > eos.size() &&
+            made.compare(made.size() - eos.size(), eos.size(), eos) == 0 &&
             text(first, last, true).compare(0, made.size(), made) != 0) {
             made.resize(made.size() - eos.size());
         }
@@ -304,13 +326,17 @@ std::string es_chat_request::head() {
     return one.substr(0, n);
 }
 
+bool es_chat_request::is_generic() const {
+    return !inputs.tools.empty() && !chat.supports_tools;
+}
+
 bool es_chat_request::has_calls() const {
     return !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
 }
 
 bool es_chat_request::is_parsed() const {
     const bool thinks = inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE && params.supports_thinking;
-    return !chat.is_builtin && (has_calls() || thinks || !chat.is_plain);
+    return has_calls() || thinks || !(chat.is_plain || chat.is_builtin);
 }
 
 std::string es_chat_request::grammar() const {
@@ -323,7 +349,8 @@ std::string es_chat_request::grammar() const {
     std::string text = params.grammar;
     // JSON has no control characters in strings
     string_replace_all(text, R"(json-string ::= "\"" ( [^"\\])", R"(json-string ::= "\"" ( [^"\\\x7F\x00-\x1F])");
-    if (inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) { // a call, not a text that may go on for ever before it
+    if (inputs.tool_choice ==
+        COMMON_CHAT_TOOL_CHOICE_REQUIRED) { // a call, not a text that may go on for ever before it
         text = std::regex_replace(text, std::regex(R"((\nroot ::= [^\n]*)until-[0-9]+\? (tool-calls))"), "$1$2");
     }
     return text;

@@ -10,13 +10,13 @@
 
 struct es_chat_request {
     const es_chat &              chat;
-    common_chat_templates_inputs inputs; // with all messages
-    common_chat_params           params; // of the newest ones: grammar, parser, stops, tags
+    common_chat_templates_inputs inputs;              // with all messages
+    common_chat_params           params;              // of the newest ones: grammar, parser, stops, tags
     size_t                       n_system        = 0; // messages of the system prompt, which come first
     int                          thinking_budget = -1;
     std::string                  thinking_message;
     std::string                  own_grammar; // the client's, for all of the answer
-    std::string                  result; // what the last call returned
+    std::string                  result;      // what the last call returned
 
     explicit es_chat_request(const es_chat & c) : chat(c) {}
 
@@ -28,7 +28,7 @@ struct es_chat_request {
     size_t n_messages() const { return inputs.messages.size(); }
     bool   is_answer(size_t i) const { return inputs.messages[i].role == "assistant"; }
     bool   is_continued() const { return inputs.continue_final_message != COMMON_CHAT_CONTINUATION_NONE; }
-    size_t n_input() const; // bytes of all messages
+    size_t n_input() const; // bytes of messages, tools and template
 
     // The system prompt and messages first..last as the template renders them, with the start of an answer or without.
     // What it renders for a message does not depend on messages more than a few turns before it: see first_near.
@@ -36,12 +36,14 @@ struct es_chat_request {
     size_t              first_near(size_t n_known) const;
     std::string         head();
 
+    bool        is_generic() const; // tools, and a template that knows none: see generic_tools.h
     bool        has_calls() const;
     bool        is_parsed() const;
     std::string grammar() const; // of the answer; empty: none
     common_json info() const;
 
 private:
+    void               read(const common_json & body);
     common_chat_params find_params();
     common_chat_params render(size_t first, size_t last, bool open, bool with_format) const;
 

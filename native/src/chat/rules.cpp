@@ -15,13 +15,11 @@ namespace {
 std::string pattern_of(const common_json & trigger) {
     const std::string value = trigger.at("value");
     switch ((common_grammar_trigger_type) trigger.at("type").get<int>()) {
-        case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:
-            return regex_escape(value);
-        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
-            return "^" + value.substr(value.substr(0, 1) == "^" ? 1 : 0) +
-                   (value.empty() || value.back() != '$' ? "$" : "");
-        default:
-            return value;
+    case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: return regex_escape(value);
+    case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+        return "^" + value.substr(value.substr(0, 1) == "^" ? 1 : 0) +
+               (value.empty() || value.back() != '$' ? "$" : "");
+    default: return value;
     }
 }
 
@@ -131,7 +129,7 @@ void es_rules::accept(llama_token token) {
         llama_sampler_accept(budget_.get(), token);
         // the end of thinking may be what the grammar waits for
         const bool           is_done = common_reasoning_budget_get_state(budget_.get()) == REASONING_BUDGET_DONE;
-        const llama_tokens * end = is_done ? common_reasoning_budget_get_end_match(budget_.get()) : nullptr;
+        const llama_tokens * end     = is_done ? common_reasoning_budget_get_end_match(budget_.get()) : nullptr;
         for (size_t i = 0; grammar_ && !applied && end && i < end->size(); ++i) {
             llama_sampler_accept(grammar_.get(), (*end)[i]);
         }

@@ -9,10 +9,27 @@ namespace {
 
 // Words that limit values and that the converter does not know.
 constexpr std::array unknown = {
-    "not",           "if",         "then",         "else",          "contains",        "patternProperties",
-    "propertyNames", "multipleOf", "uniqueItems",  "minProperties", "maxProperties",   "dependentRequired",
-    "minContains",   "maxContains", "dependencies", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems",
-    "$dynamicRef",   "$recursiveRef", "additionalItems",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "patternProperties",
+    "propertyNames",
+    "multipleOf",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+    "dependentRequired",
+    "minContains",
+    "maxContains",
+    "dependencies",
+    "dependentSchemas",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+    "$dynamicRef",
+    "$recursiveRef",
+    "additionalItems",
 };
 
 constexpr int n_repeats = 2000; // a grammar's, see llama-grammar.cpp

@@ -2,9 +2,12 @@
 
 #include "chat-auto-parser.h"
 #include "error.h"
+#include "es-template-budget.h"
 #include "support.h"
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
 
 namespace {
 
@@ -60,20 +63,32 @@ bool knows_calls(const common_chat_templates * templates) {
 
 } // namespace
 
-int32_t es_with_template(size_t, const std::function<void()> & f) {
+int32_t es_with_template(size_t n_input, const std::function<void()> & f) {
+    const char * subject = "the model's chat template";
     try {
+        const es_template_budget_scope budget(n_input);
         f();
         return ES_OK;
+    } catch (const es_template_stop & stop) {
+        switch (stop.reason) {
+        case es_template_stop::TIME:
+            return es_fail(ES_ERR_INVALID, "%s was stopped: not done after %g seconds", subject, ES_TEMPLATE_SECONDS);
+        case es_template_stop::DEPTH:
+            return es_fail(ES_ERR_INVALID, "%s was stopped: it is nested too deeply", subject);
+        default: return es_fail(ES_ERR_INVALID, "%s was stopped: it builds far more text than it was given", subject);
+        }
     } catch (const std::bad_alloc &) {
         return es_fail(ES_ERR_MEMORY, "out of memory");
+    } catch (const std::invalid_argument & e) { // of ours: a sentence about the request
+        return es_fail(ES_ERR_INVALID, "%s", e.what());
     } catch (const std::exception & e) {
-        return es_fail(ES_ERR_INVALID, "the model's chat template refuses the conversation: %s", reason(e.what()).c_str());
+        return es_fail(ES_ERR_INVALID, "%s refuses the conversation: %s", subject, reason(e.what()).c_str());
     }
 }
 
 int32_t es_chat::init(const llama_model * model, const char * chat_template) {
-    vocab   = llama_model_get_vocab(model);
-    add_bos = llama_vocab_get_add_bos(vocab);
+    vocab                    = llama_model_get_vocab(model);
+    add_bos                  = llama_vocab_get_add_bos(vocab);
     const std::string wanted = chat_template ? chat_template : "";
     is_builtin               = wanted != "chatml" && is_builtin_name(wanted);
     const bool is_jinja      = wanted.find("{{") != std::string::npos || wanted.find("{%") != std::string::npos;
@@ -81,7 +96,8 @@ int32_t es_chat::init(const llama_model * model, const char * chat_template) {
         return es_fail(ES_ERR_INVALID, "%s is neither a Jinja template nor the name of one of llama.cpp's",
                        wanted.substr(0, 64).c_str());
     }
-    const int32_t rc = es_with_template(wanted.size(), [&] {
+    const char *  own = llama_model_chat_template(model, nullptr);
+    const int32_t rc  = es_with_template(wanted.size() + (own ? strlen(own) : 0), [&] {
         templates = common_chat_templates_init(model, wanted);
         source    = common_chat_templates_source(templates.get());
         is_plain  = !is_builtin && !is_special(source);
@@ -105,13 +121,16 @@ int32_t es_chat::init(const llama_model * model, const char * chat_template) {
     for (const auto & [name, value] : common_chat_templates_get_caps(templates.get())) {
         caps[name] = value;
     }
-    info = common_json{ { "template", source }, { "is_fallback", is_fallback }, { "supports_tools", supports_tools }, { "caps", caps } }.dump_safe();
+    info = common_json{
+        { "template", source }, { "is_fallback", is_fallback }, { "supports_tools", supports_tools }, { "caps", caps }
+    }.dump_safe();
     return ES_OK;
 }
 
 es_tokens es_chat::tokenize(const std::string & text) const {
     es_tokens out(text.size() + 8);
-    int32_t   n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), out.data(), (int32_t) out.size(), false, true);
+    int32_t   n =
+        llama_tokenize(vocab, text.data(), (int32_t) text.size(), out.data(), (int32_t) out.size(), false, true);
     if (n < 0) {
         out.resize((size_t) -n);
         n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), out.data(), (int32_t) out.size(), false, true);

@@ -16,12 +16,12 @@ struct es_chat {
     const llama_vocab *       vocab = nullptr;
     common_chat_templates_ptr templates;
     std::string               source;
-    bool                      is_fallback    = false; // the model has none
-    bool                      is_builtin     = false; // one of llama.cpp's own, by name: no Jinja, no tools, no thinking
-    bool                      is_plain       = false; // common has no handler for it that rewrites messages
-    bool                      space_prefix   = false; // the tokenizer puts a space before the first word
-    bool                      add_bos        = false;
-    size_t                    n_call_id      = 0; // characters of a call's id that the template insists on; 0: any
+    bool                      is_fallback  = false; // the model has none
+    bool                      is_builtin   = false; // one of llama.cpp's own, by name: no Jinja, no tools, no thinking
+    bool                      is_plain     = false; // common has no handler for it that rewrites messages
+    bool                      space_prefix = false; // the tokenizer puts a space before the first word
+    bool                      add_bos      = false;
+    size_t                    n_call_id    = 0;       // characters of a call's id that the template insists on; 0: any
     bool                      supports_tools = false; // calls can be told from text
     std::string               eos_text;
     std::string               info;

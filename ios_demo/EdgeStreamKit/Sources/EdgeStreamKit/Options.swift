@@ -1,4 +1,5 @@
 import CEdgeStream
+import Foundation
 
 /// Type of the keys or values in the cache, by llama.cpp's names.
 public enum CacheType: String, Sendable, CaseIterable, Codable {
@@ -89,10 +90,41 @@ public struct Sampling: Sendable, Hashable {
     public var topP: Float = 0.95
     /// 0: off.
     public var minP: Float = 0.05
+    /// Locally typical sampling. 1: off.
+    public var typicalP: Float = 1
+    /// Standard deviations of the logits below the best that are kept. Negative: off.
+    public var topNSigma: Float = -1
+    /// Tokens that topP, minP, typicalP and XTC leave at least.
+    public var minKeep = 0
+    /// How often XTC drops the tokens above its threshold but for the least likely of them. 0: off.
+    public var xtcProbability: Float = 0
+    /// Above 0.5: off.
+    public var xtcThreshold: Float = 0.1
+    /// The temperature follows the entropy, by as much as this. 0: off.
+    public var dynamicTemperatureRange: Float = 0
+    public var dynamicTemperatureExponent: Float = 1
     /// 1: off.
     public var repeatPenalty: Float = 1
-    /// How many tokens the penalty looks back on, at most 4096.
-    public var repeatLastN = 64
+    /// How many tokens the penalties look back on; nil: as many as the cache holds.
+    public var repeatLastN: Int? = 64
+    public var frequencyPenalty: Float = 0
+    public var presencePenalty: Float = 0
+    /// DRY: the penalty of a token that continues a repetition. 0: off.
+    public var dryMultiplier: Float = 0
+    public var dryBase: Float = 1.75
+    public var dryAllowedLength = 2
+    /// How many tokens are searched for repetitions; nil: as many as the cache holds.
+    public var dryPenaltyLastN: Int? = 64
+    public var drySequenceBreakers = ["\n", ":", "\"", "*"]
+    /// 1 or 2, instead of all samplers but the temperature. 0: off.
+    public var mirostat = 0
+    public var mirostatTau: Float = 5
+    public var mirostatEta: Float = 0.1
+    /// With adaptive_p among the samplers: the probability to aim at. Negative: off.
+    public var adaptiveTarget: Float = -1
+    public var adaptiveDecay: Float = 0.9
+    /// Names in order; nil: penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature.
+    public var samplers: [String]?
     /// A bias per token, added to its logit.
     public var logitBias: [Int32: Float] = [:]
 
@@ -108,6 +140,8 @@ public struct AnswerOptions: Sendable, Hashable {
     public var maxTokens: Int?
     /// Write on where the model would end.
     public var ignoresEnd = false
+    /// End an answer that repeats itself over and over. nil: in conversations, not in plain streams.
+    public var endsLoops: Bool?
 
     public init(sampling: Sampling = Sampling(), maxTokens: Int? = nil, ignoresEnd: Bool = false) {
         self.sampling = sampling
@@ -117,21 +151,60 @@ public struct AnswerOptions: Sendable, Hashable {
 
     func withC<Result>(_ body: (es_app_answer_params) -> Result) throws(EdgeStreamError) -> Result {
         var p = es_app_answer_default_params()
-        p.sampling.seed = sampling.seed ?? UInt32.max
-        p.sampling.temp = sampling.temperature
-        p.sampling.top_k = try fit(sampling.topK, "topK")
-        p.sampling.top_p = sampling.topP
-        p.sampling.min_p = sampling.minP
-        p.sampling.repeat_penalty = sampling.repeatPenalty
-        p.sampling.repeat_last_n = try fit(sampling.repeatLastN, "repeatLastN")
+        p.sampling = try sampling.numbers()
         p.max_tokens = try maxTokens.map { n throws(EdgeStreamError) in Int64(try fit(n, "maxTokens") as UInt32) } ?? -1
         p.ignore_eos = ignoresEnd
+        p.loop_guard = endsLoops.map { $0 ? 1 : 0 } ?? -1
         let bias = sampling.logitBias.sorted { $0.key < $1.key }.map { es_logit_bias(token: $0.key, bias: $0.value) }
+        let samplers = sampling.samplers?.joined(separator: ";")
+        for text in sampling.drySequenceBreakers + [samplers ?? ""] {
+            try refuseZeroBytes(text)
+        }
         return bias.withUnsafeBufferPointer { buffer in
             p.sampling.logit_bias = buffer.baseAddress
             p.sampling.n_logit_bias = buffer.count
-            return body(p)
+            return withOptionalCString(samplers) { order in
+                p.sampling.samplers = order
+                return withCStrings(sampling.drySequenceBreakers) { breakers in
+                    p.sampling.dry_sequence_breakers = breakers.baseAddress
+                    p.sampling.n_dry_sequence_breakers = breakers.count
+                    return body(p)
+                }
+            }
         }
+    }
+}
+
+extension Sampling {
+    /// The C parameters, but for what points to memory.
+    fileprivate func numbers() throws(EdgeStreamError) -> es_sampler_params {
+        var p = es_sampler_default_params()
+        p.seed = seed ?? UInt32.max
+        p.temp = temperature
+        p.top_k = try fit(topK, "topK")
+        p.top_p = topP
+        p.min_p = minP
+        p.typical_p = typicalP
+        p.top_n_sigma = topNSigma
+        p.min_keep = try fit(minKeep, "minKeep")
+        p.xtc_probability = xtcProbability
+        p.xtc_threshold = xtcThreshold
+        p.dynatemp_range = dynamicTemperatureRange
+        p.dynatemp_exponent = dynamicTemperatureExponent
+        p.repeat_penalty = repeatPenalty
+        p.repeat_last_n = try repeatLastN.map { n throws(EdgeStreamError) in try fit(n, "repeatLastN") } ?? -1
+        p.frequency_penalty = frequencyPenalty
+        p.presence_penalty = presencePenalty
+        p.dry_multiplier = dryMultiplier
+        p.dry_base = dryBase
+        p.dry_allowed_length = try fit(dryAllowedLength, "dryAllowedLength")
+        p.dry_penalty_last_n = try dryPenaltyLastN.map { n throws(EdgeStreamError) in try fit(n, "dryPenaltyLastN") } ?? -1
+        p.mirostat = try fit(mirostat, "mirostat")
+        p.mirostat_tau = mirostatTau
+        p.mirostat_eta = mirostatEta
+        p.adaptive_target = adaptiveTarget
+        p.adaptive_decay = adaptiveDecay
+        return p
     }
 }
 
@@ -148,6 +221,15 @@ func refuseZeroBytes(_ text: String?) throws(EdgeStreamError) {
     if let text, text.utf8.contains(0) {
         throw EdgeStreamError(.invalid, "a text with a zero byte cannot be read")
     }
+}
+
+/// Calls body with an array of C strings.
+private func withCStrings<Result>(
+    _ texts: [String], _ body: (UnsafeBufferPointer<UnsafePointer<CChar>?>) -> Result
+) -> Result {
+    let copies = texts.map { text in text.withCString { UnsafePointer(strdup($0)) } }
+    defer { copies.forEach { free(UnsafeMutablePointer(mutating: $0)) } }
+    return copies.withUnsafeBufferPointer(body)
 }
 
 private func withOptionalCString<Result>(_ text: String?, _ body: (UnsafePointer<CChar>?) -> Result) -> Result {

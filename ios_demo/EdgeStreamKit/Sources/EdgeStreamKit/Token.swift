@@ -9,6 +9,8 @@ public struct Token: Sendable, Hashable {
         case length
         /// `Session.stop()`.
         case stopped
+        /// The answer repeated itself over and over (`AnswerOptions.endsLoops`). One period of the loop is kept.
+        case repetition
     }
 
     /// Nil if the answer was stopped.
@@ -30,6 +32,7 @@ public struct Token: Sendable, Hashable {
             case Int32(ES_APP_EOS.rawValue): .end
             case Int32(ES_APP_LENGTH.rawValue): .length
             case Int32(ES_APP_STOPPED.rawValue): .stopped
+            case Int32(ES_APP_REPETITION.rawValue): .repetition
             default: nil
             }
         var text = assembler.append(UnsafeRawBufferPointer(start: c.bytes, count: c.n_bytes))

@@ -5,7 +5,9 @@ import Foundation
 struct Arguments {
     static let usage = """
         usage: edge-chat [-m MODEL] [-c N_CTX] [-n MAX_TOKENS] [-s SEED] [--temp T] [-t THREADS] [-sys TEXT]
-                         [-tmpl NAME] [-ctk TYPE] [-ctv TYPE] [--session FILE] [--ignore-eos] [MESSAGE...]
+                         [--samplers NAME;...] [--dry-multiplier X] [--xtc-probability P] [--mirostat 1|2]
+                         [--adaptive-target P] [-tmpl NAME] [-ctk TYPE] [-ctv TYPE] [--session FILE] [--ignore-eos] [--no-loop-guard]
+                         [MESSAGE...]
 
         Says each message and prints the answers; without messages, reads them from the terminal, line by line, for as long
         as you like. Without -m, the demo model of `make build`.
@@ -32,6 +34,10 @@ struct Arguments {
                 answer.ignoresEnd = true
                 continue
             }
+            if word == "--no-loop-guard" {
+                answer.endsLoops = false
+                continue
+            }
             guard let value = rest.popFirst() else { throw Invalid(sentence: "\(word) needs a value") }
             switch word {
             case "-m": model = value
@@ -39,6 +45,11 @@ struct Arguments {
             case "-n": answer.maxTokens = try Self.number(word, value)
             case "-s": answer.sampling.seed = try Self.number(word, value)
             case "--temp": answer.sampling.temperature = try Self.number(word, value)
+            case "--samplers": answer.sampling.samplers = value.split(separator: ";").map(String.init)
+            case "--dry-multiplier": answer.sampling.dryMultiplier = try Self.number(word, value)
+            case "--xtc-probability": answer.sampling.xtcProbability = try Self.number(word, value)
+            case "--mirostat": answer.sampling.mirostat = try Self.number(word, value)
+            case "--adaptive-target": answer.sampling.adaptiveTarget = try Self.number(word, value)
             case "-t": options.threads = try Self.number(word, value)
             case "-sys": options.systemPrompt = value
             case "-tmpl": options.chatTemplate = value

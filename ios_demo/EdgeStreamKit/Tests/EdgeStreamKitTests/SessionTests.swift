@@ -116,6 +116,20 @@ struct SessionTests {
         #expect(try await session.stats().seen == seen(after: 4))
     }
 
+    @Test func anAnswerThatRepeatsItselfEnds() async throws {
+        let model = try await Demo.shared.model
+        let token = try #require(try model.tokenize(" sea").first)
+        let session = try await Session.open(model, options: small(1024))
+        var options = seeded(450)
+        options.sampling.logitBias[token] = 1000
+        let (text, tokens) = try await collect(session.answer(to: "Chant.", options: options))
+        #expect(tokens.last?.finish == .repetition && tokens.count == 388 && text.hasPrefix(" sea sea"))
+        #expect(await session.transcript().last?.text == " sea")  // one period stays
+        options.endsLoops = false
+        let (_, all) = try await collect(session.regenerate(options: options))
+        #expect(all.last?.finish == .length && all.count == 450)
+    }
+
     @Test func aNewMessageSupersedesAnOpenAnswer() async throws {
         let session = try await Session.open(Demo.shared.model, options: small())
         var first = session.answer(to: "Count.", options: seeded(nil)).makeAsyncIterator()
