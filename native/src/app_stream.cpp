@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "sampler_chain.h"
+#include "support.h"
 
 #include <algorithm>
 #include <cmath>
@@ -270,7 +271,7 @@ int32_t es_app_stream::unloop(es_loop loop) {
     size_t        n_taken = 0;
     const int32_t rc      = es_stream_unloop(stream_, loop, &n_taken);
     for (size_t i = cached.size() - n_taken; i < cached.size(); ++i) {
-        n_unlooped_ += model_->piece(cached[i]).size();
+        n_unlooped_ += es_piece(model_->vocab, cached[i], false).size();
     }
     return rc;
 }
