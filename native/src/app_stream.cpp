@@ -3,6 +3,7 @@
 #include "error.h"
 #include "support.h"
 #include "sampler_chain.h"
+#include "support.h"
 
 #include <algorithm>
 #include <cmath>
