@@ -27,7 +27,12 @@ doc_to_target: "{{{{target}}}}"
 target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
-DOCUMENTS = [("The sky is", " blue"), ("One two three four", " five six"), ("é" * 20, " ü"), ("a " * 60, "b c d")]
+DOCUMENTS = [
+    ("The sky is", " blue"),
+    ("One two three four", " five six"),
+    ("é" * 20, " ü"),
+    ("a" + " a" * 60, " b c d"),
+]
 
 
 def test_a_task_gets_the_streams_own_logprobs(

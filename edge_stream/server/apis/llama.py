@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 # names of Sampling's fields in llama-server's settings; "": written otherwise
 _SETTINGS = {"temp": "temperature", **dict.fromkeys(("seed", "logit_bias", "grammar", "json_schema", "chat"), "")}
-_OFF = {
-    "dynatemp_range": 0.0,
-    "dynatemp_exponent": 1.0,
-    "top_n_sigma": -1.0,
-    "xtc_probability": 0.0,
-    "xtc_threshold": 0.1,
-    "typical_p": 1.0,
-    "dry_multiplier": 0.0,
-    "mirostat": 0,
-    "adaptive_target": -1.0,
-    "adaptive_decay": 0.9,
-    "min_keep": 0,
-}
 _STOP_TYPES = {"eos": "eos", "grammar": "eos", "stop": "word"}  # of Finished.how; every other is a limit
 
 
@@ -339,8 +326,6 @@ def generation_settings(
     names = {f.name: _SETTINGS.get(f.name, f.name) for f in fields(sampling)}
     return {
         **{given: getattr(sampling, name) for name, given in names.items() if given},
-        # of samplers that are not there: what llama-server says when they are off
-        **{name: value for name, value in _OFF.items() if name not in names},
         "seed": sampling.seed & 0xFFFFFFFF,
         "logit_bias": [{"token": t, "bias": b if b > float("-inf") else None} for t, b in bias.items()],
         "grammar": sampling.grammar or "",
