@@ -207,7 +207,7 @@ ES_API int32_t es_sampler_choose(es_sampler * sampler, es_stream * stream, bool 
 ES_API int32_t es_stream_next(es_stream * stream, es_sampler * sampler, bool special, bool logprob, es_token * out);
 
 // Counts a token that was not sampled (the prompt) in penalties.
-ES_API int32_t  es_sampler_accept(es_sampler * sampler, llama_token token);
+ES_API int32_t es_sampler_accept(es_sampler * sampler, llama_token token);
 
 typedef struct es_candidate {
     llama_token token;

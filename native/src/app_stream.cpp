@@ -1,7 +1,6 @@
 #include "app_stream.h"
 
 #include "error.h"
-#include "support.h"
 #include "sampler_chain.h"
 #include "support.h"
 

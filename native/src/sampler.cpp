@@ -108,7 +108,8 @@ es_sampler::choice es_sampler::choose(llama_token_data_array & c, uint64_t n) co
         once(params.mirostat == 1 ? llama_sampler_init_mirostat(llama_vocab_n_tokens(vocab), 0, mu / 2.0f, 0.0f, 100)
                                   : llama_sampler_init_mirostat_v2(0, mu / 2.0f, 0.0f));
         const llama_token_data * drawn = draw(c, u);
-        return { drawn->id, { mu - params.mirostat_eta * (-std::log2(std::max(drawn->p, FLT_MIN)) - params.mirostat_tau) } };
+        return { drawn->id,
+                 { mu - params.mirostat_eta * (-std::log2(std::max(drawn->p, FLT_MIN)) - params.mirostat_tau) } };
     }
     if (!chain.is_adaptive()) {
         return { draw(c, u)->id, {} };
@@ -288,7 +289,8 @@ int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * out, in
     if (!sampler || !out || n < 0) {
         return 0;
     }
-    std::vector<llama_token_data> data(sampler->candidates.begin(), sampler->candidates.begin() + sampler->n_candidates);
+    std::vector<llama_token_data> data(sampler->candidates.begin(),
+                                       sampler->candidates.begin() + sampler->n_candidates);
     const auto more = [](const llama_token_data & a, const llama_token_data & b) { return a.logit > b.logit; };
     std::sort(data.begin(), data.end(), more);
     if (sampler->params.temp <= 0.0f && !data.empty()) {

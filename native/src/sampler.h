@@ -1,8 +1,8 @@
 // The sampler behind the C API.
 #pragma once
 
-#include "edge_stream.h"
 #include "chat/rules.h"
+#include "edge_stream.h"
 #include "sampler_chain.h"
 #include "sampler_state.h"
 
@@ -35,6 +35,6 @@ struct es_sampler {
     std::unique_ptr<es_rules>     rules; // never null
     std::vector<llama_token_data> candidates;
     size_t                        n_candidates = 0; // of them, that the last token was chosen from
-    const llama_vocab *           vocab = nullptr;
+    const llama_vocab *           vocab        = nullptr;
     std::string                   piece; // of the token that was described last
 };

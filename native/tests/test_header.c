@@ -54,10 +54,10 @@ int main(void) {
     es_chat *         chat         = NULL;
     es_conversation * conversation = NULL;
     const char *      json         = NULL;
-    uint32_t          n            = 0;
+    uint32_t          n_keep       = 0;
     EXPECT(es_chat_init(NULL, NULL, &chat) == ES_ERR_INVALID && !chat);
     EXPECT(es_conversation_init(NULL, NULL, NULL, &conversation) == ES_ERR_INVALID && !conversation);
-    EXPECT(es_conversation_n_keep(NULL, NULL, 1, 1, &n) == ES_ERR_INVALID);
+    EXPECT(es_conversation_n_keep(NULL, NULL, 1, 1, &n_keep) == ES_ERR_INVALID);
     EXPECT(es_conversation_say(NULL, "[]", NULL, NULL, NULL) == ES_ERR_INVALID);
     EXPECT(es_conversation_regenerate(NULL, NULL, NULL, NULL) == ES_ERR_INVALID);
     EXPECT(es_conversation_continue(NULL, NULL, NULL, NULL) == ES_ERR_INVALID);

@@ -361,7 +361,7 @@ void sessions(int32_t move) {
     write_file(broken, good + "x");
     assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_FORMAT);
     std::string newer = good;
-    newer[8]          = 2;
+    newer[8]          = 3;
     write_file(broken, newer);
     assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_VERSION);
     assert(b.stats().n_past == before);

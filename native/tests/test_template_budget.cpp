@@ -553,8 +553,8 @@ void schemas() {
         alike += "\"" + times(i + 1, "!") + R"(": {"type": "null"},)";
     }
     const std::string end = R"("z": {"type": "null"}}})";
-    assert(grammar(many + end, 0.1, 100 * MILLION) == "TIME");
-    assert(grammar(alike + end, 0.1, 100 * MILLION) == "TIME");
+    assert(grammar(many + end, 0.002, 100 * MILLION) == "TIME");
+    assert(grammar(alike + end, 0.002, 100 * MILLION) == "TIME");
 
     // as a tool's parameters: every choice of two is one of two
     auto        inputs = a_conversation();

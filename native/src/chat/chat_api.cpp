@@ -142,15 +142,16 @@ int32_t es_schema_to_grammar(const char * schema, const char ** grammar) {
     ES_REQUIRE(grammar);
     thread_local std::string result;
     *grammar = nullptr;
+    if (es_json_deep(schema)) {
+        return es_fail(ES_ERR_INVALID, "the JSON schema is nested too deeply");
+    }
     return es_guard([&]() -> int32_t {
-        try {
-            result   = es_schema_grammar(common_json::parse(schema));
-            *grammar = result.c_str();
-            return ES_OK;
-        } catch (const std::bad_alloc &) {
-            throw;
-        } catch (const std::exception & e) {
-            return es_fail(ES_ERR_INVALID, "%s", e.what());
+        common_json parsed = common_json::parse_no_throw(schema);
+        if (parsed.is_discarded()) {
+            return es_fail(ES_ERR_INVALID, "the JSON schema is not JSON");
         }
+        const int32_t rc = es_with_template(strlen(schema), [&] { result = es_schema_grammar(std::move(parsed)); });
+        *grammar         = rc == ES_OK ? result.c_str() : nullptr;
+        return rc;
     });
 }

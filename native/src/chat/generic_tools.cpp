@@ -77,9 +77,9 @@ std::vector<common_chat_msg> es_generic_messages(const std::vector<common_chat_m
 common_chat_params es_generic_params(const common_chat_templates_inputs & inputs) {
     common_chat_templates_inputs in = inputs;
     in.messages.resize(1);
-    in.messages[0]         = common_chat_msg();
-    in.messages[0].role    = "user";
-    in.messages[0].content = "Hello";
+    in.messages[0]            = common_chat_msg();
+    in.messages[0].role       = "user";
+    in.messages[0].content    = "Hello";
     in.add_generation_prompt  = true;
     in.continue_final_message = COMMON_CHAT_CONTINUATION_NONE;
     in.chat_template_kwargs.clear();

@@ -232,7 +232,10 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
         --fresh;
     }
     const std::string before = chat.text(held, fresh, keep);
-    const es_tokens   made   = fresh == keep ? rest : chat.tokenize(before + whole.substr(at));
+    const es_tokens   made   = fresh == keep ? rest
+                               : fresh == 0 || chat.is_control(held[fresh - 1])
+                                   ? chat.tokenize(before + whole.substr(at))
+                                   : chat.tokenize_within(before + whole.substr(at));
     size_t            same   = 0;
     while (same < keep - fresh && same < made.size() && made[same] == held[fresh + same]) {
         ++same;

@@ -139,6 +139,17 @@ es_tokens es_chat::tokenize(const std::string & text) const {
     return out;
 }
 
+es_tokens es_chat::tokenize_within(const std::string & text) const {
+    if (!space_prefix) {
+        return tokenize(text);
+    }
+    es_tokens  tokens = tokenize("\n" + text); // no token of such tokenizers goes across a line end
+    const auto is_end = [&](llama_token token) { return es_piece(vocab, token, true) == "\n"; };
+    const auto end    = std::find_if(tokens.begin(), tokens.end(), is_end);
+    tokens.erase(tokens.begin(), end == tokens.end() ? end : end + 1);
+    return tokens;
+}
+
 bool es_chat::is_control(llama_token token) const {
     return llama_vocab_is_control(vocab, token) || llama_vocab_is_eog(vocab, token);
 }

@@ -32,6 +32,7 @@ struct es_chat {
     int32_t init(const llama_model * model, const char * chat_template);
 
     es_tokens tokenize(const std::string & text) const;
+    es_tokens tokenize_within(const std::string & text) const; // as what follows other text
     bool      is_control(llama_token token) const;
 
     // The text that tokens first..last of a stream stand for, as a template would have written it.
