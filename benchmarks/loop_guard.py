@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_stream import Engine, Sampling
-from edge_stream.chat.templates import ChatTemplate, TurnRenderer
+from edge_stream.chat.core import ChatCore
 from edge_stream.generation import Token, Writer
 from edge_stream.loop_guard import LoopGuard
 from edge_stream.measure.table import markdown
@@ -65,15 +65,15 @@ def cycles(tokens: list[int]) -> tuple[int | None, float]:
 
 def answers(engine: Engine, prompts: list[str], max_tokens: int) -> Iterator[list[Token]]:
     """The answers, as they end."""
-    renderer = TurnRenderer(ChatTemplate.of(engine), None)
+    core = ChatCore(engine.backend.vocabulary)
     waiting, free = list(reversed(prompts)), list(range(engine.n_parallel))
     writing: dict[int, tuple[Writer, list[Token]]] = {}  # by sequence
     while waiting or writing:
         while waiting and free:
             seq_id = free.pop()
-            message, start = renderer.first(waiting.pop())
+            request = core.request({"messages": [{"role": "user", "content": waiting.pop()}]})
             stream = engine.stream(seq_id=seq_id)
-            stream.feed(engine.tokenize(renderer.head + message + start, special=True))
+            stream.feed(engine.tokenize(request.prompt, add_bos=engine.add_bos, special=True))
             writing[seq_id] = (stream.writer(max_tokens, sampling=Sampling(temp=0), loop_guard=True), [])
         order = sorted(writing)
         engine.feed_each([writing[i][0].stream for i in order], [writing[i][0].choose() for i in order])

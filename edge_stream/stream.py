@@ -228,7 +228,8 @@ class Stream:
     def _use_sampling(self, sampling: Sampling, ignore_eos: bool) -> None:
         """Make the sampler, unless the last generation's can continue. A grammar always restarts."""
         wanted = (sampling, ignore_eos)
-        if self.sampler and wanted == self._sampling and not (sampling.grammar or sampling.json_schema):
+        has_rules = sampling.grammar or sampling.json_schema or sampling.chat
+        if self.sampler and wanted == self._sampling and not has_rules:
             return
         self._free_sampler()
         self.sampler = make_sampler(self.backend.vocabulary, sampling, self.stats.n_ctx, ignore_eos)

@@ -1,215 +1,249 @@
-"""An engine without a model: one token per character, scripted answers, and the cache rules of a stream."""
+"""An engine whose model is a script: real streams and a real vocabulary, of a byte per token, over a decoder that
+predicts the answers that a test wrote down."""
 
 from __future__ import annotations
 
-import json
+import atexit
+import ctypes as C
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tiny_models import write_tiny_llama
 
-from edge_stream.chat.templates import CHATML
-from edge_stream.errors import EdgeStreamError, SessionError
-from edge_stream.generation import Token
-from edge_stream.sampling import Sampling
-from edge_stream.text import StopMatcher
+from edge_stream.backends import Capabilities, LoadOptions, ModelFacts, loading
+from edge_stream.engine import Engine
+from edge_stream.generation import Token, Writer
+from edge_stream.native import bindings
+from edge_stream.native.callbacks import Callbacks
+from edge_stream.stream import Stream
+from edge_stream.vocabulary import Vocabulary
 
-SPECIAL = {"<s>": 0x200000, "<|im_start|>": 0x200001, "<|im_end|>": 0x200002, "</s>": 0x200003}
-BOS, END, EOS = SPECIAL["<s>"], SPECIAL["<|im_end|>"], SPECIAL["</s>"]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+#: ChatML with thoughts, which only the answers after the last question keep.
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and m.reasoning_content and loop.index0 > ns.last %}"
+    "{{ '<think>\n' + m.reasoning_content|trim + '\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+_N_VOCAB = 259 + len(SPECIAL) + 1  # and a space
 
 
-class FakeStream:
-    """Tokens in a list; keeps the first n_keep and the newest that fit."""
+@lru_cache
+def _folder() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="edge-stream-fake-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
-    def __init__(self, engine: FakeEngine, n_keep: int, n_boundary: int) -> None:
-        self.engine, self.n_keep, self.n_boundary = engine, n_keep, n_boundary
-        self.user = b""
-        self.closed = False
-        self.reset()
 
-    def reset(self) -> None:
-        self.all: list[int] = []
-        self.has_logits = False
-        self.cached = 0
-        self.n_slides = 0
-        self.marks: list[int] = []
+@lru_cache
+def vocabulary(chat_template: str | None, add_bos: bool) -> Vocabulary:
+    """A byte per token, and ChatML's tokens. The model behind it is kept for other tests."""
+    import gguf
 
-    def feed(
-        self,
-        text: str | Sequence[int],
-        *,
-        special: bool = False,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        assert not self.closed
-        if isinstance(text, str):
-            text = self.engine.tokenize(text, add_bos=not self.all and self.engine.add_bos, special=special)
-        if not text:
-            raise EdgeStreamError("there is no text to feed: the prompt is empty")
-        self.has_logits = True
-        step = len(text) if on_progress is None else 16
-        for start in range(0, len(text), step):
-            part = list(text[start : start + step])
-            self.all += part
-            self.cached += len(part)
-            if self.cached > self.engine.n_ctx:
-                self.cached = self.engine.n_ctx
-                self.n_slides += 1
-            if on_progress is not None:
-                on_progress(min(start + step, len(text)), len(text))
-        return len(text)
+    llama = loading.start(False)
+    path = _folder() / f"{abs(hash((chat_template, add_bos)))}.gguf"
+    options = {"n_vocab": _N_VOCAB, "special_tokens": SPECIAL, "chat_template": chat_template}
+    write_tiny_llama(path, n_layer=1, n_head=1, n_head_kv=1, head_dim=16, **options)  # type: ignore[arg-type]
+    if not add_bos:
+        reader = gguf.GGUFReader(path, "r+")
+        reader.fields["tokenizer.ggml.add_bos_token"].parts[-1][0] = False
+        del reader
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    model = loading.load_model(path, params, Callbacks())
+    assert model
+    return Vocabulary(model)
 
-    def generate(
-        self,
-        max_tokens: int = -1,
-        *,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        logprobs: bool = False,
-        ignore_eos: bool = False,
-        special: bool = False,
-        loop_guard: bool = False,
-    ) -> Iterator[Token]:
-        self.engine.samplings.append(sampling)
-        answer = self.engine.answers.pop(0)
-        script = [ord(c) for c in answer] + [END]
-        matcher = StopMatcher(stop)
-        n = 0
-        while max_tokens < 0 or n < max_tokens:
-            assert self.has_logits, "nothing was fed since a rewind or reset"
-            token = script[n % len(script)] if ignore_eos else script[n]
-            if ignore_eos and token == END:
-                token = ord(" ")
-            self.feed([token])
-            n += 1
-            if self.engine.on_token:
-                self.engine.on_token(n)
-            eos = token == END
-            shown, stopped = matcher.push("" if eos else chr(token))
-            finish = "stop" if stopped else "eos" if eos else "length" if n == max_tokens else None
-            yield Token(
-                shown, token, None, finish, len(self.all), self.cached, 100.0, reasoning=n <= self.engine.n_thinking
+
+class FakeBackend:
+    """See backends.Backend. The decoder keeps nothing: what it predicts is the engine's script."""
+
+    capabilities = Capabilities("the fake", 1, ("f16",), ("auto",), ("auto",), ("stream",), False, False, False)
+    sink_move, n_spare, n_threads, state_bytes, kv_bytes_per_token = "none", 0, 1, 0, 1024
+    devices: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.path, self.callbacks, self._engine = Path(__file__), Callbacks(), engine
+        self.options = LoadOptions(n_batch=64, n_ubatch=64)
+        self.facts = ModelFacts("fake", "llama", {}, 8192, 1, self.path.stat().st_size, 1, 1, False, 1)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the engine's template."""
+        return vocabulary(THINKING if self._engine.n_thinking else self._engine.chat_template, self._engine.wants_bos)
+
+    def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
+        """See Backend."""
+        handle, kept = C.c_void_p(), np.zeros(0, np.float32)
+
+        def decode(_user: object, step: Any) -> int:
+            nonlocal kept
+            s = step.contents
+            kept = self._engine.predict(s.n_tokens, s.all_logits)
+            return int(kept.ctypes.data)
+
+        def state_set(_user: object, _step: Any, _data: int, size: int) -> bool:
+            return size == 8
+
+        self._functions = tuple(
+            self.callbacks.guard(kind, function)
+            for kind, function in (
+                (bindings.DecodeFunction, decode),
+                (bindings.RebaseFunction, lambda *_: True),
+                (bindings.StateSizeFunction, lambda *_: 8),
+                (bindings.StateGetFunction, lambda *_: True),
+                (bindings.StateSetFunction, state_set),
             )
-            if finish:
-                return
+        )
+        decoder = bindings.Decoder(None, self._engine.n_ctx, 64, *self._functions)
+        lib = bindings.library()
+        bindings.check(lib.es_stream_init_decoder(self.vocabulary.model, decoder, params, C.byref(handle)))
+        return handle
+
+    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
+        """See Backend."""
+        return n_cells * self.kv_bytes_per_token, 0
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """The vocabulary stays."""
+
+
+class FakeStream(Stream):
+    """A stream that remembers how it was made, and what it held when it was closed."""
+
+    engine: FakeEngine
+    n_keep: int
+    n_boundary: int
+    _left: tuple[list[int], Any] | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._left is not None
+
+    @property
+    def all(self) -> list[int]:
+        """The tokens of the cache."""
+        return self._left[0] if self._left else self.tokens()
+
+    @property
+    def n_past(self) -> int:
+        return int((self._left[1] if self._left else self.stats).n_past)
+
+    @property
+    def text(self) -> str:
+        """The same, control tokens spelled out."""
+        return b"".join(self.engine.token_to_piece(t, special=True) for t in self.all).decode(errors="replace")
+
+    def writer(self, *arguments: Any, **options: Any) -> Writer:
+        made = super().writer(*arguments, **options)
+        if not made.finished:
+            self.engine.samplings.append(options.get("sampling"))
+            self.engine.begin(self, options.get("ignore_eos", False))
+        counts, step = itertools.count(1), made.next
+
+        def following() -> Token:
+            token = step()
+            if self.engine.on_token:
+                self.engine.on_token(next(counts))
+            return token
+
+        made.next = following  # type: ignore[method-assign]
+        return made
 
     def score(self, tokens: Sequence[int], *, chunk: int | None = None) -> Any:
         self.feed(tokens)
         return np.full(len(tokens), math.log(2.0 if self.n_keep else 4.0))
 
-    def mark(self) -> None:
-        self.marks.append(len(self.all))
-
-    def rewind(self, n: int) -> None:
-        if n > self.cached - min(self.n_keep, self.cached):
-            raise EdgeStreamError("cannot rewind past the window")
-        self.has_logits = False
-        del self.all[len(self.all) - n :]
-        self.cached -= n
-
-    def rebase(self) -> None:
-        """Positions here are only counted."""
-
-    @property
-    def logits(self) -> list[float] | None:
-        """What generate goes by."""
-        return [0.0] if self.has_logits else None
-
-    def tokens(self) -> list[int]:
-        sinks = min(self.n_keep, self.cached)
-        return self.all[:sinks] + self.all[len(self.all) - (self.cached - sinks) :]
-
-    def save(self, path: str, user: bytes = b"") -> None:
-        state = {"all": self.all, "cached": self.cached, "n_keep": self.n_keep, "user": user.decode()}
-        Path(path).write_text(json.dumps(state))
-
-    @property
-    def stats(self) -> SimpleNamespace:
-        sinks = min(self.n_keep, self.cached)
-        return SimpleNamespace(
-            n_past=len(self.all), n_cached=self.cached, n_evicted=len(self.all) - self.cached,
-            n_slides=self.n_slides, n_rebases=0, n_ctx=self.engine.n_ctx, n_keep=self.n_keep, n_sinks=sinks,
-            n_window=self.cached - sinks, t_slide_us=0, t_decode_us=0, sink_move=self.engine.sink_move,
-        )  # fmt: skip
-
     def close(self) -> None:
-        self.closed = True
-
-    def __enter__(self) -> FakeStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def text(self) -> str:
-        """Everything it was fed, control tokens spelled out."""
-        return "".join(self.engine.token_to_piece(t, special=True).decode() for t in self.all)
+        if not self.closed:
+            self._left = self.tokens(), self.stats
+            super().close()
 
 
-class FakeEngine:
-    """What the layers above need of an Engine."""
+class FakeEngine(Engine):
+    """What the layers above need of an Engine.
 
-    loads: list[dict[str, Any]]
+    answers: what the model is to say, an answer each; <|im_end|> follows. n_thinking: characters of every answer that
+    are thoughts. on_token(n) is called after the n-th token of an answer. streams: all that were made.
+    """
+
+    n_ctx, n_keep, n_ctx_train, sink_move = 4096, 4, 8192, "none"  # type: ignore[assignment]
+    desc, architecture, is_recurrent, state_bytes = "fake", "llama", False, 0  # type: ignore[assignment]
+    chat_template: str | None = CHATML  # type: ignore[assignment]
 
     def __init__(self, n_ctx: int = 4096, chat_template: str | None = CHATML) -> None:
+        super().__init__(FakeBackend(self))  # type: ignore[arg-type]
         self.n_ctx, self.chat_template = n_ctx, chat_template
-        self.n_keep, self.sink_move, self.desc, self.architecture = 4, "bank", "fake", "llama"
-        self.is_recurrent, self.state_bytes, self.proof = False, 0, None
-        self.bos, self.eos, self.add_bos, self.n_ctx_train = BOS, EOS, False, 8192
-        self.n_vocab, self.kv_bytes_per_token, self.model_path = 0x200004, 1024, Path(__file__)
-        self.n_bytes = self.model_path.stat().st_size
-        self.metadata: dict[str, str] = {}
-        self.devices: list[Any] = []
+        self.wants_bos, self.n_thinking = False, 0
         self.answers: list[str] = []
         self.samplings: list[Any] = []
         self.streams: list[FakeStream] = []
         self.on_token: Callable[[int], None] | None = None
         self.closed = False
-        self.n_thinking = 0  # tokens of every answer that are thoughts
+        self._script: list[int] = []
+        self._at: int | None = None  # in the script; None: reading
+        self._ignore_eos = False
+        self._predicted = -1
 
-    def cache_bytes(self, n_cells: int) -> tuple[int, int]:
-        return n_cells * self.kv_bytes_per_token, 0
+    def stream(self, **options: Any) -> FakeStream:
+        made = super().stream(**options)
+        made.__class__ = FakeStream
+        assert isinstance(made, FakeStream)
+        made.engine, made.n_boundary = self, options.get("n_boundary", 0)
+        made.n_keep = made.stats.n_keep
+        self.streams.append(made)
+        return made
 
-    def tokenize(self, text: str, *, add_bos: bool = False, special: bool = False) -> list[int]:
-        tokens = [BOS] if add_bos else []
-        while text:
-            name = next((s for s in SPECIAL if special and text.startswith(s)), None)
-            tokens.append(SPECIAL[name] if name else ord(text[0]))
-            text = text[len(name) if name else 1 :]
-        return tokens
+    def script_of(self, answer: str) -> list[int]:
+        if self.n_thinking:
+            answer = f"<think>\n{answer[: self.n_thinking]}\n</think>\n\n{answer[self.n_thinking :]}"
+        return [*self.tokenize(answer, special=True), *self.tokenize("<|im_end|>", special=True)]
 
-    def token_to_piece(self, token: int, special: bool = False) -> bytes:
-        for name, number in SPECIAL.items():
-            if token == number:
-                return name.encode() if special else b""
-        return chr(token).encode()
+    def begin(self, stream: FakeStream, ignore_eos: bool) -> None:
+        """The next answer begins: its first token must be what is predicted now."""
+        self._script, self._at, self._ignore_eos = self.script_of(self.answers.pop(0)), 0, ignore_eos
+        if self._predicted != self._script[0]:
+            self._at = -1
+            last = stream.tokens()[-1:]
+            stream.rewind(1)
+            stream.feed_tokens(last)
 
-    def is_eog(self, token: int) -> bool:
-        return token in (END, EOS)
-
-    def stream(self, *, n_keep: int | None = None, n_boundary: int = 0) -> FakeStream:
-        self.streams.append(FakeStream(self, self.n_keep if n_keep is None else n_keep, n_boundary))
-        return self.streams[-1]
-
-    def restore(self, path: str) -> FakeStream:
-        try:
-            state = json.loads(Path(path).read_text())
-        except (ValueError, OSError) as error:
-            raise SessionError(f"{path} is not a session file") from error
-        stream = self.stream(n_keep=state["n_keep"])
-        stream.all, stream.cached, stream.user = state["all"], state["cached"], state["user"].encode()
-        stream.has_logits = bool(stream.all)  # a session holds them
-        return stream
+    def predict(self, n_tokens: int, all_logits: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The logits after a step."""
+        if self._at is not None and n_tokens == 1 and (self._ignore_eos or self._at < len(self._script) - 1):
+            self._at += 1
+            token = self._script[self._at % len(self._script)]
+        else:
+            self._at = None
+            token = self.script_of(self.answers[0])[0] if self.answers else self.eos
+        self._predicted = token
+        logits = np.zeros((n_tokens if all_logits else 1, _N_VOCAB), np.float32)
+        logits[:, ord(" ") + 3] = 50.0
+        logits[:, token] = 100.0
+        return logits
 
     def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
         self.closed = True
-
-    def __enter__(self) -> FakeEngine:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

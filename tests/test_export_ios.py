@@ -107,12 +107,18 @@ def test_refusals(run: Run, tiny: Path, tmp_path: Path) -> None:
         return result.stderr
 
     part = tmp_path / "m-00001-of-00002.gguf"
-    assert "no chat template" in sentence("-m", str(tiny)) and "--chat-template" in sentence("-m", str(tiny))
     assert "pigeon" in sentence("-m", str(tiny), "--chat-template", "pigeon")
+    assert "--chat-template" not in sentence("-m", str(tiny), "--chat-template", "{% for %}")
     assert "does not fit" in sentence("-m", "demo", "--memory", "100M")
     assert "does not exist" in sentence("-m", "nothing.gguf")
     shutil.copy(tiny, part)
     assert "merge" in sentence("-m", str(part))
+
+
+def test_without_a_template_it_says_what_is_used(run: Run, tiny: Path, tmp_path: Path) -> None:
+    result = run("-m", str(tiny), "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "no chat template: ChatML is used; --chat-template gives another" in result.stderr
 
 
 def test_every_figure_has_a_source(run: Run) -> None:

@@ -353,8 +353,11 @@ def test_a_template_of_the_users_is_used(run: Run, loader: Loader, tmp_path: Pat
     flags = ["--chat-template-file", str(tmp_path / "t.jinja"), "--chat-template-kwargs", '{"end": ";"}']
     run("chat", "-m", "x", "-p", "hi", "-st", *flags)
     assert loader.engine.streams[0].text.startswith("<user>hi;<assistant>one")
-    refused = run("chat", "-m", "x", "--chat-template", "llama2", input="hi")
-    assert "the only one known by name is chatml" in refused.stderr
+    loader.engine.answers.append("two")
+    run("chat", "-m", "x", "--chat-template", "llama2", "-p", "hi", "-st")
+    assert "[INST] hi [/INST]two" in loader.engine.streams[-1].text
+    refused = run("chat", "-m", "x", "--chat-template", "pigeon", input="hi")
+    assert "pigeon is neither a Jinja template nor the name of one of llama.cpp's" in refused.stderr
 
 
 def test_a_pasted_line_of_llama_server(loader: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,17 +69,24 @@ class ChatCore:
         lib = chat_bindings.library()
         source = template.encode(errors="replace") if template else None
         bindings.check(lib.es_chat_init(vocabulary.model, source, C.byref(handle)))
-        self._handle = handle
+        self.handle = handle
         weakref.finalize(self, lib.es_chat_free, handle)
 
     @cached_property
     def info(self) -> dict[str, Any]:
         """`template`, `is_fallback` (the model has none: ChatML) and `caps`, by llama.cpp's names."""
-        return dict(json.loads(chat_bindings.library().es_chat_info(self._handle)))
+        return dict(json.loads(chat_bindings.library().es_chat_info(self.handle)))
 
     def request(self, body: Mapping[str, Any]) -> ChatRequest:
         """A conversation and how to answer it: see edge_stream_chat.h. Raises EdgeStreamError if it is refused."""
         return ChatRequest(self, body)
+
+    def n_keep(self, options: bytes, n_ctx: int, n_keep: int) -> int:
+        """The sinks of a stream for a conversation with these options: see es_conversation_n_keep."""
+        out = C.c_uint32()
+        lib = chat_bindings.library()
+        bindings.check(lib.es_conversation_n_keep(self.handle, options, n_ctx, n_keep, C.byref(out)))
+        return out.value
 
 
 class ChatRequest:
@@ -90,7 +97,7 @@ class ChatRequest:
         handle = C.c_void_p()
         lib = chat_bindings.library()
         data = sendable(json.dumps(body, ensure_ascii=False)).encode()
-        bindings.check(lib.es_chat_request_init(core._handle, data, C.byref(handle)))
+        bindings.check(lib.es_chat_request_init(core.handle, data, C.byref(handle)))
         self.handle = handle
         weakref.finalize(self, lib.es_chat_request_free, handle)
         info = json.loads(self._call("info"))

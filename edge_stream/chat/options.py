@@ -43,6 +43,17 @@ class ChatOptions:
         return {**self.template_kwargs, **thinking}
 
     @property
+    def request(self) -> dict[str, Any]:
+        """The same as part of a request: see edge_stream_chat.h."""
+        return {
+            "chat_template_kwargs": dict(self.template_kwargs),
+            "enable_thinking": self.enable_thinking,
+            "reasoning_format": self.reasoning_format,
+            "thinking_budget_tokens": self.reasoning_budget,
+            "reasoning_budget_message": self.reasoning_budget_message,
+        }
+
+    @property
     def tag(self) -> str:
         """Identifies what conversations are rendered with; "" for the model's own template without variables."""
         if self.template is None and not self.variables:

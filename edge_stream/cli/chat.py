@@ -147,7 +147,7 @@ class Chat:
         self._chat = chat
         self._lines = Lines(simple=flags["simple_io"], multiline=flags["multiline_input"])
         self._colored = flags["color"] == "on" or (flags["color"] == "auto" and sys.stdout.isatty())
-        self._thinking = False
+        self._thinking, self._last = False, ""
 
     def loop(self, first: str | None = None) -> None:
         """Answer the first message, if there is one, then read and answer others until Ctrl-D or /exit."""
@@ -332,6 +332,7 @@ class Chat:
             return
         if token.text:
             self._switch(token.reasoning)
+            self._last = token.text[-1]
         click.echo(token.text, nl=False, color=self._colored)
 
     def _switch(self, thinking: bool) -> None:
@@ -340,7 +341,9 @@ class Chat:
             return
         self._thinking = thinking
         begin, end = (_DIM, _PLAIN) if self._colored else ("", "")
-        click.echo(f"{begin}[Start thinking]\n" if thinking else f"\n[End thinking]{end}\n\n", nl=False, color=True)
+        line = "" if self._last == "\n" else "\n"
+        text = f"{begin}[Start thinking]\n" if thinking else f"{line}[End thinking]{end}\n\n"
+        click.echo(text, nl=False, color=True)
 
 
 def _file(argument: str, command: str) -> Path:

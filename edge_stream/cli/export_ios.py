@@ -50,7 +50,9 @@ from edge_stream.ios.phones import PHONES
     "-ctv", "--cache-type-v", type=click.Choice(list(CACHE_TYPES)), help="Default: f16 if that fits, else q8_0."
 )
 @click.option(
-    "--chat-template", metavar="NAME", help="One of llama.cpp's (chatml, llama3, ...) instead of the model's."
+    "--chat-template",
+    metavar="TEMPLATE",
+    help="Jinja, or the name of one of llama.cpp's (chatml, llama3, ...), instead of the model's.",
 )
 @click.option("--name", help="Name to show in the app. Default: that of the file.")
 @click.option(
@@ -82,6 +84,8 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
     choice = export.choose(path, export.ExportRequest(**flags), allowed)
+    if choice.note:
+        click.echo(f"note: {choice.note}; --chat-template gives another", err=True)
     with Meter(in_bytes=True) as meter:
         manifest = export.export(
             path,

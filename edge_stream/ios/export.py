@@ -36,13 +36,17 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """Cache settings and the memory they take, in bytes (es_app_memory, for this machine's backend)."""
+    """Cache settings and the memory they take, in bytes (es_app_memory, for this machine's backend).
+
+    note: a sentence about the chat template, or "".
+    """
 
     n_ctx: int
     n_keep: int
     cache_type_k: str
     cache_type_v: str
     memory: dict[str, int]
+    note: str = ""
 
     @property
     def peak(self) -> int:
@@ -55,12 +59,12 @@ def choose(path: Path, request: ExportRequest, limit: int) -> Choice:
 
     Raises EdgeStreamError if none fits, or if the model cannot stream or chat.
     """
-    info = _inspect(path, request.chat_template)
+    info, note = _inspect(path, request.chat_template)
     n_keep = info["n_keep"] if request.n_keep is None else request.n_keep
     smallest: Choice | None = None
     for n_ctx, type_k, type_v in _candidates(info, request):
         memory = _memory(path, n_ctx, n_keep, type_k, type_v, request.chat_template)
-        choice = Choice(n_ctx, n_keep, type_k, type_v, memory)
+        choice = Choice(n_ctx, n_keep, type_k, type_v, memory, note)
         if choice.peak <= limit:
             return choice
         smallest = choice if smallest is None or choice.peak < smallest.peak else smallest
@@ -82,22 +86,22 @@ def _candidates(info: dict[str, int], request: ExportRequest) -> Iterator[tuple[
             return
 
 
-def _inspect(path: Path, chat_template: str | None) -> dict[str, int]:
-    """The model's training length and its defaults (n_ctx: 0 if it has none)."""
+def _inspect(path: Path, chat_template: str | None) -> tuple[dict[str, int], str]:
+    """The model's training length and its defaults (n_ctx: 0 if it has none), and a sentence about its template."""
     lib, model, info = app_bindings.library(), C.c_void_p(), app_bindings.ModelInfo()
     bindings.check(lib.es_app_model_load(os.fsencode(path), lib.es_app_model_default_params(), C.byref(model)))
     try:
         reason = C.create_string_buffer(512)
-        if not lib.es_app_model_can_chat(model, chat_template and chat_template.encode(), reason, len(reason)):
-            hint = "" if chat_template else "; --chat-template chooses one"
-            raise EdgeStreamError(
-                f"the app cannot chat with {path.name}: {reason.value.decode(errors='replace')}{hint}"
-            )
+        can = lib.es_app_model_can_chat(model, chat_template and chat_template.encode(), reason, len(reason))
+        note = reason.value.decode(errors="replace")
+        if not can:
+            hint = "" if chat_template else "; --chat-template gives another"
+            raise EdgeStreamError(f"the app cannot chat with {path.name}: {note}{hint}")
         bindings.check(lib.es_app_model_get_info(model, C.byref(info)))
     finally:
         lib.es_app_model_free(model)
     asked = read_model_defaults(path).get("n_ctx", 0)  # info.n_ctx would be the facade's default
-    return {"n_ctx_train": info.n_ctx_train, "n_ctx": asked, "n_keep": info.n_keep}
+    return {"n_ctx_train": info.n_ctx_train, "n_ctx": asked, "n_keep": info.n_keep}, note
 
 
 def _memory(path: Path, n_ctx: int, n_keep: int, type_k: str, type_v: str, template: str | None) -> dict[str, int]:

@@ -52,6 +52,8 @@ class SessionParams(C.Structure):
         ("chat", C.c_bool),
         ("chat_template", C.c_char_p),
         ("system", C.c_char_p),
+        ("tools", C.c_char_p),
+        ("thinking", C.c_int32),
     ]
 
 

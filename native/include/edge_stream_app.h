@@ -58,13 +58,11 @@ ES_API int32_t es_app_model_load(const char * path, es_app_model_params params, 
 ES_API void    es_app_model_free(es_app_model * model); // NULL is fine
 ES_API int32_t es_app_model_get_info(const es_app_model * model, es_app_model_info * out);
 
-// True if the model has a chat template that llama.cpp supports without Jinja, or chat_template names one (chatml,
-// llama3, gemma, ...). Otherwise reason gets one sentence (0-terminated, at most n_reason bytes).
+// Whether conversations are possible: false only if the chat template is broken. chat_template: as in a session's
+// parameters. reason gets one sentence: why not, or that the model has no template and ChatML is used; else it is empty
+// (0-terminated, at most n_reason bytes).
 ES_API bool es_app_model_can_chat(const es_app_model * model, const char * chat_template, char * reason,
                                   size_t n_reason);
-
-// The names of llama.cpp's built-in templates, by index; NULL past the last.
-ES_API const char * es_app_template_name(size_t index);
 
 // Tokenizes text. Returns the number of tokens, or -1 (es_last_error); writes at most n_max. special: text such as
 // <|im_end|> becomes the control token of that name.
@@ -91,8 +89,10 @@ typedef struct es_app_session_params {
     const char * cache_type_v; // the same; quantised types need flash attention
     int32_t flash_attn; // 1: on, 0: off, -1: where supported, but not for an f32 cache, which it would round (default)
     bool    chat;       // a conversation (default); false: a plain stream, without template
-    const char * chat_template; // NULL: the model's own; else the name of one of llama.cpp's
+    const char * chat_template; // NULL: the model's own; else Jinja, or the name of one of llama.cpp's (chatml, ...)
     const char * system;        // system prompt, pinned; NULL: none
+    const char * tools;         // what the model may call, as in OpenAI's requests: a JSON list, pinned; NULL: none
+    int32_t      thinking;      // whether the model shall think: 1: yes, 0: no, -1: as its template has it (default)
 } es_app_session_params;
 
 // Memory that a session needs in bytes, computed without loading weights: exactly what llama.cpp allocates. The app
@@ -117,9 +117,12 @@ typedef struct es_app_session_info {
 } es_app_session_info;
 
 typedef struct es_app_message {
-    const char * role; // "user" or "assistant"
-    const char * text; // valid UTF-8; may contain zero bytes
+    const char * role; // "user", "assistant" or "tool"
+    const char * text; // valid UTF-8, as thinking; both may contain zero bytes
     size_t       n_text;
+    const char * thinking;
+    size_t       n_thinking;
+    const char * tool_calls; // what the model wants to be called, as in OpenAI's messages: a JSON list; NULL: nothing
 } es_app_message;
 
 ES_API es_app_session_params es_app_session_default_params(void);
@@ -129,9 +132,9 @@ ES_API int32_t es_app_memory_need(const char * path, es_app_model_params model, 
 
 ES_API int32_t es_app_session_open(es_app_model * model, es_app_session_params params, es_app_session ** out);
 
-// Resumes a saved session. Cache size, sinks and system prompt come from the file; cache types, threads and chat
-// template from params. Sessions are interchangeable with those of the Python package (edge-stream chat --session). The
-// file is not changed.
+// Resumes a saved session. Cache size, sinks, system prompt and tools come from the file; cache types, threads, chat
+// template and thinking from params. Sessions are interchangeable with those of the Python package (edge-stream chat
+// --session). The file is not changed.
 ES_API int32_t es_app_session_restore(es_app_model * model, es_app_session_params params, const char * path,
                                       es_app_session ** out);
 ES_API void    es_app_session_free(es_app_session * session); // NULL is fine
@@ -172,12 +175,15 @@ typedef enum es_app_finish {
     ES_APP_REPETITION = 4  // loop_guard: all but one period of the loop was taken back, from the transcript as well
 } es_app_finish;
 
+// A conversation's bytes are whole characters, without the markup of thinking and tool calls; a plain stream's may end
+// inside a character. Where thinking ends within a token, there are two records of it.
 typedef struct es_app_token {
-    const char * bytes; // not 0-terminated; may end inside a character; valid until the next call on the session
+    const char * bytes; // not 0-terminated; valid until the next call on the session
     size_t       n_bytes;
-    int32_t      token;  // -1 if there is none
-    int32_t      finish; // es_app_finish
-    int64_t      n_past; // tokens seen since the stream's start, including this one
+    bool         is_thinking; // the bytes belong to the model's thinking
+    int32_t      token;       // -1 if there is none
+    int32_t      finish;      // es_app_finish
+    int64_t      n_past;      // tokens seen since the stream's start, including this one
     uint32_t     n_cached;
     float        tokens_per_s; // average of this answer
     es_loop      loop;         // ES_APP_REPETITION: what was repeated
@@ -193,8 +199,17 @@ ES_API es_app_answer_params es_app_answer_default_params(void);
 ES_API int32_t es_app_say(es_app_session * session, const char * text, es_app_answer_params params,
                           es_app_progress on_progress, void * user);
 
-// Discards the last answer and opens a new one.
+// The same with messages as in OpenAI's requests, a JSON list. Answers tool calls: {"role": "tool", "tool_call_id":
+// ..., "content": ...} for each.
+ES_API int32_t es_app_say_messages(es_app_session * session, const char * messages, es_app_answer_params params,
+                                   es_app_progress on_progress, void * user);
+
+// Discards the last answer and opens a new one. If that fails, the conversation is unchanged.
 ES_API int32_t es_app_regenerate(es_app_session * session, es_app_answer_params params);
+
+// Goes on with the last answer, which was ended by max_tokens, es_app_stop or es_app_end. ES_ERR_INVALID if there is
+// none, or if the model ended it.
+ES_API int32_t es_app_continue(es_app_session * session, es_app_answer_params params);
 
 // Plain streams: feeds any amount of text (at the start with BOS if the model expects one). If stopped, what was fed
 // stays.
@@ -208,7 +223,7 @@ ES_API int32_t es_app_begin(es_app_session * session, es_app_answer_params param
 // Generates one token. Unless out->finish is ES_APP_UNFINISHED, the answer has been ended, as by es_app_end.
 ES_API int32_t es_app_next(es_app_session * session, es_app_token * out);
 
-// Ends the open answer, if there is one; what was generated stays, as a complete turn.
+// Ends the open answer, if there is one; what was generated stays.
 ES_API int32_t es_app_end(es_app_session * session);
 
 // es_app_next until the answer ends. on_token gets every record, including the last one with its finish.

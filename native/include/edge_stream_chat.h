@@ -1,5 +1,6 @@
 // edge_stream_chat.h: conversations for edge_stream.h's streams. A model's chat template, what a turn adds to a stream,
-// thinking and tool calls in its answers, grammars for both. Over llama.cpp's common: every template and format it knows.
+// thinking and tool calls in its answers, grammars for both. Over llama.cpp's common: every template and format it
+// knows.
 //
 // Requests, plans and deltas are JSON (UTF-8). A request has the names and meaning of OpenAI's chat completions, as
 // llama-server takes them: messages (reasoning_content included), tools, tool_choice, parallel_tool_calls, json_schema,
@@ -10,8 +11,7 @@
 // requests. A template that does not end, or builds far more than it was given, is stopped: ES_ERR_INVALID.
 #pragma once
 
-#include "edge_stream_types.h"
-#include "llama.h"
+#include "edge_stream.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,13 +20,15 @@ extern "C" {
 typedef struct es_chat         es_chat;
 typedef struct es_chat_request es_chat_request;
 typedef struct es_chat_parser  es_chat_parser;
+typedef struct es_conversation es_conversation;
 
-// A model's template and tokenizer (vocab_only is enough). chat_template: NULL: the model's own; else Jinja, or the name
-// of one of llama.cpp's (chatml, llama3, ...). ES_ERR_INVALID: the template is not valid.
+// A model's template and tokenizer (vocab_only is enough). chat_template: NULL: the model's own; else Jinja, or the
+// name of one of llama.cpp's (chatml, llama3, ...). ES_ERR_INVALID: the template is not valid.
 ES_API int32_t es_chat_init(const struct llama_model * model, const char * chat_template, es_chat ** out);
 ES_API void    es_chat_free(es_chat * chat); // NULL is fine
 
-// {"template", "is_fallback" (the model has none: ChatML), "supports_tools", "caps": {name: bool}}, valid while the chat lives.
+// {"template", "is_fallback" (the model has none: ChatML), "supports_tools", "caps": {name: bool}}, valid while the
+// chat lives.
 ES_API const char * es_chat_info(const es_chat * chat);
 
 // ES_ERR_INVALID: the request is faulty, or the template refuses it.
@@ -52,12 +54,12 @@ typedef struct es_chat_place {
 
 // What a stream must do to hold the request's conversation: take back all but the first "keep" of tokens (those of its
 // window, oldest first, up to the last place), feed "pieces", [{"tokens", "n_messages"}, ...], after each of which that
-// many messages have been read, then feed "start", the beginning of the answer, at least one token. places, oldest first:
-// where the stream holds messages that the request has too. What differs from the template's rendering of the whole
-// conversation (thinking that it drops, a call that it writes another way) is read again where it is among tokens; else
-// it stays as it is, and "note" says so.
-// Without places: from the beginning, "head" tokens of which are to be pinned, and without the oldest "dropped" messages,
-// so that it has at most n_ctx tokens; only the newest message is never dropped.
+// many messages have been read, then feed "start", the beginning of the answer, at least one token. places, oldest
+// first: where the stream holds messages that the request has too. What differs from the template's rendering of the
+// whole conversation (thinking that it drops, a call that it writes another way) is read again where it is among
+// tokens; else it stays as it is, and "note" says so. Without places: from the beginning, "head" tokens of which are to
+// be pinned, and without the oldest "dropped" messages, so that it has at most n_ctx tokens; only the newest message is
+// never dropped.
 ES_API int32_t es_chat_plan(es_chat_request * request, const es_chat_place * places, size_t n_places,
                             const int32_t * tokens, size_t n_tokens, size_t n_ctx, const char ** json);
 
@@ -74,6 +76,77 @@ ES_API int32_t es_chat_parser_push(es_chat_parser * parser, const char * bytes, 
 // The whole message so far, as it should come back in the next request: {"role", "content", "reasoning_content",
 // "tool_calls"}. Valid until the next call.
 ES_API int32_t es_chat_parser_message(es_chat_parser * parser, const char ** json);
+
+//
+// a conversation on a stream
+//
+// It feeds what the template adds with each turn, and reads again what the template changes, such as thinking that it
+// drops; marks stand where messages begin. The stream must be fed by nothing else, except the answers' tokens. Both
+// stream and chat must outlive it. The transcript is kept up to a million bytes.
+//
+//     es_conversation_say(c, messages, NULL, NULL, NULL);
+//     do { es_stream_next(stream, sampler, is_parsed, false, &token);
+//          es_conversation_push(c, token.piece, token.n_piece, ES_ANSWER_OPEN, &json); } while (...);
+//     es_conversation_end(c, ES_ANSWER_WHOLE);
+
+// Progress of reading, in tokens. Return false to stop it: ES_ERR_STOPPED.
+typedef bool (*es_chat_progress)(void * user, uint64_t done, uint64_t total);
+
+typedef enum es_answer_end {
+    ES_ANSWER_OPEN       = 0, // not yet
+    ES_ANSWER_WHOLE      = 1, // the model ended it
+    ES_ANSWER_CUT        = 2, // es_conversation_continue goes on with it
+    ES_ANSWER_TAKEN_BACK = 3  // as if the call that opened it had not been made
+} es_answer_end;
+
+// options: an object with what of a request stays the same (tools, chat_template_kwargs, reasoning_format,
+// enable_thinking, thinking_budget_tokens, ...), and "system". NULL: none.
+ES_API int32_t es_conversation_init(const es_chat * chat, es_stream * stream, const char * options,
+                                    es_conversation ** out);
+ES_API void    es_conversation_free(es_conversation * conversation); // NULL is fine
+
+// The sinks of a stream for such a conversation: n_keep, or more if it has a system prompt or tools, which are pinned.
+// n_keep < 0: what it begins with, whatever that is. ES_ERR_INVALID: more than three quarters of n_ctx.
+ES_API int32_t es_conversation_n_keep(const es_chat * chat, const char * options, uint32_t n_ctx, int32_t n_keep,
+                                      uint32_t * out);
+
+// Feeds messages, a list that ends with one to the model, and opens an answer. If that fails or is stopped, the
+// conversation is unchanged; what the stream lacks then is read with the next turn. An open answer is ended first.
+// answer: an object with what of a request is for this answer (grammar, json_schema, ...), and "stop"; NULL: nothing.
+ES_API int32_t es_conversation_say(es_conversation * conversation, const char * messages, const char * answer,
+                                   es_chat_progress on_progress, void * user);
+
+// Opens the last answer again: from its beginning, or where it was cut.
+ES_API int32_t es_conversation_regenerate(es_conversation * conversation, const char * answer,
+                                          es_chat_progress on_progress, void * user);
+ES_API int32_t es_conversation_continue(es_conversation * conversation, const char * answer,
+                                        es_chat_progress on_progress, void * user);
+
+// {"sampling", "is_parsed", "thinks": of the open answer, as in es_chat_request_info; "n_read": tokens read for it;
+//  "note": as in es_chat_plan, or null}. Valid until the next call, as all that follows.
+ES_API int32_t es_conversation_info(es_conversation * conversation, const char ** json);
+
+// Adds a generated token's bytes, after it was fed; none for the one that ends the answer. how: es_answer_end, by this
+// token. json: what they add, as es_chat_parser_push has it, and "is_ended": true if the model ended the answer, or a
+// stop text did. Neither text that may be the beginning of a stop text nor part of a character is shown yet.
+ES_API int32_t es_conversation_push(es_conversation * conversation, const char * bytes, size_t n_bytes, int32_t how,
+                                    const char ** json);
+
+// Ends the open answer, if there is one: as whole if es_conversation_push said so, else as how says (es_answer_end).
+ES_API int32_t es_conversation_end(es_conversation * conversation, int32_t how);
+
+// Forgets everything but the options. The stream is reset.
+ES_API int32_t es_conversation_clear(es_conversation * conversation);
+
+// {"system", "messages": without the system prompt and an open answer, "n_dropped": those no longer kept, "is_cut": the
+//  last answer is}
+ES_API int32_t es_conversation_messages(es_conversation * conversation, const char ** json);
+
+// What a session must keep of it, for es_session_save's bytes. ES_ERR_INVALID while an answer is open. from_json: after
+// the stream was loaded; system prompt and tools become the file's, whose name is for messages. ES_ERR_FORMAT,
+// ES_ERR_VERSION: nothing changed.
+ES_API int32_t es_conversation_to_json(es_conversation * conversation, const char ** json);
+ES_API int32_t es_conversation_from_json(es_conversation * conversation, const char * json, const char * name);
 
 // A JSON schema as a GBNF grammar. ES_ERR_INVALID: not a schema, or it asks for something that cannot be expressed.
 // Valid until the thread's next call.

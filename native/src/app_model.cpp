@@ -1,12 +1,12 @@
 #include "app_model.h"
 
+#include "chat/template.h"
 #include "edge_stream.h"
 #include "error.h"
 #include "support.h"
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <mutex>
 
 namespace {
@@ -94,29 +94,6 @@ int32_t es_load_model(const char * path, const es_app_model_params & params, boo
     return ES_OK;
 }
 
-int32_t es_find_template(const es_loaded_model & model, const char * name, std::string & out) {
-    if (name) {
-        for (size_t i = 0; const char * known = es_app_template_name(i); ++i) {
-            if (strcmp(known, name) == 0) {
-                out = name;
-                return ES_OK;
-            }
-        }
-        return es_fail(ES_ERR_INVALID, "there is no chat template %s (chatml, llama3, gemma, ...)", name);
-    }
-    const char * own = llama_model_chat_template(model.model, nullptr);
-    if (!own) {
-        return es_fail(ES_ERR_UNSUPPORTED, "the model has no chat template: choose one by name (chatml, llama3, ...)");
-    }
-    const llama_chat_message probe = { "user", "Hello" };
-    if (llama_chat_apply_template(own, &probe, 1, true, nullptr, 0) < 0) {
-        return es_fail(ES_ERR_UNSUPPORTED, "the model's chat template is none of those that llama.cpp knows without "
-                                           "Jinja: choose one by name (chatml, llama3, ...)");
-    }
-    out = own;
-    return ES_OK;
-}
-
 //
 // C interface
 //
@@ -166,21 +143,18 @@ int32_t es_app_model_get_info(const es_app_model * model, es_app_model_info * ou
 }
 
 bool es_app_model_can_chat(const es_app_model * model, const char * chat_template, char * reason, size_t n_reason) {
+    std::string   note;
     const int32_t rc = es_guard([&]() -> int32_t {
-        std::string found;
-        return model ? es_find_template(*model->loaded, chat_template, found)
-                     : es_fail(ES_ERR_INVALID, "there is no model");
+        ES_REQUIRE(model);
+        es_chat       chat;
+        const int32_t status = chat.init(model->loaded->model, chat_template);
+        note                 = chat.is_fallback ? "the model has no chat template: ChatML is used" : "";
+        return status;
     });
     if (reason && n_reason > 0) {
-        snprintf(reason, n_reason, "%s", rc == ES_OK ? "" : es_last_error());
+        snprintf(reason, n_reason, "%s", rc == ES_OK ? note.c_str() : es_last_error());
     }
     return rc == ES_OK;
-}
-
-const char * es_app_template_name(size_t index) {
-    const char *  names[256];
-    const int32_t n = llama_chat_builtin_templates(names, 256);
-    return index < (size_t) std::clamp(n, 0, 256) ? names[index] : nullptr;
 }
 
 int64_t es_app_tokenize(const es_app_model * model, const char * text, bool add_bos, bool special, int32_t * out,

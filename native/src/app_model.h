@@ -38,8 +38,5 @@ struct es_app_model {
 int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
                       std::shared_ptr<const es_loaded_model> & out);
 
-// The chat template: the model's own if llama.cpp supports it, or the one called name. Sets es_last_error.
-int32_t es_find_template(const es_loaded_model & model, const char * name, std::string & out);
-
 // The last error that llama.cpp logged, as the end of a sentence (": ..."); empty if none.
 std::string es_log_hint();

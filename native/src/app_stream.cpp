@@ -1,6 +1,7 @@
 #include "app_stream.h"
 
 #include "error.h"
+#include "support.h"
 #include "sampler_chain.h"
 #include "support.h"
 
@@ -147,29 +148,17 @@ es_stream_stats es_app_stream::stats() const {
 // feeding
 //
 
-int32_t es_app_stream::feed(const es_tokens & tokens, bool stoppable) {
-    if (tokens.empty()) {
-        return ES_OK;
-    }
-    if (stoppable && stop_) {
-        return es_fail(ES_ERR_STOPPED, "reading was stopped");
-    }
-    may_abort_       = stoppable;
-    const int32_t rc = es_stream_feed(stream_, tokens.data(), tokens.size(), nullptr, nullptr);
-    may_abort_       = false;
-    return rc;
-}
-
-int32_t es_app_stream::feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress,
-                                     void * user) {
+int32_t es_app_stream::feed(const es_tokens & tokens, es_app_progress on_progress, void * user) {
     const size_t step = std::max<size_t>(least_step, stats().n_chunk);
     for (size_t i = 0; i < tokens.size(); i += step) {
-        const size_t  end = std::min(tokens.size(), i + step);
-        const int32_t rc  = feed({ tokens.begin() + (ptrdiff_t) i, tokens.begin() + (ptrdiff_t) end }, stoppable);
+        const size_t end = std::min(tokens.size(), i + step);
+        may_abort_       = true;
+        const int32_t rc = es_stream_feed(stream_, tokens.data() + i, end - i, nullptr, nullptr);
+        may_abort_       = false;
         if (rc != ES_OK) {
             return rc;
         }
-        if (on_progress && !on_progress(user, end, tokens.size())) {
+        if (stop_ || (on_progress && !on_progress(user, end, tokens.size()))) {
             return es_fail(ES_ERR_STOPPED, "reading was stopped");
         }
     }
@@ -220,13 +209,12 @@ int32_t es_app_stream::begin(const es_app_answer_params & params) {
     ignore_eos_ = params.ignore_eos;
     max_tokens_ = params.max_tokens;
     n_written_  = 0;
-    n_unlooped_ = 0;
     guard_      = params.loop_guard > 0 ? std::make_unique<es_loop_guard>() : nullptr;
     began_      = std::chrono::steady_clock::now();
     return ES_OK;
 }
 
-int32_t es_app_stream::next(es_app_token & out) {
+int32_t es_app_stream::next(bool special, es_app_token & out) {
     out             = {};
     out.token       = -1;
     out.bytes       = "";
@@ -246,7 +234,7 @@ int32_t es_app_stream::next(es_app_token & out) {
         return tell(ES_APP_LENGTH);
     }
     es_token      token;
-    const int32_t rc = es_stream_next(stream_, sampler_, false, false, &token);
+    const int32_t rc = es_stream_next(stream_, sampler_, special, false, &token);
     if (rc != ES_OK) {
         return rc;
     }
@@ -259,21 +247,11 @@ int32_t es_app_stream::next(es_app_token & out) {
     out.n_bytes = token.n_piece;
     out.loop    = guard_ ? guard_->add(out.token) : es_loop{ 0, 0 };
     if (out.loop.period > 0) {
-        const int32_t taken = unloop(out.loop);
+        size_t        n_taken = 0;
+        const int32_t taken   = es_stream_unloop(stream_, out.loop, &n_taken);
         return taken == ES_OK ? tell(ES_APP_REPETITION) : taken;
     }
     return tell(n_written_ == max_tokens_ ? ES_APP_LENGTH : ES_APP_UNFINISHED);
-}
-
-int32_t es_app_stream::unloop(es_loop loop) {
-    es_tokens cached(es_stream_tokens(stream_, nullptr, 0));
-    es_stream_tokens(stream_, cached.data(), cached.size());
-    size_t        n_taken = 0;
-    const int32_t rc      = es_stream_unloop(stream_, loop, &n_taken);
-    for (size_t i = cached.size() - n_taken; i < cached.size(); ++i) {
-        n_unlooped_ += es_piece(model_->vocab, cached[i], false).size();
-    }
-    return rc;
 }
 
 //

@@ -38,15 +38,12 @@ public:
     es_stream_stats         stats() const;
     int64_t                 n_past() const { return stats().n_past; }
 
-    // Feeds tokens, feed_in_steps a few at a time. stoppable: stop() takes effect between steps, and on the CPU within
-    // a decode.
-    int32_t feed(const es_tokens & tokens, bool stoppable);
-    int32_t feed_in_steps(const es_tokens & tokens, bool stoppable, es_app_progress on_progress, void * user);
+    // Feeds tokens a few at a time. stop() takes effect between decodes, and on the CPU within one.
+    int32_t feed(const es_tokens & tokens, es_app_progress on_progress, void * user);
 
-    // Generating: begin, then next until it reports a finish, then end.
+    // Generating: begin, then next until it reports a finish, then end. special: control tokens have bytes, too.
     int32_t begin(const es_app_answer_params & params);
-    int32_t next(es_app_token & out);
-    size_t  n_unlooped() const { return n_unlooped_; } // bytes of the answer that were taken back with its loop
+    int32_t next(bool special, es_app_token & out);
     void    end() { writing_ = false; }
     bool    writing() const { return writing_; }
 
@@ -54,12 +51,13 @@ public:
     int32_t save(const char * path, const std::string & user) const;
     int32_t load(const char * path);
 
-    void stop() { stop_ = true; } // any thread
-    void clear_stop() { stop_ = false; }
+    void                stop() { stop_ = true; } // any thread
+    void                clear_stop() { stop_ = false; }
+    bool                is_stopped() const { return stop_; }
+    std::atomic<bool> & may_abort() { return may_abort_; } // whether stop() may take effect within a decode
 
 private:
     int32_t use_sampling(const es_app_answer_params & params);
-    int32_t unloop(es_loop loop);
 
     std::shared_ptr<const es_loaded_model> model_;
 
@@ -76,6 +74,5 @@ private:
     bool                                  ignore_eos_ = false;
     int64_t                               n_written_ = 0, max_tokens_ = -1;
     std::unique_ptr<es_loop_guard>        guard_; // or null
-    size_t                                n_unlooped_ = 0;
     std::chrono::steady_clock::time_point began_;
 };

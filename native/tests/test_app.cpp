@@ -2,7 +2,9 @@
 // the sanitizers see every path. argv[1]: the model, which has no chat template of its own.
 #include "edge_stream_app.h"
 
+#include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -12,6 +14,9 @@
 
 namespace {
 
+// with an end of turn that is a token of the model
+const char *   chat_template = "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '</s>' }}{% endfor %}"
+                               "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
 const char *   model_path;
 es_app_model * model;
 
@@ -32,23 +37,43 @@ es_app_session_params small(bool chat = true) {
     p.n_batch               = 64;
     p.n_threads             = 1;
     p.chat                  = chat;
-    p.chat_template         = "chatml";
+    p.chat_template         = chat_template;
     p.system                = chat ? "Be brief." : nullptr;
     return p;
 }
 
+// No token whose bytes are no text: these are read again with the next turn, as U+FFFD.
+std::vector<es_logit_bias> texts_only() {
+    std::vector<es_logit_bias> out;
+    es_app_model_info          info;
+    ok(es_app_model_get_info(model, &info));
+    for (int32_t token = 0; token < (int32_t) info.n_vocab; ++token) {
+        char          bytes[16];
+        const int32_t n = es_app_token_bytes(model, token, bytes, sizeof(bytes));
+        if (n < 1 || n > 16 || !std::all_of(bytes, bytes + n, [](unsigned char c) { return c >= ' ' && c < 127; })) {
+            out.push_back({ token, -INFINITY });
+        }
+    }
+    return out;
+}
+
 es_app_answer_params seeded(int64_t max_tokens, uint32_t seed = 7) {
-    es_app_answer_params p = es_app_answer_default_params();
-    p.sampling.seed        = seed;
-    p.max_tokens           = max_tokens;
-    p.ignore_eos           = true;
+    static const std::vector<es_logit_bias> bias = texts_only();
+    es_app_answer_params                    p    = es_app_answer_default_params();
+    p.sampling.logit_bias                        = bias.data();
+    p.sampling.n_logit_bias                      = bias.size();
+    p.sampling.seed                              = seed;
+    p.max_tokens                                 = max_tokens;
+    p.ignore_eos                                 = true;
     return p;
 }
 
 struct session {
     es_app_session * s = nullptr;
     explicit session(const es_app_session_params & p = small()) { ok(es_app_session_open(model, p, &s)); }
-    explicit session(const std::string & path) { ok(es_app_session_restore(model, small(), path.c_str(), &s)); }
+    session(const std::string & path, const es_app_session_params & p) {
+        ok(es_app_session_restore(model, p, path.c_str(), &s));
+    }
     session(const session &) = delete;
     ~session() { es_app_session_free(s); }
 
@@ -85,7 +110,9 @@ struct session {
 
 // Many times the cache; then saved, restored, and both go on alike; then the last answer again.
 void ten_thousand_tokens(const std::string & path) {
-    session a;
+    es_app_session_params p = small();
+    p.cache_type_k = p.cache_type_v = "f32"; // float16 is rounded differently where cells are in another order
+    session a(p);
     while (a.stats().n_past < 10000) {
         a.say("Tell me more about the sea, the sky and everything in between.", 200);
     }
@@ -93,7 +120,7 @@ void ten_thousand_tokens(const std::string & path) {
     assert(st.n_evicted > 9000 && st.n_sinks + st.n_window <= 256 && st.n_rebases > 0);
     assert(st.n_keep > 4); // the system prompt is pinned
     ok(es_app_session_save(a.s, path.c_str()));
-    session b(path);
+    session b(path, p);
     assert(a.transcript() == b.transcript() && b.transcript().size() > 60);
     assert(a.stats().n_past == b.stats().n_past);
     assert(a.say("And then?", 50) == b.say("And then?", 50));
@@ -117,7 +144,7 @@ void ten_thousand_tokens(const std::string & path) {
     assert(a.stats().n_past < 400); // not 10,000: a new stream
     ok(es_app_session_clear(a.s));
     assert(a.stats().n_past == 0 && es_app_message_count(a.s) == 0);
-    session c;
+    session c(p);
     assert(a.say("Hello", 20, 11) == c.say("Hello", 20, 11)); // as new
 }
 
@@ -276,11 +303,24 @@ void refusals() {
     char                  reason[256];
     es_app_session_params p = small();
     es_app_session *      s = nullptr;
-    assert(!es_app_model_can_chat(model, nullptr, reason, sizeof(reason)) && strstr(reason, "no chat template"));
+    assert(es_app_model_can_chat(model, nullptr, reason, sizeof(reason)) && strstr(reason, "ChatML is used"));
     assert(!es_app_model_can_chat(model, "pigeon", reason, sizeof(reason)) && strstr(reason, "pigeon"));
-    assert(es_app_model_can_chat(model, "llama3", nullptr, 0));
-    p.chat_template = nullptr;
-    assert(es_app_session_open(model, p, &s) == ES_ERR_UNSUPPORTED && !s);
+    assert(!es_app_model_can_chat(model, "{% for %}", reason, sizeof(reason)) && *reason);
+    assert(es_app_model_can_chat(model, "llama3", reason, sizeof(reason)) && !*reason);
+    p.chat_template = "{% for %}";
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && !s);
+    for (const char * hostile : { "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{{ 1 }}",
+                                  "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s "
+                                  "%}{% endfor %}{{ ns.s }}" }) {
+        p.chat_template = hostile;
+        assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("was stopped") && !s);
+        assert(!es_app_model_can_chat(model, hostile, reason, sizeof(reason)) && strstr(reason, "was stopped"));
+    }
+    p       = small();
+    p.tools = "[{]";
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("JSON") && !s);
+    p.tools = R"([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}])";
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("no tool calls") && !s);
     p = small();
     const std::string endless_prompt(1000, 'z');
     p.system = endless_prompt.c_str();
@@ -308,8 +348,95 @@ void refusals() {
     es_app_answer_params bad = seeded(1);
     bad.sampling.grammar     = "root ::= (";
     assert(es_app_say(a.s, "Hello", bad, nullptr, nullptr) == ES_ERR_INVALID && says("grammar"));
-    assert(a.transcript().size() == 2 && a.transcript()[1] == "assistant: "); // a closed turn
+    assert(a.transcript().empty() && es_app_next(a.s, &token) == ES_ERR_INVALID); // as before
     a.say("Hello", 5);
+    assert(es_app_regenerate(a.s, bad) == ES_ERR_INVALID && a.transcript().size() == 2);
+    assert(es_app_say_messages(a.s, "{}", seeded(1), nullptr, nullptr) == ES_ERR_INVALID);
+    assert(es_app_say_messages(a.s, R"([{"role": "assistant", "content": "x"}])", seeded(1), nullptr, nullptr) ==
+           ES_ERR_INVALID);
+    assert(a.transcript().size() == 2);
+}
+
+// An answer that was cut goes on as if it had not been.
+void goes_on(const std::string & path) {
+    const auto greedy = [](int64_t n) {
+        es_app_answer_params p = seeded(n);
+        p.sampling.temp        = 0;
+        p.sampling.grammar     = "root ::= [a-z ]*";
+        return p;
+    };
+    session a, b;
+    ok(es_app_say(a.s, "Hello", greedy(60), nullptr, nullptr));
+    const std::string whole = a.write();
+    ok(es_app_say(b.s, "Hello", greedy(20), nullptr, nullptr));
+    const std::string part = b.write();
+    ok(es_app_session_save(b.s, path.c_str()));
+    session c(path, small());
+    for (session * s : { &b, &c }) {
+        ok(es_app_continue(s->s, greedy(40)));
+        assert(part + s->write() == whole && s->transcript() == a.transcript());
+    }
+    es_app_answer_params p  = greedy(-1);
+    p.sampling.n_logit_bias = 0; // it may end
+    p.sampling.grammar      = "root ::= \"x\"";
+    p.ignore_eos            = false;
+    ok(es_app_say(b.s, "An x", p, nullptr, nullptr));
+    assert(b.write() == "x");
+    assert(es_app_continue(b.s, greedy(1)) == ES_ERR_INVALID && says("complete"));
+}
+
+// Thoughts are told from the text, kept in the transcript, and leave the stream as the template has it.
+void thoughts(const std::string & path) {
+    es_app_session_params params = small();
+    params.chat_template =
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 "
+        "%}"
+        "{% endif %}{% endfor %}{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' and "
+        "m.reasoning_content and loop.index0 > ns.last %}{{ '<think>\n' + m.reasoning_content|trim + '\n</think>\n\n' "
+        "}}{% endif %}{{ m.content + '[end]\n' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% if "
+        "enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}";
+    es_app_answer_params p  = seeded(-1);
+    p.sampling.n_logit_bias = 0; // it may end
+    p.ignore_eos            = false;
+    p.sampling.grammar      = "root ::= \"<think>\\nhm, well\\n</think>\\n\\nyes\"";
+    const auto write        = [](session & s, std::string & thinking) {
+        std::string  text;
+        es_app_token token;
+        do {
+            ok(es_app_next(s.s, &token));
+            (token.is_thinking ? thinking : text).append(token.bytes, token.n_bytes);
+        } while (token.finish == ES_APP_UNFINISHED);
+        assert(token.finish == ES_APP_EOS);
+        return text;
+    };
+    session     a(params);
+    std::string thinking;
+    ok(es_app_say(a.s, "One?", p, nullptr, nullptr));
+    assert(write(a, thinking) == "yes" && thinking == "hm, well\n");
+    es_app_message m;
+    ok(es_app_message_get(a.s, 1, &m));
+    assert(std::string(m.text, m.n_text) == "yes" && std::string(m.thinking, m.n_thinking) == thinking);
+    assert(!m.tool_calls);
+    const int64_t n_thought = a.stats().n_past;
+    ok(es_app_session_save(a.s, path.c_str()));
+    es_app_session * restored = nullptr;
+    ok(es_app_session_restore(model, params, path.c_str(), &restored));
+    std::swap(a.s, restored);
+    es_app_session_free(restored);
+    p.sampling.grammar = "root ::= \"ok\"";
+    ok(es_app_say_messages(a.s, R"([{"role": "tool", "content": "42"}, {"role": "user", "content": "So?"}])", p,
+                           nullptr, nullptr));
+    assert(write(a, thinking) == "ok" && a.transcript().size() == 5 && a.transcript()[2] == "tool: 42");
+    assert(a.stats().n_past < n_thought + 50); // the thoughts made room for what was added
+
+    params.thinking = 0;
+    session b(params);
+    ok(es_app_say(b.s, "One?", p, nullptr, nullptr));
+    const int64_t with = b.stats().n_past;
+    params.thinking    = -1;
+    session c(params);
+    ok(es_app_say(c.s, "One?", p, nullptr, nullptr));
+    assert(with > c.stats().n_past + 10); // the template has closed its thoughts
 }
 
 void texts() {
@@ -354,6 +481,8 @@ int main(int argc, char ** argv) {
     refusals();
     stops();
     plain_stream(path);
+    goes_on(path);
+    thoughts(path);
     loops();
     side_by_side();
     ten_thousand_tokens(path);

@@ -1,5 +1,6 @@
-/* The header is plain C, and the entry points refuse null instead of crashing. */
+/* The headers are plain C, and the entry points refuse null instead of crashing. */
 #include "edge_stream.h"
+#include "edge_stream_chat.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -50,6 +51,25 @@ int main(void) {
     EXPECT(es_session_peek("/does/not/exist", &info, NULL, 0) == ES_ERR_IO);
     EXPECT(!es_model_can_stream(NULL, NULL, 0));
     EXPECT(!es_model_device(NULL, 0));
+    es_chat *         chat         = NULL;
+    es_conversation * conversation = NULL;
+    const char *      json         = NULL;
+    uint32_t          n            = 0;
+    EXPECT(es_chat_init(NULL, NULL, &chat) == ES_ERR_INVALID && !chat);
+    EXPECT(es_conversation_init(NULL, NULL, NULL, &conversation) == ES_ERR_INVALID && !conversation);
+    EXPECT(es_conversation_n_keep(NULL, NULL, 1, 1, &n) == ES_ERR_INVALID);
+    EXPECT(es_conversation_say(NULL, "[]", NULL, NULL, NULL) == ES_ERR_INVALID);
+    EXPECT(es_conversation_regenerate(NULL, NULL, NULL, NULL) == ES_ERR_INVALID);
+    EXPECT(es_conversation_continue(NULL, NULL, NULL, NULL) == ES_ERR_INVALID);
+    EXPECT(es_conversation_info(NULL, &json) == ES_ERR_INVALID);
+    EXPECT(es_conversation_push(NULL, "", 0, ES_ANSWER_OPEN, &json) == ES_ERR_INVALID);
+    EXPECT(es_conversation_end(NULL, ES_ANSWER_CUT) == ES_ERR_INVALID);
+    EXPECT(es_conversation_clear(NULL) == ES_ERR_INVALID);
+    EXPECT(es_conversation_messages(NULL, &json) == ES_ERR_INVALID);
+    EXPECT(es_conversation_to_json(NULL, &json) == ES_ERR_INVALID);
+    EXPECT(es_conversation_from_json(NULL, "{}", "x") == ES_ERR_INVALID);
+    es_conversation_free(NULL);
+    es_chat_free(NULL);
     es_stream_free(NULL);
     es_sampler_free(NULL);
     EXPECT(es_loop_guard_init(NULL) == ES_ERR_INVALID);

@@ -2,11 +2,7 @@
 #include "edge_stream_chat.h"
 
 #include "error.h"
-#include "es-template-budget.h"
 #include "parser.h"
-
-#include <cstring>
-#include <stdexcept>
 
 namespace {
 
@@ -22,56 +18,6 @@ int32_t with_request(es_chat_request * request, const char ** out, F && f) {
         }
         return rc;
     });
-}
-
-common_json delta_of(const std::vector<common_chat_msg_diff> & diffs) {
-    std::string content, thinking;
-    common_json calls = common_json::array();
-    for (const common_chat_msg_diff & diff : diffs) {
-        content += diff.content_delta;
-        thinking += diff.reasoning_content_delta;
-        if (diff.tool_call_index == std::string::npos) {
-            continue;
-        }
-        const common_chat_tool_call & c        = diff.tool_call_delta;
-        common_json                   call     = { { "index", diff.tool_call_index } };
-        common_json                   function = common_json::object();
-        if (!c.name.empty()) {
-            call["id"]       = c.id;
-            call["type"]     = "function";
-            function["name"] = c.name;
-        }
-        function["arguments"] = c.arguments;
-        call["function"]      = function;
-        calls.push_back(call);
-    }
-    common_json out = common_json::object();
-    if (!content.empty()) {
-        out["content"] = content;
-    }
-    if (!thinking.empty()) {
-        out["reasoning_content"] = thinking;
-    }
-    if (!calls.empty()) {
-        out["tool_calls"] = calls;
-    }
-    return out;
-}
-
-common_json json_of(const common_chat_msg & m) {
-    common_json out = { { "role", "assistant" }, { "content", m.content } };
-    if (!m.reasoning_content.empty()) {
-        out["reasoning_content"] = m.reasoning_content;
-    }
-    if (!m.tool_calls.empty()) {
-        common_json calls = common_json::array();
-        for (const common_chat_tool_call & c : m.tool_calls) {
-            const common_json function = { { "name", c.name }, { "arguments", c.arguments } };
-            calls.push_back({ { "id", c.id }, { "type", "function" }, { "function", function } });
-        }
-        out["tool_calls"] = calls;
-    }
-    return out;
 }
 
 } // namespace
@@ -151,7 +97,7 @@ int32_t es_chat_plan(es_chat_request * request, const es_chat_place * places, si
         }
         at.emplace_back(p.n_messages, p.n_tokens);
     }
-    return with_request(request, json, [&] { return es_plan_on(*request, at, tokens).dump(); });
+    return with_request(request, json, [&] { return es_plan_on(*request, at, tokens, at.back().second).dump(); });
 }
 
 int32_t es_chat_parser_init(es_chat_request * request, const char * before, es_chat_parser ** out) {
@@ -160,7 +106,8 @@ int32_t es_chat_parser_init(es_chat_request * request, const char * before, es_c
     ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
-        return es_with_template(strlen(before), [&] { *out = new es_chat_parser(*request, before); });
+        *out = new es_chat_parser(*request, before);
+        return ES_OK;
     });
 }
 
@@ -174,7 +121,7 @@ int32_t es_chat_parser_push(es_chat_parser * parser, const char * bytes, size_t 
     ES_REQUIRE(bytes);
     ES_REQUIRE(json);
     return es_guard([&]() -> int32_t {
-        parser->result = delta_of(parser->push(std::string(bytes, n_bytes), is_last)).dump_safe();
+        parser->result = es_delta_json(parser->push(std::string(bytes, n_bytes), is_last)).dump_safe();
         *json          = parser->result.c_str();
         return ES_OK;
     });
@@ -184,7 +131,7 @@ int32_t es_chat_parser_message(es_chat_parser * parser, const char ** json) {
     ES_REQUIRE(parser);
     ES_REQUIRE(json);
     return es_guard([&]() -> int32_t {
-        parser->result = json_of(parser->message()).dump_safe();
+        parser->result = es_message_json(parser->message()).dump_safe();
         *json          = parser->result.c_str();
         return ES_OK;
     });
@@ -195,18 +142,15 @@ int32_t es_schema_to_grammar(const char * schema, const char ** grammar) {
     ES_REQUIRE(grammar);
     thread_local std::string result;
     *grammar = nullptr;
-    if (es_json_deep(schema)) {
-        return es_fail(ES_ERR_INVALID, "the JSON schema is nested too deeply");
-    }
     return es_guard([&]() -> int32_t {
-        const int32_t rc = es_with_template(strlen(schema), [&] {
-            try {
-                result = es_schema_grammar(common_json::parse(schema));
-            } catch (const std::runtime_error & e) {
-                throw std::invalid_argument(std::string("the JSON schema cannot be used: ") + e.what());
-            }
-        });
-        *grammar         = rc == ES_OK ? result.c_str() : nullptr;
-        return rc;
+        try {
+            result   = es_schema_grammar(common_json::parse(schema));
+            *grammar = result.c_str();
+            return ES_OK;
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const std::exception & e) {
+            return es_fail(ES_ERR_INVALID, "%s", e.what());
+        }
     });
 }

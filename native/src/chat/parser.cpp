@@ -24,6 +24,56 @@ std::string random_text(size_t n) {
 
 } // namespace
 
+common_json es_delta_json(const std::vector<common_chat_msg_diff> & diffs) {
+    std::string content, thinking;
+    common_json calls = common_json::array();
+    for (const common_chat_msg_diff & diff : diffs) {
+        content += diff.content_delta;
+        thinking += diff.reasoning_content_delta;
+        if (diff.tool_call_index == std::string::npos) {
+            continue;
+        }
+        const common_chat_tool_call & c        = diff.tool_call_delta;
+        common_json                   call     = { { "index", diff.tool_call_index } };
+        common_json                   function = common_json::object();
+        if (!c.name.empty()) {
+            call["id"]       = c.id;
+            call["type"]     = "function";
+            function["name"] = c.name;
+        }
+        function["arguments"] = c.arguments;
+        call["function"]      = function;
+        calls.push_back(call);
+    }
+    common_json out = common_json::object();
+    if (!content.empty()) {
+        out["content"] = content;
+    }
+    if (!thinking.empty()) {
+        out["reasoning_content"] = thinking;
+    }
+    if (!calls.empty()) {
+        out["tool_calls"] = calls;
+    }
+    return out;
+}
+
+common_json es_message_json(const common_chat_msg & m) {
+    common_json out = { { "role", "assistant" }, { "content", m.content } };
+    if (!m.reasoning_content.empty()) {
+        out["reasoning_content"] = m.reasoning_content;
+    }
+    if (!m.tool_calls.empty()) {
+        common_json calls = common_json::array();
+        for (const common_chat_tool_call & c : m.tool_calls) {
+            const common_json function = { { "name", c.name }, { "arguments", c.arguments } };
+            calls.push_back({ { "id", c.id }, { "type", "function" }, { "function", function } });
+        }
+        out["tool_calls"] = calls;
+    }
+    return out;
+}
+
 es_chat_parser::es_chat_parser(const es_chat_request & request, const char * before)
     : n_call_id_(request.chat.n_call_id), is_parsed_(request.is_parsed()),
       is_plain_(request.chat.is_plain && !request.params.supports_thinking) {
@@ -31,7 +81,9 @@ es_chat_parser::es_chat_parser(const es_chat_request & request, const char * bef
     params_.reasoning_format = request.inputs.reasoning_format;
     params_.parse_tool_calls = !request.inputs.tools.empty();
     params_.is_continuation  = request.is_continued();
-    if (is_parsed_) {
+    if (!is_parsed_) {
+        message_.content = before;
+    } else {
         if (!request.params.parser.empty()) {
             params_.parser.load(request.params.parser);
         }
@@ -49,7 +101,7 @@ common_chat_msg es_chat_parser::parse(const std::string & text, bool is_partial)
     return m;
 }
 
-std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes, bool is_last) {
+std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes, bool is_last, bool now) {
     held_ += bytes;
     const size_t n_whole = is_last ? held_.size() : es_utf8_complete(held_);
     std::string  added   = es_utf8_valid(held_.substr(0, n_whole));
@@ -62,7 +114,7 @@ std::vector<common_chat_msg_diff> es_chat_parser::push(const std::string & bytes
         diff.content_delta = std::move(added);
         return { diff };
     }
-    if (!is_last && n_new_ < text_.size() / n_every_token) {
+    if (!is_last && !now && n_new_ < text_.size() / n_every_token) {
         return {};
     }
     n_new_ = 0;

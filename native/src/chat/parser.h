@@ -1,3 +1,4 @@
+// An answer, split into content, thinking and tool calls while it is written.
 #pragma once
 
 #include "request.h"
@@ -8,7 +9,8 @@ struct es_chat_parser {
     // before: what was written of the answer. May throw.
     es_chat_parser(const es_chat_request & request, const char * before);
 
-    std::vector<common_chat_msg_diff> push(const std::string & bytes, bool is_last);
+    // now: even where it would cost too much to do so after every token.
+    std::vector<common_chat_msg_diff> push(const std::string & bytes, bool is_last, bool now = false);
     const common_chat_msg &           message() const { return message_; }
 
 private:
@@ -27,3 +29,9 @@ private:
     size_t                    n_new_ = 0;   // bytes not parsed yet
     std::vector<std::string>  ids_;
 };
+
+// As in OpenAI's chunks, without what is empty.
+common_json es_delta_json(const std::vector<common_chat_msg_diff> & diffs);
+
+// As it should come back in the next request.
+common_json es_message_json(const common_chat_msg & message);

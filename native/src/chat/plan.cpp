@@ -12,6 +12,7 @@ constexpr size_t n_back       = 256; // tokens looked back for a place where tok
 constexpr size_t n_places_max = 16;  // places within what is read, the newest
 constexpr size_t n_byte_token = 16;  // more bytes than tokens of a vocabulary have on average
 constexpr size_t n_near       = 64;  // bytes between an answer's text and its end of turn, at most
+constexpr size_t n_end_tokens = 4;   // tokens of an end of turn, at most
 
 size_t common_prefix(const std::string & a, const std::string & b) {
     const size_t n = std::min(a.size(), b.size());
@@ -176,7 +177,7 @@ common_json es_plan_anew(es_chat_request & request, size_t n_ctx) {
 }
 
 common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<size_t, size_t>> & places,
-                       const llama_token * held) {
+                       const llama_token * held, size_t n_held) {
     const es_chat &     chat    = request.chat;
     const size_t        n_known = places.back().first, n_end = places.back().second;
     const size_t        first = request.first_near(n_known);
@@ -192,7 +193,7 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
         keep                     = newest->second;
         at                       = end_in(chat, base, held, keep);
         if (at != std::string::npos && starts_with(whole, base.substr(0, at))) {
-            for (; keep < n_end; ++keep) { // the answer
+            for (; keep < n_held; ++keep) { // the answer
                 const std::string piece = chat.piece(held, keep);
                 if (whole.compare(at, piece.size(), piece) != 0) {
                     break;
@@ -212,16 +213,22 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
         }
     }
     if (at == std::string::npos) {
-        keep        = n_end;
-        at          = after_known(request, first, n_known, whole, keep > 0 ? chat.text(held, keep - 1, keep) : "",
-                                  keep > 0 && llama_vocab_is_eog(chat.vocab, held[keep - 1]));
-        out["note"] = "the chat template rewrites earlier messages, which stay in the stream as first read";
+        keep       = n_end;
+        size_t end = keep; // where the model's end of turn begins, if the stream ends with one
+        while (end > 0 && keep - end < n_end_tokens && !llama_vocab_is_eog(chat.vocab, held[end - 1])) {
+            --end;
+        }
+        const bool is_ended = end > 0 && llama_vocab_is_eog(chat.vocab, held[end - 1]);
+        at = after_known(request, first, n_known, whole, is_ended ? chat.text(held, end - 1, keep) : "", is_ended);
+        if (newest != places.rend()) { // else that message has left the window, and nothing is wrong
+            out["note"] = "the chat template rewrites earlier messages, which stay in the stream as first read";
+        }
     }
     // tokens are made from where the tokenizer would begin afresh, so that they are those of the whole text
     const es_tokens rest  = chat.tokenize(whole.substr(at));
-    size_t          fresh = keep;
-    while (fresh > 0 && keep - fresh < n_back && !chat.is_control(held[fresh - 1]) &&
-           (rest.empty() || !chat.is_control(rest[0]))) {
+    const bool      joins = !rest.empty() && !chat.is_control(rest[0]);
+    size_t          fresh = rest.empty() && keep > 0 ? keep - 1 : keep; // something must be read: its last token again
+    while (joins && fresh > 0 && keep - fresh < n_back && !chat.is_control(held[fresh - 1])) {
         --fresh;
     }
     const std::string before = chat.text(held, fresh, keep);
@@ -230,7 +237,7 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
     while (same < keep - fresh && same < made.size() && made[same] == held[fresh + same]) {
         ++same;
     }
-    if (fresh + same == n_end && same == made.size() && same > 0) { // nothing new: the last token is read again
+    if (same == made.size() && same > 0) { // nothing new: the last token is read again
         --same;
     }
     const size_t n_kept = fresh + same;

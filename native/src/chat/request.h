@@ -52,8 +52,9 @@ private:
 
 // "keep", "pieces", "start", "head", "dropped", "note": see es_chat_plan.
 common_json es_plan_anew(es_chat_request & request, size_t n_ctx);
+// What follows the last place is kept as well, as far as it is what the request has there.
 common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<size_t, size_t>> & places,
-                       const llama_token * tokens);
+                       const llama_token * tokens, size_t n_tokens);
 
 // A JSON schema as GBNF; without any word: an object. Throws std::invalid_argument.
 std::string es_schema_grammar(common_json schema);

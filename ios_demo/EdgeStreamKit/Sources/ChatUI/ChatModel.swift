@@ -268,7 +268,7 @@ public final class ChatModel {
         var asked = clock.now
         for try await token in stream {
             let now = clock.now
-            if let text = coalescer.add(token.text, at: now) {
+            if let text = coalescer.add(token.isThinking ? "" : token.text, at: now) {
                 state.apply(.wrote(text))
                 measure(token)
             }

@@ -99,7 +99,7 @@ public final class Model: Sendable {
         }
     }
 
-    /// Nil if a conversation is possible; else one sentence that says why not.
+    /// Nil if a conversation is possible, as it is unless the template is broken; else one sentence that says why not.
     public func whyItCannotChat(template: String? = nil) -> String? {
         var reason = [CChar](repeating: 0, count: 512)
         let can = if let template {
@@ -133,11 +133,6 @@ public final class Model: Sendable {
         }
         guard count >= 0 else { throw EdgeStreamError(.invalid, String(cString: es_last_error())) }
         return bytes.prefix(Int(count)).map(UInt8.init(bitPattern:))
-    }
-
-    /// llama.cpp's own chat templates, by name.
-    public static var templateNames: [String] {
-        (0...).lazy.map { es_app_template_name($0) }.prefix { $0 != nil }.map { String(cString: $0!) }
     }
 }
 

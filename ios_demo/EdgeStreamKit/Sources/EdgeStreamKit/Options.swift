@@ -41,9 +41,13 @@ public struct SessionOptions: Sendable, Hashable {
     public var flashAttention: Bool?
     /// False: a plain stream, without chat template.
     public var isChat = true
-    /// nil: the model's own; else the name of one of llama.cpp's (chatml, llama3, gemma, ...).
+    /// nil: the model's own; else Jinja, or the name of one of llama.cpp's (chatml, llama3, gemma, ...).
     public var chatTemplate: String?
     public var systemPrompt: String?
+    /// What the model may call, as in OpenAI's requests: a JSON list.
+    public var tools: String?
+    /// Whether the model shall think before it answers. nil: as its template has it.
+    public var thinks: Bool?
 
     public init(contextSize: Int? = nil, systemPrompt: String? = nil, isChat: Bool = true) {
         self.contextSize = contextSize
@@ -62,15 +66,20 @@ public struct SessionOptions: Sendable, Hashable {
         p.chat = isChat
         try refuseZeroBytes(chatTemplate)
         try refuseZeroBytes(systemPrompt)
+        try refuseZeroBytes(tools)
+        p.thinking = thinks.map { $0 ? 1 : 0 } ?? -1
         return keyType.rawValue.withCString { key in
             valueType.rawValue.withCString { value in
                 withOptionalCString(chatTemplate) { template in
                     withOptionalCString(systemPrompt) { system in
-                        p.cache_type_k = key
-                        p.cache_type_v = value
-                        p.chat_template = template
-                        p.system = system
-                        return body(p)
+                        withOptionalCString(tools) { tools in
+                            p.cache_type_k = key
+                            p.cache_type_v = value
+                            p.chat_template = template
+                            p.system = system
+                            p.tools = tools
+                            return body(p)
+                        }
                     }
                 }
             }

@@ -38,8 +38,8 @@ public actor Session {
         return session
     }
 
-    /// Goes on where a saved session ended, with the identical tokens. Cache size, sinks and system prompt are the file's;
-    /// cache types, threads and chat template are the options'. The file is not changed.
+    /// Goes on where a saved session ended, with the identical tokens. Cache size, sinks, system prompt and tools are the
+    /// file's; cache types, threads, chat template and thinking are the options'. The file is not changed.
     public static func restore(
         _ model: Model, from url: URL, options: SessionOptions = SessionOptions()
     ) async throws(EdgeStreamError) -> Session {
@@ -102,12 +102,30 @@ public actor Session {
     public nonisolated func answer(
         to text: String, options: AnswerOptions = AnswerOptions(), onReading: ProgressHandler? = nil
     ) -> AsyncThrowingStream<Token, any Error> {
+        say(text, options, onReading, es_app_say)
+    }
+
+    /// The same with messages as in OpenAI's requests, a JSON list: it answers tool calls.
+    public nonisolated func answer(
+        toMessages json: String, options: AnswerOptions = AnswerOptions(), onReading: ProgressHandler? = nil
+    ) -> AsyncThrowingStream<Token, any Error> {
+        say(json, options, onReading, es_app_say_messages)
+    }
+
+    private typealias Say =
+        @Sendable (
+            OpaquePointer?, UnsafePointer<CChar>?, es_app_answer_params, es_app_progress?, UnsafeMutableRawPointer?
+        ) -> Int32
+
+    private nonisolated func say(
+        _ text: String, _ options: AnswerOptions, _ onReading: ProgressHandler?, _ say: @escaping Say
+    ) -> AsyncThrowingStream<Token, any Error> {
         tokens { session throws(EdgeStreamError) in
             try refuseZeroBytes(text)
             let pointer = try session.pointer()
             let status = try options.withC { params in
                 withProgress(onReading, isCancelled: { Task.isCancelled }) { callback, user in
-                    es_app_say(pointer, text, params, callback, user)
+                    say(pointer, text, params, callback, user)
                 }
             }
             try EdgeStreamError.check(status)
@@ -124,7 +142,17 @@ public actor Session {
         }
     }
 
-    /// Ends an answer that is still open, if there is one: what was written until then stays, as a closed turn.
+    /// Goes on with the last answer, if it was cut: by `AnswerOptions.maxTokens`, `stop()`, or because it was not read on.
+    public nonisolated func goOn(
+        options: AnswerOptions = AnswerOptions()
+    ) -> AsyncThrowingStream<Token, any Error> {
+        tokens { session throws(EdgeStreamError) in
+            let pointer = try session.pointer()
+            try EdgeStreamError.check(try options.withC { es_app_continue(pointer, $0) })
+        }
+    }
+
+    /// Ends an answer that is still open, if there is one: what was written until then stays.
     public func settle() throws(EdgeStreamError) {
         handle.current = nil
         try EdgeStreamError.check(es_app_end(try pointer()))
@@ -145,8 +173,12 @@ public actor Session {
             guard es_app_message_get(pointer, index, &message) == ES_OK.rawValue,
                 let role = Message.Role(rawValue: String(cString: message.role))
             else { return nil }
-            let bytes = UnsafeRawBufferPointer(start: message.text, count: message.n_text)
-            return Message(role: role, text: String(decoding: bytes, as: UTF8.self))
+            func text(_ start: UnsafePointer<CChar>?, _ count: Int) -> String {
+                String(decoding: UnsafeRawBufferPointer(start: start, count: count), as: UTF8.self)
+            }
+            return Message(
+                role: role, text: text(message.text, message.n_text), thinking: text(message.thinking, message.n_thinking),
+                toolCalls: message.tool_calls.map { String(cString: $0) })
         }
     }
 

@@ -17,6 +17,8 @@ public struct Token: Sendable, Hashable {
     public let id: Int32?
     /// The characters that are complete with this token: none, one or several.
     public let text: String
+    /// The text belongs to the model's thinking. Where that ends within a token, there are two of it.
+    public let isThinking: Bool
     /// Nil while the answer goes on.
     public let finish: Finish?
     /// Tokens seen since the stream's start, this one included.
@@ -42,6 +44,7 @@ public struct Token: Sendable, Hashable {
         }
         id = c.token < 0 ? nil : c.token
         self.text = text
+        isThinking = c.is_thinking
         seen = c.n_past
         cached = Int(c.n_cached)
         tokensPerSecond = Double(c.tokens_per_s)
@@ -51,14 +54,22 @@ public struct Token: Sendable, Hashable {
 public struct Message: Sendable, Hashable {
     public enum Role: String, Sendable, Hashable, Codable {
         case user, assistant
+        /// What a tool answered.
+        case tool
     }
 
     public let role: Role
     public let text: String
+    /// What the model thought before it answered.
+    public let thinking: String
+    /// What the model wants to be called, as in OpenAI's messages: a JSON list. `Session.answer(toMessages:)` answers.
+    public let toolCalls: String?
 
-    public init(role: Role, text: String) {
+    public init(role: Role, text: String, thinking: String = "", toolCalls: String? = nil) {
         self.role = role
         self.text = text
+        self.thinking = thinking
+        self.toolCalls = toolCalls
     }
 }
 

@@ -35,7 +35,11 @@ struct EdgeChat {
 
         func say(_ text: String) async throws {
             for try await token in session.answer(to: text, options: arguments.answer) {
-                show(token.text)
+                if token.isThinking {
+                    FileHandle.standardError.write(Data(token.text.utf8))
+                } else {
+                    show(token.text)
+                }
             }
             show("\n")
             if let file = arguments.session {

@@ -258,6 +258,57 @@ struct SessionTests {
     }
 
     //
+    // thinking, tools, answers that go on
+    //
+
+    /// ChatML with thoughts, which only the answers after the last question keep.
+    static let thinking =
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        + "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+        + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and m.reasoning_content and loop.index0 > ns.last %}"
+        + "{{ '<think>\n' + m.reasoning_content|trim + '\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+        + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined "
+        + "and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+
+    @Test func anAnswerThatWasCutGoesOn() async throws {
+        let model = try await Demo.shared.model
+        let options = AnswerOptions(sampling: Sampling(temperature: 0), maxTokens: 30, ignoresEnd: true)
+        var first = options
+        first.maxTokens = 10
+        var rest = options
+        rest.maxTokens = 20
+        let one = try await Session.open(model, options: small())
+        let whole = try await collect(one.answer(to: "Tell me about the sea.", options: options)).text
+        let two = try await Session.open(model, options: small())
+        let begun = try await collect(two.answer(to: "Tell me about the sea.", options: first)).text
+        #expect(begun + (try await collect(two.goOn(options: rest)).text) == whole)
+        #expect(await two.transcript() == (await one.transcript()))
+        let none = try await Session.open(model, options: small())
+        #expect(await error { _ = try await collect(none.goOn()) } == .invalid)
+    }
+
+    @Test func thinkingIsTheTemplates() async throws {
+        let model = try await Demo.shared.model
+        var options = small()
+        options.chatTemplate = Self.thinking
+        options.thinks = false
+        let without = try await Session.open(model, options: options)
+        _ = try await without.say("One?", 3)
+        options.thinks = nil
+        let with = try await Session.open(model, options: options)
+        let (_, tokens) = try await collect(with.answer(to: "One?", options: seeded(3)))
+        #expect(try await without.stats().seen > (try await with.stats().seen))  // its thoughts are closed already
+        #expect(tokens.allSatisfy { !$0.isThinking })
+        let answer = try await collect(
+            with.answer(toMessages: #"[{"role": "tool", "content": "42"}, {"role": "user", "content": "So?"}]"#, options: seeded(3)))
+        #expect(answer.tokens.count == 3)
+        let messages = await with.transcript()
+        #expect(messages.map(\.role) == [.user, .assistant, .tool, .user, .assistant] && messages[2].text == "42")
+        options.tools = "[{"
+        #expect(await error { _ = try await Session.open(model, options: options) } == .invalid)
+    }
+
+    //
     // errors
     //
 
@@ -278,7 +329,8 @@ struct SessionTests {
         #expect(await error { _ = try await Session.open(model, options: options) } == .invalid)
         #expect(model.whyItCannotChat() == nil)
         #expect(model.whyItCannotChat(template: "pigeon")?.contains("pigeon") == true)
-        #expect(Model.templateNames.contains("chatml"))
+        #expect(model.whyItCannotChat(template: "chatml") == nil)
+        #expect(model.whyItCannotChat(template: "{% for %}") != nil)
 
         let session = try await Session.open(model, options: small())
         _ = try await session.say("Hello", 5)

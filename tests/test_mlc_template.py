@@ -7,25 +7,10 @@ import threading
 
 import pytest
 
-from edge_stream.chat.templates import ChatTemplate, TurnRenderer
+from edge_stream.converters.mlc.jinja_template import ChatTemplate
 from edge_stream.errors import EdgeStreamError
 
 HI = [{"role": "user", "content": "hi"}]
-
-MISTRAL = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
-    "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}"
-    "{% for m in turns %}{% if m.role == 'user' %}[INST] {% if system and loop.first %}{{ system + '\n\n' }}"
-    "{% endif %}{{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-# The system prompt moves into the last user message: earlier turns change with every turn.
-MISTRAL_LAST = MISTRAL.replace("loop.first", "loop.last")
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n"
-    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def render(source: str, messages: list[dict[str, str]] = HI, **settings: float) -> str:
@@ -181,52 +166,3 @@ def test_chatml_only_without_a_template_and_it_says_so() -> None:
     assert ChatTemplate(None).is_fallback
     assert not ChatTemplate("x").is_fallback
     assert ChatTemplate(None).render(HI) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert "no chat template" in (TurnRenderer(ChatTemplate(None)).note or "")
-
-
-def test_turns_add_up_to_the_whole() -> None:
-    for source in (MISTRAL, ChatTemplate(None).source):
-        template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
-        turns = TurnRenderer(template, "Be brief.")
-        answer = " A1" if source == MISTRAL else "A1"
-        text = turns.head + "".join(turns.first("U1")) + answer + turns.closing + "".join(turns.next("U2"))
-        assert text == template.render([
-            {"role": "system", "content": "Be brief."}, {"role": "user", "content": "U1"},
-            {"role": "assistant", "content": "A1"}, {"role": "user", "content": "U2"},
-        ])  # fmt: skip
-        assert "Be brief." in turns.head
-        assert "U1" not in turns.head
-
-
-def test_a_template_that_rewrites_earlier_turns_is_explained() -> None:
-    for source in (THINKING, MISTRAL_LAST):
-        turns = TurnRenderer(ChatTemplate(source, bos_token="<s>", eos_token="</s>"), "Be brief.")
-        assert "rewrites earlier turns" in (turns.note or "")
-        assert "Be brief." not in "".join(turns.next("U2"))  # it is pinned: not once more with every turn
-    turns = TurnRenderer(ChatTemplate(THINKING))
-    assert turns.next("U2") == ("<|im_start|>user\nU2<|im_end|>\n", "<|im_start|>assistant\n")
-    assert turns.closing == "<|im_end|>\n"
-    assert TurnRenderer(ChatTemplate(MISTRAL)).note is None
-
-
-def test_a_turn_does_not_begin_inside_a_control_token() -> None:
-    # Phi writes <|endoftext|> at the very end: it shares its first letters with what follows otherwise.
-    phi = (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
-    )
-    turns = TurnRenderer(ChatTemplate(phi))
-    assert turns.closing == "<|end|>\n"
-    assert turns.next("U2") == ("<|user|>\nU2<|end|>\n", "<|assistant|>\n")
-
-
-def test_a_template_without_answers_cannot_be_used() -> None:
-    with pytest.raises(EdgeStreamError, match="does not keep the assistant's answers"):
-        TurnRenderer(ChatTemplate("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"))
-
-
-def test_the_stand_in_in_a_message_is_refused_not_misread() -> None:
-    from edge_stream.chat import templates
-
-    with pytest.raises(EdgeStreamError, match="cannot be used on a stream"):
-        TurnRenderer(ChatTemplate(None)).next(templates._PLACEHOLDER)
