@@ -361,6 +361,7 @@ def test_facts(served: Served) -> None:
         ),
         (CHAT, {"messages": HELLO, "logit_bias": {"99999": 1}}, "vocabulary"),
         (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature"),
+        (CHAT, {"messages": HELLO, "add_generation_prompt": True, "continue_final_message": True}, "excludes"),
         (CHAT, {"messages": HELLO, "grammar": " "}, "grammar is empty"),
         (CHAT, {"messages": HELLO, "best_of": 3}, "best_of is not supported"),
         (CHAT, {"messages": HELLO, "functions": [{"name": "f"}]}, "send tools"),

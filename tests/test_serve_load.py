@@ -139,7 +139,7 @@ def test_a_slow_reader_waits_alone(load: Load) -> None:
         slow = open_stream(served, messages=hello(0), logprobs=True, top_logprobs=20, **ENDLESS)
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         n = -1
-        while n != written(served):  # until it pauses
+        while n <= 0 or n != written(served):  # until it pauses
             n = written(served)
             time.sleep(0.5)
         task = served.scheduler.loop.tasks[0]

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -231,6 +232,13 @@ class ChatRequest(Generation):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | str | None = None
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _either(cls, value: bool | str | None, info: ValidationInfo) -> bool | str | None:
+        if value is True and info.data.get("add_generation_prompt"):
+            raise ValueError("it excludes add_generation_prompt")
+        return value
 
 
 class PromptObject(Open):
