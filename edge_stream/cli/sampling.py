@@ -143,7 +143,7 @@ sampling_options = compose(
     _number(
         "--top-p",
         env=True,
-        kind=Number(0),
+        kind=Number(0, 1),
         default=0.95,
         help="Sample from the most likely tokens whose probabilities add up to this. 1: off.",
     ),
