@@ -175,7 +175,8 @@ int32_t es_app_session::next(es_app_token & out) {
         thinking += diff.reasoning_content_delta;
         text += diff.content_delta;
     }
-    if (chat->answer().is_ended() && out.finish != ES_APP_REPETITION) { // by a text that the template ends answers with, perhaps
+    if (chat->answer().is_ended() &&
+        out.finish != ES_APP_REPETITION) { // by a text that the template ends answers with, perhaps
         out.finish = ES_APP_EOS;
     }
     if (out.finish != ES_APP_UNFINISHED) {

@@ -1,9 +1,7 @@
 #include "app_stream.h"
 
 #include "error.h"
-#include "support.h"
 #include "sampler_chain.h"
-#include "support.h"
 
 #include <algorithm>
 #include <cmath>

@@ -309,9 +309,10 @@ void refusals() {
     assert(es_app_model_can_chat(model, "llama3", reason, sizeof(reason)) && !*reason);
     p.chat_template = "{% for %}";
     assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && !s);
-    for (const char * hostile : { "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{{ 1 }}",
-                                  "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s "
-                                  "%}{% endfor %}{{ ns.s }}" }) {
+    for (const char * hostile :
+         { "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{{ 1 }}",
+           "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s "
+           "%}{% endfor %}{{ ns.s }}" }) {
         p.chat_template = hostile;
         assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("was stopped") && !s);
         assert(!es_app_model_can_chat(model, hostile, reason, sizeof(reason)) && strstr(reason, "was stopped"));
@@ -320,7 +321,14 @@ void refusals() {
     p.tools = "[{]";
     assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("JSON") && !s);
     p.tools = R"([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}])";
-    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("no tool calls") && !s);
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("pinned") && !s); // they are, in 256 tokens
+    p.n_ctx = 4096;
+    ok(es_app_session_open(model, p, &s));
+    es_stream_stats stats;
+    ok(es_app_session_stats(s, &stats));
+    assert(stats.n_keep > 200);
+    es_app_session_free(s);
+    s = nullptr;
     p = small();
     const std::string endless_prompt(1000, 'z');
     p.system = endless_prompt.c_str();

@@ -25,8 +25,8 @@ size_t held_back(const std::string & text, size_t first, const std::vector<std::
 
 } // namespace
 
-es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops, const std::string & before,
-                     const es_stream_stats & stream)
+es_answer::es_answer(std::unique_ptr<es_chat_request> request, std::vector<std::string> stops,
+                     const std::string & before, const es_stream_stats & stream)
     : request_(std::move(request)), parser_(std::make_unique<es_chat_parser>(*request_, before.c_str())),
       stops_(std::move(stops)), before_(before), raw_(before), n_said_(before.size()), n_seen_(stream.n_past),
       n_ends_(stream.n_ctx) {

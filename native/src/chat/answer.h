@@ -32,9 +32,9 @@ private:
     std::unique_ptr<es_chat_parser>  parser_;
     std::vector<std::string>         stops_;
     const std::string                before_;
-    std::string                      raw_;    // up to the last whole character
-    std::string                      part_;   // of a character
-    size_t                           n_said_; // bytes of raw_ that the parser has
+    std::string                      raw_;                 // up to the last whole character
+    std::string                      part_;                // of a character
+    size_t                           n_said_;              // bytes of raw_ that the parser has
     int64_t                          n_past_ = 0, n_seen_; // n_seen_: of the stream
     std::deque<size_t>               ends_;                // of raw_ after the newest tokens
     const size_t                     n_ends_;              // a loop is no longer than the cache
