@@ -18,8 +18,6 @@ LEAVES = {
     "families",
     "output.files",
     "output.staging",
-    "chat.templates",
-    "chat.sandbox",
     "native.libraries",
     "native.scheduling",
 }

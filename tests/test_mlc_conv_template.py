@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_stream.chat.templates import ChatTemplate
 from edge_stream.converters.mlc import conv_templates
 from edge_stream.converters.mlc.conv_templates import as_prompt, derive
+from edge_stream.converters.mlc.jinja_template import ChatTemplate
 from edge_stream.errors import EdgeStreamError
 
 TOKENS = {"bos": "<s>", "eos": "</s>"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_stream.chat.templates import ChatTemplate
+from edge_stream.converters.mlc.jinja_template import ChatTemplate
 from edge_stream.errors import EdgeStreamError
 
 _SYSTEM, _USER, _ANSWER = "Sys7tem1", "Us3er{}q", "Ans5wer{}w"

@@ -1,20 +1,16 @@
-"""Chat templates: the Jinja programs inside model files that turn messages into text."""
+"""Chat templates in Jinja2, for a converter that needs no native library. Chats are rendered by the native core."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
 
-from edge_stream.chat.sandbox import Budget, DeadlineError, RefusedError, Sandbox, T, TooBigError, within
+from edge_stream.converters.mlc.sandbox import Budget, DeadlineError, RefusedError, Sandbox, T, TooBigError, within
 from edge_stream.errors import EdgeStreamError
-
-if TYPE_CHECKING:
-    from edge_stream.chat.options import ChatOptions
-    from edge_stream.engine import Engine
 
 # Used only for a model without a template.
 CHATML = (
@@ -49,23 +45,6 @@ class ChatTemplate:
         self._max_characters = max_characters
         self._sandbox = Sandbox()
         self._template = self._guarded(0, lambda: self._sandbox.from_string(self.source))
-
-    @classmethod
-    def of(cls, engine: Engine, options: ChatOptions | None = None) -> ChatTemplate:
-        """The template of a loaded model, or the one that the options have in its place."""
-
-        def text(token: int) -> str:
-            return engine.token_to_piece(token, special=True).decode(errors="replace") if token >= 0 else ""
-
-        source = options.template if options and options.template else engine.chat_template
-        if source == "chatml":
-            source = CHATML
-        elif source and "{{" not in source and "{%" not in source:
-            raise EdgeStreamError(
-                f"--chat-template {source[:40]!r} is no Jinja template, and the only one known by name is chatml: give "
-                "its source"
-            )
-        return cls(source, bos_token=text(engine.bos), eos_token=text(engine.eos))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any

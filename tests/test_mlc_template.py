@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from edge_stream.chat.templates import ChatTemplate
+from edge_stream.converters.mlc.jinja_template import ChatTemplate
 from edge_stream.errors import EdgeStreamError
 
 HI = [{"role": "user", "content": "hi"}]
