@@ -2,7 +2,6 @@
 
 #include "error.h"
 #include "sampler_chain.h"
-#include "support.h"
 
 #include <algorithm>
 #include <cmath>

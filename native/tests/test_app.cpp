@@ -321,8 +321,12 @@ void refusals() {
     p.tools = "[{]";
     assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("JSON") && !s);
     p.tools = R"([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}])";
-    p.n_ctx = 2048; // a template that knows no tools takes them as text
+    assert(es_app_session_open(model, p, &s) == ES_ERR_INVALID && says("pinned") && !s); // they are, in 256 tokens
+    p.n_ctx = 4096;
     ok(es_app_session_open(model, p, &s));
+    es_stream_stats stats;
+    ok(es_app_session_stats(s, &stats));
+    assert(stats.n_keep > 200);
     es_app_session_free(s);
     s = nullptr;
     p = small();
