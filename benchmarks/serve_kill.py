@@ -22,6 +22,9 @@ from serving_bench import Answer, ServerProcess, chat, edge_stream_command, prin
 from edge_stream import Engine
 
 
+_N_ANSWER = 12  # tokens
+
+
 class Talker:
     """One client. `finished` is n_past after the last finished turn."""
 
@@ -35,7 +38,7 @@ class Talker:
             self.messages.append({"role": "user", "content": f"I am {self.i}, this is number {self.turns}."})
         with httpx.Client(base_url=url, timeout=600) as client:
             try:
-                answer = chat(client, self.messages, max_tokens=12, seed=self.turns, ignore_eos=True)
+                answer = chat(client, self.messages, max_tokens=_N_ANSWER, seed=self.turns, ignore_eos=True)
             except httpx.TransportError:
                 answer = None
         if answer is None or not answer.finished:
@@ -67,7 +70,8 @@ def run(model: str, folder: Path, kills: int, clients: int, n_ctx: int, seed: in
                 server.kill()
                 raise AssertionError(f"conversation {talker.i} got no answer after kill {kill}")
             if expected:
-                assert answer.info["n_reused"] >= expected, (
+                # an answer with control tokens, which are not sent, is read again as it was sent
+                assert answer.info["n_reused"] >= expected - _N_ANSWER and answer.info["history"] == "continued", (
                     f"kill {kill}, conversation {talker.i}: {expected} tokens were finished, "
                     f"{answer.info['n_reused']} are known ({answer.info['history']})"
                 )
