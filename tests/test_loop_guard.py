@@ -238,7 +238,7 @@ def test_streamed_choices_say_what_was_repeated(served: Served) -> None:
     assert sorted(c["index"] for c in ends) == [0, 1]
     assert all(c["finish_reason"] == "stop" and c["edge_stream"] == INFO for c in ends)
     for i in range(2):
-        parts = [c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"] if c["index"] == i]
+        parts = [c["delta"].get("content") or "" for chunk in chunks for c in chunk["choices"] if c["index"] == i]
         assert "".join(parts) == SHOWN
 
 
