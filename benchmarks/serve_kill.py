@@ -21,7 +21,6 @@ from serving_bench import Answer, ServerProcess, chat, edge_stream_command, prin
 
 from edge_stream import Engine
 
-
 _N_ANSWER = 12  # tokens
 
 
