@@ -70,7 +70,7 @@ def run(model: str, folder: Path, kills: int, clients: int, n_ctx: int, seed: in
                 raise AssertionError(f"conversation {talker.i} got no answer after kill {kill}")
             if expected:
                 # an answer with control tokens, which are not sent, is read again as it was sent
-                assert answer.info["n_reused"] >= expected - _N_ANSWER and answer.info["history"] == "continued", (
+                assert answer.info["n_reused"] >= expected - _N_ANSWER, (
                     f"kill {kill}, conversation {talker.i}: {expected} tokens were finished, "
                     f"{answer.info['n_reused']} are known ({answer.info['history']})"
                 )
