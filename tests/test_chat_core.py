@@ -269,6 +269,23 @@ def test_tools_for_a_template_that_knows_none(vocabulary: Vocabulary) -> None:
     assert not request.is_parsed and request.sampling is None
 
 
+@pytest.mark.parametrize("step", [5_000, 40_000])
+def test_an_answer_nested_without_end_is_text(vocabulary: Vocabulary, step: int) -> None:
+    core = ChatCore(vocabulary, source("Qwen-Qwen3-0.6B"))
+    request = core.request({"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL]})
+    text = '<tool_call>\n{"name": "f", "arguments": {"x": ' + "[" * 20_000
+    added, message = parse(request, text, step)
+    assert not message.get("tool_calls") and added.content == message["content"] == text
+
+
+def test_a_required_call_is_not_preceded_by_text(vocabulary: Vocabulary) -> None:
+    body = {"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL], "tool_choice": "required"}
+    rules = ChatCore(vocabulary, source("Qwen-Qwen2.5-7B-Instruct")).request(body).sampling
+    assert rules is not None
+    root = next(line for line in json.loads(rules)["grammar"].splitlines() if line.startswith("root ::="))
+    assert "tool-call" in root and "until-" not in root
+
+
 def test_an_answer_that_ends_inside_a_character(vocabulary: Vocabulary) -> None:
     parser = ChatCore(vocabulary).request({"messages": [{"role": "user", "content": "x?"}]}).parser()
     assert parser.push("é").content == "é" and parser.push("", last=True).content == ""
