@@ -21,7 +21,6 @@ from serving_bench import Answer, ServerProcess, chat, edge_stream_command, prin
 
 from edge_stream import Engine
 
-
 _N_ANSWER = 12  # tokens
 
 
@@ -71,7 +70,7 @@ def run(model: str, folder: Path, kills: int, clients: int, n_ctx: int, seed: in
                 raise AssertionError(f"conversation {talker.i} got no answer after kill {kill}")
             if expected:
                 # an answer with control tokens, which are not sent, is read again as it was sent
-                assert answer.info["n_reused"] >= expected - _N_ANSWER and answer.info["history"] == "continued", (
+                assert answer.info["n_reused"] >= expected - _N_ANSWER, (
                     f"kill {kill}, conversation {talker.i}: {expected} tokens were finished, "
                     f"{answer.info['n_reused']} are known ({answer.info['history']})"
                 )

@@ -41,7 +41,11 @@ def vocabulary() -> Iterator[Vocabulary]:
         yield engine.backend.vocabulary
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama-spm"])
+# SentencePiece puts a space before words; these templates' markup holds tokens that it was made with
+SPACED = ("google-gemma-2-2b-it", "microsoft-Phi-3.5-mini-instruct", "mistralai-Mistral-Nemo-Instruct-2407")
+
+
+@pytest.fixture(scope="module")
 def any_vocabulary(request: pytest.FixtureRequest) -> Iterator[Vocabulary]:
     """Of llama.cpp's: one that keeps every byte, and one that puts a space before words."""
     llama = loading.start(False)
@@ -127,7 +131,11 @@ def whole(vocabulary: Vocabulary, request: ChatRequest) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "thinking", "tools"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("any_vocabulary", "name"),
+    [("qwen2", name) for name in NAMES] + [("llama-spm", name) for name in SPACED],
+    indirect=["any_vocabulary"],
+)
 def test_turn_by_turn_it_is_the_template_rendered_whole(any_vocabulary: Vocabulary, name: str, kind: str) -> None:
     core = ChatCore(any_vocabulary, source(name))
     options = {"tools": [TOOL]} if kind == "tools" else {}
@@ -259,6 +267,23 @@ def test_tools_for_a_template_that_knows_none(vocabulary: Vocabulary) -> None:
     # where calls are not wanted, tools are described all the same, and an answer is text
     request = core.request({"messages": chat("tools"), "tools": [TOOL], "tool_choice": "none"})
     assert not request.is_parsed and request.sampling is None
+
+
+@pytest.mark.parametrize("step", [5_000, 40_000])
+def test_an_answer_nested_without_end_is_text(vocabulary: Vocabulary, step: int) -> None:
+    core = ChatCore(vocabulary, source("Qwen-Qwen3-0.6B"))
+    request = core.request({"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL]})
+    text = '<tool_call>\n{"name": "f", "arguments": {"x": ' + "[" * 20_000
+    added, message = parse(request, text, step)
+    assert not message.get("tool_calls") and added.content == message["content"] == text
+
+
+def test_a_required_call_is_not_preceded_by_text(vocabulary: Vocabulary) -> None:
+    body = {"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL], "tool_choice": "required"}
+    rules = ChatCore(vocabulary, source("Qwen-Qwen2.5-7B-Instruct")).request(body).sampling
+    assert rules is not None
+    root = next(line for line in json.loads(rules)["grammar"].splitlines() if line.startswith("root ::="))
+    assert "tool-call" in root and "until-" not in root
 
 
 def test_an_answer_that_ends_inside_a_character(vocabulary: Vocabulary) -> None:

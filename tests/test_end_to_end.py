@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,16 +163,19 @@ def test_hub_models_come_through_huggingface_hub(model: Path, monkeypatch: pytes
         asked.append(f"{repo}/{file}")
         return str(model)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: ["a-Q8_0.gguf", "a-Q4_K_M.gguf"])
+    def info(self: Any, repo: str, timeout: float) -> Any:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f"a-{quant}.gguf") for quant in ("Q8_0", "Q4_K_M")])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert names.resolve("hf:me/a") == model
     assert names.resolve("hf:me/a:q8_0") == model
     assert asked == ["me/a/a-Q4_K_M.gguf", "me/a/a-Q8_0.gguf"]
 
-    def offline(self: Any, repo: str) -> list[str]:
+    def offline(self: Any, repo: str, timeout: float) -> Any:
         raise OSError("no network\nsecond line")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     with pytest.raises(EdgeStreamError, match=r"cannot download hf:me/a: no network$"):
         names.resolve("hf:me/a")
 

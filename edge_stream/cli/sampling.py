@@ -206,6 +206,7 @@ sampling_options = compose(
     ),
     _number("--adaptive-decay", kind=Number(0, 0.99), default=0.9, help="How slowly adaptive_p forgets."),
     option(
+        "-l",
         "--logit-bias",
         type=LogitBias(),
         multiple=True,
@@ -214,6 +215,7 @@ sampling_options = compose(
     option("--grammar", metavar="GBNF", help="Grammar that the text must match."),
     option("--grammar-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a grammar."),
     option("-j", "--json-schema", metavar="SCHEMA", help="JSON schema that the text must match."),
+    option("-jf", "--json-schema-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with a schema."),
     option(
         "-r",
         "--reverse-prompt",
@@ -231,12 +233,13 @@ def make_sampling(flags: dict[str, Any]) -> Sampling:
     from edge_stream.sampling import NUMBERS, Sampling
 
     grammar, schema = flags["grammar"], flags["json_schema"]
-    if sum(bool(given) for given in (grammar, flags["grammar_file"], schema)) > 1:
-        raise click.UsageError("Give only one of --grammar, --grammar-file and --json-schema.")
-    if flags["grammar_file"]:
+    if sum(bool(given) for given in (grammar, flags["grammar_file"], schema, flags["json_schema_file"])) > 1:
+        raise click.UsageError("Give only one of --grammar, --grammar-file, --json-schema and --json-schema-file.")
+    if flags["grammar_file"] or flags["json_schema_file"]:
         from edge_stream.cli.console import read_text
 
-        grammar = read_text(Path(flags["grammar_file"]))
+        text = read_text(Path(flags["grammar_file"] or flags["json_schema_file"]))
+        grammar, schema = (text, None) if flags["grammar_file"] else (None, text)
     if schema is not None:
         try:
             schema = json.loads(schema)

@@ -35,6 +35,18 @@ void * operator new(size_t n) {
     return block + HEAD;
 }
 
+void * operator new(size_t n, const std::nothrow_t &) noexcept {
+    try {
+        return operator new(n);
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
+}
+
+void * operator new[](size_t n) {
+    return operator new(n);
+}
+
 void operator delete(void * p) noexcept {
     if (p) {
         auto * block = (char *) p - HEAD;
@@ -44,6 +56,18 @@ void operator delete(void * p) noexcept {
 }
 
 void operator delete(void * p, size_t) noexcept {
+    operator delete(p);
+}
+
+void operator delete(void * p, const std::nothrow_t &) noexcept {
+    operator delete(p);
+}
+
+void operator delete[](void * p) noexcept {
+    operator delete(p);
+}
+
+void operator delete[](void * p, size_t) noexcept {
     operator delete(p);
 }
 
@@ -80,7 +104,7 @@ std::string ends(const std::function<void()> & work, size_t input, double second
 constexpr size_t MILLION = 1000000;
 
 // The template ends as expected ("error" for any error), holding little, and leaving nothing behind.
-void ends_as(const std::string & expected, const std::string & source, double seconds = 60, size_t bytes = MILLION,
+void ends_as(const std::string & expected, const std::string & source, double seconds = 600, size_t bytes = MILLION,
              size_t most = 0) {
     const size_t before   = heap_live;
     heap_peak             = before;
@@ -225,14 +249,14 @@ void deep() {
     }
     for (const char * part : { "{% if a %}", "{% for a in a %}", "{% macro a() %}", "{% set a %}", "{% filter a %}",
                                "{% call a() %}", "{% if a %}{% else %}" }) {
-        ends_as("DEPTH", times(n, part), 60, 100 * MILLION);
+        ends_as("DEPTH", times(n, part), 600, 100 * MILLION);
     }
-    ends_as("DEPTH", "{% if a %}" + times(n, "{% elif a %}") + "{% endif %}", 60, 100 * MILLION);
+    ends_as("DEPTH", "{% if a %}" + times(n, "{% elif a %}") + "{% endif %}", 600, 100 * MILLION);
     ends_as("DEPTH", "{% for " + times(n, "(") + "a");
     ends_as("DEPTH", "{% set " + times(n, "(") + "a");
     ends_as("DEPTH", "{{ a is " + times(n, "(") + "a");
     // at run time
-    const auto deepens = [](const std::string & source) { ends_as("DEPTH", source, 60, 100 * MILLION, 10 * MILLION); };
+    const auto deepens = [](const std::string & source) { ends_as("DEPTH", source, 600, 100 * MILLION, 10 * MILLION); };
     deepens("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
     deepens("{% macro f(n) %}{% for i in [1] %}{% if n %}{{ f(n + 1) }}{% endif %}{% endfor %}{% endmacro %}"
             "{{ f(1) }}");
@@ -255,12 +279,12 @@ void deep() {
     ends_as("error", "{% set l = [] %}{% set _ = l.append(x=l) %}{{ {(l[0], 1): 1} }}");
     ends_as("error", "{% set l = [] %}{{ {nothing|default(a=l): 1} }}");
     // values deeper than the stack: made, then freed
-    const std::string many = "{% for i in range(1000) %}{% for j in range(40) %}";
+    const std::string many = "{% for i in range(200) %}{% for j in range(40) %}";
     const std::string end  = "{% endfor %}{% endfor %}";
     for (const char * nested :
          { "[ns.s]", "(1, ns.s)", "{'a': ns.s}", "namespace(a=ns.s)", "[1, ns.s]|last.append", "[[ns.s].append]" }) {
         ends_as(std::string(nested).find("last") != std::string::npos ? "error" : "ok",
-                "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = " + nested + " %}" + end, 60, 100 * MILLION);
+                "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = " + nested + " %}" + end, 600, 100 * MILLION);
     }
     ends_as("DEPTH", "{% set ns = namespace(s=[]) %}" + many + "{% set ns.s = [ns.s] %}" + end + "{{ ns.s|tojson }}",
             60, 100 * MILLION);
@@ -509,7 +533,7 @@ void analysis() {
     const std::string slow = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}";
     assert(analyse(each + slow + slow + slow, 0.2, 100 * MILLION) == "TIME");
     assert(analyse(each + "{{ 'x' * 100000 }}", 60, MILLION) == "SIZE");
-    assert(analyse("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 60, 100 * MILLION) == "DEPTH");
+    assert(analyse("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 600, 100 * MILLION) == "DEPTH");
     // comparing two renderings takes longer than writing them
     assert(analyse(each + "{% for i in range(400) %}{{ ['<>' * 1000]|join }}{% endfor %}", 0.5, 100 * MILLION) ==
            "TIME");
@@ -621,7 +645,7 @@ int main(int argc, char ** argv) {
             continue; // a name after the model's: that one only
         }
         test.work();
-        in_a_thread(test.work, 512 * 1024);
+        in_a_thread(test.work, ES_TEMPLATE_STACK + 128 * 1024);
         printf("%s\n", test.name);
     }
     printf("ok\n");

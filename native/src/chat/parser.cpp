@@ -2,6 +2,7 @@
 #include "parser.h"
 
 #include "error.h"
+#include "es-template-budget.h"
 #include "utf8.h"
 
 #include <random>
@@ -96,7 +97,13 @@ es_chat_parser::es_chat_parser(const es_chat_request & request, const char * bef
 }
 
 common_chat_msg es_chat_parser::parse(const std::string & text, bool is_partial) {
-    common_chat_msg m = common_chat_parse(text, is_partial, params_);
+    common_chat_msg m;
+    try { // what a model writes may be nested as deeply as it likes
+        const es_template_budget_scope budget(text.size());
+        m = common_chat_parse(text, is_partial, params_);
+    } catch (const es_template_stop &) {
+        throw std::runtime_error("the answer is nested too deeply");
+    }
     m.set_tool_call_ids(ids_, [&] { return n_call_id_ ? random_text(n_call_id_) : "call_" + random_text(24); });
     return m;
 }

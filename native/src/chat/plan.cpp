@@ -8,11 +8,12 @@
 
 namespace {
 
-constexpr size_t n_back       = 256; // tokens looked back for a place where tokenizing can begin afresh
-constexpr size_t n_places_max = 16;  // places within what is read, the newest
-constexpr size_t n_byte_token = 16;  // more bytes than tokens of a vocabulary have on average
-constexpr size_t n_near       = 64;  // bytes between an answer's text and its end of turn, at most
-constexpr size_t n_end_tokens = 4;   // tokens of an end of turn, at most
+constexpr size_t n_back       = 256;  // tokens looked back for a place where tokenizing can begin afresh
+constexpr size_t n_places_max = 16;   // places within what is read, the newest
+constexpr size_t n_byte_token = 16;   // more bytes than tokens of a vocabulary have on average
+constexpr size_t n_least      = 1024; // tokens that are read again in any case
+constexpr size_t n_near       = 64;   // bytes between an answer's text and its end of turn, at most
+constexpr size_t n_end_tokens = 4;    // tokens of an end of turn, at most
 
 size_t common_prefix(const std::string & a, const std::string & b) {
     const size_t n = std::min(a.size(), b.size());
@@ -211,6 +212,11 @@ common_json es_plan_on(es_chat_request & request, const std::vector<std::pair<si
             }
             at = at > same ? std::string::npos : at;
         }
+    }
+    // far more than the stream has of it is not read again: a transcript may hold what was never in this stream
+    const size_t n_differ = at == std::string::npos ? 0 : request.text(first, n_known, false).size();
+    if (n_differ > at && n_differ - at > n_byte_token * (n_end + n_least)) {
+        at = std::string::npos;
     }
     if (at == std::string::npos) {
         keep       = n_end;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <regex>
 #include <stdexcept>
 
 namespace {
@@ -346,9 +345,15 @@ std::string es_chat_request::grammar() const {
     std::string text = params.grammar;
     // JSON has no control characters in strings
     string_replace_all(text, R"(json-string ::= "\"" ( [^"\\])", R"(json-string ::= "\"" ( [^"\\\x7F\x00-\x1F])");
-    if (inputs.tool_choice ==
-        COMMON_CHAT_TOOL_CHOICE_REQUIRED) { // a call, not a text that may go on for ever before it
-        text = std::regex_replace(text, std::regex(R"((\nroot ::= [^\n]*)until-[0-9]+\? (tool-calls))"), "$1$2");
+    // a call, not a text that may go on for ever before it
+    const size_t root =
+        inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED ? text.find("\nroot ::= ") : std::string::npos;
+    const size_t end   = root == std::string::npos ? root : text.find('\n', root + 1);
+    const size_t calls = root == std::string::npos ? root : text.find("? tool-calls", root);
+    const size_t until = calls == std::string::npos || calls > end ? std::string::npos : text.rfind("until-", calls);
+    if (until != std::string::npos && until > root &&
+        text.find_first_not_of("0123456789", until + strlen("until-")) == calls) {
+        text.erase(until, calls + strlen("? ") - until);
     }
     return text;
 }

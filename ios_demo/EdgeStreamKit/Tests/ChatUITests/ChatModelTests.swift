@@ -298,7 +298,7 @@ final class ChatModelTests {
     private func fillTranscript(_ file: URL) throws {
         // a section: tag, CRC-32 of tag, size and bytes, size, bytes
         var data = try Data(contentsOf: file)
-        let start = try #require(data.range(of: Data(#"{"answer_start""#.utf8))).lowerBound
+        let start = try #require(data.range(of: Data(#"{"format":2,"#.utf8))).lowerBound
         let size = data[(start - 8)..<start].reversed().reduce(0) { $0 << 8 | Int($1) }
         let json = try JSONSerialization.jsonObject(with: data[start..<(start + size)])
         var conversation = try #require(json as? [String: Any])
