@@ -79,6 +79,7 @@ def test_version(run: Run) -> None:
         ["run", "-m", "demo", "-p", "x", "-b", "0"],
         ["run", "-m", "demo", "-p", "x", "-ctk", "q3_k"],
         ["run", "-m", "demo", "-p", "x", "--temp", "nan"],
+        ["run", "-m", "demo", "-p", "x", "--temp", "-1"],
         ["run", "-m", "demo", "-p", "x", "--top-p", "1.5"],
         ["run", "-m", "demo", "-p", "x", "--seed", "99999999999"],
         ["run", "-m", "demo", "-p", "x", "-ngl", "some"],

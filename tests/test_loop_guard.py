@@ -219,6 +219,8 @@ def test_served_texts_end_and_are_continued_from_what_was_sent(served: Served) -
     }  # fmt: skip
     then = complete("Say it again: " + SHOWN + " and", seed=2, max_tokens=10)
     assert then["edge_stream"]["history"] == "continued" and then["edge_stream"]["n_past"] < 100
+    native = served.client.post("/completion", json={"prompt": "Once more: ", "n_predict": 1000, **OPTIONS}).json()
+    assert (native["content"], native["stop_type"], native["edge_stream"]["loop"]) == (SHOWN, "limit", INFO["loop"])
     # a prompt of tokens is continued by tokens, of which the client was sent all
     tokens = served.on_engine(lambda: served.engine.tokenize("As tokens: "))
     first = complete(tokens, logprobs=0, **OPTIONS)

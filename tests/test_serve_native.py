@@ -98,6 +98,10 @@ def test_probabilities_after_sampling(served: Served) -> None:
         top = [one["prob"] for one in item["top_probs"]]
         assert 1 <= len(top) <= 3 and sum(top) == pytest.approx(1, abs=1e-5) and top == sorted(top, reverse=True)
         assert item["prob"] == next(one["prob"] for one in item["top_probs"] if one["id"] == item["id"])
+    # XTC leaves the last of the candidates above its threshold
+    xtc = complete(served, **body | {"xtc_probability": 1, "xtc_threshold": 1e-6, "min_p": 0, "top_p": 1})
+    assert all([one["prob"] for one in item["top_probs"]] == [1] for item in xtc["completion_probabilities"])
+    assert all(item["id"] == item["top_probs"][0]["id"] for item in xtc["completion_probabilities"])
     greedy = complete(served, **body | {"temperature": 0})["completion_probabilities"]
     assert [item["prob"] for item in greedy] == [1] * 5
 

@@ -265,6 +265,8 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
             candidates.size = n_allowed;
             chosen          = s->choose(candidates, s->rng.n_draw);
         }
+        // XTC drops the first ones
+        std::copy(candidates.data, candidates.data + candidates.size, s->candidates.begin());
         s->n_candidates         = candidates.size;
         const llama_token token = chosen.token;
         s->rules->accept(token);
@@ -293,8 +295,8 @@ int32_t es_sampler_candidates(const es_sampler * sampler, es_candidate * out, in
                                        sampler->candidates.begin() + sampler->n_candidates);
     const auto more = [](const llama_token_data & a, const llama_token_data & b) { return a.logit > b.logit; };
     std::sort(data.begin(), data.end(), more);
-    if (sampler->params.temp <= 0.0f && !data.empty()) {
-        data.resize(1); // greedy
+    if (sampler->chain.is_greedy() && !data.empty()) {
+        data.resize(1);
     }
     double sum = 0;
     for (const auto & one : data) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edge_stream._version import __version__
-from edge_stream.server.scheduling.events import Reading
+from edge_stream.server.scheduling.events import Finished, Reading
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -27,6 +27,12 @@ def progress(event: Reading) -> dict[str, Any]:
     """llama-server's prompt_progress."""
     facts = {"total": event.n_total, "cache": event.n_cached, "processed": event.n_processed}
     return {"prompt_progress": {**facts, "time_ms": int(event.ms)}}
+
+
+def loop_info(event: Finished) -> dict[str, Any]:
+    """What a choice repeated, if the loop guard ended it."""
+    loop = event.loop
+    return {"loop": {"period": loop.period, "repetitions": loop.repetitions}} if loop else {}
 
 
 def model_facts(engine: Engine, settings: Settings) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from edge_stream.sampling import NUMBERS
 from edge_stream.server import errors
 from edge_stream.server.apis import llama_schemas as schemas
-from edge_stream.server.apis.facts import BUILD, likely, progress
+from edge_stream.server.apis.facts import BUILD, likely, loop_info, progress
 from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.http import infill
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
@@ -102,7 +103,7 @@ class Llama:
     async def props(self) -> dict[str, Any]:
         """The model, its template, the cache, defaults and limits."""
         engine, settings = self.engine, self.settings
-        names = ("seed", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+        names = ("seed", *NUMBERS)
         defaults = {
             **{name: getattr(settings.sampling, name) for name in names},
             "n_ctx": engine.n_ctx,
@@ -279,7 +280,7 @@ class NativeForm(AnswerForm):
             "stopping_word": finished.stop_string or "",
             "tokens_cached": done.info["n_cached"],
             "timings": done.timings,
-            "edge_stream": done.info,
+            "edge_stream": done.info | loop_info(finished),
         }
         if choice and choice.logprobs:
             answer["completion_probabilities"] = [self._probabilities(one) for one in choice.logprobs]

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from edge_stream.server.apis import openai_schemas as answers
-from edge_stream.server.apis.facts import BUILD, likely, model_facts, progress
+from edge_stream.server.apis.facts import BUILD, likely, loop_info, model_facts, progress
 from edge_stream.server.apis.llama import NativeForm
 from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.errors import NOT_FOUND, ApiError
@@ -179,10 +179,7 @@ class OpenAIForm(AnswerForm):
 
 def _end(event: Finished) -> dict[str, Any]:
     """How a choice ended."""
-    end: dict[str, Any] = {"finish_reason": event.reason}
-    if event.loop:
-        end["edge_stream"] = {"loop": {"period": event.loop.period, "repetitions": event.loop.repetitions}}
-    return end
+    return {"finish_reason": event.reason} | ({"edge_stream": loop_info(event)} if event.loop else {})
 
 
 class ChatForm(OpenAIForm):

@@ -192,7 +192,7 @@ class GenerationLoop:
         if record.finish_reason != "eos":
             answer.n_bytes += len(task.writer.piece)
         text, finish = record.text, record.finish_reason
-        if task.lines and finish != "eos":
+        if task.lines and finish not in ("eos", "repetition"):
             text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_writing))
             finish = "line" if is_over else finish
         if record.loop:
