@@ -26,10 +26,18 @@ _MAX_TOKENS = 2048  # of a text: the buffers grow with its square
 class Embedder:
     """A loaded model. For one thread at a time.
 
-    model: as for Engine.load. pooling: none, mean, cls or last; None: the model's own. Raises EdgeStreamError.
+    model: as for Engine.load. pooling: none, mean, cls or last; None: the model's own. n_threads, n_gpu_layers, devices:
+    as in LoadOptions. Raises EdgeStreamError.
     """
 
-    def __init__(self, model: str | Path, pooling: str | None = None, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        pooling: str | None = None,
+        n_threads: int | None = None,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[str] | None = None,
+    ) -> None:
         self.path = names.resolve(str(model))
         self._llama = loading.start(False)
         self._callbacks = Callbacks()
@@ -37,7 +45,10 @@ class Embedder:
         if damage is not None:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")
         self._context = 0
-        self._model = loading.load_model(self.path, self._llama.llama_model_default_params(), self._callbacks)
+        params = self._llama.llama_model_default_params()
+        keep_alive = loading.offload(params, n_gpu_layers, devices)
+        self._model = loading.load_model(self.path, params, self._callbacks)
+        del keep_alive
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
         self.vocabulary = Vocabulary(self._model)

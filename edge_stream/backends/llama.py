@@ -63,14 +63,7 @@ class LlamaBackend:
                 f"split_mode = {o.split_mode} is unknown: use one of {', '.join(device_list.SPLIT_MODES)}"
             )
         params.split_mode = device_list.SPLIT_MODES[o.split_mode]
-        chosen = device_list.choose(o.devices, o.rpc)
-        if chosen is not None:
-            # NULL-terminated; llama.cpp copies it
-            handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
-            params.devices = C.cast(handles, C.c_void_p)
-        if o.n_gpu_layers is not None:
-            params.n_gpu_layers = o.n_gpu_layers
-        keep_alive = tensors.place(params, o)
+        keep_alive = loading.offload(params, o.n_gpu_layers, o.devices, o.rpc), tensors.place(params, o)
         damage = loading.reason(self._native.es_model_file_check, os.fsencode(self.path))
         if damage is not None:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")

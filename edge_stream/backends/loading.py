@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes as C
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_stream.backends import LoadOptions
 from edge_stream.errors import EdgeStreamError
+from edge_stream.hardware import devices
 from edge_stream.native import bindings, libraries
 from edge_stream.native.callbacks import Callbacks
 
@@ -51,6 +53,22 @@ def start(verbose: bool) -> Any:
     bindings.library().es_log_set(verbose)
     llama.llama_backend_init()
     return llama
+
+
+def offload(params: Any, n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Sequence[str] = ()) -> Any:
+    """Say in a llama_model_params which devices hold a model's layers; see `devices.choose`.
+
+    Returns what must live until the model is loaded. A load that does not choose would use the RPC servers of an
+    earlier one too.
+    """
+    if n_gpu_layers is not None:
+        params.n_gpu_layers = n_gpu_layers
+    chosen = devices.choose(names, rpc)
+    if chosen is None:
+        return None
+    handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
+    params.devices = C.cast(handles, C.c_void_p)
+    return handles
 
 
 def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:

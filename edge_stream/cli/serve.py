@@ -161,7 +161,10 @@ def main(**flags: Any) -> None:
         if flags["embedding_model"]:
             from edge_stream.embedder import Embedder
 
-            embedder = stack.enter_context(Embedder(flags["embedding_model"], flags["pooling"]))
+            o = engine.backend.options
+            embedder = stack.enter_context(
+                Embedder(flags["embedding_model"], flags["pooling"], o.n_threads, o.n_gpu_layers, o.devices)
+            )
         serve(engine, replace(make_settings(engine, flags, keys, chat), embedder=embedder))
 
 

@@ -134,6 +134,8 @@ int32_t es_conversation::go_on(const char * answer, const es_reading & reading) 
 
 // Opens an answer; if that fails, the conversation is as it was.
 int32_t es_conversation::attempt(const char * answer, const es_reading & reading, const std::string & written) {
+    taken_tokens_.clear();
+    taken_places_.clear();
     const int32_t rc = es_guard([&] { return open(answer, reading, written); });
     if (rc != ES_OK) {
         const std::string why = es_last_error();
@@ -230,6 +232,8 @@ int32_t es_conversation::find_plan(es_chat_request & request, size_t from, commo
             request.n_input(), [&] { out = es_plan_on(request, places, tokens.data() + n_gone, n_known); });
         const int64_t keep = rc == ES_OK ? first + out.at("keep").get<int64_t>() : s.n_past;
         if (rc == ES_OK && es_stream_rewind(stream_, (size_t) (s.n_past - keep)) == ES_OK) {
+            taken_tokens_.assign(tokens.end() - (ptrdiff_t) (s.n_past - keep), tokens.end());
+            taken_places_ = places_;
             forget_places(first, keep, transcript_.count());
             known_ = keep;
             return ES_OK;
@@ -338,8 +342,15 @@ void es_conversation::go_back() {
         places_.clear();
         known_ = 0;
         es_stream_reset(stream_); // the next turn reads again
-    } else {
-        known_ = last;
+        return;
+    }
+    known_ = last;
+    // the end of an answer was taken back for what joins it
+    const int64_t n_before = last + (int64_t) taken_tokens_.size();
+    const bool    is_end   = !taken_places_.empty() && taken_places_.back().n_past == n_before;
+    if (is_end && taken_tokens_.size() <= least_step && feed(taken_tokens_, {}) == ES_OK) {
+        places_ = std::move(taken_places_);
+        known_  = n_before;
     }
 }
 

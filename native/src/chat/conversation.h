@@ -74,7 +74,9 @@ private:
     size_t                     n_read_ = 0, n_done_ = 0; // tokens to read for the newest answer, and those read
     std::string                note_;
 
-    // what undo puts back
+    // what undo and go_back put back
     size_t                                n_added_ = 0;
     std::optional<es_transcript::message> taken_;
+    es_tokens                             taken_tokens_; // the stream's newest, before a plan
+    std::vector<es_place>                 taken_places_; // and the places then
 };
