@@ -58,6 +58,14 @@ void check(common_json & schema, int depth = 0) {
                                         std::to_string(n_repeats));
         }
     }
+    if (schema.contains("pattern") && schema.at("pattern").is_string()) {
+        for (const char * word : { "minLength", "maxLength", "format" }) {
+            if (schema.contains(word)) {
+                throw std::invalid_argument(std::string("a grammar cannot follow a pattern and ") + word +
+                                            " of a JSON schema together");
+            }
+        }
+    }
     for (auto [name, value] : schema.items()) {
         if (name == "const" || name == "enum" || name == "default" || name == "examples") {
             continue; // values
