@@ -49,7 +49,7 @@ test-native: build ## ctest
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 test-python: build ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \

@@ -12,9 +12,12 @@ from typing import Any
 
 import graph_cost
 import pytest
+from click.testing import CliRunner
 from test_graph_cost import check, counted
 
 from edge_stream import EdgeStreamError, Sampling
+from edge_stream.cli import cli
+from edge_stream.embedder import Embedder
 from edge_stream.hardware import devices
 
 Load = Callable[..., Any]
@@ -176,3 +179,18 @@ def test_gpus_beside_a_server_are_those_llama_cpp_would_use(
     monkeypatch.setattr(devices, "add_rpc_server", lambda _endpoint: ["RPC0"])
     chosen = devices.choose(None, ["a:1"])
     assert chosen is not None and [d.name for d in chosen] == used
+
+
+def test_a_server_is_used_by_the_model_that_named_it_only(
+    servers: Any, load: Load, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It stays registered, and may be gone: later models, also of embeddings and of apps, do not ask it."""
+    endpoint, process = servers[0]
+    load("gqa", rpc=[endpoint]).close()
+    process.kill()
+    process.wait()
+    assert load("gqa").devices == []
+    with Embedder(tiny("chat"), "mean") as embedder:
+        assert embedder.embed([1, 2]).shape == (1, embedder.n_embd)
+    export = CliRunner().invoke(cli, ["export-ios", "-m", str(tiny("chat")), "-o", str(tmp_path / "out")])
+    assert export.exit_code == 0, export.output

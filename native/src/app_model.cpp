@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <mutex>
+#include <vector>
 
 namespace {
 
@@ -58,6 +60,30 @@ uint32_t es_loaded_model::recommended(const char * key, uint32_t otherwise) cons
     return n > 0 && n <= INT32_MAX ? (uint32_t) n : otherwise;
 }
 
+// This machine's GPUs, NULL at the end, if the process has used an RPC server: without a list, llama.cpp would use that
+// too. Empty where its choice is right.
+static std::vector<ggml_backend_dev_t> local_gpus() {
+    std::vector<ggml_backend_dev_t> discrete, integrated;
+    bool                            has_rpc = false;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t dev  = ggml_backend_dev_get(i);
+        const auto               type = ggml_backend_dev_type(dev);
+        if (strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "RPC") == 0) {
+            has_rpc = true;
+        } else if (type == GGML_BACKEND_DEVICE_TYPE_GPU) {
+            discrete.push_back(dev);
+        } else if (type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            integrated.push_back(dev);
+        }
+    }
+    std::vector<ggml_backend_dev_t> out;
+    if (has_rpc) {
+        out = discrete.empty() ? integrated : discrete;
+        out.push_back(nullptr);
+    }
+    return out;
+}
+
 int32_t es_load_model(const char * path, const es_app_model_params & params, bool measure,
                       std::shared_ptr<const es_loaded_model> & out) {
     init_once();
@@ -67,10 +93,12 @@ int32_t es_load_model(const char * path, const es_app_model_params & params, boo
         return rc;
     }
     load_progress      progress{ params.on_progress, params.user };
-    llama_model_params p          = llama_model_default_params();
-    p.n_gpu_layers                = params.n_gpu_layers;
-    p.progress_callback           = on_load_progress;
-    p.progress_callback_user_data = &progress;
+    llama_model_params p                    = llama_model_default_params();
+    p.n_gpu_layers                          = params.n_gpu_layers;
+    p.progress_callback                     = on_load_progress;
+    p.progress_callback_user_data           = &progress;
+    std::vector<ggml_backend_dev_t> devices = local_gpus();
+    p.devices                               = devices.empty() ? nullptr : devices.data();
     if (measure) {
         p.no_alloc = true;
     }
