@@ -60,7 +60,7 @@ def test_answers_are_json_that_matches(load: Callable[..., Any], pattern: str) -
 
 @pytest.mark.parametrize("pattern", ["b", "^b", "b$", "c|b"])
 def test_what_is_not_anchored_may_have_anything_beside_it(load: Callable[..., Any], pattern: str) -> None:
-    texts = answers(load("gqa", n_ctx=256), pattern, 16, "b\"")
+    texts = answers(load("gqa", n_ctx=256), pattern, 16, 'b"')
     assert texts and max(map(len, texts)) > 3
     for text in texts:
         assert re.search(pattern, json.loads(text)), text
