@@ -26,8 +26,8 @@ _MAX_TOKENS = 2048  # of a text: the buffers grow with its square
 class Embedder:
     """A loaded model. For one thread at a time.
 
-    model: as for Engine.load. pooling: none, mean, cls or last; None: the model's own. n_threads, n_gpu_layers, devices:
-    as in LoadOptions. Raises EdgeStreamError.
+    model: as for Engine.load. pooling: none, mean, cls or last; None: the model's own. n_threads, n_gpu_layers,
+    devices: as in LoadOptions. Raises EdgeStreamError.
     """
 
     def __init__(
