@@ -80,8 +80,6 @@ OTHER_MODEL_LINES = re.compile(
 MISSING: tuple[tuple[str, str], ...] = (
     (r"test_server_model_aliases_and_tags", "several aliases, tags"),
     (r"test_chat_completion\[.*This is not", "a chat template without Jinja"),
-    (r"test_metrics_generation_rate|test_metrics_timings", "timings as llama-server measures them"),
-    (r"test_metrics", "metrics by llama-server's names"),
     (r"test_access_static_assets", "the files of llama-server's page"),
 )
 

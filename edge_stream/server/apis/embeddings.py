@@ -30,7 +30,7 @@ class Embeddings:
 
     def __init__(self, router: APIRouter, answering: Answering) -> None:
         self.alias, self.limits = answering.settings.alias, answering.settings.limits
-        self._embedder = answering.settings.embedder
+        self._embedder, self._metrics = answering.settings.embedder, answering.scheduler.metrics.llama
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")  # one text at a time, beside the engine
         options: dict[str, Any] = {"methods": ["POST"], "responses": failing(501, "There is no embedding model.")}
         add_route(
@@ -104,9 +104,17 @@ class Embeddings:
 
         def work() -> tuple[list[NDArray[np.float32]], int]:
             all_tokens = [_tokens(embedder, text) for text in texts]
-            return [embedder.embed(tokens) for tokens in all_tokens], sum(map(len, all_tokens))
+            return [self._row(embedder, tokens) for tokens in all_tokens], sum(map(len, all_tokens))
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+    def _row(self, embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
+        begin = time.perf_counter()
+        row = embedder.embed(tokens)
+        self._metrics.read(len(tokens), time.perf_counter() - begin)
+        self._metrics.decoded(1, len(tokens))
+        return row
 
 
 def _tokens(embedder: Embedder, text: Any) -> list[int]:

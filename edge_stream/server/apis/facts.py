@@ -24,9 +24,10 @@ def likely(engine: Engine, token: int, value: float, name: str = "logprob") -> d
 
 
 def progress(event: Reading) -> dict[str, Any]:
-    """llama-server's prompt_progress."""
+    """llama-server's prompt_progress, and timings where they are wanted."""
     facts = {"total": event.n_total, "cache": event.n_cached, "processed": event.n_processed}
-    return {"prompt_progress": {**facts, "time_ms": int(event.ms)}}
+    timings = {"timings": event.timings} if event.timings else {}
+    return {"prompt_progress": {**facts, "time_ms": int(event.ms)}, **timings}
 
 
 def loop_info(event: Finished) -> dict[str, Any]:

@@ -96,9 +96,12 @@ class Llama:
         return {"status": "ok"}
 
     async def metrics(self) -> Response:
-        """Prometheus metrics, prefix edge_stream_."""
-        counts = await self.answering.call(self.scheduler.counts)
-        return Response(self.scheduler.metrics.text(counts), media_type="text/plain; version=0.0.4")
+        """Prometheus metrics, prefixes edge_stream_ and llamacpp:, the latter by llama-server's names."""
+        counts, metrics = await self.answering.call(self.scheduler.counts), self.scheduler.metrics
+        response = Response(metrics.text(counts), media_type="text/plain; version=0.0.4")
+        # spelt as llama-server does: Starlette's own way would write it in lower case
+        response.raw_headers.append((b"Process-Start-Time-Unix", str(metrics.t_start).encode()))
+        return response
 
     async def props(self) -> dict[str, Any]:
         """The model, its template, the cache, defaults and limits."""

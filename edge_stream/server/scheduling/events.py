@@ -21,12 +21,16 @@ class Started:
 
 @dataclass(frozen=True)
 class Reading:
-    """A portion of the prompt was read: n_processed of n_total tokens, n_cached of which were in the cache before."""
+    """A portion of the prompt was read: n_processed of n_total tokens, n_cached of which were in the cache before.
+
+    timings: if they are asked for with every token.
+    """
 
     n_total: int
     n_cached: int
     n_processed: int
     ms: float
+    timings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

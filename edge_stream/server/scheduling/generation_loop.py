@@ -113,8 +113,15 @@ class GenerationLoop:
     #
 
     def _read(self, task: Task) -> None:
-        if self.prefill.read(task):
+        is_read = self.prefill.read(task)
+        self._count_decode([task])
+        if is_read:
             self._start_writing(task)
+
+    def _count_decode(self, tasks: list[Task]) -> None:
+        """A batch with tokens of these tasks was decoded."""
+        n_busy = sum(task.stage in (Stage.READING, Stage.WRITING) for task in self.tasks)
+        self.metrics.llama.decoded(n_busy, max(task.stream.stats.n_past for task in tasks))
 
     def _start_writing(self, task: Task) -> None:
         stream, request = task.stream, task.request
@@ -136,7 +143,6 @@ class GenerationLoop:
         task.lines = LineLimits(request.n_indent, request.max_ms) if request.n_indent or request.max_ms else None
         task.answer.stop_pieces = request.stop_pieces
         task.answer.begin(request.parser(task.answer.prefix))
-        task.t_writing = task.t_writing or time.perf_counter()
         task.stage = Stage.WRITING
         if task.writer.finished:  # nothing was to be written
             self._end_choice(task, "length")
@@ -150,6 +156,7 @@ class GenerationLoop:
                 n_top, after = task.request.top_logprobs, task.request.after_sampling
                 top = _likeliest(task.stream, n_top) if n_top and not after else []
                 token = task.writer.choose()
+                task.t_chosen = time.perf_counter()
                 chosen.append((task, token, task.writer.candidates() if after else top))
             except EdgeStreamError as error:
                 # a grammar that allows nothing more ends the text
@@ -168,6 +175,7 @@ class GenerationLoop:
             return
         self.metrics.written.inc(len(chosen))
         self.metrics.steps.inc()
+        self._count_decode([task for task, *_ in chosen])
         for task, token, top in chosen:
             self._guard(task, self._record, task, token, top)
 
@@ -188,12 +196,13 @@ class GenerationLoop:
         record, answer = task.writer.record(), task.answer
         task.session.log.fed((token,))
         task.n_written += 1
+        task.n_steps += bool(answer.tokens)
         answer.tokens.append(token)
         if record.finish_reason != "eos":
             answer.n_bytes += len(task.writer.piece)
         text, finish = record.text, record.finish_reason
         if task.lines and finish not in ("eos", "repetition"):
-            text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_writing))
+            text, is_over = task.lines.push(text, 1000 * (time.perf_counter() - task.t_read))
             finish = "line" if is_over else finish
         if record.loop:
             answer.loop = record.loop
@@ -278,6 +287,7 @@ class GenerationLoop:
     def _end(self, task: Task) -> None:
         task.stage = Stage.ENDED
         self.tasks.remove(task)
+        self.metrics.llama.predicted(task.n_written, task.n_steps, task.write_seconds)
         self._release(task)
 
     @staticmethod

@@ -1,6 +1,11 @@
-"""Prometheus metrics, prefix edge_stream_, in a registry of their own."""
+"""Prometheus metrics: ours, prefix edge_stream_, in a registry of their own; and llama-server's, prefix llamacpp:."""
 
 from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -10,6 +15,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.llama = LlamaMetrics()
+        self.t_start = int(time.time())
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"edge_stream_{name}", text, labels, registry=self.registry)
@@ -42,4 +49,86 @@ class Metrics:
         """The exposition format. counts: what the gauges show, see Scheduler.counts."""
         for name, gauge in self._gauges.items():
             gauge.set(counts[name])
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + self.llama.text(counts["busy"], counts["waiting"]).encode()
+
+
+@dataclass
+class _Bucket:
+    """Tokens, decode steps that they took, and seconds."""
+
+    n: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    _shown: tuple[int, float] = (0, 0.0)
+
+    def add(self, n: int, steps: int, seconds: float) -> None:
+        self.n += n
+        self.steps += steps
+        self.seconds += seconds
+
+    def speed(self) -> float:
+        """Steps per second since it was last asked for; 0 without any."""
+        steps, seconds = self.steps - self._shown[0], self.seconds - self._shown[1]
+        self._shown = (self.steps, self.seconds)
+        return steps / seconds if seconds else 0.0
+
+
+class LlamaMetrics:
+    """What llama-server counts, by its names and in its sense. Thread-safe.
+
+    Written without prometheus_client, which ends a counter's name in _total; llama-server's n_tokens_max does not.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prompt, self._predicted = _Bucket(), _Bucket()
+        self._n_cached = self._n_tokens_max = self._n_decode = self._n_busy = 0
+
+    def read(self, n: int, seconds: float) -> None:
+        """Prompt tokens were decoded."""
+        with self._lock:
+            self._prompt.add(n, n, seconds)
+
+    def cached(self, n: int) -> None:
+        """Prompt tokens were in the cache."""
+        with self._lock:
+            self._n_cached += n
+
+    def predicted(self, n: int, steps: int, seconds: float) -> None:
+        """An answer has ended. steps: without the first token, which comes of the prompt's decode."""
+        with self._lock:
+            self._predicted.add(n, steps, seconds)
+
+    def decoded(self, n_busy: int, n_tokens: int = 0) -> None:
+        """A batch was decoded, while n_busy slots were busy, the longest of its sequences now n_tokens long."""
+        with self._lock:
+            self._n_decode += 1
+            self._n_busy += n_busy
+            self._n_tokens_max = max(self._n_tokens_max, n_tokens)
+
+    def text(self, n_processing: int, n_deferred: int) -> str:
+        """The exposition format. The speeds are those since the last one."""
+        with self._lock:
+            rows = list(self._rows(n_processing, n_deferred))
+        return "".join(
+            f"# HELP llamacpp:{name} {text}\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value}\n"
+            for kind, name, value, text in rows
+        )
+
+    def _rows(self, n_processing: int, n_deferred: int) -> Iterator[tuple[str, str, float, str]]:
+        prompt, predicted = self._prompt, self._predicted
+        yield "counter", "prompt_tokens_total", prompt.n, "Prompt tokens decoded, those in the cache left out"
+        yield "counter", "prompt_tokens_cached_total", self._n_cached, "Prompt tokens that were in the cache"
+        yield "counter", "prompt_seconds_total", prompt.seconds, "Seconds of decoding prompts"
+        yield "counter", "tokens_predicted_total", predicted.n, "Tokens of answers that have ended"
+        yield "counter", "tokens_predicted_seconds_total", predicted.seconds, "Seconds of writing these answers"
+        yield "counter", "n_decode_total", self._n_decode, "Batches decoded"
+        yield "counter", "n_tokens_max", self._n_tokens_max, "Length of the longest stream, evicted tokens included"
+        for name in ("draft_tokens", "accepted_tokens", "drafts"):
+            yield "counter", f"spec_decode_num_{name}_total", 0, "Always 0: there is no speculative decoding"
+        yield "gauge", "prompt_tokens_seconds", prompt.speed(), "Prompt tokens per second since the last look"
+        yield "gauge", "predicted_tokens_seconds", predicted.speed(), "Generated tokens per second since the last look"
+        yield "gauge", "requests_processing", n_processing, "Requests being answered"
+        yield "gauge", "requests_deferred", n_deferred, "Requests waiting for a slot"
+        busy = self._n_busy / max(self._n_decode, 1)
+        yield "gauge", "n_busy_slots_per_decode", busy, "Slots busy during a batch, on average"

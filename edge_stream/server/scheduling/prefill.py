@@ -170,6 +170,7 @@ class Prefill:
             return
         task.n_dropped, task.n_reused = rendered.n_dropped, session.stream.stats.n_past
         task.n_prompt = task.n_reused + rendered.n_tokens
+        self.metrics.llama.cached(task.n_reused)
         if history.is_continued:
             task.answer.prefix = flat_content(history.units[-1].messages[0].get("content"))
         task.send(Started(task.info()))
@@ -179,7 +180,8 @@ class Prefill:
     def _report(task: Task) -> None:
         if task.request.progress and task.choice == 0:
             ms = 1000 * (time.perf_counter() - task.t_admitted)
-            task.send(Reading(task.n_prompt, task.n_reused, task.n_reused + task.n_read, ms))
+            timings = task.timings() if task.request.gauges else None
+            task.send(Reading(task.n_prompt, task.n_reused, task.n_reused + task.n_read, ms, timings))
 
     def _n_keep(self, rendered: Rendered, has_system: bool) -> int:
         """Sinks: a system prompt is pinned, up to half of the cache, so that memory has a bound."""
@@ -209,15 +211,19 @@ class Prefill:
         if not task.pieces and room:
             part, task.answer_start = task.answer_start[:room], task.answer_start[room:]
             portion += part
-        before = stream.stats.n_past
+        before, begin = stream.stats.n_past, time.perf_counter()
         if portion and task.request.score is not None and task.choice == 0:
             task.scored += feed_scored(stream, portion, task.request.score)
         elif portion:
             stream.feed_tokens(portion)
         task.n_read += len(portion)
+        now = time.perf_counter()
+        if task.choice == 0:
+            task.t_read = now
         if portion:
             self._report(task)
-        self.metrics.read.inc(len(portion))
+            self.metrics.read.inc(len(portion))
+            self.metrics.llama.read(len(portion), now - begin)
         done = 0
         for end, piece in ends:
             log_.fed(portion[done:end])

@@ -104,9 +104,11 @@ class Task:
     n_read: int = 0
     n_to_read: int = 0
     n_written: int = 0
+    n_steps: int = 0  # decodes that its tokens took: the first of a choice comes of the prompt's
     t_queued: float = field(default_factory=time.perf_counter)
     t_admitted: float = 0.0
-    t_writing: float = 0.0
+    t_read: float = 0.0  # when the newest portion of the prompt was read
+    t_chosen: float = 0.0  # when the newest token was chosen
     t_end: float = 0.0
 
     def send(self, event: Event) -> None:
@@ -159,22 +161,26 @@ class Task:
             "prompt_tokens_details": {"cached_tokens": self.n_reused},
         }
 
+    @property
+    def write_seconds(self) -> float:
+        """From the end of the prompt to the newest token, whose own decode is not in it."""
+        return self.t_chosen - self.t_read if self.t_chosen else 0.0
+
     def timings(self) -> dict[str, Any]:
-        """Counts, milliseconds and speeds as llama-server has them."""
-        now = time.perf_counter()
-        read_ms = 1000 * ((self.t_writing or now) - self.t_admitted)
-        write_ms = 1000 * ((self.t_end or now) - self.t_writing) if self.t_writing else 0.0
+        """Counts, milliseconds and speeds as llama-server has them: 0 where there is nothing to measure yet."""
+        read_ms = 1000 * (self.t_read - self.t_admitted) if self.t_read else 0.0
+        write_ms = 1000 * self.write_seconds
         return {
             "cache_n": self.n_reused,
             "prompt_n": self.n_read,
             "prompt_ms": read_ms,
-            "prompt_per_token_ms": read_ms / max(self.n_read, 1),
-            "prompt_per_second": 1000 * self.n_read / max(read_ms, 1e-6),
+            "prompt_per_token_ms": read_ms / self.n_read if self.n_read else 0.0,
+            "prompt_per_second": 1000 * self.n_read / read_ms if read_ms else 0.0,
             "predicted_n": self.n_written,
             "predicted_ms": write_ms,
-            "predicted_per_token_ms": write_ms / max(self.n_written, 1),
-            "predicted_per_second": 1000 * self.n_written / write_ms if write_ms else 0.0,
-            "queued_ms": 1000 * ((self.t_admitted or now) - self.t_queued),
+            "predicted_per_token_ms": write_ms / self.n_steps if self.n_steps else 0.0,
+            "predicted_per_second": 1000 * self.n_steps / write_ms if write_ms else 0.0,
+            "queued_ms": 1000 * (self.t_admitted - self.t_queued),
         }
 
 
