@@ -108,7 +108,6 @@ class Embeddings:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-
     def _row(self, embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
         begin = time.perf_counter()
         row = embedder.embed(tokens)
