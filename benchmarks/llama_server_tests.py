@@ -78,7 +78,6 @@ OTHER_MODEL_LINES = re.compile(
 )
 
 MISSING: tuple[tuple[str, str], ...] = (
-    (r"test_server_model_aliases_and_tags", "several aliases, tags"),
     (r"test_chat_completion\[.*This is not", "a chat template without Jinja"),
     (r"test_access_static_assets", "the files of llama-server's page"),
 )
@@ -100,6 +99,7 @@ def command(server: Any) -> list[str]:
         "--seed": server.seed,
         "--parallel": n_slots,
         "--alias": server.model_alias,
+        "--tags": server.model_tags,
         "--api-key": server.api_key,
         "--n-predict": server.n_predict,
         "--ctx-size": server.n_ctx // n_slots if server.n_ctx else None,  # ours is of each conversation

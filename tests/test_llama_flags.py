@@ -357,7 +357,7 @@ def test_a_pasted_line_of_llama_server(loader: Loader, monkeypatch: pytest.Monke
     keys = tmp_path / "keys"
     keys.write_text("# mine\nfour\n")
     line = (
-        "-m x -a name,other --host 0.0.0.0 --port 9000 -c 512 -np 2 -cb -fa on --jinja --no-warmup --metrics --props "
+        "-m x -a other,name --tags small,chat,small --host 0.0.0.0 --port 9000 -c 512 -np 2 -cb -fa on --jinja --no-warmup --metrics --props "
         f"--no-slots --slot-save-path {tmp_path} --api-key one,two --api-key three --api-key-file {keys} -to 60 "
         "--threads-http 4 --sse-ping-interval -1 --no-webui --cors-origins https://a,https://b --mlock -ngl 9 -sm row "
         "--reasoning-format deepseek --no-context-shift --cache-prompt -r END\\n --log-disable --swa-full --no-mmproj"
@@ -368,6 +368,7 @@ def test_a_pasted_line_of_llama_server(loader: Loader, monkeypatch: pytest.Monke
         logging.disable(logging.NOTSET)
     assert result.exit_code == 0, result.output
     found = settings[0]
+    assert (found.aliases, found.tags) == (("name", "other"), ("chat", "small"))
     assert (found.alias, found.host, found.port) == ("name", "0.0.0.0", 9000)
     assert found.api_keys == ("one", "two", "three", "four")
     assert (found.has_slots, found.has_page, found.slot_save_path) == (False, False, tmp_path)

@@ -324,6 +324,15 @@ def test_embeddings(load: Load, tmp_path: Path) -> None:
             assert refused.status_code == 400 and said in refused.json()["error"]["message"]
 
 
+def test_a_model_with_several_names(load: Load) -> None:
+    with serve(load("chat"), aliases=("tiny", "small/one"), tags=("chat", "fim")) as served:
+        (model,) = served.client.get("/models").json()["data"]
+        assert (model["id"], model["aliases"], model["tags"]) == ("tiny", ["tiny", "small/one"], ["chat", "fim"])
+        assert [served.client.get(f"/v1/models/{name}").json() for name in model["aliases"]] == [model, model]
+        assert served.client.get("/v1/models/chat").status_code == 404
+        assert complete(served, prompt="a", model="small/one")["model"] == "tiny"
+
+
 def test_keys_and_origins(load: Load) -> None:
     with serve(load("chat"), api_keys=("one",), cors=("localhost",)) as served:
         client = served.client

@@ -138,7 +138,6 @@ REFUSED = {
     "--completion-bash": 'eval "$(_EDGE_STREAM_COMPLETE=bash_source edge-stream)" completes in bash',
     "--server-base": "chat loads its model itself; any OpenAI client talks to a server",
     "-o --output --output-file": "redirect the output: > FILE",
-    "--tags LLAMA_ARG_TAGS": "the API has no tags; --alias names the model",
     "--reuse-port LLAMA_ARG_REUSE_PORT": "two servers at one port would each know half of every conversation",
     "--path LLAMA_ARG_STATIC_PATH --api-prefix LLAMA_ARG_API_PREFIX": "a reverse proxy serves files and prefixes",
     "--cors-methods LLAMA_ARG_CORS_METHODS --cors-headers LLAMA_ARG_CORS_HEADERS --cors-credentials "

@@ -35,7 +35,12 @@ def _default_sessions() -> Path:
 @options.option("--host", env="HOST", default="127.0.0.1", help="Address to listen on.")
 @options.option("--port", env="PORT", type=options.Count(0, 65535), default=8080, help="Port. 0: any free one.")
 @options.option(
-    "-a", "--alias", env="ALIAS", metavar="NAME", help="Name of the model in the API. Default: that of its file."
+    "-a",
+    "--alias",
+    env="ALIAS",
+    default="",
+    metavar="NAME,...",
+    help="Names of the model in the API. Default: that of its file.",
 )
 @options.option(
     "-np",
@@ -125,6 +130,7 @@ def _default_sessions() -> Path:
 @options.rare("--slots/--no-slots", env="ENDPOINT_SLOTS", default=True)
 @options.rare("--threads-http", env="THREADS_HTTP", type=options.Count(-1, 1024), default=-1)
 @options.rare("--sse-ping-interval", env="SSE_PING_INTERVAL", type=options.Count(min=-1), default=15)
+@options.rare("--tags", env="TAGS", default="")
 @options.rare("--log-disable", is_flag=True)
 @options.rare("--log-file", env="LOG_FILE", type=click.Path(dir_okay=False))
 @options.rare("--log-prefix/--no-log-prefix", env="LOG_PREFIX", default=True)
@@ -204,14 +210,22 @@ def _keys(flags: dict[str, Any]) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def _names(given: str) -> tuple[str, ...]:
+    """Names separated by commas, in llama-server's order."""
+    return tuple(sorted({name.strip() for name in given.split(",")} - {""}))
+
+
 def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], chat: ChatOptions) -> Settings:
     """The server's settings."""
     from edge_stream.server.settings import Limits, Settings
 
     folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()
+    aliases, tags = (_names(flags[name]) for name in ("alias", "tags"))
+    aliases = aliases or (engine.model_path.stem,)
     return Settings(
-        # llama-server takes several names; requests may use any
-        alias=(flags["alias"] or "").split(",")[0].strip() or engine.model_path.stem,
+        alias=aliases[0],
+        aliases=aliases,
+        tags=tags,
         host=flags["host"],
         port=flags["port"],
         api_keys=keys,

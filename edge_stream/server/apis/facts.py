@@ -49,8 +49,8 @@ def model_facts(engine: Engine, settings: Settings) -> dict[str, Any]:
     return {
         "id": settings.alias,
         "object": "model",
-        "aliases": [settings.alias],
-        "tags": [],
+        "aliases": list(settings.aliases or (settings.alias,)),
+        "tags": list(settings.tags),
         "created": created,
         "owned_by": "edge-stream",
         "meta": meta,

@@ -73,10 +73,11 @@ class OpenAI:
         return {"data": [model_facts(self.engine, self.answering.settings)]}
 
     async def model(self, model: str) -> dict[str, Any]:
-        """The loaded model, by its name."""
-        if model != self.alias:
+        """The loaded model, by one of its names."""
+        facts = model_facts(self.engine, self.answering.settings)
+        if model not in facts["aliases"]:
             raise ApiError(404, f"there is no model {model[:100]!r}: this server runs {self.alias}", NOT_FOUND)
-        return model_facts(self.engine, self.answering.settings)
+        return facts
 
 
 class OpenAIForm(AnswerForm):
