@@ -139,6 +139,20 @@ def test_tools_thinking_and_forms() -> None:
     assert inside(tools=[WEATHER], tool_choice="required")["tool_choice"] == "required"
 
 
+def test_tools_that_are_no_functions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Codex sends them unasked."""
+    others = [{"type": "web_search"}, {"type": "local_shell"}, {"type": "custom", "name": "apply_patch", "format": {}}]
+    with caplog.at_level("INFO", "edge_stream.server"):
+        body = inside(tools=[others[0], WEATHER, *others], tool_choice="auto")
+    assert body["tools"] == [{"type": "function", "function": FUNCTION}] and body["tool_choice"] == "auto"
+    assert caplog.messages == [
+        "tools that are no functions are left out of a request: 'custom', 'local_shell', 'web_search'"
+    ]
+    assert inside(tools=others, tool_choice="auto") == inside(tool_choice="auto")
+    told = whole(form(tools=[others[0], WEATHER]), answer(text("On")))["tools"]
+    assert [tool["name"] for tool in told] == ["weather"]
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -150,7 +164,8 @@ def test_tools_thinking_and_forms() -> None:
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "'item_reference'"),
         ({"input": [{"type": "web_search_call"}]}, "'web_search_call'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "image input is not"),
-        ({"tools": [{"type": "web_search"}]}, "'web_search'"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "there are no tools"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "'web_search'"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "'allowed_tools'"),
         ({"tool_choice": {"type": "function", "name": "nothing"}, "tools": [WEATHER]}, "nothing"),
         ({"repeat_penalty": 0}, "repeat_penalty: "),

@@ -7,6 +7,7 @@ else here: seed, grammar, min_p and so on.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from edge_stream.server.errors import ApiError
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
 from edge_stream.server.http.schemas import ChatRequest, MaxTokens, Open, translated
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started
+
+
+log = logging.getLogger("edge_stream.server")
 
 
 class TextPart(Open):
@@ -96,7 +100,7 @@ Item = Annotated[
 
 
 class Tool(Open):
-    """A function that the model may call. type: only `function` is known here."""
+    """A function that the model may call. Other types (web_search, custom, ...) are left out, as in llama-server."""
 
     type: str
     name: str | None = None
@@ -178,12 +182,16 @@ def chat_request(body: ResponsesRequest) -> ChatRequest:
     for name in _REFUSED:
         if extra.get(name):
             raise errors.invalid(f"{name} is not supported by /v1/responses: send the whole conversation as input")
+    tools = _functions(body)
+    skipped = sorted({tool.type[:64] for tool in body.tools or []} - {"function"})
+    if skipped:
+        log.info("tools that are no functions are left out of a request: %s", ", ".join(map(repr, skipped[:8])))
     fields: dict[str, Any] = {
         **extra,
         "n": 1,
         "stream": bool(body.stream),
         "messages": _messages(body),
-        "tools": [_tool(tool) for tool in body.tools] if body.tools else None,
+        "tools": [_tool(tool) for tool in tools] or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "max_tokens": body.max_output_tokens,
@@ -245,9 +253,11 @@ def _texts(parts: Sequence[Any]) -> list[str]:
     return [part.text if isinstance(part, TextPart) else part.refusal for part in parts]
 
 
+def _functions(body: ResponsesRequest) -> list[Tool]:
+    return [tool for tool in body.tools or [] if tool.type == "function"]
+
+
 def _tool(tool: Tool) -> dict[str, Any]:
-    if tool.type != "function":
-        raise errors.invalid(f"tools of type {tool.type[:64]!r} are not supported: only those of type 'function' are")
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": function}
 
@@ -356,7 +366,7 @@ class ResponseForm(AnswerForm):
     def _response(self, status: str, output: list[Any], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         body = self.body
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        said = body.model_dump(include={"tools", "tool_choice", "text", "reasoning"}, exclude_none=True, by_alias=True)
+        said = body.model_dump(include={"tool_choice", "text", "reasoning"}, exclude_none=True, by_alias=True)
         return {
             "id": self.id,
             "object": "response",
@@ -377,7 +387,7 @@ class ResponseForm(AnswerForm):
             "temperature": body.temperature,
             "text": said.get("text", {"format": {"type": "text"}}),
             "tool_choice": said.get("tool_choice", "auto"),
-            "tools": said.get("tools", []),
+            "tools": [tool.model_dump(exclude_none=True) for tool in _functions(body)],
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": usage,
