@@ -41,7 +41,6 @@ OUTSIDE: tuple[tuple[str, str], ...] = (
     (r"test_speculative\.py", "speculative decoding"),
     (r"test_vision_api\.py|on_multimodal|multimodal_slot|test_local_media_file|slot_.*_image|media_file", "images"),
     (r"test_anthropic_vision_base64", "images"),
-    (r"test_lora\.py", "LoRA adapters"),
     (r"test_rerank\.py", "reranking models"),
     (r"test_sleep\.py", "unloading the model when idle"),
     (r"test_compat_gcp\.py", "Google's prediction protocol"),
@@ -57,6 +56,7 @@ DELIBERATE: tuple[tuple[str, str], ...] = (
     (r"test_invalid_chat_completion_req\[messages7", "an answer may follow an answer"),
     (r"test_cors_options.*Allow-Headers", "Authorization is named, since a browser's `*` leaves it out"),
     (r"test_metrics_disabled", "metrics are always there"),
+    (r"test_lora_per_request", "adapters have one scale for all conversations"),
     (r"test_ctx_shift_disabled|test_context_size_exceeded|test_nocache_long_input", "no prompt is too long"),
     (r"test_slot_restore_legacy", "session files have a format of their own"),
     (r"test_anthropic_vision_format_accepted|tool_result_with_image", "an image is refused with 400, not 500"),
@@ -110,6 +110,7 @@ def command(server: Any) -> list[str]:
         "--cache-type-v": server.ctv,
         "--flash-attn": server.fa,
         "--slot-save-path": server.slot_save_path,
+        "--lora": ",".join(server.lora_files or ()) or None,
         "--chat-template": server.chat_template,
         "--chat-template-file": server.chat_template_file,
         "--reasoning-format": server.reasoning_format,
@@ -235,6 +236,7 @@ def install() -> None:
     utils.ServerProcess.start = start
     utils.ServerPreset.load_all = staticmethod(lambda: None)
     utils.match_regex = _match_regex
+    utils.download_file = lambda *_: os.environ["EDGE_STREAM_TESTS_ADAPTER"]  # only adapters are fetched so
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -276,10 +278,21 @@ written for other models: where a test looks for words that its model writes, an
 
 def tiny_bert(work: Path) -> Path:
     """A model of random weights for the tests of embeddings."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from tiny_models import write_tiny_bert
 
     return write_tiny_bert(work / "bert.gguf", n_ctx_train=512)
+
+
+def random_adapter(model: str, work: Path) -> Path:
+    """A LoRA adapter of random weights for a model."""
+    import gguf
+    from test_adapters import write_adapter
+
+    from edge_stream.models import names
+
+    path = names.resolve(model)
+    architecture = str(gguf.GGUFReader(path).fields["general.architecture"].contents())
+    return write_adapter(path, work / "adapter.gguf", architecture=architecture)
 
 
 def _find(table: tuple[tuple[str, str], ...], name: str) -> str | None:
@@ -314,6 +327,7 @@ def run(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
         "EDGE_STREAM_TESTS_MODEL": arguments.model,
         "EDGE_STREAM_TESTS_EMBEDDING": arguments.embedding_model or str(tiny_bert(work)),
+        "EDGE_STREAM_TESTS_ADAPTER": str(random_adapter(arguments.model, work)),
         "XDG_STATE_HOME": str(work),
         "PORT": str(free_port()),
         _REPORT: str(report),
@@ -360,6 +374,7 @@ def main() -> None:
     parser.add_argument("-k", "--only", default="", help="tests whose name matches; nothing is written then")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "llama-server-tests.md")
     arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
     with tempfile.TemporaryDirectory() as work:
         text = table(run(arguments, Path(work)))
     if arguments.only:

@@ -124,12 +124,20 @@ class Engine:
             raise
         return stream
 
+    def set_adapters(self, scales: Sequence[float]) -> None:
+        """Other scales for all adapters (LoadOptions.lora). Closes every stream: its cache is of the model before."""
+        self._close_streams()
+        self.backend.set_adapters(scales)
+
     def close(self) -> None:
         """Free the streams, the cache and the model."""
+        self._close_streams()
+        self.backend.close()
+
+    def _close_streams(self) -> None:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
-        self.backend.close()
 
     def __enter__(self) -> Engine:
         return self

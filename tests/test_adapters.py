@@ -100,3 +100,35 @@ def test_bad_adapters_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -
     ):
         with pytest.raises(EdgeStreamError, match=match):
             Engine.load(tiny("gqa"), n_ctx=64, lora=[(str(file), 1.0)])
+
+
+EXACT = {"n_ctx": 64, "n_threads": 1, "flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
+
+
+def test_scales_can_change(tiny: Callable[[str], Path], tmp_path: Path, draw: Callable[..., list[int]]) -> None:
+    """Every set of scales is a model of its own, whose streams and sessions no other reads."""
+    files = [write_adapter(tiny("gqa"), tmp_path / f"{seed}.gguf", seed=seed) for seed in (1, 2)]
+    tokens, session = draw(150), tmp_path / "session"
+
+    def logits(engine: Engine) -> np.ndarray:
+        with engine.stream() as stream:
+            stream.feed(tokens)
+            stream.save(session)
+            return np.array(stream.logits)
+
+    with Engine.load(tiny("gqa"), lora=[(str(file), 1.0) for file in files], **EXACT) as engine:
+        for scales in ([0.5, 0.0], [1.0, 1.0], [0.0, 0.0]):
+            stream = engine.stream()
+            engine.set_adapters(scales)
+            with pytest.raises(EdgeStreamError, match="must not be null"):
+                stream.feed(tokens)
+            if session.exists():
+                with pytest.raises(SessionError, match="another model"):
+                    engine.restore(session)
+            found = logits(engine)
+            lora = [(str(file), scale) for file, scale in zip(files, scales, strict=True)]
+            with Engine.load(tiny("gqa"), lora=lora, **EXACT) as other:
+                other.restore(session).close()
+                np.testing.assert_array_equal(logits(other), found)
+        with Engine.load(tiny("gqa"), **EXACT) as bare:
+            np.testing.assert_array_equal(logits(bare), found)

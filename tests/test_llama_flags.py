@@ -357,7 +357,8 @@ def test_a_pasted_line_of_llama_server(loader: Loader, monkeypatch: pytest.Monke
     keys = tmp_path / "keys"
     keys.write_text("# mine\nfour\n")
     line = (
-        "-m x -a other,name --tags small,chat,small --host 0.0.0.0 --port 9000 -c 512 -np 2 -cb -fa on --jinja --no-warmup --metrics --props "
+        "-m x --lora one --lora-init-without-apply -a other,name --tags small,chat,small --host 0.0.0.0 --port 9000 "
+        "-c 512 -np 2 -cb -fa on --jinja --no-warmup --metrics --props "
         f"--no-slots --slot-save-path {tmp_path} --api-key one,two --api-key three --api-key-file {keys} -to 60 "
         "--threads-http 4 --sse-ping-interval -1 --no-webui --cors-origins https://a,https://b --mlock -ngl 9 -sm row "
         "--reasoning-format deepseek --no-context-shift --cache-prompt -r END\\n --log-disable --swa-full --no-mmproj"
@@ -376,4 +377,4 @@ def test_a_pasted_line_of_llama_server(loader: Loader, monkeypatch: pytest.Monke
     assert found.cors == ("https://a", "https://b")
     assert found.stop == ("END\n",)
     assert found.chat.reasoning_format == "deepseek"
-    assert loader.asked["load_mode"] == "mmap+mlock"
+    assert loader.asked["load_mode"] == "mmap+mlock" and loader.asked["lora"] == [("one", 0.0)]

@@ -184,6 +184,9 @@ class Backend(Protocol):
     def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """A new es_stream."""
 
+    def set_adapters(self, scales: Sequence[float]) -> None:
+        """Other scales for all of options.lora, while there are no streams: facts.weights_tag changes with them."""
+
     def cache(self) -> LlamaCache:
         """The cache without a stream, for modes that drive it directly."""
 

@@ -22,7 +22,7 @@ class Adapters:
 
     def __init__(self, model: int, chosen: Sequence[tuple[str, float]]) -> None:
         llama = libraries.llama()
-        self._scales = [scale for _, scale in chosen]
+        self.scales = [scale for _, scale in chosen]
         self._tags = []
         self._handles = []
         for name, _ in chosen:
@@ -41,7 +41,7 @@ class Adapters:
         """The 64-bit tag of weights with these adapters on them; that of the weights alone if there are none."""
         if not self._tags:
             return weights
-        data = b"".join(struct.pack("<Qd", tag, scale) for tag, scale in zip(self._tags, self._scales, strict=True))
+        data = b"".join(struct.pack("<Qd", tag, scale) for tag, scale in zip(self._tags, self.scales, strict=True))
         return int.from_bytes(hashlib.sha256(struct.pack("<Q", weights) + data).digest()[:8], "little")
 
     def apply(self, context: int) -> None:
@@ -49,7 +49,7 @@ class Adapters:
         if not self._handles:
             return
         n = len(self._handles)
-        handles, scales = (C.c_void_p * n)(*self._handles), (C.c_float * n)(*self._scales)
+        handles, scales = (C.c_void_p * n)(*self._handles), (C.c_float * n)(*self.scales)
         llama = libraries.llama()
         kind = llama.llama_set_adapters_lora.argtypes[1]
         if llama.llama_set_adapters_lora(context, C.cast(handles, kind), n, scales):

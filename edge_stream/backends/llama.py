@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,14 @@ class LlamaBackend:
         handle = C.c_void_p()
         bindings.check(self._native.es_stream_init(self.context, params, C.byref(handle)))
         return handle
+
+    def set_adapters(self, scales: Sequence[float]) -> None:
+        """See Backend."""
+        chosen = [(file, scale) for (file, _), scale in zip(self.options.lora, scales, strict=True)]
+        self.options = replace(self.options, lora=chosen)
+        self.adapters.scales = list(scales)
+        self.adapters.apply(self.context)
+        self.facts = replace(self.facts, weights_tag=self.adapters.tag(loading.weights_tag(self.path)))
 
     def cache(self) -> LlamaCache:
         """See Backend."""

@@ -9,7 +9,7 @@ import ctypes as C
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,10 @@ class TvmBackend:
         decoder = bindings.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions)
         bindings.check(bindings.library().es_stream_init_decoder(self._model, decoder, params, C.byref(handle)))
         return handle
+
+    def set_adapters(self, scales: Sequence[float]) -> None:
+        """Raises EdgeStreamError: there are none."""
+        raise EdgeStreamError(f"{CAPABILITIES.name} has no adapters")
 
     def cache(self) -> LlamaCache:
         """Raises EdgeStreamError: llama.cpp has no cache here."""

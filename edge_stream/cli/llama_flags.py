@@ -121,7 +121,6 @@ REFUSED = {
     "--override-kv": "a session is tied to the model's metadata; change them in the file (gguf-set-metadata)",
     "--control-vector --control-vector-scaled --control-vector-layer-range": "control vectors are not supported; "
     "--lora takes adapters",
-    "--lora-init-without-apply": "adapters belong to a session's model and cannot change later; leave them out",
     "-dr --docker-repo LLAMA_ARG_DOCKER_REPO": "models come from files, URLs (-mu) and Hugging Face (-hf)",
     "-lzm --lazy-mode LLAMA_ARG_LAZY_MODE": "tensors are read as llama.cpp's auto mode does; leave it out",
     "-fitt --fit-target LLAMA_ARG_FIT_TARGET -fitc --fit-ctx LLAMA_ARG_FIT_CTX": "nothing is fitted by itself; "

@@ -399,7 +399,7 @@ def _adapters(flags: dict[str, Any]) -> list[tuple[str, float]]:
         if not file or not math.isfinite(number):
             raise click.UsageError(f"--lora-scaled {item!r} is not of the form FILE:SCALE.")
         found.append((file, number))
-    return found
+    return [(file, 0.0) for file, _ in found] if flags.get("lora_init_without_apply") else found
 
 
 def _proportions(text: str) -> list[float]:

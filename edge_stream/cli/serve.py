@@ -130,6 +130,7 @@ def _default_sessions() -> Path:
 @options.rare("--slots/--no-slots", env="ENDPOINT_SLOTS", default=True)
 @options.rare("--threads-http", env="THREADS_HTTP", type=options.Count(-1, 1024), default=-1)
 @options.rare("--sse-ping-interval", env="SSE_PING_INTERVAL", type=options.Count(min=-1), default=15)
+@options.rare("--lora-init-without-apply", is_flag=True)
 @options.rare("--tags", env="TAGS", default="")
 @options.rare("--log-disable", is_flag=True)
 @options.rare("--log-file", env="LOG_FILE", type=click.Path(dir_okay=False))

@@ -16,7 +16,8 @@ from edge_stream.server.apis.facts import BUILD, likely, loop_info, progress
 from edge_stream.server.apis.routes import Name, add_route, failing, streamed
 from edge_stream.server.http import infill
 from edge_stream.server.http.answering import AnswerForm, Answering, Collected, sse
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest
+from edge_stream.server.http.requests import adapter_scales
+from edge_stream.server.http.schemas import AdapterScale, ChatRequest, CompletionRequest
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started, TokenLogprobs
 from edge_stream.server.scheduling.slot_actions import SlotActions
 from edge_stream.server.scheduling.tasks import GenerationRequest
@@ -54,6 +55,10 @@ class Llama:
         missing = failing(404, "No such slot or file.")
         slot_answer: dict[str, Any] = {"responses": missing, "response_model": schemas.SlotAnswer, **none}
         add_route(router, "/slots/{slot}", self.slot, "slots", methods=["POST"], **slot_answer)
+        adapters: dict[str, Any] = {"aliases": no, "response_model": list[schemas.Adapter]}
+        add_route(router, "/lora-adapters", self.adapters, "llama-server", **adapters)
+        adapters |= {"methods": ["POST"], "response_model": schemas.Success}
+        add_route(router, "/lora-adapters", self.set_adapters, "llama-server", **adapters)
         for path, handler, model in (
             ("/tokenize", self.tokenize, schemas.Tokens),
             ("/detokenize", self.detokenize, schemas.Content),
@@ -162,6 +167,21 @@ class Llama:
         return await asyncio.wrap_future(
             await self.answering.call(lambda: self.slot_actions.act(slot, action, filename))
         )
+
+    #
+    # adapters
+    #
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """The LoRA adapters, and their scales."""
+        chosen = self.engine.backend.options.lora
+        return [{"id": i, "path": str(file), "scale": scale} for i, (file, scale) in enumerate(chosen)]
+
+    async def set_adapters(self, body: list[AdapterScale]) -> dict[str, bool]:
+        """Other scales, for all conversations; 0 for adapters that are not named. They are read anew, or from disk."""
+        scales = adapter_scales(self.engine, body)
+        await self.answering.call(lambda: self.scheduler.set_adapters(scales))
+        return {"success": True}
 
     #
     # text

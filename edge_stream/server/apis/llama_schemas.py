@@ -118,6 +118,20 @@ class Prompt(BaseModel):
     prompt: str
 
 
+class Adapter(BaseModel):
+    """An item of GET /lora-adapters."""
+
+    id: int
+    path: str
+    scale: float
+
+
+class Success(BaseModel):
+    """That something was done."""
+
+    success: bool
+
+
 class SlotAnswer(BaseModel):
     """The answer to POST /slots/{id}."""
 

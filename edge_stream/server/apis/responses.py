@@ -25,7 +25,6 @@ from edge_stream.server.http.answering import AnswerForm, Answering, Collected, 
 from edge_stream.server.http.schemas import ChatRequest, MaxTokens, Open, translated
 from edge_stream.server.scheduling.events import Delta, Done, Finished, Progress, Reading, Started
 
-
 log = logging.getLogger("edge_stream.server")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,14 @@ from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
 from edge_stream.server.http import infill
 from edge_stream.server.http.grammar_check import check_ambiguity
-from edge_stream.server.http.schemas import ChatRequest, CompletionRequest, Generation, NamedTool, PromptObject
+from edge_stream.server.http.schemas import (
+    AdapterScale,
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    NamedTool,
+    PromptObject,
+)
 from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
 
@@ -30,6 +37,16 @@ _PASSED_ON = (
     "add_generation_prompt",
     "continue_final_message",
 )
+
+
+def adapter_scales(engine: Engine, given: Sequence[AdapterScale]) -> list[float]:
+    """A scale for every adapter; 0 for those that are not given, as in llama-server. Raises ApiError 400."""
+    scales = [0.0] * len(engine.backend.options.lora)
+    for one in given:
+        if one.id >= len(scales):
+            raise errors.invalid(f"there is no adapter {one.id}: serve --lora FILE,... loads them")
+        scales[one.id] = one.scale
+    return scales
 
 
 class RequestBuilder:
@@ -85,14 +102,7 @@ class RequestBuilder:
             "json_schema": schema,
             "grammar": request.grammar,
         }
-        for field in (
-            "parallel_tool_calls",
-            "enable_thinking",
-            "reasoning_effort",
-            "add_generation_prompt",
-            "continue_final_message",
-        ):
-            variables[field] = getattr(request, field)
+        variables |= {name: getattr(request, name) for name in _PASSED_ON}
         if request.thinking_budget_tokens is not None:
             variables["reasoning_budget_tokens"] = request.thinking_budget_tokens
         history = chat_history(messages, {name: value for name, value in variables.items() if value is not None})
@@ -175,6 +185,11 @@ class RequestBuilder:
             raise errors.invalid(f"n = {request.n} is more than the {limits.n} that are allowed")
         if request.id_slot >= self.engine.n_parallel:
             raise errors.invalid(f"id_slot = {request.id_slot} is not one of the {self.engine.n_parallel} slots")
+        adapters = [scale for _, scale in self.engine.backend.options.lora]
+        if request.lora and adapter_scales(self.engine, request.lora) != adapters:
+            raise errors.invalid(
+                "lora: adapters have one scale for all conversations, which POST /lora-adapters changes"
+            )
         stop = (*self._stop(request.stop, limits), *self.settings.stop)
         # refuses a grammar that cannot be parsed, a token that does not exist
         check_sampling(self.engine.backend.vocabulary, sampling, self.engine.n_ctx)

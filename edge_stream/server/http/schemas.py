@@ -145,10 +145,16 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "only text is written"),
     "web_search_options": ((), "this server does not search"),
     "image_data": (([],), "only text can be read"),
-    "lora": (([],), "no adapters are loaded"),
     "grammar_lazy": ((False,), "send tools instead"),
     "grammar_triggers": (([],), "send tools instead"),
 }
+
+
+class AdapterScale(Open):
+    """How much of an adapter is added to the weights."""
+
+    id: Annotated[int, Field(ge=0)]
+    scale: Finite = 0.0
 
 
 class Generation(Open):
@@ -203,6 +209,7 @@ class Generation(Open):
     id_slot: Annotated[int, Field(ge=-1, description="The slot to use; -1: any")] = -1
     n_indent: Annotated[Count, Field(description="End at a line that is indented by less")] = 0
     t_max_predict_ms: Annotated[int, Field(description="End at the first line end after this time")] = -1
+    lora: list[AdapterScale] | None = None
     verbose: bool = False
 
     @model_validator(mode="before")

@@ -11,10 +11,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge_stream.errors import EdgeStreamError
 from edge_stream.server import errors
 from edge_stream.server.history.rendering import Renderer
 from edge_stream.server.history.session_store import SessionStore
@@ -39,9 +40,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
-        self.store = None
-        if settings.session_dir is not None:
-            self.store = SessionStore(settings.session_dir, engine, settings.session_bytes, settings.chat.tag)
+        self.store = self._open_store()
         self.sessions = Sessions(engine, self.store)
         self.renderer = Renderer(engine, settings.chat)
         # a template may take seconds, while other answers are written
@@ -57,6 +56,10 @@ class Scheduler:
         self._n_waiting = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def _open_store(self) -> SessionStore | None:
+        folder, settings = self.settings.session_dir, self.settings
+        return SessionStore(folder, self.engine, settings.session_bytes, settings.chat.tag) if folder else None
 
     def start(self) -> None:
         """Start the thread."""
@@ -119,16 +122,43 @@ class Scheduler:
             except Exception:  # a bug must not leave a server that accepts requests and answers none
                 log.exception("an internal error")
                 self.loop.fail_all()
-        for slot in range(self.engine.n_parallel):
-            try:
-                self.sessions.vacate(slot)
-            except Exception:  # the other slots are still to be saved
-                log.exception("the conversation in slot %d could not be saved", slot)
+        self._vacate()
         for _work, future in self._calls:
             if future.set_running_or_notify_cancel():
                 future.set_exception(errors.unavailable("the server is shutting down", 5))
         if self.store:
             self.store.close()
+
+    def _vacate(self) -> None:
+        """Save what the slots hold, and free them."""
+        for slot in range(self.engine.n_parallel):
+            try:
+                self.sessions.vacate(slot)
+            except Exception:  # the other slots are still to be saved
+                log.exception("the conversation in slot %d could not be saved", slot)
+
+    def set_adapters(self, scales: Sequence[float]) -> None:
+        """Have all conversations computed with other scales of the adapters; call it on the engine's thread.
+
+        Each set of scales is a model of its own, with its own sessions on disk. Raises ApiError while an answer is
+        being written.
+        """
+        old = [scale for _, scale in self.engine.backend.options.lora]
+        if list(scales) == old:
+            return
+        if self.loop.tasks:
+            raise errors.unavailable("adapters are of all conversations: they change when none is being answered")
+        self._vacate()
+        self.engine.set_adapters(scales)
+        try:
+            store = self._open_store()
+        except EdgeStreamError:
+            self.engine.set_adapters(old)
+            raise
+        if self.store:
+            self.store.close()
+        self.store = store
+        self.sessions.reset(store)
 
     def _round(self) -> bool:
         """One step, or a wait for something to do. False at the end."""

@@ -103,12 +103,17 @@ class Sessions:
     """All sessions of a server. Belongs to the scheduler's thread."""
 
     def __init__(self, engine: Engine, store: SessionStore | None) -> None:
-        self.engine, self.store = engine, store
-        self.slots: list[Session | None] = [None] * engine.n_parallel
+        self.engine = engine
+        self.on_written: Callable[[], None] = lambda: None  # called by another thread
+        self.reset(store)
+
+    def reset(self, store: SessionStore | None) -> None:
+        """Know the sessions of a store and no others. The slots have been vacated, and an earlier store is closed."""
+        self.store = store
+        self.slots: list[Session | None] = [None] * self.engine.n_parallel
         self.all: dict[str, Session] = {}
         self._index = PrefixIndex()
         self._writing: list[Session] = []
-        self.on_written: Callable[[], None] = lambda: None  # called by another thread
         if store:
             for session_id, facts, n_bytes, used in store.scan():
                 session = Session(session_id, n_bytes=n_bytes, used=used, on_disk=facts)
