@@ -152,6 +152,28 @@ def test_turn_by_turn_it_is_the_template_rendered_whole(any_vocabulary: Vocabula
     assert not stream.notes
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("any_vocabulary", ["qwen2"], indirect=True)
+def test_content_in_parts_is_the_same_text(any_vocabulary: Vocabulary, name: str) -> None:
+    """Some templates leave parts out or print them as lists, GLM 4.6 and Gemma 4 of a tool's result, say."""
+    core = ChatCore(any_vocabulary, source(name))
+    for kind in ("plain", "thinking", "tools"):
+        options = {"tools": [TOOL]} if kind == "tools" else {}
+        messages = [m | {"content": m["content"] and m["content"] + "\nAnd more."} for m in chat(kind)]
+        parts = [
+            m | {"content": [{"type": "text", "text": line} for line in m["content"].split("\n")]} for m in messages
+        ]
+        prompt = core.request({"messages": parts, **options}).prompt
+        assert prompt == core.request({"messages": messages, **options}).prompt
+        assert "2+2" in prompt and prompt.count("And more.") >= sum(m["role"] == "user" for m in messages)
+
+
+def test_parts_other_than_text_are_refused(vocabulary: Vocabulary) -> None:
+    content = [{"type": "text", "text": "What is this?"}, {"type": "media_marker", "text": "<__media__>"}]
+    with pytest.raises(EdgeStreamError, match="parts of type text, not media_marker"):
+        ChatCore(vocabulary).request({"messages": [{"role": "user", "content": content}]})
+
+
 def test_thinking_of_earlier_turns_leaves_the_stream(vocabulary: Vocabulary) -> None:
     core, stream = ChatCore(vocabulary, source("Qwen-Qwen3-0.6B")), Stream(vocabulary)
     messages: list[dict[str, Any]] = []

@@ -44,6 +44,18 @@ def test_turns_are_those_of_a_conversation(served: Served, load: Load) -> None:
     assert both[: len(tokens)] == tokens and len(both) - len(tokens) <= 2
 
 
+def test_a_message_in_parts_is_the_same_message(served: Served) -> None:
+    parts = [{"type": "text", "text": text} for text in ("", "Look at", "", "this.", "")]
+    options: dict[str, Any] = {"grammar": WORDS, "max_tokens": 40, "seed": 1}
+    first = served.client.chat([{"role": "user", "content": parts}], **options)
+    history = [{"role": "user", "content": "Look at\n\nthis.\n"}, first["choices"][0]["message"]]
+    more = served.client.chat([*history, {"role": "user", "content": "And?"}], **options)
+    assert more["edge_stream"]["history"] == "continued"
+    anew = served.client.chat(history[:1], **options, cache_prompt=False)
+    assert anew["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+    assert anew["choices"][0]["message"] == first["choices"][0]["message"]
+
+
 def test_a_growing_history_costs_what_is_new(load: Load) -> None:
     """40 turns, many times the cache: tokens read per turn are the new message's, and log and stream agree."""
     engine = load("chat", n_ctx=160)

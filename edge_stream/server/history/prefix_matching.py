@@ -105,12 +105,15 @@ class Entry:
 
 
 def flat_content(content: Any) -> str:
-    """The text of a message's content: a string, null, or parts of type text, which are paragraphs."""
+    """The text of a message's content: a string, null, or parts of type text, each on lines of its own."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "\n\n".join(part["text"] for part in content if part["text"])
+    text = ""
+    for part in content:  # as the chat core does
+        text += ("\n" if text else "") + part["text"]
+    return text
 
 
 def canonical(message: Message) -> bytes:

@@ -43,8 +43,6 @@ std::vector<common_chat_msg> es_generic_messages(const std::vector<common_chat_m
     std::vector<common_chat_msg> out;
     bool                         after_result = false;
     for (common_chat_msg m : messages) {
-        m.content = m.render_content();
-        m.content_parts.clear();
         for (const common_chat_tool_call & call : m.tool_calls) {
             m.content += (m.content.empty() ? "" : "\n") + std::string("<tool_call>\n{\"name\": ") +
                          common_json::make(call.name).dump() + ", \"arguments\": " + call.arguments + "}\n</tool_call>";

@@ -157,6 +157,16 @@ void es_chat_request::read(const common_json & body) {
         throw invalid("messages is missing");
     }
     inputs.messages = common_chat_msgs_parse_oaicompat(checked_messages(body.at("messages")));
+    for (common_chat_msg & m : inputs.messages) {
+        for (const auto & part : m.content_parts) {
+            if (part.type != "text") {
+                throw invalid("content may only have parts of type text, not " + part.type.substr(0, 64));
+            }
+        }
+        // many templates leave parts out, or print them as lists, in some of the roles; a text they all render
+        m.content = m.render_content("\n");
+        m.content_parts.clear();
+    }
     while (n_system < n_messages() &&
            (inputs.messages[n_system].role == "system" || inputs.messages[n_system].role == "developer")) {
         ++n_system;
@@ -239,9 +249,6 @@ size_t es_chat_request::n_input() const {
     size_t n = chat.source.size();
     for (const common_chat_msg & m : inputs.messages) {
         n += m.content.size() + m.reasoning_content.size();
-        for (const auto & part : m.content_parts) {
-            n += part.text.size();
-        }
         for (const auto & call : m.tool_calls) {
             n += call.arguments.size();
         }

@@ -21,7 +21,7 @@ std::string text_of(const common_json & m, const char * name) {
     }
     std::string out;
     for (const common_json & part : value) { // content in parts
-        out += part.value("text", "");
+        out += (out.empty() ? "" : "\n") + part.value("text", "");
     }
     return out;
 }
