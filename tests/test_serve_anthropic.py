@@ -74,7 +74,7 @@ def test_a_request_as_it_is_inside() -> None:
     )
     assert body["messages"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "One"}, {"type": "text", "text": "two"}]},
+        {"role": "user", "content": "One\ntwo"},
         {"role": "assistant", "content": "ab"},
         {"role": "user", "content": "Three"},
     ]

@@ -7,7 +7,6 @@ and change nothing.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
@@ -191,8 +190,7 @@ class Anthropic:
 
     async def count_tokens(self, body: CountTokensRequest) -> dict[str, int]:
         """The number of tokens of a prompt, rendered anew."""
-        generation = await asyncio.to_thread(self.answering.requests.from_chat, chat_request(body), None)
-        return {"input_tokens": len(await self.answering.prompt_tokens(generation))}
+        return await self.answering.count_tokens(chat_request(body))
 
 
 #
@@ -231,7 +229,7 @@ def _messages(body: CountTokensRequest) -> Iterator[dict[str, Any]]:
         parts = [body.system] if isinstance(body.system, str) else [block.text for block in body.system]
         parts = [text for text in (_BILLING_HEADER.sub("", part) for part in parts) if text]
         if parts:
-            yield {"role": "system", "content": _content(parts)}
+            yield {"role": "system", "content": "\n".join(parts)}
     for message in body.messages:
         if isinstance(message.content, str):
             yield {"role": message.role, "content": message.content}
@@ -265,7 +263,7 @@ def _inputs(role: str, blocks: Sequence[Any]) -> Iterator[dict[str, Any]]:
             texts.append(block.text)
         elif isinstance(block, ToolResultBlock):
             if texts:
-                yield {"role": role, "content": _content(texts)}
+                yield {"role": role, "content": "\n".join(texts)}
                 texts = []
             content = block.content if isinstance(block.content, str) else _result(block.content or ())
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
@@ -274,21 +272,14 @@ def _inputs(role: str, blocks: Sequence[Any]) -> Iterator[dict[str, Any]]:
         else:
             raise errors.invalid(f"a message by the {role} cannot hold a block of type {block.type!r}")
     if texts:
-        yield {"role": role, "content": _content(texts)}
+        yield {"role": role, "content": "\n".join(texts)}
 
 
-def _result(blocks: Sequence[TextBlock | ImageBlock]) -> Any:
+def _result(blocks: Sequence[TextBlock | ImageBlock]) -> str:
     texts = [block.text for block in blocks if isinstance(block, TextBlock)]
     if len(texts) < len(blocks):
         raise errors.no_images()
-    return _content(texts)
-
-
-def _content(texts: Sequence[str]) -> Any:
-    """Texts as a message's content."""
-    if len(texts) < 2:
-        return "".join(texts)
-    return [{"type": "text", "text": text} for text in texts]
+    return "\n".join(texts)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

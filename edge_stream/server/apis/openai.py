@@ -65,8 +65,7 @@ class OpenAI:
 
     async def input_tokens(self, body: schemas.ChatRequest) -> dict[str, Any]:
         """How many tokens a chat is."""
-        generation = await asyncio.to_thread(self.answering.requests.from_chat, body, None)
-        return {"input_tokens": len(await self.answering.prompt_tokens(generation))}
+        return await self.answering.count_tokens(body)
 
     async def models(self) -> dict[str, Any]:
         """The loaded model."""

@@ -108,18 +108,23 @@ class ChatChoice(BaseModel):
     edge_stream: ChoiceInfo | None = None
 
 
-class ChatResponse(BaseModel):
-    """The answer to POST /v1/chat/completions without `stream`."""
+class Response(BaseModel):
+    """What answers have in common. With several prompts, edge_stream is the last one's."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChatChoice]
     usage: Usage
     timings: Timings
     edge_stream: StreamInfo
+
+
+class ChatResponse(Response):
+    """The answer to POST /v1/chat/completions without `stream`."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
 
 
 class TextLogprobs(BaseModel):
@@ -141,18 +146,11 @@ class TextChoice(BaseModel):
     edge_stream: ChoiceInfo | None = None
 
 
-class TextResponse(BaseModel):
-    """The answer to POST /v1/completions without `stream`. With several prompts, edge_stream is the last one's."""
+class TextResponse(Response):
+    """The answer to POST /v1/completions without `stream`."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextChoice]
-    usage: Usage
-    timings: Timings
-    edge_stream: StreamInfo
 
 
 class Model(BaseModel):

@@ -238,12 +238,9 @@ def _add_to_answer(messages: list[dict[str, Any]], item: MessageItem | CallItem 
         answer["content"] += item.content if isinstance(item.content, str) else "".join(_texts(item.content))
 
 
-def _content(content: str | Sequence[Any]) -> Any:
-    """A message's content: a text, or several."""
-    if isinstance(content, str):
-        return content
-    texts = _texts(content)
-    return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]
+def _content(content: str | Sequence[Any]) -> str:
+    """A message's content: parts are on lines of their own."""
+    return content if isinstance(content, str) else "\n".join(_texts(content))
 
 
 def _texts(parts: Sequence[Any]) -> list[str]:
@@ -352,12 +349,11 @@ class ResponseForm(AnswerForm):
     def _completed(self, blocks: Sequence[Block], finished: Finished | None, done: Done) -> dict[str, Any]:
         status = _status(finished)
         output = [_item(block, status if block is blocks[-1] else "completed") for block in blocks]
-        thought = done.usage.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
         usage = {
             "input_tokens": done.usage["prompt_tokens"],
             "input_tokens_details": {**done.usage["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": done.usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": thought},
+            "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": done.usage["total_tokens"],
         }
         return self._response(status, output, usage)

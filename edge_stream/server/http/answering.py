@@ -118,6 +118,11 @@ class Answering:
         rendered = await asyncio.wrap_future(self.scheduler.render(lambda r: r.rebuilt(history, 2**31)))
         return [token for piece in rendered.pieces for token in piece.tokens] + rendered.answer_start
 
+    async def count_tokens(self, body: ChatRequest) -> dict[str, int]:
+        """How many tokens a chat is, rendered anew. Raises ApiError."""
+        generation = await asyncio.to_thread(self.requests.from_chat, body, None)
+        return {"input_tokens": len(await self.prompt_tokens(generation))}
+
     async def prompt_text(self, generation: GenerationRequest) -> str:
         """The text of a request's history, control tokens included."""
         history = generation.history
