@@ -1,0 +1,555 @@
+#include "es-attention.h"
+
+#include "ggml-cpu-impl.h"
+#include "simd-mappings.h"
+
+#include "es-vectors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#ifdef ES_VECTORS
+
+namespace {
+
+constexpr int MAX_TOKENS = 16;   // query rows per sequence; above, llama.cpp's tiles for prompts are better
+constexpr int MAX_HEAD   = 1024; // dimensions
+constexpr int TILE       = 32;   // cells that are worked on at a time
+constexpr int BLOCK      = 32;   // numbers of a row that are read at a time, as quantised types store them
+constexpr int MAX_ROWS   = 4;    // query rows that share what is read of K and V
+constexpr int N_PARTS    = BLOCK / N_LANES;
+
+constexpr uint16_t MASKED = 0xfc00; // -inf in f16
+
+//
+// cache types: block(row, i) is the i-th 32 numbers of a row, part(block, j) its j-th vector
+//
+
+template <Vec (*read)(const void *), int SIZE> struct Plain {
+    using Block = const char *;
+    static Block block(const char * row, int i) { return row + (size_t) i * BLOCK * SIZE; }
+    static Vec   part(Block block, int j) { return read(block + j * N_LANES * SIZE); }
+};
+inline Vec v_f32(const void * p) { return v_load((const float *) p); }
+using F32  = Plain<v_f32, 4>;
+using F16  = Plain<v_f16, 2>;
+using BF16 = Plain<v_bf16, 2>;
+
+struct ScaledBlock {
+    const char * numbers;
+    Vec          scale;
+};
+inline ScaledBlock scaled_block(const char * p) {
+    ggml_fp16_t scale;
+    memcpy(&scale, p, sizeof scale);
+    return { p + sizeof scale, v_set(GGML_CPU_FP16_TO_FP32(scale)) };
+}
+struct Q8_0 {
+    using Block = ScaledBlock;
+    static Block block(const char * row, int i) { return scaled_block(row + (size_t) i * (2 + BLOCK)); }
+    static Vec   part(const Block & block, int j) { return v_mul(v_i8(block.numbers + j * N_LANES), block.scale); }
+};
+struct Q4_0 {
+    using Block = ScaledBlock;
+    static Block block(const char * row, int i) { return scaled_block(row + (size_t) i * (2 + BLOCK / 2)); }
+    // the first 16 numbers are the low halves of 16 bytes, the others the high ones
+    static Vec part(const Block & block, int j) {
+        return v_mul(v_i4(block.numbers + j * N_LANES % (BLOCK / 2), j >= N_PARTS / 2), block.scale);
+    }
+};
+
+//
+// kernels, for N_ROWS query rows
+//
+
+inline void prefetch(const char * p, size_t n) {
+#if defined(__GNUC__)
+    for (size_t i = 0; i < n; i += 64) {
+        __builtin_prefetch(p + i);
+    }
+#else
+    (void) p, (void) n;
+#endif
+}
+
+// scores[row][cell] = q[row] . k[cell]. n_cells is a multiple of 8. `ahead`: where the next tile's cells are from these.
+using Dot = void (*)(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size,
+                     size_t ahead, float (*scores)[TILE]);
+// out[row] += sum of weights[row][cell] v[cell]
+using Mix = void (*)(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size,
+                     size_t ahead, float * const * out);
+
+template <class Type, int N_ROWS>
+void dot(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size, size_t ahead,
+         float (*scores)[TILE]) {
+    // as many sums as registers hold, beside the queries and a key
+    constexpr int N_CELLS = N_ROWS == 1 ? 8 : N_ROWS * 4 + N_ROWS < N_VECTORS ? 4 : 2;
+    for (int cell = 0; cell < n_cells; cell += N_CELLS) {
+        Vec sum[N_ROWS][N_CELLS];
+        for (int r = 0; r < N_ROWS; ++r) {
+            for (int c = 0; c < N_CELLS; ++c) {
+                sum[r][c] = v_set(0.0f);
+            }
+        }
+        for (int c = 0; c < N_CELLS; ++c) {
+            prefetch(k[cell + c] + ahead, ahead ? row_size : 0);
+        }
+        for (int b = 0; b < n_blocks; ++b) {
+            typename Type::Block block[N_CELLS];
+            for (int c = 0; c < N_CELLS; ++c) {
+                block[c] = Type::block(k[cell + c], b);
+            }
+            for (int j = 0; j < N_PARTS; ++j) {
+                Vec query[N_ROWS];
+                for (int r = 0; r < N_ROWS; ++r) {
+                    query[r] = v_load(q[r] + b * BLOCK + j * N_LANES);
+                }
+                for (int c = 0; c < N_CELLS; ++c) {
+                    const Vec key = Type::part(block[c], j);
+                    for (int r = 0; r < N_ROWS; ++r) {
+                        sum[r][c] = v_fma(key, query[r], sum[r][c]);
+                    }
+                }
+            }
+        }
+        if constexpr (N_CELLS == 2) {
+            for (int r = 0; r < N_ROWS; r += 2) {
+                float s[4];
+                v_sum4(sum[r][0], sum[r][1], sum[r + 1][0], sum[r + 1][1], s);
+                memcpy(&scores[r][cell], s, 2 * sizeof(float));
+                memcpy(&scores[r + 1][cell], s + 2, 2 * sizeof(float));
+            }
+        } else {
+            for (int r = 0; r < N_ROWS; ++r) {
+                for (int c = 0; c < N_CELLS; c += 4) {
+                    v_sum4(sum[r][c], sum[r][c + 1], sum[r][c + 2], sum[r][c + 3], &scores[r][cell + c]);
+                }
+            }
+        }
+    }
+}
+
+template <class Type, int N_ROWS>
+void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size, size_t ahead,
+         float * const * out) {
+    constexpr int PER_ROW = (N_VECTORS - 1 - N_ROWS) / N_ROWS; // sums that registers hold, beside weights and a value
+    constexpr int N_SUMS  = PER_ROW >= N_PARTS ? N_PARTS : PER_ROW >= N_PARTS / 2 ? N_PARTS / 2 : N_PARTS / 4;
+    static_assert(N_SUMS > 0, "too many rows for this many registers");
+    for (int c = 0; c < n_cells && ahead; ++c) {
+        prefetch(v[c] + ahead, row_size);
+    }
+    for (int b = 0; b < n_blocks; ++b) {
+        for (int first = 0; first < N_PARTS; first += N_SUMS) {
+            const int at = b * BLOCK + first * N_LANES;
+            Vec       sum[N_ROWS][N_SUMS];
+            for (int r = 0; r < N_ROWS; ++r) {
+                for (int j = 0; j < N_SUMS; ++j) {
+                    sum[r][j] = v_load(out[r] + at + j * N_LANES);
+                }
+            }
+            for (int c = 0; c < n_cells; ++c) {
+                const typename Type::Block block = Type::block(v[c], b);
+                Vec                        weight[N_ROWS];
+                for (int r = 0; r < N_ROWS; ++r) {
+                    weight[r] = v_set(weights[r][c]);
+                }
+                for (int j = 0; j < N_SUMS; ++j) {
+                    const Vec value = Type::part(block, first + j);
+                    for (int r = 0; r < N_ROWS; ++r) {
+                        sum[r][j] = v_fma(value, weight[r], sum[r][j]);
+                    }
+                }
+            }
+            for (int r = 0; r < N_ROWS; ++r) {
+                for (int j = 0; j < N_SUMS; ++j) {
+                    v_store(out[r] + at + j * N_LANES, sum[r][j]);
+                }
+            }
+        }
+    }
+}
+
+template <class Type> void unpack(const char * row, int n_blocks, float * out) {
+    for (int b = 0; b < n_blocks; ++b) {
+        const typename Type::Block block = Type::block(row, b);
+        for (int j = 0; j < N_PARTS; ++j) {
+            v_store(out + b * BLOCK + j * N_LANES, Type::part(block, j));
+        }
+    }
+}
+
+struct Kernels {
+    Dot dot[MAX_ROWS]; // by number of rows, less 1
+    Mix mix[MAX_ROWS];
+    void (*unpack)(const char * row, int n_blocks, float * out);
+};
+template <class Type>
+constexpr Kernels kernels = {
+    { dot<Type, 1>, dot<Type, 2>, dot<Type, 3>, dot<Type, 4> },
+    { mix<Type, 1>, mix<Type, 2>, mix<Type, 3>, mix<Type, 4> },
+    unpack<Type>,
+};
+
+const Kernels * kernels_of(ggml_type type) {
+    switch (type) {
+    case GGML_TYPE_F32: return &kernels<F32>;
+    case GGML_TYPE_F16: return &kernels<F16>;
+    case GGML_TYPE_BF16: return &kernels<BF16>;
+    case GGML_TYPE_Q8_0: return &kernels<Q8_0>;
+    case GGML_TYPE_Q4_0: return &kernels<Q4_0>;
+    default: return nullptr;
+    }
+}
+
+//
+// the work
+//
+
+// A cache tensor: head_size, n_cells, n_kv_heads, n_seqs.
+struct Cache {
+    const ggml_tensor * tensor;
+    const Kernels *     kernels;
+    int                 n_blocks;
+    size_t              row_size; // bytes of a cell's head
+
+    explicit Cache(const ggml_tensor * t)
+        : tensor(t), kernels(kernels_of(t->type)), n_blocks((int) t->ne[0] / BLOCK),
+          row_size(ggml_row_size(t->type, t->ne[0])) {}
+
+    const char * row(int64_t cell, int64_t head, int64_t seq) const {
+        return (const char *) tensor->data + cell * tensor->nb[1] + head * tensor->nb[2] + seq * tensor->nb[3];
+    }
+};
+
+// What the op asks for. q: head_size, n_tokens, n_heads, n_seqs. Result: v's head_size, n_heads, n_tokens, n_seqs.
+struct Job {
+    const ggml_tensor *q, *mask, *sinks;
+    Cache              k, v;
+    int                n_tokens, n_heads, n_seqs, n_cells, n_kv_heads, group;
+    float              scale, max_bias, softcap;
+
+    explicit Job(const ggml_tensor * node)
+        : q(node->src[0]), mask(node->src[3]), sinks(node->src[4]), k(node->src[1]), v(node->src[2]),
+          n_tokens((int) q->ne[1]), n_heads((int) q->ne[2]), n_seqs((int) q->ne[3]), n_cells((int) k.tensor->ne[1]),
+          n_kv_heads((int) k.tensor->ne[2]), group(n_heads / n_kv_heads) {
+        memcpy(&scale, (const float *) node->op_params + 0, sizeof(float));
+        memcpy(&max_bias, (const float *) node->op_params + 1, sizeof(float));
+        memcpy(&softcap, (const float *) node->op_params + 2, sizeof(float));
+    }
+
+    bool takes() const {
+        const auto fits = [&](const Cache & c) {
+            const ggml_tensor * t = c.tensor;
+            return c.kernels && t->ne[0] % BLOCK == 0 && t->ne[0] <= MAX_HEAD &&
+                   t->nb[0] == ggml_type_size(t->type) && t->ne[1] == n_cells && t->ne[2] == n_kv_heads &&
+                   n_seqs % t->ne[3] == 0;
+        };
+        const bool mask_fits = !mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t) &&
+                                         mask->ne[0] >= n_cells && mask->ne[2] == 1 && mask->ne[1] >= n_tokens);
+        return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && n_tokens <= MAX_TOKENS && fits(k) && fits(v) &&
+               n_heads % n_kv_heads == 0 && mask_fits;
+    }
+
+    // ALiBi's slope of a head; 1 without it
+    float slope(int head) const {
+        if (max_bias <= 0.0f) {
+            return 1.0f;
+        }
+        const int n = 1 << (int) std::floor(std::log2(n_heads));
+        return head < n ? std::pow(2.0f, -max_bias * (head + 1) / n)
+                        : std::pow(2.0f, -max_bias / 2.0f * (2 * (head - n) + 1) / n);
+    }
+};
+
+// A thread's part of the work buffer, in floats. Of each row of the result it has a sum over the cells that the thread
+// has seen, the largest score there, and the sum of the weights, all relative to that score.
+struct Scratch {
+    int64_t keys, values, sums, size; // where each begins, and the whole
+    int     row;                      // from a row's sum to the next one's
+
+    explicit Scratch(const Job & job) {
+        row    = job.v.n_blocks * BLOCK + 16; // whole cache lines
+        keys   = 0;
+        values = keys + TILE * job.k.n_blocks * BLOCK;
+        sums   = values + TILE * job.v.n_blocks * BLOCK;
+        size   = sums + (int64_t) job.n_seqs * job.n_tokens * job.n_heads * row;
+    }
+};
+
+struct Sum {
+    float * out;
+    float & largest;
+    float & weight;
+    Sum(float * p, int row) : out(p), largest(p[row - 16]), weight(p[row - 15]) {}
+};
+
+// Up to TILE neighbouring cells, without those that no token sees.
+struct Tile {
+    int          n; // cells, and n_padded with the last one repeated
+    int          n_padded;
+    const char * k[TILE]; // head 0's rows
+    const char * v[TILE];
+    float        bias[MAX_TOKENS][TILE]; // what the mask adds to scores; -inf from n on
+    bool         sees[MAX_TOKENS];       // a token sees any of them
+};
+
+// The mask's rows for cells [at, at + TILE), as f16: masked beyond the last cell, 0 where there is no mask.
+using MaskRows = uint16_t[MAX_TOKENS][TILE];
+
+void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
+    const int n = std::min(TILE, job.n_cells - at);
+    for (int t = 0; t < job.n_tokens; ++t) {
+        if (job.mask) {
+            const char * row = (const char *) job.mask->data + t * job.mask->nb[1] + (seq % job.mask->ne[3]) * job.mask->nb[3];
+            memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
+        } else {
+            memset(rows[t], 0, sizeof rows[t]);
+        }
+        std::fill(rows[t] + n, rows[t] + TILE, MASKED);
+    }
+}
+
+// Which cells some token sees. Returns their number.
+int seen_cells(const MaskRows & rows, int n_tokens, uint16_t (&seen)[TILE]) {
+    for (int c = 0; c < TILE; ++c) {
+        seen[c] = rows[0][c] != MASKED;
+    }
+    for (int t = 1; t < n_tokens; ++t) {
+        for (int c = 0; c < TILE; ++c) {
+            seen[c] |= rows[t][c] != MASKED;
+        }
+    }
+    int n = 0;
+    for (int c = 0; c < TILE; ++c) {
+        n += seen[c];
+    }
+    return n;
+}
+
+// Fill `tile` with cells [at, at + TILE) of a sequence; `rows` is its mask. False if no token sees any.
+bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
+    uint16_t seen[TILE];
+    tile.n = seen_cells(rows, job.n_tokens, seen);
+    if (tile.n == 0) {
+        return false;
+    }
+    const int64_t k_seq = seq / (job.n_seqs / job.k.tensor->ne[3]), v_seq = seq / (job.n_seqs / job.v.tensor->ne[3]);
+    for (int c = 0, n = 0; n < tile.n; ++c) {
+        if (seen[c]) {
+            tile.k[n] = job.k.row(at + c, 0, k_seq);
+            tile.v[n] = job.v.row(at + c, 0, v_seq);
+            for (int t = 0; t < job.n_tokens; ++t) {
+                rows[t][n] = rows[t][c];
+            }
+            ++n;
+        }
+    }
+    tile.n_padded = (tile.n + 7) & ~7;
+    std::fill(tile.k + tile.n, tile.k + tile.n_padded, tile.k[tile.n - 1]);
+    for (int t = 0; t < job.n_tokens; ++t) {
+        std::fill(rows[t] + tile.n, rows[t] + TILE, MASKED);
+        for (int c = 0; c < TILE; c += N_LANES) {
+            v_store(tile.bias[t] + c, v_f16(rows[t] + c));
+        }
+        tile.sees[t] = std::any_of(rows[t], rows[t] + tile.n, [](uint16_t x) { return x != MASKED; });
+    }
+    return true;
+}
+
+// Scores of a row become its weights, relative to the largest score so far, and what it has summed follows.
+void softmax(const Job & job, const float * bias, float slope, int n_sums, float * scores, Sum sum) {
+    const Vec scale = v_set(job.softcap != 0.0f ? job.scale / job.softcap : job.scale);
+    Vec       most  = v_set(-INFINITY);
+    for (int c = 0; c < TILE; c += N_LANES) {
+        Vec s = v_mul(v_load(scores + c), scale);
+        if (job.softcap != 0.0f) {
+            s = v_mul(v_tanh(s), v_set(job.softcap));
+        }
+        s = v_fma(v_load(bias + c), v_set(slope), s);
+        v_store(scores + c, s);
+        most = v_max(most, s);
+    }
+    const float largest = std::max(sum.largest, v_largest(most));
+    if (largest > sum.largest) {
+        const float shrink = std::exp(sum.largest - largest); // 0 at first
+        for (int i = 0; i < n_sums; i += N_LANES) {
+            v_store(sum.out + i, v_mul(v_load(sum.out + i), v_set(shrink)));
+        }
+        sum.weight *= shrink;
+        sum.largest = largest;
+    }
+    Vec weight = v_set(0.0f);
+    for (int c = 0; c < TILE; c += N_LANES) {
+        const Vec w = v_exp(v_sub(v_load(scores + c), v_set(largest)));
+        v_store(scores + c, w);
+        weight = v_add(weight, w);
+    }
+    sum.weight += v_sum(weight);
+}
+
+// What a tile adds to the rows of all heads of a sequence.
+void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch, float * work) {
+    const int n_rows   = job.n_tokens * job.group; // of one KV head
+    const int n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
+
+    for (int kv_head = 0; kv_head < job.n_kv_heads; ++kv_head) {
+        const Kernels * kk = job.k.kernels;
+        const Kernels * vk = job.v.kernels;
+        const char *    k[TILE];
+        const char *    v[TILE];
+        size_t          k_ahead = TILE * job.k.tensor->nb[1], v_ahead = TILE * job.v.tensor->nb[1];
+        for (int c = 0; c < tile.n_padded; ++c) {
+            k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
+        }
+        for (int c = 0; c < tile.n; ++c) {
+            v[c] = tile.v[c] + kv_head * job.v.tensor->nb[2];
+        }
+        if (n_passes > 1) { // read the cache once
+            for (int c = 0; c < tile.n; ++c) {
+                float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
+                float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
+                prefetch(k[c] + k_ahead, job.k.row_size);
+                prefetch(v[c] + v_ahead, job.v.row_size);
+                kk->unpack(k[c], job.k.n_blocks, key);
+                vk->unpack(v[c], job.v.n_blocks, value);
+                k[c] = (const char *) key;
+                v[c] = (const char *) value;
+            }
+            std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
+            kk = vk = &kernels<F32>;
+            k_ahead = v_ahead = 0;
+        }
+        for (int pass = 0; pass < n_passes; ++pass) {
+            const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;
+            const float * q[MAX_ROWS];
+            float *       out[MAX_ROWS];
+            float         scores[MAX_ROWS][TILE] = {};
+            bool          sees                   = false;
+            for (int r = 0; r < n; ++r) {
+                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+                q[r] = (const float *) ((const char *) job.q->data + token * job.q->nb[1] + head * job.q->nb[2] +
+                                        seq * job.q->nb[3]);
+                out[r] = work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
+                sees |= tile.sees[token];
+            }
+            if (!sees) {
+                continue;
+            }
+            kk->dot[n - 1](q, k, tile.n_padded, job.k.n_blocks, job.k.row_size, k_ahead, scores);
+            for (int r = 0; r < n; ++r) {
+                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+                if (tile.sees[token]) {
+                    softmax(job, tile.bias[token], job.slope(head), job.v.n_blocks * BLOCK, scores[r],
+                            Sum(out[r], scratch.row));
+                } else {
+                    memset(scores[r], 0, sizeof scores[r]);
+                }
+            }
+            vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
+        }
+    }
+}
+
+// This thread's share of the cells, over all heads and sequences, into its sums.
+void attend_all(const Job & job, const Scratch & scratch, int ith, int nth, float * work) {
+    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
+    for (int r = 0; r < n_rows; ++r) {
+        float * row = work + scratch.sums + (int64_t) r * scratch.row;
+        memset(row, 0, scratch.row * sizeof(float));
+        Sum(row, scratch.row).largest = -INFINITY;
+    }
+    MaskRows rows;
+    Tile     tile;
+    uint16_t seen[TILE];
+    for (int seq = 0; seq < job.n_seqs; ++seq) {
+        int n_tiles = (job.n_cells + TILE - 1) / TILE;
+        if (job.mask && nth > 1) { // shares are of the tiles that somebody sees
+            n_tiles = 0;
+            for (int at = 0; at < job.n_cells; at += TILE) {
+                read_mask(job, seq, at, rows);
+                n_tiles += seen_cells(rows, job.n_tokens, seen) > 0;
+            }
+        }
+        const int first = (int) ((int64_t) n_tiles * ith / nth), end = (int) ((int64_t) n_tiles * (ith + 1) / nth);
+        for (int at = 0, i = 0; at < job.n_cells && i < end; at += TILE) {
+            read_mask(job, seq, at, rows);
+            if (i < first) {
+                i += seen_cells(rows, job.n_tokens, seen) > 0;
+            } else if (read_tile(job, seq, at, rows, tile)) {
+                attend(job, seq, tile, scratch, work);
+                ++i;
+            }
+        }
+    }
+}
+
+// This thread's share of the rows: the threads' sums become the result.
+void merge(const Job & job, const Scratch & scratch, int ith, int nth, float * work, ggml_tensor * result) {
+    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
+    const int n_sums = job.v.n_blocks * BLOCK;
+    for (int r = ith; r < n_rows; r += nth) {
+        const auto sum_of = [&](int thread) {
+            return Sum(work + thread * scratch.size + scratch.sums + (int64_t) r * scratch.row, scratch.row);
+        };
+        const float sink    = job.sinks ? ((const float *) job.sinks->data)[r % job.n_heads] : -INFINITY;
+        float       largest = sink;
+        for (int t = 0; t < nth; ++t) {
+            largest = std::max(largest, sum_of(t).largest);
+        }
+        float * out    = (float *) ((char *) result->data + r * result->nb[1]);
+        float   weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
+        memset(out, 0, n_sums * sizeof(float));
+        for (int t = 0; t < nth; ++t) {
+            const Sum sum = sum_of(t);
+            if (sum.weight != 0.0f) {
+                const float factor = std::exp(sum.largest - largest);
+                for (int i = 0; i < n_sums; i += N_LANES) {
+                    v_store(out + i, v_fma(v_load(sum.out + i), v_set(factor), v_load(out + i)));
+                }
+                weight += factor * sum.weight;
+            }
+        }
+        const Vec share = v_set(weight != 0.0f ? 1.0f / weight : 0.0f); // 0 where a token sees nothing
+        for (int i = 0; i < n_sums; i += N_LANES) {
+            v_store(out + i, v_mul(v_load(out + i), share));
+        }
+    }
+}
+
+bool wanted() {
+    static const bool value = [] {
+        const char * name = getenv("EDGE_STREAM_ATTENTION");
+        return !name || strcmp(name, "stock") != 0;
+    }();
+    return value;
+}
+
+} // namespace
+
+size_t es_attention_work_size(const ggml_tensor * node, int n_threads) {
+    const Job job(node);
+    return wanted() && job.takes() ? Scratch(job).size * n_threads * sizeof(float) + 64 : 0;
+}
+
+bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
+    const Job job(node);
+    if (params->use_ref || !wanted() || !job.takes()) {
+        return false;
+    }
+    const Scratch scratch(job);
+    float *       work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
+    GGML_ASSERT(es_attention_work_size(node, params->nth) <= params->wsize);
+    attend_all(job, scratch, params->ith, params->nth, work + params->ith * scratch.size);
+    ggml_barrier(params->threadpool);
+    merge(job, scratch, params->ith, params->nth, work, node);
+    return true;
+}
+
+#else // no vectors for this machine
+
+size_t es_attention_work_size(const ggml_tensor *, int) { return 0; }
+bool   es_attention(const ggml_compute_params *, ggml_tensor *) { return false; }
+
+#endif
