@@ -76,13 +76,13 @@ inline void prefetch(const char * p, size_t n) {
 
 // scores[row][cell] = q[row] . k[cell]. n_cells is a multiple of 8. `ahead`: where the next tile's cells are from these.
 using Dot = void (*)(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size,
-                     size_t ahead, float (*scores)[TILE]);
+                     const char * ahead, float (*scores)[TILE]);
 // out[row] += sum of weights[row][cell] v[cell]
 using Mix = void (*)(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size,
-                     size_t ahead, float * const * out);
+                     const char * ahead, float * const * out);
 
 template <class Type, int N_ROWS>
-void dot(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size, size_t ahead,
+void dot(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size, const char * ahead,
          float (*scores)[TILE]) {
     // as many sums as registers hold, beside the queries and a key
     constexpr int N_CELLS = N_ROWS == 1 ? 8 : N_ROWS * 4 + N_ROWS < N_VECTORS ? 4 : 2;
@@ -94,7 +94,7 @@ void dot(const float * const * q, const char * const * k, int n_cells, int n_blo
             }
         }
         for (int c = 0; c < N_CELLS; ++c) {
-            prefetch(k[cell + c] + ahead, ahead ? row_size : 0);
+            prefetch(ahead + (cell + c) * row_size, ahead ? row_size : 0);
         }
         for (int b = 0; b < n_blocks; ++b) {
             typename Type::Block block[N_CELLS];
@@ -132,14 +132,11 @@ void dot(const float * const * q, const char * const * k, int n_cells, int n_blo
 }
 
 template <class Type, int N_ROWS>
-void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size, size_t ahead,
+void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size, const char * ahead,
          float * const * out) {
     constexpr int PER_ROW = (N_VECTORS - 1 - N_ROWS) / N_ROWS; // sums that registers hold, beside weights and a value
     constexpr int N_SUMS  = PER_ROW >= N_PARTS ? N_PARTS : PER_ROW >= N_PARTS / 2 ? N_PARTS / 2 : N_PARTS / 4;
     static_assert(N_SUMS > 0, "too many rows for this many registers");
-    for (int c = 0; c < n_cells && ahead; ++c) {
-        prefetch(v[c] + ahead, row_size);
-    }
     for (int b = 0; b < n_blocks; ++b) {
         for (int first = 0; first < N_PARTS; first += N_SUMS) {
             const int at = b * BLOCK + first * N_LANES;
@@ -151,6 +148,9 @@ void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int 
             }
             for (int c = 0; c < n_cells; ++c) {
                 const typename Type::Block block = Type::block(v[c], b);
+                if (b == 0 && first == 0) {
+                    prefetch(ahead + c * row_size, ahead ? row_size : 0);
+                }
                 Vec                        weight[N_ROWS];
                 for (int r = 0; r < N_ROWS; ++r) {
                     weight[r] = v_set(weights[r][c]);
@@ -399,7 +399,8 @@ void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch
         const Kernels * vk = job.v.kernels;
         const char *    k[TILE];
         const char *    v[TILE];
-        size_t          k_ahead = TILE * job.k.tensor->nb[1], v_ahead = TILE * job.v.tensor->nb[1];
+        const char *    k_ahead = tile.k[0] + TILE * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
+        const char *    v_ahead = tile.v[0] + TILE * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
         for (int c = 0; c < tile.n_padded; ++c) {
             k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
         }
@@ -410,8 +411,8 @@ void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch
             for (int c = 0; c < tile.n; ++c) {
                 float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
                 float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
-                prefetch(k[c] + k_ahead, job.k.row_size);
-                prefetch(v[c] + v_ahead, job.v.row_size);
+                prefetch(k_ahead + c * job.k.row_size, job.k.row_size);
+                prefetch(v_ahead + c * job.v.row_size, job.v.row_size);
                 kk->unpack(k[c], job.k.n_blocks, key);
                 vk->unpack(v[c], job.v.n_blocks, value);
                 k[c] = (const char *) key;
@@ -419,7 +420,7 @@ void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch
             }
             std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
             kk = vk = &kernels<F32>;
-            k_ahead = v_ahead = 0;
+            k_ahead = v_ahead = nullptr;
         }
         for (int pass = 0; pass < n_passes; ++pass) {
             const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;

@@ -60,6 +60,8 @@ inline void v_sum4(Vec a, Vec b, Vec c, Vec d, float * out) {
     const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(v_halves(a), v_halves(b)), _mm256_hadd_ps(v_halves(c), v_halves(d)));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
+// the largest of a vector's lanes
+inline float v_largest(Vec x) { return _mm512_reduce_max_ps(x); }
 
 #elif defined(__AVX2__)
 
@@ -96,6 +98,11 @@ inline Vec v_i4(const void * p, bool high) {
 inline void v_sum4(Vec a, Vec b, Vec c, Vec d, float * out) {
     const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+inline float v_largest(Vec x) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m        = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
 #else // NEON
@@ -137,19 +144,11 @@ inline Vec v_i4(const void * p, bool high) {
 inline void v_sum4(Vec a, Vec b, Vec c, Vec d, float * out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
+inline float v_largest(Vec x) { return vmaxvq_f32(x); }
 
 #endif
 
-// The largest and the sum of a vector's lanes.
-inline float v_largest(Vec x) {
-    float lane[N_LANES];
-    v_store(lane, x);
-    float result = lane[0];
-    for (int i = 1; i < N_LANES; ++i) {
-        result = lane[i] > result ? lane[i] : result;
-    }
-    return result;
-}
+// the sum of a vector's lanes
 inline float v_sum(Vec x) {
     float out[4];
     v_sum4(x, x, x, x, out);
