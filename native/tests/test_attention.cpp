@@ -35,9 +35,10 @@ struct Case {
 
 std::string name(const Case & c) {
     char text[256];
-    snprintf(text, sizeof text, "%s/%s %d/%d heads %d/%d tokens %d seqs %d cells %d threads %d mask %d sinks %d cap %g bias %g spread %g",
-             ggml_type_name(c.k_type), ggml_type_name(c.v_type), c.k_size, c.v_size, c.n_heads, c.n_kv_heads, c.n_tokens,
-             c.n_seqs, c.n_cells, c.n_threads, (int) c.mask, c.sinks, c.softcap, c.max_bias, c.spread);
+    snprintf(text, sizeof text,
+             "%s/%s %d/%d heads %d/%d tokens %d seqs %d cells %d threads %d mask %d sinks %d cap %g bias %g spread %g",
+             ggml_type_name(c.k_type), ggml_type_name(c.v_type), c.k_size, c.v_size, c.n_heads, c.n_kv_heads,
+             c.n_tokens, c.n_seqs, c.n_cells, c.n_threads, (int) c.mask, c.sinks, c.softcap, c.max_bias, c.spread);
     return text;
 }
 
@@ -111,10 +112,10 @@ struct Attention {
 
     // Random numbers into a tensor. Returns what it holds after it was rounded to its type.
     static Numbers fill(std::mt19937 & random, ggml_tensor * tensor, float spread) {
-        std::normal_distribution<float> normal(0.0f, spread);
-        Numbers                         numbers(ggml_nelements(tensor));
+        std::uniform_real_distribution<float> between(-1.7f * spread, 1.7f * spread); // variance spread^2
+        Numbers                               numbers(ggml_nelements(tensor));
         for (float & x : numbers) {
-            x = normal(random);
+            x = between(random);
         }
         ggml_quantize_chunk(tensor->type, numbers.data(), tensor->data, 0, ggml_nrows(tensor), tensor->ne[0], nullptr);
         if (tensor->type != GGML_TYPE_F32) {
@@ -137,12 +138,14 @@ struct Attention {
         for (int s = 0; s < c.n_seqs; ++s) {
             for (int t = 0; t < c.n_tokens; ++t) {
                 for (int h = 0; h < c.n_heads; ++h) {
-                    const double slope = c.max_bias <= 0  ? 1.0
-                                         : h < log2       ? std::pow(2.0, -c.max_bias * (h + 1) / log2)
+                    const double  slope = c.max_bias <= 0 ? 1.0
+                                          : h < log2      ? std::pow(2.0, -c.max_bias * (h + 1) / log2)
                                                           : std::pow(2.0, -c.max_bias * (h - log2 + 0.5) / log2);
-                    const float * query   = &q[((size_t) (s * c.n_tokens + t) * c.n_heads + h) * c.k_size];
-                    const auto    row     = [&](int cell) { return (size_t) (s * (c.n_cells + 5) + cell) * c.n_kv_heads + h / group; };
-                    double        largest = c.sinks ? sinks[h] : -INFINITY;
+                    const float * query = &q[((size_t) (s * c.n_tokens + t) * c.n_heads + h) * c.k_size];
+                    const auto    row   = [&](int cell) {
+                        return (size_t) (s * (c.n_cells + 5) + cell) * c.n_kv_heads + h / group;
+                    };
+                    double              largest = c.sinks ? sinks[h] : -INFINITY;
                     std::vector<double> scores(c.n_cells);
                     for (int cell = 0; cell < c.n_cells; ++cell) {
                         double score = 0;
@@ -246,7 +249,10 @@ void test_rows() {
 void test_windows() {
     for (int n_cells : { 1, 2, 3, 7, 31, 32, 33, 63, 65, 100, 127, 511, 513, 1000, 4099 }) {
         for (int n_threads : { 1, 2, 3, 8 }) {
-            for (Mask mask : { Mask::none, Mask::causal, Mask::window, Mask::scattered }) {
+            for (Mask mask : { Mask::none, Mask::window, Mask::scattered }) {
+                if (n_cells > 1000 && n_threads != 3) {
+                    continue;
+                }
                 Case c;
                 c.n_cells = n_cells, c.n_threads = n_threads, c.mask = mask;
                 check(c);
@@ -275,17 +281,14 @@ void test_kinds_of_attention() {
                     check(c);
                     c.sinks = false, c.softcap = 0, c.spread = 1, c.max_bias = 8;
                     check(c);
-                    c = { type, type, 192, 128, 12, 4, n_tokens, n_seqs };
-                    check(c);
-                    c = { type, type, 576, 512, 16, 1, n_tokens, n_seqs };
-                    check(c);
-                    c = { type, type, 64, 64, 71, 1, n_tokens, n_seqs };
-                    check(c);
-                    c        = {};
-                    c.k_type = c.v_type = type;
-                    c.spread            = 10; // one cell has all the weight
+                    c.max_bias = 0, c.spread = 10; // one cell has nearly all the weight
                     check(c);
                 }
+            }
+            for (int n_seqs : { 1, 2 }) {
+                check({ type, type, 192, 128, 12, 4, n_tokens, n_seqs });
+                check({ type, type, 576, 512, 16, 1, n_tokens, n_seqs });
+                check({ type, type, 64, 64, 71, 1, n_tokens, n_seqs });
             }
         }
     }
@@ -303,7 +306,7 @@ void test_together() {
         for (int s = 0; s < c.n_seqs; ++s) {
             c.n_seqs = 1;
             Attention alone(c);
-            c.n_seqs                  = 4;
+            c.n_seqs                   = 4;
             const ggml_tensor * from[] = { together.result->src[0], together.result->src[1], together.result->src[2] };
             ggml_tensor *       to[]   = { alone.result->src[0], alone.result->src[1], alone.result->src[2] };
             for (int i = 0; i < 3; ++i) {

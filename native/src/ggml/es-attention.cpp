@@ -1,7 +1,6 @@
 #include "es-attention.h"
 
 #include "ggml-cpu-impl.h"
-#include "simd-mappings.h"
 
 #include "es-vectors.h"
 
@@ -24,15 +23,20 @@ constexpr int N_PARTS    = BLOCK / N_LANES;
 constexpr uint16_t MASKED = 0xfc00; // -inf in f16
 
 //
-// cache types: block(row, i) is the i-th 32 numbers of a row, part(block, j) its j-th vector
+// cache types: block(row, i) is the i-th 32 numbers of a row, part(block, j) its j-th vector. scaled(x, block)
+// multiplies by the scale that a quantised block has.
 //
 
-template <Vec (*read)(const void *), int SIZE> struct Plain {
+template <Vec (*read)(const void *), int SIZE>
+struct Plain {
     using Block = const char *;
     static Block block(const char * row, int i) { return row + (size_t) i * BLOCK * SIZE; }
     static Vec   part(Block block, int j) { return read(block + j * N_LANES * SIZE); }
+    static Vec   scaled(Vec x, Block) { return x; }
 };
-inline Vec v_f32(const void * p) { return v_load((const float *) p); }
+inline Vec v_f32(const void * p) {
+    return v_load((const float *) p);
+}
 using F32  = Plain<v_f32, 4>;
 using F16  = Plain<v_f16, 2>;
 using BF16 = Plain<v_bf16, 2>;
@@ -41,22 +45,24 @@ struct ScaledBlock {
     const char * numbers;
     Vec          scale;
 };
-inline ScaledBlock scaled_block(const char * p) {
-    ggml_fp16_t scale;
-    memcpy(&scale, p, sizeof scale);
-    return { p + sizeof scale, v_set(GGML_CPU_FP16_TO_FP32(scale)) };
-}
-struct Q8_0 {
+template <int SIZE>
+struct Scaled {
     using Block = ScaledBlock;
-    static Block block(const char * row, int i) { return scaled_block(row + (size_t) i * (2 + BLOCK)); }
-    static Vec   part(const Block & block, int j) { return v_mul(v_i8(block.numbers + j * N_LANES), block.scale); }
+    static Block block(const char * row, int i) {
+        uint16_t     scale;
+        const char * p = row + (size_t) i * SIZE;
+        memcpy(&scale, p, sizeof scale);
+        return { p + sizeof scale, v_set_f16(scale) };
+    }
+    static Vec scaled(Vec x, const Block & block) { return v_mul(x, block.scale); }
 };
-struct Q4_0 {
-    using Block = ScaledBlock;
-    static Block block(const char * row, int i) { return scaled_block(row + (size_t) i * (2 + BLOCK / 2)); }
+struct Q8_0 : Scaled<2 + BLOCK> {
+    static Vec part(const Block & block, int j) { return v_i8(block.numbers + j * N_LANES); }
+};
+struct Q4_0 : Scaled<2 + BLOCK / 2> {
     // the first 16 numbers are the low halves of 16 bytes, the others the high ones
     static Vec part(const Block & block, int j) {
-        return v_mul(v_i4(block.numbers + j * N_LANES % (BLOCK / 2), j >= N_PARTS / 2), block.scale);
+        return v_i4(block.numbers + j * N_LANES % (BLOCK / 2), j >= N_PARTS / 2);
     }
 };
 
@@ -74,7 +80,8 @@ inline void prefetch(const char * p, size_t n) {
 #endif
 }
 
-// scores[row][cell] = q[row] . k[cell]. n_cells is a multiple of 8. `ahead`: where the next tile's cells are from these.
+// scores[row][cell] = q[row] . k[cell]. n_cells is a multiple of 8. `ahead`: where the next tile's cells are from
+// these.
 using Dot = void (*)(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size,
                      const char * ahead, float (*scores)[TILE]);
 // out[row] += sum of weights[row][cell] v[cell]
@@ -82,8 +89,8 @@ using Mix = void (*)(const float (*weights)[TILE], const char * const * v, int n
                      const char * ahead, float * const * out);
 
 template <class Type, int N_ROWS>
-void dot(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size, const char * ahead,
-         float (*scores)[TILE]) {
+void dot(const float * const * q, const char * const * k, int n_cells, int n_blocks, size_t row_size,
+         const char * ahead, float (*scores)[TILE]) {
     // as many sums as registers hold, beside the queries and a key
     constexpr int N_CELLS = N_ROWS == 1 ? 8 : N_ROWS * 4 + N_ROWS < N_VECTORS ? 4 : 2;
     for (int cell = 0; cell < n_cells; cell += N_CELLS) {
@@ -107,7 +114,7 @@ void dot(const float * const * q, const char * const * k, int n_cells, int n_blo
                     query[r] = v_load(q[r] + b * BLOCK + j * N_LANES);
                 }
                 for (int c = 0; c < N_CELLS; ++c) {
-                    const Vec key = Type::part(block[c], j);
+                    const Vec key = Type::scaled(Type::part(block[c], j), block[c]);
                     for (int r = 0; r < N_ROWS; ++r) {
                         sum[r][c] = v_fma(key, query[r], sum[r][c]);
                     }
@@ -132,8 +139,8 @@ void dot(const float * const * q, const char * const * k, int n_cells, int n_blo
 }
 
 template <class Type, int N_ROWS>
-void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size, const char * ahead,
-         float * const * out) {
+void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int n_blocks, size_t row_size,
+         const char * ahead, float * const * out) {
     constexpr int PER_ROW = (N_VECTORS - 1 - N_ROWS) / N_ROWS; // sums that registers hold, beside weights and a value
     constexpr int N_SUMS  = PER_ROW >= N_PARTS ? N_PARTS : PER_ROW >= N_PARTS / 2 ? N_PARTS / 2 : N_PARTS / 4;
     static_assert(N_SUMS > 0, "too many rows for this many registers");
@@ -151,9 +158,9 @@ void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int 
                 if (b == 0 && first == 0) {
                     prefetch(ahead + c * row_size, ahead ? row_size : 0);
                 }
-                Vec                        weight[N_ROWS];
+                Vec weight[N_ROWS];
                 for (int r = 0; r < N_ROWS; ++r) {
-                    weight[r] = v_set(weights[r][c]);
+                    weight[r] = Type::scaled(v_set(weights[r][c]), block);
                 }
                 for (int j = 0; j < N_SUMS; ++j) {
                     const Vec value = Type::part(block, first + j);
@@ -171,11 +178,12 @@ void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int 
     }
 }
 
-template <class Type> void unpack(const char * row, int n_blocks, float * out) {
+template <class Type>
+void unpack(const char * row, int n_blocks, float * out) {
     for (int b = 0; b < n_blocks; ++b) {
         const typename Type::Block block = Type::block(row, b);
         for (int j = 0; j < N_PARTS; ++j) {
-            v_store(out + b * BLOCK + j * N_LANES, Type::part(block, j));
+            v_store(out + b * BLOCK + j * N_LANES, Type::scaled(Type::part(block, j), block));
         }
     }
 }
@@ -242,9 +250,8 @@ struct Job {
     bool takes() const {
         const auto fits = [&](const Cache & c) {
             const ggml_tensor * t = c.tensor;
-            return c.kernels && t->ne[0] % BLOCK == 0 && t->ne[0] <= MAX_HEAD &&
-                   t->nb[0] == ggml_type_size(t->type) && t->ne[1] == n_cells && t->ne[2] == n_kv_heads &&
-                   n_seqs % t->ne[3] == 0;
+            return c.kernels && t->ne[0] % BLOCK == 0 && t->ne[0] <= MAX_HEAD && t->nb[0] == ggml_type_size(t->type) &&
+                   t->ne[1] == n_cells && t->ne[2] == n_kv_heads && n_seqs % t->ne[3] == 0;
         };
         const bool mask_fits = !mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t) &&
                                          mask->ne[0] >= n_cells && mask->ne[2] == 1 && mask->ne[1] >= n_tokens);
@@ -302,7 +309,8 @@ void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
     const int n = std::min(TILE, job.n_cells - at);
     for (int t = 0; t < job.n_tokens; ++t) {
         if (job.mask) {
-            const char * row = (const char *) job.mask->data + t * job.mask->nb[1] + (seq % job.mask->ne[3]) * job.mask->nb[3];
+            const char * row =
+                (const char *) job.mask->data + t * job.mask->nb[1] + (seq % job.mask->ne[3]) * job.mask->nb[3];
             memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
         } else {
             memset(rows[t], 0, sizeof rows[t]);
@@ -432,7 +440,8 @@ void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch
                 const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
                 q[r] = (const float *) ((const char *) job.q->data + token * job.q->nb[1] + head * job.q->nb[2] +
                                         seq * job.q->nb[3]);
-                out[r] = work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
+                out[r] =
+                    work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
                 sees |= tile.sees[token];
             }
             if (!sees) {
@@ -550,7 +559,11 @@ bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
 
 #else // no vectors for this machine
 
-size_t es_attention_work_size(const ggml_tensor *, int) { return 0; }
-bool   es_attention(const ggml_compute_params *, ggml_tensor *) { return false; }
+size_t es_attention_work_size(const ggml_tensor *, int) {
+    return 0;
+}
+bool es_attention(const ggml_compute_params *, ggml_tensor *) {
+    return false;
+}
 
 #endif

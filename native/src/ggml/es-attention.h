@@ -1,5 +1,5 @@
-// Attention of a few query rows over a long cache, for llama.cpp's CPU backend: native/patches/0006-attention.patch asks
-// here first. docs/architecture.md, "Attention on the CPU", says how it works.
+// Attention of a few query rows over a long cache, for llama.cpp's CPU backend: native/patches/0006-attention.patch
+// asks here first. docs/architecture.md, "Attention on the CPU", says how it works.
 //
 // EDGE_STREAM_ATTENTION=stock leaves everything to llama.cpp's own code.
 #pragma once

@@ -1,5 +1,5 @@
-// Vectors of float32 for es-attention.cpp, in the widest instructions that ggml's CPU backend is compiled for: AVX-512F,
-// AVX2 with FMA and F16C, NEON of 64-bit ARM. Without any of them ES_VECTORS is not defined.
+// Vectors of float32 for es-attention.cpp, in the widest instructions that ggml's CPU backend is compiled for:
+// AVX-512F, AVX2 with FMA and F16C, NEON of 64-bit ARM. Without any of them ES_VECTORS is not defined.
 #pragma once
 
 #include <cstddef>
@@ -24,22 +24,49 @@ using Vec               = __m512;
 constexpr int N_LANES   = 16;
 constexpr int N_VECTORS = 32; // registers
 
-inline Vec v_set(float x) { return _mm512_set1_ps(x); }
-inline Vec v_load(const float * p) { return _mm512_loadu_ps(p); }
-inline void v_store(float * p, Vec x) { _mm512_storeu_ps(p, x); }
-inline Vec v_add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-inline Vec v_sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-inline Vec v_mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-inline Vec v_div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
-inline Vec v_max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline Vec v_min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
-inline Vec v_fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); } // a * b + c
-inline Vec v_round(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec v_set(float x) {
+    return _mm512_set1_ps(x);
+}
+inline Vec v_load(const float * p) {
+    return _mm512_loadu_ps(p);
+}
+inline void v_store(float * p, Vec x) {
+    _mm512_storeu_ps(p, x);
+}
+inline Vec v_add(Vec a, Vec b) {
+    return _mm512_add_ps(a, b);
+}
+inline Vec v_sub(Vec a, Vec b) {
+    return _mm512_sub_ps(a, b);
+}
+inline Vec v_mul(Vec a, Vec b) {
+    return _mm512_mul_ps(a, b);
+}
+inline Vec v_div(Vec a, Vec b) {
+    return _mm512_div_ps(a, b);
+}
+inline Vec v_max(Vec a, Vec b) {
+    return _mm512_max_ps(a, b);
+}
+inline Vec v_min(Vec a, Vec b) {
+    return _mm512_min_ps(a, b);
+}
+inline Vec v_fma(Vec a, Vec b, Vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+} // a * b + c
+inline Vec v_round(Vec x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 // 2^x for whole x from -127 (as 0) to 127
 inline Vec v_pow2(Vec x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(127)), 23));
 }
-inline Vec v_f16(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+inline Vec v_f16(const void * p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
+}
+inline Vec v_set_f16(uint16_t x) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short) x));
+}
 inline Vec v_bf16(const void * p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p)), 16));
 }
@@ -61,7 +88,9 @@ inline void v_sum4(Vec a, Vec b, Vec c, Vec d, float * out) {
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 // the largest of a vector's lanes
-inline float v_largest(Vec x) { return _mm512_reduce_max_ps(x); }
+inline float v_largest(Vec x) {
+    return _mm512_reduce_max_ps(x);
+}
 
 #elif defined(__AVX2__)
 
@@ -69,21 +98,48 @@ using Vec               = __m256;
 constexpr int N_LANES   = 8;
 constexpr int N_VECTORS = 16;
 
-inline Vec v_set(float x) { return _mm256_set1_ps(x); }
-inline Vec v_load(const float * p) { return _mm256_loadu_ps(p); }
-inline void v_store(float * p, Vec x) { _mm256_storeu_ps(p, x); }
-inline Vec v_add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
-inline Vec v_sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
-inline Vec v_mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
-inline Vec v_div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
-inline Vec v_max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-inline Vec v_min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline Vec v_fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vec v_round(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec v_set(float x) {
+    return _mm256_set1_ps(x);
+}
+inline Vec v_load(const float * p) {
+    return _mm256_loadu_ps(p);
+}
+inline void v_store(float * p, Vec x) {
+    _mm256_storeu_ps(p, x);
+}
+inline Vec v_add(Vec a, Vec b) {
+    return _mm256_add_ps(a, b);
+}
+inline Vec v_sub(Vec a, Vec b) {
+    return _mm256_sub_ps(a, b);
+}
+inline Vec v_mul(Vec a, Vec b) {
+    return _mm256_mul_ps(a, b);
+}
+inline Vec v_div(Vec a, Vec b) {
+    return _mm256_div_ps(a, b);
+}
+inline Vec v_max(Vec a, Vec b) {
+    return _mm256_max_ps(a, b);
+}
+inline Vec v_min(Vec a, Vec b) {
+    return _mm256_min_ps(a, b);
+}
+inline Vec v_fma(Vec a, Vec b, Vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec v_round(Vec x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inline Vec v_pow2(Vec x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)), 23));
 }
-inline Vec v_f16(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+inline Vec v_f16(const void * p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
+}
+inline Vec v_set_f16(uint16_t x) {
+    return _mm256_cvtph_ps(_mm_set1_epi16((short) x));
+}
 inline Vec v_bf16(const void * p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p)), 16));
 }
@@ -111,22 +167,51 @@ using Vec               = float32x4_t;
 constexpr int N_LANES   = 4;
 constexpr int N_VECTORS = 32;
 
-inline Vec v_set(float x) { return vdupq_n_f32(x); }
-inline Vec v_load(const float * p) { return vld1q_f32(p); }
-inline void v_store(float * p, Vec x) { vst1q_f32(p, x); }
-inline Vec v_add(Vec a, Vec b) { return vaddq_f32(a, b); }
-inline Vec v_sub(Vec a, Vec b) { return vsubq_f32(a, b); }
-inline Vec v_mul(Vec a, Vec b) { return vmulq_f32(a, b); }
-inline Vec v_div(Vec a, Vec b) { return vdivq_f32(a, b); }
-inline Vec v_max(Vec a, Vec b) { return vmaxq_f32(a, b); }
-inline Vec v_min(Vec a, Vec b) { return vminq_f32(a, b); }
-inline Vec v_fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
-inline Vec v_round(Vec x) { return vrndnq_f32(x); }
+inline Vec v_set(float x) {
+    return vdupq_n_f32(x);
+}
+inline Vec v_load(const float * p) {
+    return vld1q_f32(p);
+}
+inline void v_store(float * p, Vec x) {
+    vst1q_f32(p, x);
+}
+inline Vec v_add(Vec a, Vec b) {
+    return vaddq_f32(a, b);
+}
+inline Vec v_sub(Vec a, Vec b) {
+    return vsubq_f32(a, b);
+}
+inline Vec v_mul(Vec a, Vec b) {
+    return vmulq_f32(a, b);
+}
+inline Vec v_div(Vec a, Vec b) {
+    return vdivq_f32(a, b);
+}
+inline Vec v_max(Vec a, Vec b) {
+    return vmaxq_f32(a, b);
+}
+inline Vec v_min(Vec a, Vec b) {
+    return vminq_f32(a, b);
+}
+inline Vec v_fma(Vec a, Vec b, Vec c) {
+    return vfmaq_f32(c, a, b);
+}
+inline Vec v_round(Vec x) {
+    return vrndnq_f32(x);
+}
 inline Vec v_pow2(Vec x) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(127)), 23));
 }
-inline Vec v_f16(const void * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) p))); }
-inline Vec v_bf16(const void * p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16)); }
+inline Vec v_f16(const void * p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) p)));
+}
+inline Vec v_set_f16(uint16_t x) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x)));
+}
+inline Vec v_bf16(const void * p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16));
+}
 // four bytes at the bottom of a register; alone, since ARM's smallest vector is of eight
 inline uint8x8_t v_bytes(const void * p) {
     uint32_t x;
@@ -144,7 +229,9 @@ inline Vec v_i4(const void * p, bool high) {
 inline void v_sum4(Vec a, Vec b, Vec c, Vec d, float * out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
-inline float v_largest(Vec x) { return vmaxvq_f32(x); }
+inline float v_largest(Vec x) {
+    return vmaxvq_f32(x);
+}
 
 #endif
 
@@ -155,7 +242,8 @@ inline float v_sum(Vec x) {
     return out[0];
 }
 
-// e^x is power * (1 + part): power a power of two, part in [-0.3, 0.42], both from x in [-88, 88]. Below -87.7 power is 0.
+// e^x is power * (1 + part): power a power of two, part in [-0.3, 0.42], both from x in [-88, 88]. Below -87.7 power is
+// 0.
 struct ExpParts {
     Vec power, part;
 };
