@@ -34,7 +34,7 @@ def main(**flags: Any) -> None:
 
 
 def system_facts() -> dict[str, Any]:
-    """Versions, devices and the way sinks are moved."""
+    """Versions, devices, the way sinks are moved, and whose attention the CPU decodes with."""
     from edge_stream.native import bindings, libraries
 
     llama = libraries.llama()
@@ -48,6 +48,7 @@ def system_facts() -> dict[str, Any]:
         "ggml": _string(library, "ggml_version") or "unknown",
         "libraries": str(libraries.llama_dir()),
         "sink_move": "bank" if bindings.library().es_bank_available() else "redecode",
+        "attention": _string(library, "es_attention_name") or "stock",
         "devices": _devices(),
         "system": llama.llama_print_system_info().decode(errors="replace").strip(),
     }
@@ -153,6 +154,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"llama.cpp         {facts['llama_cpp']} (ggml {facts['ggml']})",
         f"libraries         {facts['libraries']}",
         f"sinks move by     {moves[facts['sink_move']]}",
+        f"CPU attention     {facts['attention']}",
     ]
     lines += [
         f"device            {d['name']}: {d['description']} ({d['kind']}, {d['free_mib']:,} of "

@@ -23,6 +23,7 @@ def stamp() -> dict[str, Any]:
         "edge_stream_commit": source_commit(),
         "llama_cpp_python": facts["llama_cpp_python"],
         "ggml": facts["ggml"],
+        "attention": facts["attention"],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_info": cpu_name(),

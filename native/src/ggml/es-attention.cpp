@@ -557,6 +557,10 @@ bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
     return true;
 }
 
+const char * es_attention_name(void) {
+    return wanted() ? "edge-stream (" INSTRUCTIONS ")" : "stock";
+}
+
 #else // no vectors for this machine
 
 size_t es_attention_work_size(const ggml_tensor *, int) {
@@ -564,6 +568,9 @@ size_t es_attention_work_size(const ggml_tensor *, int) {
 }
 bool es_attention(const ggml_compute_params *, ggml_tensor *) {
     return false;
+}
+const char * es_attention_name(void) {
+    return "stock";
 }
 
 #endif

@@ -18,6 +18,9 @@ size_t es_attention_work_size(const struct ggml_tensor * node, int n_threads);
 // Called by every thread of a graph with the same node. False, in all threads alike: left to llama.cpp.
 bool es_attention(const struct ggml_compute_params * params, struct ggml_tensor * node);
 
+// Whose code it is: "edge-stream (AVX2)", or "stock" where everything is left to llama.cpp. Python looks this name up.
+const char * es_attention_name(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -20,6 +20,7 @@ namespace {
 
 #if defined(__AVX512F__)
 
+#define INSTRUCTIONS "AVX-512"
 using Vec               = __m512;
 constexpr int N_LANES   = 16;
 constexpr int N_VECTORS = 32; // registers
@@ -94,6 +95,7 @@ inline float v_largest(Vec x) {
 
 #elif defined(__AVX2__)
 
+#define INSTRUCTIONS "AVX2"
 using Vec               = __m256;
 constexpr int N_LANES   = 8;
 constexpr int N_VECTORS = 16;
@@ -163,6 +165,7 @@ inline float v_largest(Vec x) {
 
 #else // NEON
 
+#define INSTRUCTIONS "NEON"
 using Vec               = float32x4_t;
 constexpr int N_LANES   = 4;
 constexpr int N_VECTORS = 32;
