@@ -164,7 +164,8 @@ void es_chat_request::read(const common_json & body) {
             }
         }
         // many templates leave parts out, or print them as lists, in some of the roles; a text they all render
-        m.content = m.render_content("\n");
+        const bool is_begun = &m == &inputs.messages.back() && m.role == "assistant"; // joined as llama-server does
+        m.content           = is_begun ? m.render_content() : m.render_content("\n");
         m.content_parts.clear();
     }
     while (n_system < n_messages() &&
