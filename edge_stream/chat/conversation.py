@@ -37,7 +37,7 @@ class Conversation:
     chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. Raises
     EdgeStreamError if the template is broken, or if more than three quarters of the cache would be pinned. `n_read`:
     tokens read for the newest answer, up to its first. `recalled`: the entry of the log that was read with the newest
-    message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log is used no longer, or None.
+    message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log is used no longer.
     """
 
     def __init__(

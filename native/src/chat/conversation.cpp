@@ -537,6 +537,7 @@ int32_t es_conversation::save(std::string & out) const {
     for (const es_place & p : places_) {
         saved.places.push_back({ p.n_messages, p.n_past - n_past });
     }
+    saved.n_left = first_held_;
     saved.is_cut = is_cut_;
     saved.cut    = cut_;
     out          = saved.to_json().dump_safe();
@@ -559,6 +560,7 @@ int32_t es_conversation::load(const char * json, const char * name) {
     }
     transcript_ = std::move(saved.transcript);
     places_     = std::move(saved.places);
+    first_held_ = saved.n_left;
     is_cut_     = saved.is_cut;
     cut_        = saved.cut;
     known_      = stats().n_past;

@@ -134,6 +134,7 @@ common_json es_saved_conversation::to_json() const {
         { "messages", transcript.to_json(0, "") },
         { "n_dropped", transcript.n_dropped() },
         { "places", list },
+        { "n_left", n_left },
         { "cut", is_cut ? common_json(cut) : common_json() },
     };
 }
@@ -174,6 +175,7 @@ int32_t es_saved_conversation::from_json(const std::string & text, const char * 
             }
             places.push_back(place);
         }
+        n_left = j.contains("n_left") ? (int64_t) number(j, "n_left") : 0;
         is_cut = !j.at("cut").is_null();
         cut    = is_cut ? j.at("cut").get<std::string>() : "";
         return ES_OK;

@@ -14,7 +14,7 @@ public:
         common_json json;                        // as in a request
         std::string role, text, thinking, calls; // of it; calls: JSON, or empty
 
-        explicit message(const common_json & m); // throws unless it is a message
+        explicit message(const common_json & m);  // throws unless it is a message
         void   recall(const common_json & found); // what this message is to be read with: see es_conversation_info
         size_t n_bytes() const { return text.size() + thinking.size() + calls.size(); }
     };
@@ -49,7 +49,8 @@ struct es_saved_conversation {
     std::string           system;
     common_json           tools; // null: none
     es_transcript         transcript;
-    std::vector<es_place> places; // n_past: tokens before the stream's end, at most 0
+    std::vector<es_place> places;     // n_past: tokens before the stream's end, at most 0
+    int64_t               n_left = 0; // messages before this one have left the stream
     bool                  is_cut = false;
     std::string           cut; // if so, what the model wrote of the last answer
 
