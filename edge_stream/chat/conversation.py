@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, Message
 from edge_stream.chat.options import ChatOptions
-from edge_stream.native import chat_bindings
+from edge_stream.native import bindings, chat_bindings, recall_bindings
 from edge_stream.sampling import Sampling
 from edge_stream.text import sendable
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
     from edge_stream.generation import Token
+    from edge_stream.recall import Log
     from edge_stream.stream import Stream
 
 Answer = Generator["Token", None, None]
@@ -35,7 +36,8 @@ class Conversation:
 
     chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. Raises
     EdgeStreamError if the template is broken, or if more than three quarters of the cache would be pinned. `n_read`:
-    tokens read for the newest answer, up to its first.
+    tokens read for the newest answer, up to its first. `recalled`: the entry of the log that was read with the newest
+    message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log is used no longer.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Conversation:
     ) -> None:
         self.engine = engine
         self.n_read = 0
+        self.recalled: dict[str, Any] | None = None
+        self.recall_error: str | None = None
         self._core = _core(engine, chat)
         self._native = chat_bindings.library()
         self._note: str | None = None
@@ -62,6 +66,17 @@ class Conversation:
         self._handle = C.c_void_p()
         self._call("init", self._core.handle, self.stream.handle, options, C.byref(self._handle))
         self._free = weakref.finalize(self, self._native.es_conversation_free, self._handle)
+
+    def use_log(self, log: Log | None, n_tokens: int = 64) -> None:
+        """Keep what is said in a log as well, and read a message with what belongs to it and has left the window.
+
+        n_tokens: of an entry that may come back; 0: none does. log: open as long as the conversation is; None: none.
+        Raises EdgeStreamError while an answer is open.
+        """
+        native = recall_bindings.library()
+        handle = None if log is None else log.handle
+        bindings.check(native.es_conversation_set_log(self._handle, handle, n_tokens))
+        self._log = log
 
     #
     # turns
@@ -158,6 +173,7 @@ class Conversation:
             callbacks.deliver()  # Ctrl-C
             info = self._json("info")
             self.n_read, self._note = info["n_read"], info["note"]
+            self.recalled, self.recall_error = info["recalled"], info["recall_error"]
             if info["sampling"]:
                 sampling = dataclasses.replace(sampling, chat=info["sampling"])
             writer = self.stream.writer(

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from edge_stream.cli.console import LONG_PROMPT, Interrupt, Stopped, read_text, 
 from edge_stream.cli.lines import Lines, Message
 from edge_stream.cli.llama_flags import Command, Switch
 from edge_stream.cli.meter import Meter
+from edge_stream.cli.options import Count
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.measure.metrics import resident_mib
 from edge_stream.output.files import check_writable
+from edge_stream.recall import Log
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -38,6 +40,7 @@ HELP = """\
 /regen          answer the last message anew
 /continue       go on with an answer that -n or Ctrl-C cut
 /read FILE      send the text of a file
+/forget N       delete message N from the log (--recall-log; `recalled` lines name it)
 /exit, /bye     quit (so does Ctrl-D)
 //TEXT          say something that begins with a slash
 \"\"\"             begin and end a message of several lines
@@ -73,6 +76,28 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
     show_default=False,
     help="Print thoughts, dimmed, or leave them out.",
 )
+@options.option(
+    "--recall",
+    "n_recall",
+    type=Count(min=0),
+    default=0,
+    help="Read a message with what belongs to it and has left the window, of at most N tokens (try 64). 0: never.",
+)
+@options.option(
+    "--recall-log",
+    "recall_log",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Keep what is said in FILE, to be recalled. Default with --recall: beside --session, else in memory.",
+)
+@options.option(
+    "--recall-space",
+    "recall_space",
+    metavar="MIB",
+    type=Count(min=1, max=1024),
+    default=64,
+    help="Size of that file at most, in MiB: beyond it the oldest is dropped.",
+)
 @options.rare("--display-prompt/--no-display-prompt", default=False)
 @options.rare("-co", "--color", type=Switch(), default="auto")
 @options.rare("-mli", "--multiline-input", is_flag=True)
@@ -102,7 +127,8 @@ def main(**flags: Any) -> None:
 
     with options.load_engine(flags, pinned) as engine:
         conversation = _open(engine, flags, session, chat)
-        Chat(engine, conversation, flags, sampler, session, chat).loop(first)
+        with _open_log(flags, session) or nullcontext() as log:
+            Chat(engine, conversation, flags, sampler, session, chat, log).loop(first)
 
 
 def _open(engine: Engine, flags: dict[str, Any], session: Path | None, chat: ChatOptions) -> Conversation:
@@ -121,6 +147,21 @@ def _open(engine: Engine, flags: dict[str, Any], session: Path | None, chat: Cha
     return conversation
 
 
+def _open_log(flags: dict[str, Any], session: Path | None) -> Log | None:
+    """The log of --recall-log, or beside the session; in memory if that one cannot be used. None: nothing is kept."""
+    given, space = flags["recall_log"], flags["recall_space"] << 20
+    if not given and not flags["n_recall"]:
+        return None
+    path = Path(given) if given else session.with_name(session.name + ".log") if session else None
+    try:
+        return Log(path, space)
+    except SessionError as error:
+        if given:
+            raise
+        _print_note(f"note: {error}: nothing that was said before is recalled")
+        return Log(None, space)
+
+
 def _print_note(text: str) -> None:
     click.echo(text, err=True)
 
@@ -136,7 +177,9 @@ class Chat:
         sampling: Any,
         session: Path | None,
         chat: ChatOptions,
+        log: Log | None,
     ) -> None:
+        self._log = log
         self._engine = engine
         self._conversation = conversation
         self._flags = flags
@@ -145,9 +188,14 @@ class Chat:
         self._n_predict: int = flags["n_predict"]
         self._interrupt = Interrupt()
         self._chat = chat
+        self._use_log()
         self._lines = Lines(simple=flags["simple_io"], multiline=flags["multiline_input"])
         self._colored = flags["color"] == "on" or (flags["color"] == "auto" and sys.stdout.isatty())
         self._thinking, self._last = False, ""
+        self._log_error: str | None = None
+
+    def _use_log(self) -> None:
+        self._conversation.use_log(self._log, self._flags["n_recall"])
 
     def loop(self, first: str | None = None) -> None:
         """Answer the first message, if there is one, then read and answer others until Ctrl-D or /exit."""
@@ -255,7 +303,11 @@ class Chat:
                 self._conversation = Conversation.resume(self._engine, path, chat=self._chat)
             except EdgeStreamError:
                 self._conversation = Conversation.resume(self._engine, here, chat=self._chat)
+                self._use_log()
                 raise
+        if self._log:
+            self._log.truncate(0)  # another conversation's
+        self._use_log()
         self._keep_session()
         _print_note(f"loaded {path}: {self._conversation.stream.stats.n_past:,} tokens seen")
 
@@ -263,6 +315,14 @@ class Chat:
         self._conversation.clear()
         self._keep_session()
         _print_note("cleared")
+
+    def _do_forget(self, argument: str) -> None:
+        if not argument.isdigit():
+            raise EdgeStreamError("/forget needs the number of a message, as in `recalled` lines")
+        if not self._log:
+            raise EdgeStreamError("there is no log: nothing was kept without --recall or --recall-log")
+        self._log.forget(int(argument))
+        _print_note(f"message {argument} is out of the log (what is still in the window is not)")
 
     def _do_regen(self, _argument: str) -> None:
         self._print(self._conversation.regenerate(**self._options()), Meter())
@@ -304,6 +364,7 @@ class Chat:
                     for token in tokens:
                         if not n_written:
                             meter.close()
+                            self._show_recalled()
                             read_s = time.perf_counter() - start
                         n_written += 1
                         loop = token.loop
@@ -325,6 +386,17 @@ class Chat:
         if self._flags["show_timings"] and n_written > 1:
             read = self._conversation.n_read / max(read_s, 1e-9)
             _print_note(speeds(read, (n_written - 1) / max(written_s, 1e-9)))
+
+    def _show_recalled(self) -> None:
+        """Say what the message was read with, and what is wrong with the log."""
+        found, error = self._conversation.recalled, self._conversation.recall_error
+        if found:
+            who = "you" if found["role"] == "user" else "the model"
+            line = f"(recalled: message {found['turn']}, {_ago(found['when'])}, {who} said: {found['text']})"
+            click.echo(click.style(line, dim=True), err=True, color=None if self._colored else False)
+        if error and error != self._log_error:
+            self._log_error = error
+            _print_note(f"note: {error}: the chat goes on without its log")
 
     def _show(self, token: Token) -> None:
         """Print a token's text; thoughts dimmed and marked, or not at all."""
@@ -350,3 +422,13 @@ def _file(argument: str, command: str) -> Path:
     if not argument:
         raise EdgeStreamError(f"{command} needs a file name")
     return Path(argument).expanduser()
+
+
+def _ago(when: int) -> str:
+    """How long ago a time is, in words."""
+    minutes = max(0, int(time.time()) - when) // 60
+    for size, unit in ((1440, "day"), (60, "hour"), (1, "minute")):
+        if minutes >= size:
+            n = minutes // size
+            return f"{n} {unit}{'' if n == 1 else 's'} ago"
+    return "just now"

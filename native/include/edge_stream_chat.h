@@ -12,6 +12,7 @@
 #pragma once
 
 #include "edge_stream.h"
+#include "edge_stream_recall.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -123,8 +124,16 @@ ES_API int32_t es_conversation_continue(es_conversation * conversation, const ch
                                         es_chat_progress on_progress, void * user);
 
 // {"sampling", "is_parsed", "thinks": of the open answer, as in es_chat_request_info; "n_read": tokens read for it;
-//  "note": as in es_chat_plan, or null}. Valid until the next call, as all that follows.
+//  "note": as in es_chat_plan, or null; "recalled": {"text", "role", "turn", "when", "coverage"} of the log's entry
+//  that the newest message was read with, or null; "recall_error": why the log is used no longer, or null}. Valid until
+//  the next call, as all that follows.
 ES_API int32_t es_conversation_info(es_conversation * conversation, const char ** json);
+
+// From now on what is said is kept in a log too (turn: the number of a message), which must outlive the conversation;
+// and a message is read with the best entry of at most n_tokens tokens that has left the stream, if it and the entry
+// before it have half of the message's words, weighted by rarity. n_tokens = 0: nothing is recalled. log: NULL: none.
+// What fails with the log does not end the conversation: see es_conversation_info.
+ES_API int32_t es_conversation_set_log(es_conversation * conversation, es_log * log, uint32_t n_tokens);
 
 // Adds a generated token's bytes, after it was fed; none for the one that ends the answer. how: es_answer_end, by this
 // token. json: what they add, as es_chat_parser_push has it, and "is_ended": true if the model ended the answer, or a

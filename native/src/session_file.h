@@ -21,8 +21,7 @@ struct es_section {
 // Reads the first n sections, or all of them (0), and verifies what it reads. Sets es_last_error, as the next one.
 int32_t es_session_read(const char * path, uint32_t n, es_sections & out);
 
-// Writes path.tmp-PID, fsyncs, renames: path holds the old file or the new one. A link is followed; what is no regular
-// file (a folder, a device, a pipe) is refused.
+// See es_replace_file.
 int32_t es_session_write(const char * path, const std::vector<es_section> & sections);
 
 // Bytes of such a file.

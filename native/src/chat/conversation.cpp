@@ -4,12 +4,15 @@
 #include "support.h"
 
 #include <algorithm>
+#include <ctime>
 
 namespace {
 
-constexpr size_t least_step   = 64; // tokens between two reports
-constexpr size_t n_turns_near = 4;  // turns rendered at least
-constexpr size_t n_byte_token = 16; // more bytes than tokens have on average
+constexpr size_t least_step     = 64;  // tokens between two reports
+constexpr size_t n_turns_near   = 4;   // turns rendered at least
+constexpr size_t n_byte_token   = 16;  // more bytes than tokens have on average
+constexpr size_t n_hits         = 8;   // entries looked at for a question
+constexpr double least_coverage = 0.5; // of the question's words, by rarity: the bound below which nothing is recalled
 
 int32_t parse(const char * json, const char * what, common_json & out) {
     out = json ? common_json::parse_no_throw(json) : common_json::object();
@@ -100,6 +103,7 @@ int32_t es_conversation::say(const char * messages, const char * answer, const e
     for (es_transcript::message & m : added) {
         transcript_.add(std::move(m));
     }
+    recall();
     return attempt(answer, reading, "");
 }
 
@@ -111,8 +115,9 @@ int32_t es_conversation::regenerate(const char * answer, const es_reading & read
     if (!transcript_.has_answer()) {
         return es_fail(ES_ERR_INVALID, "there is no answer to regenerate");
     }
-    n_added_ = 0;
-    taken_   = transcript_.take_last();
+    n_added_  = 0;
+    taken_    = transcript_.take_last();
+    n_logged_ = std::min(n_logged_, transcript_.count());
     return attempt(answer, reading, "");
 }
 
@@ -127,8 +132,9 @@ int32_t es_conversation::go_on(const char * answer, const es_reading & reading) 
     if (!is_cut_) {
         return es_fail(ES_ERR_INVALID, "the last answer is complete: it was not cut");
     }
-    n_added_ = 0;
-    taken_   = transcript_.take_last();
+    n_added_  = 0;
+    taken_    = transcript_.take_last();
+    n_logged_ = std::min(n_logged_, transcript_.count());
     return attempt(answer, reading, cut_);
 }
 
@@ -162,7 +168,7 @@ int32_t es_conversation::open(const char * answer, const es_reading & reading, c
     for (const auto & [name, value] : given.items()) {
         body[name] = value;
     }
-    body["messages"] = transcript_.to_json(from, system_);
+    body["messages"] = transcript_.to_json(from, system_, true);
     auto request     = std::make_unique<es_chat_request>(chat_);
     rc               = request->init(body.dump_safe().c_str());
     if (rc == ES_OK) {
@@ -202,6 +208,9 @@ size_t es_conversation::first_near() const {
 
 // Keeps the places from n_past `first` to `last` with at most n_messages.
 void es_conversation::forget_places(int64_t first, int64_t last, int64_t n_messages) {
+    for (const es_place & p : places_) {
+        first_held_ = p.n_past < first ? std::max(first_held_, p.n_messages) : first_held_;
+    }
     const auto gone = [&](const es_place & p) {
         return p.n_past < first || p.n_past > last || p.n_messages > n_messages;
     };
@@ -242,7 +251,8 @@ int32_t es_conversation::find_plan(es_chat_request & request, size_t from, commo
     const int32_t rc = es_with_template(request.n_input(), [&] { out = es_plan_anew(request, s.n_ctx - 1); });
     if (rc == ES_OK) {
         places_.clear();
-        known_ = 0;
+        known_      = 0;
+        first_held_ = transcript_.n_dropped() + (int64_t) from + out.at("dropped").get<int64_t>();
         return es_stream_reset(stream_);
     }
     return rc;
@@ -366,6 +376,78 @@ void es_conversation::undo() {
 }
 
 //
+// recall
+//
+
+int32_t es_conversation::set_log(es_log * log, uint32_t n_tokens) {
+    if (answer_) {
+        return es_fail(ES_ERR_INVALID, "an answer is open: end it before the log is changed");
+    }
+    log_      = log;
+    n_recall_ = n_tokens;
+    log_error_.clear();
+    if (log_) { // it may have an answer more, or less, than the session that was restored
+        n_logged_ = std::min(transcript_.count(), es_log_get_stats(log_).n_turns);
+        write_log();
+    }
+    return ES_OK;
+}
+
+// Looks for what belongs to the newest message and has left the window.
+void es_conversation::recall() {
+    recalled_                        = common_json();
+    const es_transcript::message & m = transcript_.messages().back();
+    if (!log_ || n_recall_ == 0 || m.role != "user") {
+        return;
+    }
+    const es_stream_stats s = stats();
+    forget_places(s.n_evicted > 0 ? s.n_past - s.n_window : 0, s.n_past, transcript_.count());
+    es_log_hit   hits[n_hits];
+    const size_t n = es_log_search(log_, m.text.data(), m.text.size(), first_held_, hits, n_hits);
+    for (size_t i = 0; i < n; ++i) {
+        const std::string text = hits[i].text;
+        const bool        is_asked =
+            text.find_last_of("?") != std::string::npos && text.find_last_not_of("? ") + 1 < text.size();
+        if (hits[i].coverage < least_coverage || is_asked || chat_.tokenize(text).size() > n_recall_) {
+            continue;
+        }
+        recalled_                   = common_json{ { "text", text },
+                                                   { "role", hits[i].kind == ES_LOG_ASSISTANT ? "assistant" : "user" },
+                                                   { "turn", hits[i].turn },
+                                                   { "when", hits[i].when },
+                                                   { "coverage", hits[i].coverage } };
+        es_transcript::message with = transcript_.take_last();
+        with.recall(recalled_);
+        transcript_.add(std::move(with));
+        return;
+    }
+}
+
+// Brings the log up to the transcript. If that fails, the conversation goes on without.
+void es_conversation::write_log() {
+    if (!log_) {
+        return;
+    }
+    const auto dropped = (int64_t) transcript_.n_dropped();
+    int32_t    rc      = es_log_truncate(log_, n_logged_);
+    for (int64_t i = std::max(n_logged_, dropped); rc == ES_OK && i < transcript_.count(); ++i) {
+        const es_transcript::message & m = transcript_.messages()[(size_t) (i - dropped)];
+        if (m.role == "user" || m.role == "assistant") {
+            rc = es_log_append(log_, i, m.role == "user" ? ES_LOG_USER : ES_LOG_ASSISTANT, (int64_t) time(nullptr),
+                               m.text.data(), m.text.size());
+        }
+    }
+    if (rc == ES_OK) {
+        rc = es_log_sync(log_);
+    }
+    n_logged_ = transcript_.count();
+    if (rc != ES_OK) {
+        log_error_ = es_last_error();
+        log_       = nullptr;
+    }
+}
+
+//
 // the answer
 //
 
@@ -376,8 +458,10 @@ std::vector<common_chat_msg_diff> es_conversation::push(const std::string & byte
 common_json es_conversation::info() const {
     common_json out = answer_ ? answer_->info() : common_json::object();
     out.erase("stop");
-    out["n_read"] = n_read_;
-    out["note"]   = note_.empty() ? common_json() : common_json(note_);
+    out["n_read"]       = n_read_;
+    out["note"]         = note_.empty() ? common_json() : common_json(note_);
+    out["recalled"]     = recalled_;
+    out["recall_error"] = log_error_.empty() ? common_json() : common_json(log_error_);
     return out;
 }
 
@@ -409,6 +493,7 @@ int32_t es_conversation::end(int32_t how) {
         places_.push_back({ transcript_.count(), at });
         known_ = at;
     }
+    write_log();
     transcript_.trim();
     return es_stream_rebase(stream_); // now, while idle, rather than during an answer
 }
@@ -434,7 +519,9 @@ int32_t es_conversation::clear() {
     is_cut_ = false;
     cut_.clear();
     taken_.reset();
-    n_added_ = 0;
+    n_added_  = 0;
+    n_logged_ = first_held_ = 0;
+    write_log();
     return es_stream_reset(stream_);
 }
 
@@ -450,6 +537,7 @@ int32_t es_conversation::save(std::string & out) const {
     for (const es_place & p : places_) {
         saved.places.push_back({ p.n_messages, p.n_past - n_past });
     }
+    saved.n_left = first_held_;
     saved.is_cut = is_cut_;
     saved.cut    = cut_;
     out          = saved.to_json().dump_safe();
@@ -472,6 +560,7 @@ int32_t es_conversation::load(const char * json, const char * name) {
     }
     transcript_ = std::move(saved.transcript);
     places_     = std::move(saved.places);
+    first_held_ = saved.n_left;
     is_cut_     = saved.is_cut;
     cut_        = saved.cut;
     known_      = stats().n_past;

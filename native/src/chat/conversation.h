@@ -4,6 +4,7 @@
 #include "answer.h"
 #include "edge_stream.h"
 #include "edge_stream_chat.h"
+#include "edge_stream_recall.h"
 #include "transcript.h"
 
 #include <atomic>
@@ -38,6 +39,9 @@ struct es_conversation {
     common_json                       info() const; // of the newest answer
     int32_t                           end(int32_t how);
 
+    // See es_conversation_set_log.
+    int32_t set_log(es_log * log, uint32_t n_tokens);
+
     int32_t     clear();
     common_json messages() const;
     int32_t     save(std::string & out) const;
@@ -54,6 +58,8 @@ private:
     int32_t feed(const es_tokens & tokens, const es_reading & reading);
     void    go_back();
     void    undo();
+    void    recall();
+    void    write_log();
     void    forget_places(int64_t first, int64_t last, int64_t n_messages);
     size_t  first_near() const;
 
@@ -73,6 +79,14 @@ private:
     std::unique_ptr<es_answer> answer_;
     size_t                     n_read_ = 0, n_done_ = 0; // tokens to read for the newest answer, and those read
     std::string                note_;
+
+    // what has left the window, and comes back with a question
+    es_log *    log_        = nullptr;
+    uint32_t    n_recall_   = 0; // tokens of it at most
+    int64_t     n_logged_   = 0; // messages that the log has
+    int64_t     first_held_ = 0; // messages before this one have left the stream
+    common_json recalled_;       // for the newest answer
+    std::string log_error_;
 
     // what undo and go_back put back
     size_t                                n_added_ = 0;

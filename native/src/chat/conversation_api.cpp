@@ -92,6 +92,11 @@ int32_t es_conversation_end(es_conversation * conversation, int32_t how) {
     return es_guard([&] { return conversation->end(how); });
 }
 
+int32_t es_conversation_set_log(es_conversation * conversation, es_log * log, uint32_t n_tokens) {
+    ES_REQUIRE(conversation);
+    return es_guard([&] { return conversation->set_log(log, n_tokens); });
+}
+
 int32_t es_conversation_clear(es_conversation * conversation) {
     ES_REQUIRE(conversation);
     return es_guard([&] { return conversation->clear(); });

@@ -26,6 +26,28 @@ std::string text_of(const common_json & m, const char * name) {
     return out;
 }
 
+// A message with what was recalled for it, as a remark before its own words: most templates have no place for another
+// message there, and small models heed what is quoted.
+common_json with_remark(common_json m) {
+    const common_json found = m.at("recalled");
+    m.erase("recalled");
+    const std::string remark = std::string("[Earlier in this conversation ") +
+                               (found.value("role", "user") == "user" ? "the user" : "you") + " said: \"" +
+                               found.value("text", "") + "\"]\n\n";
+    common_json & content = m["content"];
+    if (content.is_array()) {
+        common_json parts = common_json::array();
+        parts.push_back({ { "type", "text" }, { "text", remark } });
+        for (const common_json & part : content) {
+            parts.push_back(part);
+        }
+        content = parts;
+    } else {
+        content = remark + content.get<std::string>();
+    }
+    return m;
+}
+
 uint64_t number(const common_json & j, const char * name) {
     const int64_t n = j.at(name).get<int64_t>();
     if (!j.at(name).is_number_integer() || n < 0) {
@@ -44,6 +66,10 @@ es_transcript::message::message(const common_json & m)
     if (m.contains("tool_calls") && m.at("tool_calls").is_array() && !m.at("tool_calls").empty()) {
         calls = m.at("tool_calls").dump_safe();
     }
+}
+
+void es_transcript::message::recall(const common_json & found) {
+    json["recalled"] = found;
 }
 
 bool es_transcript::is_start(size_t i) const {
@@ -81,13 +107,14 @@ void es_transcript::clear(size_t n_dropped) {
     n_bytes_   = 0;
 }
 
-common_json es_transcript::to_json(size_t i, const std::string & system) const {
+common_json es_transcript::to_json(size_t i, const std::string & system, bool for_model) const {
     common_json out = common_json::array();
     if (!system.empty()) {
         out.push_back({ { "role", "system" }, { "content", system } });
     }
     for (; i < messages_.size(); ++i) {
-        out.push_back(messages_[i].json);
+        const common_json & m = messages_[i].json;
+        out.push_back(for_model && m.contains("recalled") ? with_remark(m) : m);
     }
     return out;
 }
@@ -107,6 +134,7 @@ common_json es_saved_conversation::to_json() const {
         { "messages", transcript.to_json(0, "") },
         { "n_dropped", transcript.n_dropped() },
         { "places", list },
+        { "n_left", n_left },
         { "cut", is_cut ? common_json(cut) : common_json() },
     };
 }
@@ -147,6 +175,7 @@ int32_t es_saved_conversation::from_json(const std::string & text, const char * 
             }
             places.push_back(place);
         }
+        n_left = j.contains("n_left") ? (int64_t) number(j, "n_left") : 0;
         is_cut = !j.at("cut").is_null();
         cut    = is_cut ? j.at("cut").get<std::string>() : "";
         return ES_OK;

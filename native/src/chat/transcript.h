@@ -14,7 +14,8 @@ public:
         common_json json;                        // as in a request
         std::string role, text, thinking, calls; // of it; calls: JSON, or empty
 
-        explicit message(const common_json & m); // throws unless it is a message
+        explicit message(const common_json & m);  // throws unless it is a message
+        void   recall(const common_json & found); // what this message is to be read with: see es_conversation_info
         size_t n_bytes() const { return text.size() + thinking.size() + calls.size(); }
     };
 
@@ -29,8 +30,9 @@ public:
     void    trim(); // drops the oldest turns beyond a million bytes
     void    clear(size_t n_dropped = 0);
 
-    // The messages from the i-th on, behind a system prompt unless it is empty.
-    common_json to_json(size_t i, const std::string & system) const;
+    // The messages from the i-th on, behind a system prompt unless it is empty. for_model: with what was recalled for
+    // them, in words.
+    common_json to_json(size_t i, const std::string & system, bool for_model = false) const;
 
 private:
     std::deque<message> messages_;
@@ -47,7 +49,8 @@ struct es_saved_conversation {
     std::string           system;
     common_json           tools; // null: none
     es_transcript         transcript;
-    std::vector<es_place> places; // n_past: tokens before the stream's end, at most 0
+    std::vector<es_place> places;     // n_past: tokens before the stream's end, at most 0
+    int64_t               n_left = 0; // messages before this one have left the stream
     bool                  is_cut = false;
     std::string           cut; // if so, what the model wrote of the last answer
 

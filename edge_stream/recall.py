@@ -1,0 +1,110 @@
+"""The log of what was said: kept as text on disk, and found again when it has left the window."""
+
+from __future__ import annotations
+
+import ctypes as C
+import os
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings, recall_bindings
+from edge_stream.text import sendable
+
+ROLES = {"text": recall_bindings.TEXT, "user": recall_bindings.USER, "assistant": recall_bindings.ASSISTANT}
+_NAMES = {value: name for name, value in ROLES.items()}
+_ALL_TURNS = 2**62
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entry that was found.
+
+    turn: number of the message it is of. role: text, user or assistant. when: seconds since 1970. score: BM25.
+    coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1.
+    """
+
+    text: str
+    turn: int
+    role: str
+    when: int
+    score: float
+    coverage: float
+
+
+class Log:
+    """A log in a file, or in memory: see edge_stream_recall.h. For one thread at a time.
+
+    path: made if it is not there, readable by its owner only; None: in memory. max_bytes: of the file; the oldest
+    entries are dropped beyond it. Raises SessionError for a file that is damaged, in use or no log.
+    """
+
+    def __init__(self, path: str | Path | None = None, max_bytes: int = 64 << 20) -> None:
+        if max_bytes < 1:
+            raise EdgeStreamError(f"max_bytes = {max_bytes} must be positive")
+        self._native = recall_bindings.library()
+        handle = C.c_void_p()
+        bindings.check(self._native.es_log_open(_file(path), max_bytes, C.byref(handle)))
+        self._own(handle)
+
+    def _own(self, handle: C.c_void_p) -> None:
+        self.handle = handle
+        self._free = weakref.finalize(self, self._native.es_log_close, handle)
+
+    def append(self, text: str, turn: int, role: str = "text", when: int | None = None) -> None:
+        """Add a turn, line by line. turn: not below the newest entry's. when: seconds since 1970; None: now."""
+        data = sendable(text).encode()
+        when = int(time.time()) if when is None else when
+        bindings.check(self._native.es_log_append(self.handle, turn, ROLES[role], when, data, len(data)))
+
+    def truncate(self, n_turns: int) -> None:
+        """Keep the turns before n_turns."""
+        bindings.check(self._native.es_log_truncate(self.handle, n_turns))
+
+    def fork(self, path: str | Path | None, n_turns: int = _ALL_TURNS) -> Log:
+        """A copy with the turns before n_turns. Raises EdgeStreamError if there is a log with entries at path."""
+        copy, handle = Log.__new__(Log), C.c_void_p()
+        copy._native = self._native
+        bindings.check(self._native.es_log_fork(self.handle, _file(path), n_turns, C.byref(handle)))
+        copy._own(handle)
+        return copy
+
+    def forget(self, turn: int) -> None:
+        """Delete what was said in a turn, from the file too. Raises EdgeStreamError if there is nothing."""
+        bindings.check(self._native.es_log_forget(self.handle, turn))
+
+    def search(self, text: str, n: int = 8, n_turns: int = _ALL_TURNS) -> list[Hit]:
+        """The best n entries of turns before n_turns, best first."""
+        data, hits = sendable(text).encode(), (recall_bindings.LogHit * n)()
+        found = self._native.es_log_search(self.handle, data, len(data), n_turns, hits, n)
+        return [
+            Hit(h.text.decode(errors="replace"), h.turn, _NAMES[h.kind], h.when, h.score, h.coverage)
+            for h in hits[:found]
+        ]
+
+    @property
+    def stats(self) -> recall_bindings.LogStats:
+        """n_turns, n_entries, n_dropped, n_bytes: see es_log_stats."""
+        stats: recall_bindings.LogStats = self._native.es_log_get_stats(self.handle)
+        return stats
+
+    def sync(self) -> None:
+        """Make what was added survive a loss of power."""
+        bindings.check(self._native.es_log_sync(self.handle))
+
+    def close(self) -> None:
+        """Close the file, which another may open then."""
+        self._free()
+        self.handle = C.c_void_p()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _file(path: str | Path | None) -> bytes | None:
+    return None if path is None else os.fsencode(path)

@@ -1,0 +1,272 @@
+"""The log of what was said: found by its words, whole after a crash, and read with a question in a conversation."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from edge_stream import EdgeStreamError, Engine, Sampling
+from edge_stream.chat.conversation import Conversation
+from edge_stream.cli import cli
+from edge_stream.errors import SessionError
+from edge_stream.recall import Log
+
+FACTS = {
+    "My friend Anna owns a blue kite.": "What does my friend Anna own?",
+    "The code of the safe is 8841.": "What is the safe's code?",
+    "We liked running in Ålesund.": "Did he like to run in alesund",
+    "我的猫叫小白，今年五岁。": "我的猫几岁了",
+}
+
+
+def filled(path: Path | None = None, n: int = 2000) -> Log:
+    """FACTS as the first turns, then n turns of other words."""
+    log, draw = Log(path), random.Random(1)
+    for turn, fact in enumerate(FACTS):
+        log.append(fact, turn, "user")
+    words = [f"{a}{b}" for a in "bcdfghjklm" for b in ("ora", "uli", "emo", "aki")]
+    for turn in range(n):
+        log.append(" ".join(draw.choices(words, k=12)) + ".", len(FACTS) + turn, "assistant")
+    return log
+
+
+@pytest.mark.parametrize(("fact", "question"), FACTS.items())
+def test_what_was_said_is_found(fact: str, question: str) -> None:
+    hit = filled().search(question)[0]
+    assert (hit.text, hit.turn, hit.role) == (fact, list(FACTS).index(fact), "user")
+    assert 0 < hit.coverage <= 1
+
+
+def test_the_newest_wins_and_turns_of_the_window_are_left_out() -> None:
+    log = Log()
+    for turn in range(3):
+        log.append("The code is 1.", turn)
+    assert [h.turn for h in log.search("code")] == [2, 1, 0]
+    assert [h.turn for h in log.search("code", n_turns=2)] == [1, 0]
+    assert [h.turn for h in log.search("code", 1)] == [2]
+    assert log.search("") == log.search("nothing of that") == []
+
+
+def test_long_turns_become_entries_of_whole_sentences() -> None:
+    log = Log()
+    sentence = "The quick brown fox number {} jumps over the lazy dog in the green field. "
+    log.append("".join(map(sentence.format, range(20))) + "\n\n  - a line\n" + "x" * 1000 + "\n" + "ü" * 500, 0)
+    texts = [h.text for h in log.search("fox line " + "x" * 160 + " " + "ü" * 80, 100)]
+    assert max(len(t.encode()) for t in texts) <= 160
+    assert "- a line" in texts and any(t.startswith("The quick") and t.endswith("field.") for t in texts)
+
+
+def test_a_file_is_as_it_was_left(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with filled(path, 50) as log:
+        stats = log.stats
+        assert path.stat().st_size == stats.n_bytes and path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(SessionError, match="in use"):
+            Log(path)
+    with Log(path) as log:
+        assert (log.stats.n_entries, log.stats.n_turns) == (stats.n_entries, stats.n_turns)
+        log.truncate(2)
+        log.forget(0)
+        with pytest.raises(EdgeStreamError, match="nothing of turn 0"):
+            log.forget(0)
+    assert b"Anna" not in path.read_bytes() and b"8841" in path.read_bytes()
+    with Log(path) as log:
+        assert [h.turn for h in log.search("Anna safe code")] == [1]
+        with pytest.raises(EdgeStreamError, match="before the log's newest"):
+            log.append("x", 0)
+        with log.fork(tmp_path / "other", 2) as other:
+            other.append("A branch.", 2)
+            assert other.stats.n_entries == 2 and log.stats.n_entries == 1
+
+
+def test_every_cut_of_the_file_leaves_whole_entries(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    filled(path, 0).close()
+    data = path.read_bytes()
+    kept = set()
+    for n in range(len(data) + 1):
+        path.write_bytes(data[:n])
+        with Log(path) as log:
+            kept.add(log.stats.n_entries)
+            assert log.stats.n_bytes == path.stat().st_size
+    assert kept == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("data", "match"), [(b"GGUF" * 20, "no log|not a log"), (b"EDGESLOG\xff\0\0\0", "version 255"), (b"", "")]
+)
+def test_what_is_no_log_is_refused_and_left_alone(data: bytes, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(data)
+    if match:
+        with pytest.raises(SessionError, match=match):
+            Log(path)
+        assert path.read_bytes() == data
+    else:
+        assert Log(path).stats.n_entries == 0
+
+
+def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    filled(path, 3).close()
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SessionError, match="damaged"):
+        Log(path)
+    assert path.read_bytes() == data
+    with pytest.raises(SessionError, match=r"regular file|directory"):
+        Log(tmp_path)
+
+
+def test_the_oldest_leaves_a_log_that_is_full(tmp_path: Path) -> None:
+    with Log(tmp_path / "log", 10_000) as log:
+        for turn in range(1000):
+            log.append(f"The number {turn} is a number.", turn)
+            assert (tmp_path / "log").stat().st_size <= 10_000
+        assert log.stats.n_dropped > 700 and log.search("999")[0].turn == 999 and not log.search("7")
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    """No more than 8 KiB per file: an append that does not fit is taken back."""
+    code = (
+        "import resource, signal, sys; from edge_stream.recall import Log; from edge_stream.errors import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "log, turn = Log(sys.argv[1]), 0\n"
+        "try:\n while True:\n  log.append('The words of a turn. ' * 5, turn); turn += 1\n"
+        "except SessionError as e: print(e, turn, log.stats.n_entries)"
+    )
+    path = tmp_path / "log"
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    assert "the disk is full" in out
+    with Log(path) as log:
+        assert [str(log.stats.n_entries)] * 2 == out.split()[-2:]
+
+
+def test_a_kill_loses_nothing_that_was_said(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from edge_stream.recall import Log; log = Log(sys.argv[1]); log.truncate(int(sys.argv[2]))\n"
+        "for i in range(int(sys.argv[2]), 10**9):\n log.append(f'Turn {i} was said.', i); print(i, flush=True)"
+    )
+    path, done = tmp_path / "log", 0
+    for n in range(20):
+        with subprocess.Popen([sys.executable, "-c", code, str(path), str(done)], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            said = [int(process.stdout.readline()) for _ in range(5 + n)]
+            process.kill()
+            said += [int(line) for line in process.stdout.read().split(b"\n")[:-1]]
+        with Log(path) as log:
+            assert log.stats.n_entries >= len(range(said[-1] + 1)) and log.search(f"turn {said[-1]}")[0].text
+            done = log.stats.n_turns
+
+
+def told(engine: Engine, n_tokens: int, log: Log | None = None) -> Conversation:
+    """A conversation in which facts were told, further back than the cache reaches."""
+    conversation = Conversation(engine)
+    conversation.use_log(log or Log(), n_tokens)
+    messages = []
+    for fact in list(FACTS)[:3]:
+        messages += [{"role": "user", "content": fact}, {"role": "assistant", "content": "I see."}]
+    messages += [{"role": "user", "content": f"It is {i} o'clock."} for i in range(2)]
+    for i in range(60):
+        messages += [{"role": "assistant", "content": f"Then {i} it is."}, {"role": "user", "content": f"And {i} now?"}]
+    list(conversation.say(messages, max_tokens=4, sampling=Sampling(temp=0)))
+    return conversation
+
+
+def test_a_question_is_read_with_what_has_left_the_window(load: Callable[..., Any]) -> None:
+    question = "What does my friend Anna own?"
+    fact = next(iter(FACTS))
+    for n_tokens in (0, 64):
+        conversation = told(load("chat", n_ctx=512), n_tokens)
+        list(conversation.reply(question, max_tokens=4, sampling=Sampling(temp=0)))
+        held = conversation.engine.detokenize(conversation.stream.tokens()).decode(errors="replace")
+        assert (fact in held) == (n_tokens > 0)
+        assert conversation.messages[-2]["content"] == question  # as it was said
+        if n_tokens:
+            assert (
+                conversation.recalled and conversation.recalled["text"] == fact and conversation.recalled["turn"] == 0
+            )
+            n_past = conversation.stream.stats.n_past
+            list(conversation.reply("And now?", max_tokens=4, sampling=Sampling(temp=0)))
+            assert conversation.recalled is None
+            # the remark is part of what was said: nothing is read again
+            assert conversation.stream.stats.n_past - n_past < 60
+        conversation.close()
+
+
+def test_what_is_in_the_window_does_not_come_back(load: Callable[..., Any]) -> None:
+    conversation = Conversation(load("chat", n_ctx=512))
+    conversation.use_log(Log())
+    list(conversation.reply("My friend Anna owns a blue kite.", max_tokens=4, sampling=Sampling(temp=0)))
+    list(conversation.reply("What does my friend Anna own?", max_tokens=4, sampling=Sampling(temp=0)))
+    assert conversation.recalled is None
+
+
+def test_the_log_follows_the_transcript(load: Callable[..., Any], tmp_path: Path) -> None:
+    """Answers given again replace what the log had; a session and its log go on together."""
+    engine, path = load("chat", n_ctx=512), tmp_path / "log"
+    log = Log(path)
+    conversation = told(engine, 64, log)
+    n = log.stats.n_turns
+    assert n == len(conversation.messages)
+    list(conversation.regenerate(max_tokens=6, sampling=Sampling(temp=1, seed=3)))
+    assert log.stats.n_turns == n
+    conversation.save(tmp_path / "session")
+    list(conversation.reply("This is lost by the session, not by the log.", max_tokens=4))
+    assert log.stats.n_turns == n + 2
+    conversation.close()
+    log.close()
+    with Log(path) as log:
+        conversation = Conversation.resume(engine, tmp_path / "session")
+        conversation.use_log(log)
+        assert log.stats.n_turns == n and not log.search("lost by the session")
+        list(conversation.reply("What is the safe's code?", max_tokens=4, sampling=Sampling(temp=0)))
+        assert conversation.recalled and conversation.recalled["text"] == "The code of the safe is 8841."
+        conversation.clear()
+        assert log.stats.n_entries == 0
+        conversation.close()
+
+
+def test_a_log_that_fails_does_not_end_the_conversation(load: Callable[..., Any], tmp_path: Path) -> None:
+    log = Log(tmp_path / "log", 3000)
+    conversation = told(load("chat", n_ctx=512), 64, log)
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").mkdir()
+    for i in range(40):  # until the file must be written anew
+        list(conversation.reply(f"A long message number {i}. " * 4, max_tokens=2, sampling=Sampling(temp=0)))
+    list(conversation.reply("Still there?", max_tokens=2, sampling=Sampling(temp=0)))
+    assert conversation.recall_error and "not a regular file" in conversation.recall_error
+    assert conversation.messages[-1]["role"] == "assistant"
+    conversation.close()
+
+
+def test_chat_says_what_it_recalls(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    def chat(*flags: str, lines: str) -> str:
+        arguments = ["chat", "-m", str(tiny("chat")), "-c", "256", "-n", "4", "--temp", "0", *flags]
+        result = CliRunner().invoke(cli, arguments, input=lines)
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    talk = "".join(f"The hour of the day is {i}.\n" for i in range(12))
+    lines = f"My friend Anna owns a blue kite.\n{talk}What does my friend Anna own?\n"
+    session = tmp_path / "session"
+    said = chat("--recall", "64", "--session", str(session), lines=lines)
+    assert "(recalled: message 0, just now, you said: My friend Anna owns a blue kite.)" in said
+    assert "recalled" in chat(
+        "--recall", "64", "--session", str(session), lines=f"{talk}What does my friend Anna own?\n"
+    )
+    log = tmp_path / "session.log"
+    assert b"kite" in log.read_bytes()
+    chat("--recall", "64", "--session", str(session), lines="/forget 0\n")
+    assert b"kite" not in log.read_bytes()
+    log.write_bytes(b"x" * 100)
+    assert "not a log" in chat("--recall", "64", "--session", str(session), lines="Hello?\n")
+    assert "recalled" not in chat(lines=lines)
