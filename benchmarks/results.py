@@ -129,6 +129,15 @@ SECTIONS = {
             "convert {work}/mistral-small --to gguf --quantize Q4_0 -o {work}/mistral-small-q4_0.gguf",
         ),
     ),
+    "peers": Section(
+        "Beside other engines",
+        "peers.py",
+        "peers.py --rounds 1 -n 16",
+        note="The demo model in 4 bits with 1,000 cached tokens, in turns, with the same threads and texts and no "
+        "speculation; edge-stream slides with every token it decodes. Ratios are medians of the rounds' ratios. "
+        "`make peers` installs the others from PyPI (several GB, most of it for onnxruntime-genai's converter) and "
+        "builds stock llama.cpp. A spinning thread pool suffers more than others from what else the machine does.",
+    ),
     "depth": Section(
         "Speed does not depend on depth (every token of the depth was read)",
         "depth.py -c 512 -d 1000,10000,100000",
