@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_stream.backends.loading import default_threads
+from edge_stream.measure.stamp import cpu_flags
 from edge_stream.measure.table import markdown, rounded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,8 +242,7 @@ def row(worker: Worker, base: Worker) -> dict[str, Any]:
 
 def instructions() -> str:
     """Those of INSTRUCTIONS that this processor has."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
+    flags = set(cpu_flags())
     return " ".join(name for name in INSTRUCTIONS.split() if name in flags)
 
 

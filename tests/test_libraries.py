@@ -54,6 +54,8 @@ def test_a_user_of_llama_cpp_sees_the_same_bindings(order: str) -> None:
 
 
 def test_the_bindings_alone_are_imported() -> None:
-    loaded = _run("import sys\nfrom edge_stream.native import libraries\nlibraries.llama()\nprint(*sys.modules)").split()
+    loaded = _run(
+        "import sys\nfrom edge_stream.native import libraries\nlibraries.llama()\nprint(*sys.modules)"
+    ).split()
     assert [name for name in loaded if name.startswith("llama_cpp")] == ["llama_cpp.llama_cpp"]
     assert not {"numpy", "jinja2"} & set(loaded)

@@ -71,9 +71,7 @@ def offload(params: Any, n_gpu_layers: int | None, names: Sequence[str] | None, 
     return handles
 
 
-def load_model(
-    path: Path, params: Any, callbacks: Callbacks, on_load: Callable[[int], object] | None = None
-) -> int:
+def load_model(path: Path, params: Any, callbacks: Callbacks, on_load: Callable[[int], object] | None = None) -> int:
     """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0. on_load: see LoadOptions."""
     llama = libraries.llama()
 

@@ -1,6 +1,6 @@
 // Pages of a model's file, mapped by llama.cpp: read tensor by tensor while the model loads, and given back where a
 // tensor has been copied (repacked, or to a device). Included by llama-model-loader.cpp alone
-// (native/patches/0006-mapped-pages.patch).
+// (native/patches/0008-mapped-pages.patch).
 //
 // llama.cpp reads the whole file before the first tensor, in a call that reports no progress and cannot be interrupted,
 // and keeps all of it mapped: of a file whose weights are repacked twice its size is resident then.
