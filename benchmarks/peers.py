@@ -234,7 +234,7 @@ def row(worker: Worker, base: Worker) -> dict[str, Any]:
     return {
         "engine": worker.name,
         "version": worker.version,
-        **{key: rounded(median(key), 1 if key == "decode tok/s" else 0) for key in worker.rounds[0]},
+        **{key: rounded(median(key), 1) if key == "decode tok/s" else round(median(key)) for key in worker.rounds[0]},
         "ours / it, decode": rounded(ratio("decode tok/s"), 2),
         "ours / it, prefill": rounded(ratio("prefill tok/s"), 2),
     }
