@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build bump demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: help build bump demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -124,6 +124,9 @@ bump: $(if $(wildcard $(BIN)/.stamp-python),,$(BIN)/.stamp-python) ## try anothe
 
 results: build ## regenerate the measured sections of docs/results.md; QUICK=1: minutes, into build/results; SECTION="latency sinks"
 	$(BIN)/python benchmarks/results.py $(if $(QUICK),--quick) $(SECTION)
+
+peers: build ## edge-stream beside OpenVINO GenAI, ik_llama.cpp, onnxruntime-genai and stock llama.cpp; QUICK=1 as above
+	$(BIN)/python benchmarks/results.py $(if $(QUICK),--quick) peers
 
 lint: $(BIN)/.stamp-python ## formatters (check only), ruff, mypy
 	$(BIN)/ruff format --check .

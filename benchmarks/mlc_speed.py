@@ -54,10 +54,10 @@ def breakdown(stream: Any, feed: list[list[int]]) -> list[tuple[str, float, int]
         return 0
 
     vm = stream.backend.decoder._vm
-    vm.set_instrument(instrument)
+    vm["set_instrument"](instrument)
     for tokens in feed:
         stream.feed(tokens)
-    vm.set_instrument(lambda *_: 0)
+    vm["set_instrument"](lambda *_: 0)
     n = sum(map(len, feed))
     return [(name, seconds * 1e3 / n, calls[name]) for name, seconds in spent.most_common(10)]
 

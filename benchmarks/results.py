@@ -117,9 +117,7 @@ SECTIONS = {
         "bench -m {work}/mistral-7b-q4_0.gguf --mode stream -p 0 -n 256 -d 1000000 --place -c 4096 -r 4",
         "bench -m {work}/mistral-small-q4_0.gguf --mode stream -p 0 -n 8 -d 1000000 --place -c 256 -r 1",
         note="Speed and memory only: the weights are random. Reading a million tokens would take a day, so the cache "
-        "is filled with 4,096 tokens that are counted as a million, as the row says. Resident memory includes the "
-        "weights twice: llama.cpp's CPU backend repacks Q4_0, and the file stays mapped, in pages that the system can "
-        "reclaim; with --no-mmap they are resident once.",
+        "is filled with 4,096 tokens that are counted as a million, as the row says.",
         prepare=(
             "make_checkpoint.py {work}/mistral-7b",
             "convert {work}/mistral-7b --to gguf --quantize Q4_0 -o {work}/mistral-7b-q4_0.gguf",
@@ -128,6 +126,15 @@ SECTIONS = {
             "make_checkpoint.py --layers 1 {work}/mistral-small",
             "convert {work}/mistral-small --to gguf --quantize Q4_0 -o {work}/mistral-small-q4_0.gguf",
         ),
+    ),
+    "peers": Section(
+        "Beside other engines",
+        "peers.py",
+        "peers.py --rounds 1 -n 16",
+        note="The demo model in 4 bits with 1,000 cached tokens, in turns, with the same threads and texts and no "
+        "speculation; edge-stream slides with every token it decodes. Ratios are medians of the rounds' ratios. "
+        "`make peers` installs the others from PyPI (several GB, most of it for onnxruntime-genai's converter) and "
+        "builds stock llama.cpp. A spinning thread pool suffers more than others from what else the machine does.",
     ),
     "depth": Section(
         "Speed does not depend on depth (every token of the depth was read)",

@@ -10,13 +10,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import gguf
-
 from edge_stream.converters import chat_templates
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import ModelConfig, families
 
 if TYPE_CHECKING:
+    import gguf
+
     from edge_stream.converters.source import Source
 
 KEY_N_KEEP = "edge_stream.n_keep"
@@ -24,10 +24,10 @@ KEY_N_CTX = "edge_stream.n_ctx"
 DEFAULT_N_KEEP = 4  # sinks: enough for every model that Xiao et al. tried (arXiv 2309.17453, table 2)
 DEFAULT_N_CTX = 4096
 _FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
 }
 # keys that every conversion sets itself
 _OURS = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.", "edge_stream.")
@@ -105,7 +105,9 @@ def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
     """Add all metadata to a writer. model_name: general.name, if not the source's."""
-    writer.add_file_type(_FILE_TYPES[outtype])
+    import gguf
+
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[outtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)
@@ -124,6 +126,8 @@ def add_metadata(
 
 def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) -> None:
     """Copy the metadata of another GGUF file, except the keys that the conversion sets itself."""
+    import gguf
+
     for key, found in fields.items():
         if key.startswith(_OURS):
             continue
@@ -134,6 +138,8 @@ def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) ->
 
 def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
     """Name, licence, sampling settings, as the gguf package reads them from folder name, model card and configs."""
+    import gguf
+
     folder = getattr(source, "folder", None)
     total = sum(t.n_elements for t in source.tensors.values())
     metadata = gguf.Metadata.load(None, folder, model_name, total)

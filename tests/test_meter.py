@@ -33,6 +33,29 @@ def test_bytes_and_small_tasks(clock: list[float], capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "copying 3 MiB of 2,000 MiB\n"
 
 
+def test_percentages_of_what_takes_long(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter(delay=1, in_percent=True) as meter:
+        clock[0] = 61
+        meter.show("loading", 50, 100)
+    assert capsys.readouterr().err == "loading 50 % of 100 %\n"
+
+
+def test_a_bar_comes_after_its_delay(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meters.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with Meter(delay=1, in_percent=True) as meter:
+        clock[0] = 0.9
+        meter.show("loading", 10, 100)
+        assert capsys.readouterr().err == ""
+        clock[0] = 1.1
+        meter.show("loading", 20, 100)
+        meter.note("a note")
+    shown = capsys.readouterr().err
+    assert "loading" in shown and "20%" in shown
+
+
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(meters.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from serving import serve
 
 from edge_stream import EdgeStreamError, Engine, Sampling, SessionError
 from edge_stream.cli import cli, options
+from edge_stream.mlc.folder import MlcFolder
 from edge_stream.server.serve import memory
 
 Draw = Callable[..., list[int]]
@@ -184,7 +188,7 @@ def test_kept_libraries(
         patch.setenv("PATH", "")
         with pytest.raises(EdgeStreamError, match=r"needs a C\+\+ compiler"):
             Engine.load(model, n_ctx=64)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.so"))
 
     def said_on_load() -> str:
         capfd.readouterr()
@@ -198,7 +202,61 @@ def test_kept_libraries(
     library.unlink()  # it is mapped into this process
     library.write_bytes(whole[:1000])
     assert "compiling" in said_on_load()
-    assert len(list((tmp_path / "cache" / "mlc").iterdir())) == 2
+    kept = {path.name.split("-")[0].replace(library.stem, "library") for path in library.parent.iterdir()}
+    assert kept == {"library.so", "library.sha256", "processor", "vocab"}
+
+
+_LOAD = """
+import sys
+from edge_stream import Engine
+with Engine.load(sys.argv[1], n_ctx=64) as engine, engine.stream() as stream:
+    stream.feed_tokens([1, 2, 3])
+    print("tvm" in sys.modules, "gguf" in sys.modules, float(stream.logits[7]), engine.tokenize("hello"))
+"""
+
+
+def test_what_is_kept_needs_neither_compiler_nor_converter(tiny_mlc: Callable[..., Path], tmp_path: Path) -> None:
+    """The second load imports neither, and answers as the first; damaged notes are written again."""
+    model, cache = tiny_mlc("gqa"), tmp_path / "cache"
+
+    def load() -> list[str]:
+        env = {**os.environ, "EDGE_STREAM_CACHE": str(cache)}
+        words = [sys.executable, "-c", _LOAD, str(model)]
+        return subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout.split(maxsplit=2)
+
+    *made, first = load()
+    *found, second = load()
+    assert made == ["True", "True"]
+    assert found == ["False", "False"]
+    assert first == second
+    (note,) = cache.glob("mlc/processor-*.json")
+    text = note.read_text()
+    note.write_text("[]")
+    assert load() == ["True", "False", first]
+    assert note.read_text() == text
+
+
+def test_a_tokenizer_that_changes_is_read_again(
+    tiny_mlc: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGE_STREAM_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_mlc("gqa"), model)
+    first = MlcFolder(model).vocab_file(tmp_path)
+    assert MlcFolder(model).vocab_file(tmp_path) != first  # kept by now
+    path = model / "mlc-chat-config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token_id": [1, 2]}))
+    assert MlcFolder(model).vocab_file(tmp_path) == first
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    tiny_mlc: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("EDGE_STREAM_CACHE", str(tmp_path / "file"))
+    made = MlcFolder(tiny_mlc("gqa")).vocab_file(tmp_path)
+    assert made.read_bytes()[:4] == b"GGUF" and made.parent == tmp_path
 
 
 def test_serve(load_mlc: Callable[..., Engine], tmp_path: Path) -> None:

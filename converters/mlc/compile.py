@@ -122,7 +122,8 @@ def build(folder: Path, device: str, library: Path) -> None:
     from tvm import relax
     from tvm.target import Target
 
-    from edge_stream.converters.mlc.model import Decoder, DecoderConfig
+    from edge_stream.converters.mlc.decoder_config import DecoderConfig
+    from edge_stream.converters.mlc.model import Decoder
     from edge_stream.converters.mlc.quantization import find_quantization
 
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))

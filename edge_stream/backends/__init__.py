@@ -7,7 +7,7 @@ when, samples, and saves sessions.
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,7 +42,8 @@ class LoadOptions:
     does not (docs/models.md). load_mode: how the file is read: auto, none, mmap, mlock, mmap+mlock or dio. lora: files
     of LoRA adapters and their scales. tensor_split: proportions of the devices. override_tensor: patterns of tensor
     names and the buffer types that hold these. model_params: other fields of llama_model_params. eval_callback:
-    llama.cpp's cb_eval, called for every tensor (a ctypes function, see llama_context_params).
+    llama.cpp's cb_eval, called for every tensor (a ctypes function, see llama_context_params). on_load: is told the
+    percentage of a GGUF file's tensors that have been read; what it raises ends the load.
     """
 
     n_ctx: int = 4096
@@ -70,6 +71,7 @@ class LoadOptions:
     override_tensor: Sequence[tuple[str, str]] = ()
     model_params: Mapping[str, Any] = field(default_factory=dict)
     eval_callback: Any = None
+    on_load: Callable[[int], object] | None = None
 
     @property
     def cache_types(self) -> tuple[CacheType, CacheType]:

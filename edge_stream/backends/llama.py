@@ -68,7 +68,7 @@ class LlamaBackend:
         damage = loading.reason(self._native.es_model_file_check, os.fsencode(self.path))
         if damage is not None:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")
-        self.model = loading.load_model(self.path, params, self.callbacks)
+        self.model = loading.load_model(self.path, params, self.callbacks, o.on_load)
         if not self.model:
             raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
         del keep_alive

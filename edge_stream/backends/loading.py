@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,16 @@ def offload(params: Any, n_gpu_layers: int | None, names: Sequence[str] | None, 
     return handles
 
 
-def load_model(path: Path, params: Any, callbacks: Callbacks) -> int:
-    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0."""
+def load_model(path: Path, params: Any, callbacks: Callbacks, on_load: Callable[[int], object] | None = None) -> int:
+    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0. on_load: see LoadOptions."""
     llama = libraries.llama()
-    on_progress = callbacks.guard(llama.llama_progress_callback, lambda _progress, _user: True, failed=False)
+
+    def report(fraction: float, _user: object) -> bool:
+        if on_load:
+            on_load(int(100 * fraction))
+        return True
+
+    on_progress = callbacks.guard(llama.llama_progress_callback, report, failed=False)
     params.progress_callback = on_progress
     model: int = 0
     try:

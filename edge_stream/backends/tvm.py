@@ -6,7 +6,6 @@ Text still goes through llama.cpp: the folder's tokenizer becomes a vocabulary-o
 from __future__ import annotations
 
 import ctypes as C
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -80,27 +79,21 @@ class TvmBackend:
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
         with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
-            file = Path(scratch) / "vocab.gguf"
-            self._folder.write_vocab(file)
-            self._model = loading.load_model(file, params, self.callbacks)
+            self._model = loading.load_model(self._folder.vocab_file(Path(scratch)), params, self.callbacks)
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot use the tokenizer of {self.path}{loading.log_hint()}")
         return Vocabulary(self._model)
 
     def _make_decoder(self) -> RingDecoder:
-        # read when TVM starts its threads; if it has started them already, the call below sets the number
-        os.environ.setdefault("TVM_NUM_THREADS", str(self.n_threads))
-        import tvm
+        from edge_stream.mlc import ring, runtime
 
-        from edge_stream.mlc import ring
-
-        tvm.get_global_func("runtime.config_threadpool")(1, self.n_threads)
         config, stored = self._folder.decoder_config, self._folder.quantization
         q = replace(stored, dtype="float32", transposed=False)
         dtype = (ring.DTYPES[self.options.cache_type_k], ring.DTYPES[self.options.cache_type_v])
         path, lanes = library(config, q, dtype, lambda line: print(line, file=sys.stderr))
         weights = ring.load_weights(self.path, self._folder.expected_tensors(), stored, lanes)
-        return ring.RingDecoder(path, weights, config, dtype, lanes, self.options.n_ctx)
+        functions = runtime.functions(path, self.n_threads)
+        return ring.RingDecoder(functions, weights, config, dtype, lanes, self.options.n_ctx)
 
     def _read_facts(self) -> ModelFacts:
         c, config = self._folder.decoder_config, self._folder.config

@@ -14,11 +14,15 @@ _LINE_SECONDS = 60
 class Meter:
     """One bar at a time, which is gone when the block ends; notes stay.
 
-    min_total: smaller tasks are not shown. in_bytes: amounts are bytes.
+    min_total: smaller tasks are not shown. delay: nor is anything that lasts no longer, in seconds. in_bytes: amounts
+    are bytes. in_percent: amounts are percentages.
     """
 
-    def __init__(self, *, min_total: int = 0, in_bytes: bool = False) -> None:
-        self._min_total, self._in_bytes = min_total, in_bytes
+    def __init__(
+        self, *, min_total: int = 0, delay: float = 0, in_bytes: bool = False, in_percent: bool = False
+    ) -> None:
+        self._min_total, self._delay, self._in_bytes, self._in_percent = min_total, delay, in_bytes, in_percent
+        self._began = time.monotonic()
         self._progress: Any = None
         self._task: Any = None
         self._name = ""
@@ -38,7 +42,7 @@ class Meter:
 
     def show(self, task: str, done: int, total: int) -> None:
         """How far a task is. A new name begins a new bar."""
-        if total < self._min_total:
+        if total < self._min_total or time.monotonic() - self._began < self._delay:
             return
         if not sys.stderr.isatty():
             if time.monotonic() - self._last_line >= _LINE_SECONDS:
@@ -61,14 +65,16 @@ class Meter:
             self._progress.console.print(text, highlight=False, markup=False)
 
     def _amount(self, n: int) -> str:
-        return f"{n / 2**20:,.0f} MiB" if self._in_bytes else f"{n:,}"
+        return f"{n / 2**20:,.0f} MiB" if self._in_bytes else f"{n} %" if self._in_percent else f"{n:,}"
 
     def _start(self) -> Any:
         from rich import progress
         from rich.console import Console
 
         amounts: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
-        if self._in_bytes:
+        if self._in_percent:
+            amounts = (progress.TaskProgressColumn(),)
+        elif self._in_bytes:
             amounts = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
         bar = progress.Progress(
             progress.TextColumn("{task.description}"),

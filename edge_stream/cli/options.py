@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from edge_stream.backends import MAX_THREADS
 from edge_stream.cache_types import CACHE_TYPES, choose_flash_attn
 from edge_stream.cli.llama_flags import Option, Switch
+from edge_stream.cli.meter import Meter
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -25,6 +26,7 @@ SINKS_DEFAULT = 4
 N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
 _MAX_LAYERS = 4096
+_LOAD_SECONDS = 1  # a load that takes longer shows how far it is
 _NO_FIT = "nothing is fitted by itself; `info -m MODEL` shows the memory that -c, -ngl and -ctk need"
 
 
@@ -460,12 +462,18 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
         settings["n_parallel"] = flags["n_parallel"]
     # the length of a whole prompt (-1) is known only later: its stream is then given an n_keep of its own
     n_keep = SINKS_DEFAULT if flags["n_keep"] < 0 else flags["n_keep"]
-    engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_keep, **settings)
+
+    def load(n_keep: int) -> Engine:
+        with Meter(in_percent=True, delay=_LOAD_SECONDS) as meter:
+            settings["on_load"] = lambda percent: meter.show("loading", percent, 100)
+            return Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_keep, **settings)
+
+    engine = load(n_keep)
     n_pinned = pinned(engine) if pinned else 0
     if engine.sink_move == "redecode" and n_keep < n_pinned < engine.n_ctx:
         # redecoding needs room for the sinks beside the cache, which is set aside at load
         engine.close()
-        engine = Engine.load(flags["model"], n_ctx=flags["n_ctx"], n_keep=n_pinned, **settings)
+        engine = load(n_pinned)
     if flags["n_ctx"] == 0:
         click.echo(f"ctx-size 0: using {length_name(engine)}, {engine.n_ctx} tokens", err=True)
     return engine
@@ -479,7 +487,6 @@ def length_name(engine: Engine) -> str:
 def resolve(flags: dict[str, Any]) -> None:
     """Replace the model's URL by its file, showing its download; Engine.load takes all other names as they are."""
     if str(flags["model"]).startswith(("http://", "https://")):
-        from edge_stream.cli.meter import Meter
         from edge_stream.models import names
 
         with Meter(in_bytes=True) as meter:

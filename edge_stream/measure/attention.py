@@ -29,9 +29,7 @@ class _Recorder:
         self.layers: dict[int, NDArray[np.float32]] = {}
         self.failure: str | None = None
         self._ggml = _ggml()
-        import llama_cpp
-
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
+        self.callback = libraries.llama().ggml_backend_sched_eval_callback(self._see)
 
     def _see(self, tensor: int, ask: bool, _user: object) -> bool:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +25,8 @@ def resident_mib() -> float | None:
 
 def _resident_from_ps() -> float | None:
     """For macOS and the BSDs, which have no statm: `ps`, which reports KiB."""
+    import subprocess
+
     try:
         answer = subprocess.run(
             ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, timeout=5, check=True

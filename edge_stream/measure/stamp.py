@@ -49,6 +49,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags() -> list[str]:
+    """The instruction sets that Linux names for the first processor; elsewhere none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return line.split(":", 1)[1].split()
+    except OSError:
+        pass
+    return []
+
+
 def source_commit() -> str:
     """The git commit of this source tree, with `+` if files differ; "" outside of one."""
     root = Path(__file__).resolve().parents[2]

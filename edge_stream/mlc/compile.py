@@ -16,15 +16,19 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream.converters import mlc as converters
 from edge_stream.errors import EdgeStreamError
+from edge_stream.measure.stamp import cpu_flags, cpu_name
 from edge_stream.mlc.kernels import Lanes
 from edge_stream.models import names
+from edge_stream.output.files import replace_text
 
 if TYPE_CHECKING:
-    from edge_stream.converters.mlc.model import DecoderConfig
+    from edge_stream.converters.mlc.decoder_config import DecoderConfig
     from edge_stream.converters.mlc.quantization import Quantization
 
 # only these two versions fit each other: others fail at import, or later
@@ -46,6 +50,24 @@ def require_tvm() -> None:
             raise EdgeStreamError(
                 f"MLC models need {package} {version}, this is {found}: pip install 'edge-stream[mlc]'"
             )
+
+
+def _processor() -> tuple[dict[str, str], Lanes]:
+    """TVM's target for this machine's processor, and its vector width.
+
+    Only TVM's compiler can tell, which takes a second to load: the answer is kept for this kind of processor.
+    """
+    path = names.cache_folder() / "mlc" / f"processor-{_key(cpu_name(), cpu_flags())}.json"
+    try:
+        target, vector = json.loads(path.read_text(encoding="utf-8"))
+        return {"kind": target["kind"], "mcpu": target["mcpu"]}, Lanes(int(vector))
+    except (OSError, ValueError, TypeError, KeyError):
+        target = host_target()
+        lanes = target_lanes(target)
+    with suppress(OSError, EdgeStreamError):  # a folder that cannot be written: asked again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps([target, lanes.vector]))
+    return target, lanes
 
 
 def host_target() -> dict[str, str]:
@@ -70,8 +92,7 @@ def library(
     config: DecoderConfig, q: Quantization, dtype: tuple[str, str], say: Callable[[str], None]
 ) -> tuple[Path, Lanes]:
     """The library for a model shape on this machine, built if it is not cached. Raises EdgeStreamError."""
-    target = host_target()
-    lanes = target_lanes(target)
+    target, lanes = _processor()
     shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # not compiled in
     path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
     if not _is_intact(path):
@@ -94,16 +115,13 @@ def _sha256(path: Path) -> str:
 def _key(*parts: Any) -> str:
     digest = hashlib.sha256(json.dumps([*parts, VERSIONS], sort_keys=True, default=str).encode())
     here = Path(__file__).parent
-    sources = [*sorted(here.glob("kernels/*.py")), here / "model.py", Path(_model_source())]
-    for source in sources:
+    for source in (
+        *sorted(here.glob("kernels/*.py")),
+        here / "model.py",
+        Path(converters.__file__).parent / "model.py",
+    ):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def _model_source() -> str:
-    spec = importlib.util.find_spec("edge_stream.converters.mlc.model")
-    assert spec is not None and spec.origin is not None
-    return spec.origin
 
 
 def _build(

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_stream import converters
 from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 from edge_stream.families import find_family
+from edge_stream.models import names
+from edge_stream.output.files import replace_file
 
 if TYPE_CHECKING:
-    from edge_stream.converters.mlc.model import DecoderConfig
+    from edge_stream.converters.mlc.decoder_config import DecoderConfig
     from edge_stream.converters.mlc.quantization import Quantization
 
 CONFIG = "mlc-chat-config.json"
@@ -43,7 +48,7 @@ class MlcFolder:
             raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
 
     def _check_sizes(self) -> None:
-        from edge_stream.converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.decoder_config import DecoderConfig
 
         config = DecoderConfig.read(self.config)
         counts = dataclasses.asdict(config)
@@ -74,7 +79,7 @@ class MlcFolder:
     @property
     def decoder_config(self) -> DecoderConfig:
         """The model's sizes."""
-        from edge_stream.converters.mlc.model import DecoderConfig
+        from edge_stream.converters.mlc.decoder_config import DecoderConfig
 
         return DecoderConfig.read(self.config)
 
@@ -129,6 +134,26 @@ class MlcFolder:
         if not c.tied:
             add("lm_head.weight", c.n_vocab, c.n_embd)
         return found
+
+    def vocab_file(self, scratch: Path) -> Path:
+        """What write_vocab writes, kept in the cache folder under a hash of all it is made of, or else in `scratch`."""
+        tokenizer = _Tokenizer(self)
+        digest = hashlib.sha256(json.dumps([self.path.resolve().name, self.config]).encode())
+        sources = Path(converters.__file__).parent.glob("*.py")
+        for file in (Path(__file__), *sorted(sources), *sorted(tokenizer.tokenizer_files.values())):
+            try:
+                digest.update(file.read_bytes())
+            except OSError as error:
+                raise EdgeStreamError(f"{file} cannot be read: {error.strerror}") from error
+        kept = names.cache_folder() / "mlc" / f"vocab-{digest.hexdigest()[:32]}.gguf"
+        if kept.exists():
+            return kept
+        made = scratch / "vocab.gguf"
+        self.write_vocab(made)
+        with suppress(OSError, EdgeStreamError):  # a folder that cannot be written: made again next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(kept, lambda name: shutil.copyfile(made, name))
+        return made
 
     def write_vocab(self, path: Path) -> None:
         """Write the tokenizer as a GGUF file without tensors, for llama.cpp to tokenise with.

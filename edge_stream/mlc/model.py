@@ -11,13 +11,12 @@ import numpy as np
 from tvm.relax.frontend import nn
 from tvm.target import Target
 
-from edge_stream.converters.mlc.model import Decoder, DecoderConfig
+from edge_stream.converters.mlc.decoder_config import DecoderConfig
+from edge_stream.converters.mlc.model import Decoder
 from edge_stream.converters.mlc.quantization import Quantization
-from edge_stream.mlc.kernels import Lanes, linear
+from edge_stream.mlc.kernels import ROWS, Lanes, linear
 from edge_stream.mlc.kernels.attention import attention
 from edge_stream.mlc.kernels.elementwise import gated_silu
-
-ROWS = (1, 8)  # one row is memory-bound; with eight, the sums of a vector of rows fit into registers
 
 
 def blocked(lanes: Lanes) -> type[Any]:

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
-from tvm import relax
 
-from edge_stream.converters.mlc.model import DecoderConfig
+from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.converters.mlc.tensor_cache import TensorCacheReader
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc import layout
-from edge_stream.mlc.kernels import Lanes
-from edge_stream.mlc.kernels.attention import count_blocks
-from edge_stream.mlc.model import ROWS
+from edge_stream.mlc.kernels import ROWS, Lanes, count_blocks
 from edge_stream.mlc.rope import frequencies
+from edge_stream.mlc.runtime import Tensor
 
 F32 = NDArray[np.float32]
 DTYPES = {"f32": "float32", "f16": "float16"}
@@ -49,15 +46,6 @@ class Step:
     def n_cached(self) -> int:
         """Sinks and window."""
         return self.n_sinks + self.n_window
-
-
-class Tensor:
-    """A TVM tensor and the NumPy array over the same memory."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self.tvm = tvm.runtime.empty(shape, dtype)
-        self.np: NDArray[Any] = np.from_dlpack(self.tvm)
-        self.np[...] = 0
 
 
 def load_weights(
@@ -89,7 +77,7 @@ class RingDecoder:
 
     def __init__(
         self,
-        library: Path,
+        functions: Any,
         weights: list[Tensor],
         config: DecoderConfig,
         dtype: tuple[str, str],
@@ -98,7 +86,7 @@ class RingDecoder:
     ) -> None:
         self.config, self.width = config, lanes.block
         c = config
-        self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        self._vm = functions
         self._weights = [w.tvm for w in weights]
         self.n_cells = n_ctx
         n = count_blocks(n_ctx, lanes)

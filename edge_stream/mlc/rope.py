@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_stream.converters.mlc.model import DecoderConfig
+from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.errors import UnsupportedModelError
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,10 +28,12 @@ def fetch(url: str, folder: Path, on_progress: Callable[[str, int, int], None] |
         return path
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         raise EdgeStreamError(f"{url} has not been downloaded, and --offline downloads nothing")
-    request = urllib.request.Request(url, headers={"User-Agent": "edge-stream"})
+    from urllib.request import Request, urlopen  # slow to import, and seldom used
+
+    request = Request(url, headers={"User-Agent": "edge-stream"})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(request, timeout=_CONNECT_SECONDS) as response:
+        with urlopen(request, timeout=_CONNECT_SECONDS) as response:
             total = int(response.headers.get("Content-Length") or 0)
 
             def write(temporary: str) -> None:

@@ -56,6 +56,22 @@ def llama_dir() -> Path:
     return _stock_lib_dir()
 
 
+def _import_bindings() -> ModuleType:
+    """llama_cpp.llama_cpp without its package, whose `__init__` imports chat formats and numpy: 0.3 s.
+
+    Whoever imports llama_cpp later gets the whole package, with these bindings in it.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if "llama_cpp" in sys.modules or spec is None:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)  # not run
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]
+        sys.modules.pop("llama_cpp._ctypes_extensions", None)  # the package's own import binds its name in it
+
+
 @lru_cache(maxsize=1)
 def llama() -> ModuleType:
     """llama-cpp-python's raw bindings over the libraries of `llama_dir()`."""
@@ -70,7 +86,7 @@ def llama() -> ModuleType:
     if folder != _stock_lib_dir():
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     try:
-        import llama_cpp.llama_cpp as bindings
+        bindings = _import_bindings()
     except (ImportError, OSError, RuntimeError) as error:
         raise EdgeStreamError(f"llama-cpp-python cannot load {folder}: {error}") from error
     loaded = Path(bindings._lib._name).resolve().parent

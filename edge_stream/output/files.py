@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +49,9 @@ def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
 
     On EdgeStreamError a file is unchanged.
     """
+    import shutil  # both slow to import, and many a command replaces no file
+    import tempfile
+
     path = Path(path)
     stream = is_stream(path)
     target = path if stream else target_of(path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROWS = (1, 8)  # one row is memory-bound; with eight, the sums of a vector of rows fit into registers
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -19,3 +21,8 @@ class Lanes:
     def block(self) -> int:
         """Four vectors: enough independent sums to hide the latency of a multiply-add."""
         return 4 * self.vector
+
+
+def count_blocks(n_ctx: int, lanes: Lanes) -> int:
+    """Blocks that hold n_ctx tokens, however many of them are sinks."""
+    return -(-n_ctx // lanes.block) + 1

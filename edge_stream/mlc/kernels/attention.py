@@ -176,8 +176,3 @@ def attention(
                                     y[0, i, h, c * d_vector + j] = out[i, j] * total[i]
 
     return attend
-
-
-def count_blocks(n_ctx: int, lanes: Lanes) -> int:
-    """Blocks that hold n_ctx tokens, however many of them are sinks."""
-    return -(-n_ctx // lanes.block) + 1
