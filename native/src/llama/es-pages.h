@@ -26,8 +26,8 @@ inline void es_pages_read(const void * data, size_t size) {
     }
 }
 
-// [data, data + size) is not needed any more. Whoever reads it all the same (a tensor that is tied to another one) finds
-// it in the file again. Pages that are locked in memory stay.
+// [data, data + size) is not needed any more. Whoever reads it all the same (a tensor that is tied to another one)
+// finds it in the file again. Pages that are locked in memory stay.
 inline void es_pages_release(const void * data, size_t size) {
     const uintptr_t page  = (uintptr_t) sysconf(_SC_PAGESIZE);
     const uintptr_t begin = ((uintptr_t) data + page - 1) & ~(page - 1);
