@@ -215,6 +215,7 @@ class Worker:
         read, written, peak = self.text(N_PROMPT, n, seed)
         turn = {"decode tok/s": n / written, "prefill tok/s": N_PROMPT / read, "peak MiB": peak}
         self.rounds.append({**turn, "first token ms": self.first()})
+        print(self.name, {key: round(value, 1) for key, value in self.rounds[-1].items()}, file=sys.stderr)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -265,10 +266,14 @@ def main() -> None:
         except Missing as error:
             missing.append(f"- {peer.name} is missing: {error}")
             print(missing[-1], file=sys.stderr)
+    loads = [os.getloadavg()[0]]
     for i in range(args.rounds):
         for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
             worker.measure(args.n, i + 1)
-    print(f"{args.threads} threads; instruction sets: {instructions()}.\n")
+        loads.append(os.getloadavg()[0])
+    # one measured process at a time keeps it at the number of threads; what is above comes from others
+    busy = f"load average {min(loads):.1f} to {max(loads):.1f}"
+    print(f"{args.threads} threads; instruction sets: {instructions()}; {busy}.\n")
     rows = [row(worker, workers[0]) for worker in workers]
     print(markdown(rows, list(rows[0])))
     print("\n".join(["", *missing]) if missing else "")

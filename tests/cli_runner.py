@@ -26,7 +26,7 @@ class Loader:
         self.n_loads = 0
         self.error: Exception | None = None
 
-    def load(self, model: str, **settings: Any) -> FakeEngine:
+    def load(self, model: str, *, on_load: Any = None, **settings: Any) -> FakeEngine:
         if self.error:
             raise self.error
         self.n_loads += 1
