@@ -59,7 +59,7 @@ static atomic_int       es_n_threads;        // threads that ever met
 static _Atomic(int64_t) es_seen[ES_N_SLOTS]; // of each thread: the meeting it came to last, and its core then
 
 static int64_t es_sighting(int meeting, int core) {
-    return ((int64_t) meeting << 32) | (uint32_t) core;
+    return (int64_t) ((uint64_t) (uint32_t) meeting << 32 | (uint32_t) core);
 }
 
 // Note on which core this thread comes to the meeting; true if another one that meets here was last seen on it. (A
