@@ -1,4 +1,4 @@
-"""GGUF metadata: general.*, the architecture's hyperparameters, rope scaling, streaming defaults.
+"""GGUF metadata: general.*, the architecture's hyperparameters, rope scaling, the streaming defaults.
 
 Keys and meanings: ggml's docs/gguf.md; what each architecture requires: llama.cpp's loader (src/models).
 """
@@ -7,57 +7,28 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import gguf
+
 from edge_stream.converters import chat_templates
+from edge_stream.converters.streaming_defaults import StreamingDefaults
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import ModelConfig, families
 
 if TYPE_CHECKING:
-    import gguf
-
     from edge_stream.converters.source import Source
 
 KEY_N_KEEP = "edge_stream.n_keep"
 KEY_N_CTX = "edge_stream.n_ctx"
-DEFAULT_N_KEEP = 4  # sinks: enough for every model that Xiao et al. tried (arXiv 2309.17453, table 2)
-DEFAULT_N_CTX = 4096
 _FILE_TYPES = {
-    "f32": "ALL_F32",
-    "f16": "MOSTLY_F16",
-    "bf16": "MOSTLY_BF16",
-    "q8_0": "MOSTLY_Q8_0",
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 # keys that every conversion sets itself
 _OURS = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.", "edge_stream.")
-
-
-@dataclass(frozen=True)
-class StreamingDefaults:
-    """Written into the model; the defaults of run and chat."""
-
-    n_keep: int
-    n_ctx: int
-
-
-def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None = None) -> StreamingDefaults:
-    """Streaming defaults for a model, or the given values if they are valid.
-
-    n_ctx: 4,096, or less if the model's reach is shorter: in-cache distances go up to n_ctx, which should exceed
-    neither the length before rope scaling nor a sliding window that all layers share.
-    Raises EdgeStreamError if n_keep does not leave a window.
-    """
-    limit = min(DEFAULT_N_CTX, model.n_ctx_train)
-    if model.rope_scaling is not None and model.rope_scaling.kind in ("yarn", "longrope"):
-        limit = min(limit, model.rope_scaling.n_ctx_orig)
-    if model.sliding_window and all(model.swa_layers):
-        limit = min(limit, model.sliding_window)
-    n_ctx = n_ctx or limit
-    n_keep = min(DEFAULT_N_KEEP, n_ctx - 1) if n_keep is None else n_keep
-    if n_keep >= n_ctx:
-        raise EdgeStreamError(f"{n_keep} sinks leave no window in a cache of {n_ctx} tokens")
-    return StreamingDefaults(n_keep, n_ctx)
 
 
 def check_supported(model: ModelConfig) -> None:
@@ -105,9 +76,7 @@ def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
     """Add all metadata to a writer. model_name: general.name, if not the source's."""
-    import gguf
-
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[outtype]])
+    writer.add_file_type(_FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)
@@ -126,8 +95,6 @@ def add_metadata(
 
 def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) -> None:
     """Copy the metadata of another GGUF file, except the keys that the conversion sets itself."""
-    import gguf
-
     for key, found in fields.items():
         if key.startswith(_OURS):
             continue
@@ -138,8 +105,6 @@ def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) ->
 
 def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
     """Name, licence, sampling settings, as the gguf package reads them from folder name, model card and configs."""
-    import gguf
-
     folder = getattr(source, "folder", None)
     total = sum(t.n_elements for t in source.tensors.values())
     metadata = gguf.Metadata.load(None, folder, model_name, total)

@@ -15,6 +15,7 @@ import numpy as np
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
 from edge_stream.converters.imatrix import read_imatrix
 from edge_stream.converters.progress import Progress, counter, silent
+from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import target_of
 from edge_stream.output.staging import check_absent, check_space, publish, staging_folder
@@ -49,7 +50,7 @@ class GgufPlan:
 
     outtype: str
     tensors: list[gguf_tensors.PlannedTensor]
-    defaults: gguf_metadata.StreamingDefaults
+    defaults: StreamingDefaults
     size: int  # of the file, or of the intermediate one that is quantised
     disk: int
     memory: int  # this process's peak, beyond Python and libllama themselves
@@ -75,7 +76,7 @@ def make_plan(source: Source, options: GgufOptions) -> GgufPlan:
     if options.quantize:
         memory = max(memory, 2 * min(largest * 4, quantize.MAX_BUFFER))
     disk = size + (size if options.quantize else 0)
-    defaults = gguf_metadata.recommend(source.model, options.n_keep, options.n_ctx)
+    defaults = recommend(source.model, options.n_keep, options.n_ctx)
     return GgufPlan(outtype, tensors, defaults, size, disk, memory)
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters import chat_templates
-from edge_stream.converters.gguf_metadata import StreamingDefaults, recommend
 from edge_stream.converters.mlc import chat_config, conv_templates, tokenizer
 from edge_stream.converters.mlc import params as parameters
 from edge_stream.converters.mlc.quantization import Quantization, find_quantization
 from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
+from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder
 

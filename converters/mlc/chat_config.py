@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.converters.gguf_metadata import StreamingDefaults
+from edge_stream.converters.streaming_defaults import StreamingDefaults
 from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
