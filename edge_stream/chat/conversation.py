@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, Message
 from edge_stream.chat.options import ChatOptions
-from edge_stream.native import bindings, chat_bindings, recall_bindings
+from edge_stream.native import chat_bindings
 from edge_stream.sampling import Sampling
 from edge_stream.text import sendable
 
@@ -54,6 +54,7 @@ class Conversation:
         self.n_read = 0
         self.recalled: dict[str, Any] | None = None
         self.recall_error: str | None = None
+        self._log: Log | None = None
         self._core = _core(engine, chat)
         self._native = chat_bindings.library()
         self._note: str | None = None
@@ -73,10 +74,8 @@ class Conversation:
         n_tokens: of an entry that may come back; 0: none does. log: open as long as the conversation is; None: none.
         Raises EdgeStreamError while an answer is open.
         """
-        native = recall_bindings.library()
-        handle = None if log is None else log.handle
-        bindings.check(native.es_conversation_set_log(self._handle, handle, n_tokens))
-        self._log = log
+        self._call("set_log", None if log is None else log.handle, n_tokens)
+        self._log = log  # kept alive
 
     #
     # turns

@@ -50,6 +50,7 @@ def library() -> Any:
         "es_conversation_info": (C.c_void_p, _text),
         "es_conversation_push": (C.c_void_p, C.c_char_p, C.c_size_t, C.c_int32, _text),
         "es_conversation_end": (C.c_void_p, C.c_int32),
+        "es_conversation_set_log": (C.c_void_p, C.c_void_p, C.c_uint32),
         "es_conversation_clear": (C.c_void_p,),
         "es_conversation_messages": (C.c_void_p, _text),
         "es_conversation_to_json": (C.c_void_p, _text),

@@ -51,7 +51,6 @@ def library() -> Any:
         ("es_log_get_stats", LogStats, (C.c_void_p,)),
         ("es_log_search", C.c_size_t,
          (C.c_void_p, C.c_char_p, C.c_size_t, C.c_int64, C.POINTER(LogHit), C.c_size_t)),
-        ("es_conversation_set_log", C.c_int32, (C.c_void_p, C.c_void_p, C.c_uint32)),
     ):  # fmt: skip
         function = getattr(lib, name)
         function.argtypes, function.restype = arguments, result

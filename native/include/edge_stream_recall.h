@@ -62,7 +62,8 @@ typedef struct es_log_hit {
 } es_log_hit;
 
 // The best n entries of turns before n_turns, best first; the newer one where they are equal. An entry is judged by its
-// own words, and with less weight by those of the entry before it. Returns their number.
+// own words, and with less weight by those of the entry before it; of a long text the 64 rarest words count. Returns
+// their number.
 ES_API size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_turns, es_log_hit * out,
                             size_t n);
 

@@ -10,7 +10,7 @@ size_t length(unsigned char lead) {
 }
 
 // Number of bytes at i that are a character or the beginning of one; at least 1.
-size_t well_formed(const std::string & s, size_t i) {
+size_t well_formed(std::string_view s, size_t i) {
     const auto   at     = [&](size_t k) { return (unsigned char) s[k]; };
     const size_t wanted = length(at(i));
     size_t       n      = 1;
@@ -53,4 +53,18 @@ std::string es_utf8_valid(const std::string & text) {
         i += n;
     }
     return out;
+}
+
+uint32_t es_utf8_next(std::string_view text, size_t & at) {
+    const auto   byte = [&](size_t i) { return (unsigned char) text[i]; };
+    const size_t n = well_formed(text, at), begin = at;
+    at += n;
+    if (n != length(byte(begin))) {
+        return 0;
+    }
+    uint32_t c = n == 1 ? byte(begin) : byte(begin) & (0xffu >> (n + 1));
+    for (size_t i = 1; i < n; ++i) {
+        c = c << 6 | (byte(begin + i) & 0x3f);
+    }
+    return c;
 }

@@ -4,15 +4,17 @@
 #include "support.h"
 
 #include <algorithm>
-#include <ctime>
 
 namespace {
 
-constexpr size_t least_step     = 64;  // tokens between two reports
-constexpr size_t n_turns_near   = 4;   // turns rendered at least
-constexpr size_t n_byte_token   = 16;  // more bytes than tokens have on average
-constexpr size_t n_hits         = 8;   // entries looked at for a question
-constexpr double least_coverage = 0.5; // of the question's words, by rarity: the bound below which nothing is recalled
+constexpr size_t least_step   = 64; // tokens between two reports
+constexpr size_t n_turns_near = 4;  // turns rendered at least
+constexpr size_t n_byte_token = 16; // more bytes than tokens have on average
+
+// Of the tokens seen, the first that is still in the window.
+int64_t window_start(const es_stream_stats & s) {
+    return s.n_evicted > 0 ? s.n_past - s.n_window : 0;
+}
 
 int32_t parse(const char * json, const char * what, common_json & out) {
     out = json ? common_json::parse_no_throw(json) : common_json::object();
@@ -103,7 +105,8 @@ int32_t es_conversation::say(const char * messages, const char * answer, const e
     for (es_transcript::message & m : added) {
         transcript_.add(std::move(m));
     }
-    recall();
+    forget_places(window_start(stats()), stats().n_past, transcript_.count());
+    recall_.find(chat_, transcript_, first_held_);
     return attempt(answer, reading, "");
 }
 
@@ -115,9 +118,9 @@ int32_t es_conversation::regenerate(const char * answer, const es_reading & read
     if (!transcript_.has_answer()) {
         return es_fail(ES_ERR_INVALID, "there is no answer to regenerate");
     }
-    n_added_  = 0;
-    taken_    = transcript_.take_last();
-    n_logged_ = std::min(n_logged_, transcript_.count());
+    n_added_ = 0;
+    taken_   = transcript_.take_last();
+    recall_.retract(transcript_.count());
     return attempt(answer, reading, "");
 }
 
@@ -132,9 +135,9 @@ int32_t es_conversation::go_on(const char * answer, const es_reading & reading) 
     if (!is_cut_) {
         return es_fail(ES_ERR_INVALID, "the last answer is complete: it was not cut");
     }
-    n_added_  = 0;
-    taken_    = transcript_.take_last();
-    n_logged_ = std::min(n_logged_, transcript_.count());
+    n_added_ = 0;
+    taken_   = transcript_.take_last();
+    recall_.retract(transcript_.count());
     return attempt(answer, reading, cut_);
 }
 
@@ -221,7 +224,7 @@ void es_conversation::forget_places(int64_t first, int64_t last, int64_t n_messa
 int32_t es_conversation::find_plan(es_chat_request & request, size_t from, common_json & out) {
     const es_stream_stats s      = stats();
     const uint32_t        n_gone = s.n_evicted > 0 ? s.n_sinks : 0; // of the tokens cached, those without places
-    const int64_t         first  = s.n_evicted > 0 ? s.n_past - s.n_window : 0;
+    const int64_t         first  = window_start(s);
     forget_places(first, s.n_past, transcript_.count());
     if (taken_) { // what follows the last place is the answer that is taken back
         known_ = 0;
@@ -376,78 +379,6 @@ void es_conversation::undo() {
 }
 
 //
-// recall
-//
-
-int32_t es_conversation::set_log(es_log * log, uint32_t n_tokens) {
-    if (answer_) {
-        return es_fail(ES_ERR_INVALID, "an answer is open: end it before the log is changed");
-    }
-    log_      = log;
-    n_recall_ = n_tokens;
-    log_error_.clear();
-    if (log_) { // it may have an answer more, or less, than the session that was restored
-        n_logged_ = std::min(transcript_.count(), es_log_get_stats(log_).n_turns);
-        write_log();
-    }
-    return ES_OK;
-}
-
-// Looks for what belongs to the newest message and has left the window.
-void es_conversation::recall() {
-    recalled_                        = common_json();
-    const es_transcript::message & m = transcript_.messages().back();
-    if (!log_ || n_recall_ == 0 || m.role != "user") {
-        return;
-    }
-    const es_stream_stats s = stats();
-    forget_places(s.n_evicted > 0 ? s.n_past - s.n_window : 0, s.n_past, transcript_.count());
-    es_log_hit   hits[n_hits];
-    const size_t n = es_log_search(log_, m.text.data(), m.text.size(), first_held_, hits, n_hits);
-    for (size_t i = 0; i < n; ++i) {
-        const std::string text = hits[i].text;
-        const bool        is_asked =
-            text.find_last_of("?") != std::string::npos && text.find_last_not_of("? ") + 1 < text.size();
-        if (hits[i].coverage < least_coverage || is_asked || chat_.tokenize(text).size() > n_recall_) {
-            continue;
-        }
-        recalled_                   = common_json{ { "text", text },
-                                                   { "role", hits[i].kind == ES_LOG_ASSISTANT ? "assistant" : "user" },
-                                                   { "turn", hits[i].turn },
-                                                   { "when", hits[i].when },
-                                                   { "coverage", hits[i].coverage } };
-        es_transcript::message with = transcript_.take_last();
-        with.recall(recalled_);
-        transcript_.add(std::move(with));
-        return;
-    }
-}
-
-// Brings the log up to the transcript. If that fails, the conversation goes on without.
-void es_conversation::write_log() {
-    if (!log_) {
-        return;
-    }
-    const auto dropped = (int64_t) transcript_.n_dropped();
-    int32_t    rc      = es_log_truncate(log_, n_logged_);
-    for (int64_t i = std::max(n_logged_, dropped); rc == ES_OK && i < transcript_.count(); ++i) {
-        const es_transcript::message & m = transcript_.messages()[(size_t) (i - dropped)];
-        if (m.role == "user" || m.role == "assistant") {
-            rc = es_log_append(log_, i, m.role == "user" ? ES_LOG_USER : ES_LOG_ASSISTANT, (int64_t) time(nullptr),
-                               m.text.data(), m.text.size());
-        }
-    }
-    if (rc == ES_OK) {
-        rc = es_log_sync(log_);
-    }
-    n_logged_ = transcript_.count();
-    if (rc != ES_OK) {
-        log_error_ = es_last_error();
-        log_       = nullptr;
-    }
-}
-
-//
 // the answer
 //
 
@@ -460,8 +391,8 @@ common_json es_conversation::info() const {
     out.erase("stop");
     out["n_read"]       = n_read_;
     out["note"]         = note_.empty() ? common_json() : common_json(note_);
-    out["recalled"]     = recalled_;
-    out["recall_error"] = log_error_.empty() ? common_json() : common_json(log_error_);
+    out["recalled"]     = recall_.found();
+    out["recall_error"] = recall_.error();
     return out;
 }
 
@@ -493,7 +424,7 @@ int32_t es_conversation::end(int32_t how) {
         places_.push_back({ transcript_.count(), at });
         known_ = at;
     }
-    write_log();
+    recall_.write(transcript_);
     transcript_.trim();
     return es_stream_rebase(stream_); // now, while idle, rather than during an answer
 }
@@ -501,6 +432,14 @@ int32_t es_conversation::end(int32_t how) {
 //
 // the whole conversation
 //
+
+int32_t es_conversation::set_log(es_log * log, uint32_t n_tokens) {
+    if (answer_) {
+        return es_fail(ES_ERR_INVALID, "an answer is open: end it before the log is changed");
+    }
+    recall_.use(log, n_tokens, transcript_);
+    return ES_OK;
+}
 
 common_json es_conversation::messages() const {
     return common_json{
@@ -519,9 +458,10 @@ int32_t es_conversation::clear() {
     is_cut_ = false;
     cut_.clear();
     taken_.reset();
-    n_added_  = 0;
-    n_logged_ = first_held_ = 0;
-    write_log();
+    n_added_    = 0;
+    first_held_ = 0;
+    recall_.retract(0);
+    recall_.write(transcript_);
     return es_stream_reset(stream_);
 }
 

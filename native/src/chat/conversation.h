@@ -4,7 +4,7 @@
 #include "answer.h"
 #include "edge_stream.h"
 #include "edge_stream_chat.h"
-#include "edge_stream_recall.h"
+#include "recall.h"
 #include "transcript.h"
 
 #include <atomic>
@@ -58,8 +58,6 @@ private:
     int32_t feed(const es_tokens & tokens, const es_reading & reading);
     void    go_back();
     void    undo();
-    void    recall();
-    void    write_log();
     void    forget_places(int64_t first, int64_t last, int64_t n_messages);
     size_t  first_near() const;
 
@@ -80,13 +78,8 @@ private:
     size_t                     n_read_ = 0, n_done_ = 0; // tokens to read for the newest answer, and those read
     std::string                note_;
 
-    // what has left the window, and comes back with a question
-    es_log *    log_        = nullptr;
-    uint32_t    n_recall_   = 0; // tokens of it at most
-    int64_t     n_logged_   = 0; // messages that the log has
-    int64_t     first_held_ = 0; // messages before this one have left the stream
-    common_json recalled_;       // for the newest answer
-    std::string log_error_;
+    int64_t   first_held_ = 0; // messages before this one have left the stream
+    es_recall recall_;
 
     // what undo and go_back put back
     size_t                                n_added_ = 0;

@@ -1,5 +1,7 @@
 #include "words.h"
 
+#include "utf8.h"
+
 #include <algorithm>
 #include <set>
 #include <string>
@@ -18,33 +20,6 @@ constexpr std::string_view common[] = {
     "this",  "those", "to",    "told",  "us",     "was",      "we",    "were",  "what",  "when",   "where",
     "which", "who",   "whom",  "whose", "why",    "will",     "with",  "would", "you",   "your",   "yours",
 };
-
-constexpr uint32_t separator = 0;
-
-// The next code point; separator for invalid bytes.
-uint32_t next(std::string_view s, size_t & at) {
-    const auto     byte  = [&](size_t i) { return i < s.size() ? (uint8_t) s[i] : 0u; };
-    const uint32_t first = byte(at);
-    const size_t   n     = first < 0x80                    ? 1
-                           : first >= 0xC2 && first < 0xE0 ? 2
-                           : (first & 0xF0) == 0xE0        ? 3
-                           : first >= 0xF0 && first < 0xF5 ? 4
-                                                           : 0;
-    if (n <= 1) {
-        ++at;
-        return n == 1 ? first : separator;
-    }
-    uint32_t c = first & (0xFFu >> (n + 1));
-    for (size_t i = 1; i < n; ++i) {
-        if ((byte(at + i) & 0xC0) != 0x80) {
-            at += i;
-            return separator;
-        }
-        c = c << 6 | (byte(at + i) & 0x3F);
-    }
-    at += n;
-    return c;
-}
 
 // Scripts that put no spaces between words.
 bool is_unspaced(uint32_t c) {
@@ -157,7 +132,7 @@ void each_word(std::string_view text, F && f) {
         before = 0;
     };
     for (size_t at = 0; at < text.size();) {
-        const uint32_t c = next(text, at);
+        const uint32_t c = es_utf8_next(text, at);
         if (is_unspaced(c)) {
             end_word();
             if (before) {

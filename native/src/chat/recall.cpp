@@ -1,0 +1,72 @@
+#include "recall.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <ctime>
+
+namespace {
+
+constexpr size_t n_hits         = 8;   // entries looked at for a question
+constexpr double least_coverage = 0.5; // of the question's words, by rarity: the bound below which nothing is recalled
+
+} // namespace
+
+void es_recall::use(es_log * log, uint32_t n_tokens, const es_transcript & transcript) {
+    log_      = log;
+    n_tokens_ = n_tokens;
+    error_.clear();
+    if (log_) { // it may have an answer more, or less, than the session that was restored
+        n_written_ = std::min(transcript.count(), es_log_get_stats(log_).n_turns);
+        write(transcript);
+    }
+}
+
+void es_recall::find(const es_chat & chat, es_transcript & transcript, int64_t first_held) {
+    found_                                = common_json();
+    const es_transcript::message & newest = transcript.messages().back();
+    if (!log_ || n_tokens_ == 0 || newest.role != "user") {
+        return;
+    }
+    es_log_hit   hits[n_hits];
+    const size_t n       = es_log_search(log_, newest.text.data(), newest.text.size(), first_held, hits, n_hits);
+    const auto   belongs = [&](const es_log_hit & hit) {
+        const std::string text = hit.text;
+        return hit.coverage >= least_coverage && text.back() != '?' && chat.tokenize(text).size() <= n_tokens_;
+    };
+    const es_log_hit * hit = std::find_if(hits, hits + n, belongs);
+    if (hit == hits + n) {
+        return;
+    }
+    found_                         = common_json{ { "text", hit->text },
+                                                  { "role", hit->kind == ES_LOG_ASSISTANT ? "assistant" : "user" },
+                                                  { "turn", hit->turn },
+                                                  { "when", hit->when },
+                                                  { "coverage", hit->coverage } };
+    es_transcript::message message = transcript.take_last();
+    message.recall(found_);
+    transcript.add(std::move(message));
+}
+
+void es_recall::write(const es_transcript & transcript) {
+    if (!log_) {
+        return;
+    }
+    const auto dropped = (int64_t) transcript.n_dropped();
+    int32_t    rc      = es_log_truncate(log_, n_written_);
+    for (int64_t i = std::max(n_written_, dropped); rc == ES_OK && i < transcript.count(); ++i) {
+        const es_transcript::message & m = transcript.messages()[(size_t) (i - dropped)];
+        if (m.role == "user" || m.role == "assistant") {
+            rc = es_log_append(log_, i, m.role == "user" ? ES_LOG_USER : ES_LOG_ASSISTANT, (int64_t) time(nullptr),
+                               m.text.data(), m.text.size());
+        }
+    }
+    if (rc == ES_OK) {
+        rc = es_log_sync(log_);
+    }
+    n_written_ = transcript.count();
+    if (rc != ES_OK) {
+        error_ = es_last_error();
+        log_   = nullptr;
+    }
+}
