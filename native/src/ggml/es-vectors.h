@@ -34,18 +34,6 @@ inline Vec v_load(const float * p) {
 inline void v_store(float * p, Vec x) {
     _mm512_storeu_ps(p, x);
 }
-inline Vec v_add(Vec a, Vec b) {
-    return _mm512_add_ps(a, b);
-}
-inline Vec v_sub(Vec a, Vec b) {
-    return _mm512_sub_ps(a, b);
-}
-inline Vec v_mul(Vec a, Vec b) {
-    return _mm512_mul_ps(a, b);
-}
-inline Vec v_div(Vec a, Vec b) {
-    return _mm512_div_ps(a, b);
-}
 inline Vec v_max(Vec a, Vec b) {
     return _mm512_max_ps(a, b);
 }
@@ -109,18 +97,6 @@ inline Vec v_load(const float * p) {
 inline void v_store(float * p, Vec x) {
     _mm256_storeu_ps(p, x);
 }
-inline Vec v_add(Vec a, Vec b) {
-    return _mm256_add_ps(a, b);
-}
-inline Vec v_sub(Vec a, Vec b) {
-    return _mm256_sub_ps(a, b);
-}
-inline Vec v_mul(Vec a, Vec b) {
-    return _mm256_mul_ps(a, b);
-}
-inline Vec v_div(Vec a, Vec b) {
-    return _mm256_div_ps(a, b);
-}
 inline Vec v_max(Vec a, Vec b) {
     return _mm256_max_ps(a, b);
 }
@@ -179,18 +155,6 @@ inline Vec v_load(const float * p) {
 inline void v_store(float * p, Vec x) {
     vst1q_f32(p, x);
 }
-inline Vec v_add(Vec a, Vec b) {
-    return vaddq_f32(a, b);
-}
-inline Vec v_sub(Vec a, Vec b) {
-    return vsubq_f32(a, b);
-}
-inline Vec v_mul(Vec a, Vec b) {
-    return vmulq_f32(a, b);
-}
-inline Vec v_div(Vec a, Vec b) {
-    return vdivq_f32(a, b);
-}
 inline Vec v_max(Vec a, Vec b) {
     return vmaxq_f32(a, b);
 }
@@ -237,6 +201,19 @@ inline float v_largest(Vec x) {
 }
 
 #endif
+
+inline Vec v_add(Vec a, Vec b) {
+    return a + b;
+}
+inline Vec v_sub(Vec a, Vec b) {
+    return a - b;
+}
+inline Vec v_mul(Vec a, Vec b) {
+    return a * b;
+}
+inline Vec v_div(Vec a, Vec b) {
+    return a / b;
+}
 
 // the sum of a vector's lanes
 inline float v_sum(Vec x) {
