@@ -46,9 +46,9 @@ class Embedder:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")
         self._context = 0
         params = self._llama.llama_model_default_params()
-        keep_alive = loading.offload(params, n_gpu_layers, devices)
-        self._model = loading.load_model(self.path, params, self._callbacks)
-        del keep_alive
+        if n_gpu_layers is not None:
+            params.n_gpu_layers = n_gpu_layers
+        self._model = loading.load_model(self.path, params, self._callbacks, names=devices)
         if not self._model:
             raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
         self.vocabulary = Vocabulary(self._model)

@@ -64,11 +64,15 @@ class LlamaBackend:
                 f"split_mode = {o.split_mode} is unknown: use one of {', '.join(device_list.SPLIT_MODES)}"
             )
         params.split_mode = device_list.SPLIT_MODES[o.split_mode]
-        keep_alive = loading.offload(params, o.n_gpu_layers, o.devices, o.rpc), tensors.place(params, o)
+        if o.n_gpu_layers is not None:
+            params.n_gpu_layers = o.n_gpu_layers
+        keep_alive = tensors.place(params, o)
         damage = loading.reason(self._native.es_model_file_check, os.fsencode(self.path))
         if damage is not None:
             raise EdgeStreamError(f"{self.path} is damaged: {damage}")
-        self.model = loading.load_model(self.path, params, self.callbacks, o.on_load)
+        self.model = loading.load_model(
+            self.path, params, self.callbacks, names=o.devices, rpc=o.rpc, on_load=o.on_load
+        )
         if not self.model:
             raise EdgeStreamError(f"llama.cpp cannot load {self.path}{loading.log_hint()}")
         del keep_alive

@@ -55,25 +55,25 @@ def start(verbose: bool) -> Any:
     return llama
 
 
-def offload(params: Any, n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Sequence[str] = ()) -> Any:
-    """Say in a llama_model_params which devices hold a model's layers; see `devices.choose`.
+def load_model(
+    path: Path,
+    params: Any,
+    callbacks: Callbacks,
+    *,
+    names: Sequence[str] | None = None,
+    rpc: Sequence[str] = (),
+    on_load: Callable[[int], object] | None = None,
+) -> int:
+    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0.
 
-    Returns what must live until the model is loaded. A load that does not choose would use the RPC servers of an
-    earlier one too.
+    names, rpc: of the devices that hold layers, see `devices.choose`; llama.cpp's own choice would include the RPC
+    servers of an earlier load. on_load: see LoadOptions.
     """
-    if n_gpu_layers is not None:
-        params.n_gpu_layers = n_gpu_layers
-    chosen = devices.choose(names, rpc)
-    if chosen is None:
-        return None
-    handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
-    params.devices = C.cast(handles, C.c_void_p)
-    return handles
-
-
-def load_model(path: Path, params: Any, callbacks: Callbacks, on_load: Callable[[int], object] | None = None) -> int:
-    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0. on_load: see LoadOptions."""
     llama = libraries.llama()
+    chosen = devices.choose(names, rpc)
+    if chosen is not None:
+        handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
+        params.devices = C.cast(handles, C.c_void_p)
 
     def report(fraction: float, _user: object) -> bool:
         if on_load:
