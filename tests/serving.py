@@ -65,7 +65,7 @@ def serve(engine: Engine, session_dir: Path | None = None, **changes: Any) -> It
     """A server in a thread of its own. changes: fields of Settings and of Limits."""
     limits = {k: v for k, v in changes.items() if k in Limits.__dataclass_fields__}
     others = {k: v for k, v in changes.items() if k not in limits}
-    settings = Settings(alias="tiny", session_dir=session_dir, limits=replace(Limits(), **limits), **others)
+    settings = Settings(**{"aliases": ("tiny",), **others}, session_dir=session_dir, limits=replace(Limits(), **limits))
     scheduler = Scheduler(engine, settings, Metrics())
     config = uvicorn.Config(
         make_app(scheduler, settings),

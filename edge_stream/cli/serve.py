@@ -222,10 +222,8 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], 
 
     folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()
     aliases, tags = (_names(flags[name]) for name in ("alias", "tags"))
-    aliases = aliases or (engine.model_path.stem,)
     return Settings(
-        alias=aliases[0],
-        aliases=aliases,
+        aliases=aliases or (engine.model_path.stem,),
         tags=tags,
         host=flags["host"],
         port=flags["port"],

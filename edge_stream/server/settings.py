@@ -42,15 +42,14 @@ class Limits:
 class Settings:
     """Settings.
 
-    alias: the model's name; aliases: all its names, this one among them. tags: of the model, for clients to read.
+    aliases: the model's names, its own first. tags: of the model, for clients to read.
     api_keys: empty: no key is needed. session_dir: None: nothing is written to disk. slot_save_path: where clients save
     slots by name; None: in session_dir. stop: strings that end every answer, beside a request's own. ssl_files: the
     PEM files of the key and of the certificate, for https. n_http_threads: for work beside the engine's; None: Python's
     default.
     """
 
-    alias: str
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...]
     tags: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
@@ -74,6 +73,11 @@ class Settings:
     has_slots: bool = True
     n_http_threads: int | None = None
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def alias(self) -> str:
+        """The name that answers carry."""
+        return self.aliases[0]
 
     @property
     def is_loopback(self) -> bool:

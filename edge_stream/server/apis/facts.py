@@ -49,7 +49,7 @@ def model_facts(engine: Engine, settings: Settings) -> dict[str, Any]:
     return {
         "id": settings.alias,
         "object": "model",
-        "aliases": list(settings.aliases or (settings.alias,)),
+        "aliases": list(settings.aliases),
         "tags": list(settings.tags),
         "created": created,
         "owned_by": "edge-stream",

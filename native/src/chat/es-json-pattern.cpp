@@ -93,7 +93,8 @@ std::string one_of(const ranges & set) {
         ways.push_back("[\\\\][" + letters + "]");
     }
     for (uint32_t c = 0; c < ' ' && plain.empty(); ++c) { // by number where nothing else is asked for
-        const bool is_named = c == '\b' || c == '\f' || c == '\n' || c == '\r' || c == '\t';
+        const bool is_named =
+            std::any_of(std::begin(escapes), std::end(escapes), [&](const auto & e) { return e.first == c; });
         if (!is_named && has(set, c)) {
             ways.push_back("[\\\\][u][0][0][" + std::string(1, (char) ('0' + c / 16)) + "][" + hex("%X", c % 16) + "]");
         }
