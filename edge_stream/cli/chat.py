@@ -107,6 +107,7 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
 @chat_flags.chat_options
 @sampling.loop_guard_option(True)
 @options.context_options()
+@options.draft_options
 @sampling.sampling_options
 @options.compute_options
 def main(**flags: Any) -> None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
 @options.context_options()
+@options.draft_options
 @sampling.sampling_options
 @options.compute_options
 def main(**flags: Any) -> None:

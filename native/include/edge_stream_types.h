@@ -60,6 +60,8 @@ typedef struct es_stream_stats {
     int32_t  pos_next;    // absolute position of the next token (what llama_decode will see)
     int32_t  pos_sinks;   // absolute position of the first sink
     int32_t  sink_move;   // es_sink_move in use, never AUTO
+    int64_t  n_drafted;   // tokens decoded on the guess that they follow
+    int64_t  n_accepted;  // those that did
 } es_stream_stats;
 
 typedef struct es_logit_bias {
