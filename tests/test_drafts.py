@@ -37,7 +37,7 @@ def facts(stream: Stream) -> dict[str, Any]:
     return {name: v for name, v in values.items() if not name.startswith("t_") and name not in DRAFTS}
 
 
-DRAFTS = ("n_drafted", "n_accepted")
+DRAFTS = ("n_drafts", "n_drafted", "n_accepted")
 
 
 def same(drafting: Stream, plain: Stream) -> None:

@@ -198,6 +198,8 @@ class _Stats:
             "tokens_generated": times.count,
             "prompt_tokens": self._prompt_tokens,
             "prompt_tok_per_s": _rounded(self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0),
+            "drafted": stats.n_drafted,
+            "accepted": stats.n_accepted,
             "slide_ms": _rounded(stats.t_slide_us / 1000),
         }
 

@@ -60,6 +60,7 @@ class StreamStats(C.Structure):
         ("pos_next", C.c_int32),
         ("pos_sinks", C.c_int32),
         ("sink_move", C.c_int32),
+        ("n_drafts", C.c_int64),
         ("n_drafted", C.c_int64),
         ("n_accepted", C.c_int64),
     ]

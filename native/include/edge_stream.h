@@ -65,9 +65,9 @@ typedef struct es_stream_params {
     uint32_t     n_keep;         // sinks: the stream's first n_keep tokens are pinned (default 4)
     uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank), n_window/16 (redecode), or
                                  // 16 with drafts
-    uint32_t     n_chunk;        // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
-    uint32_t     n_boundary;     // evict up to this many more tokens to end at a mark (es_stream_mark); default 0
-    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx), or less
+    uint32_t n_chunk;            // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
+    uint32_t n_boundary;         // evict up to this many more tokens to end at a mark (es_stream_mark); default 0
+    int32_t  rebase_at;          // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx), or less
                                  // if the model's attention depends on absolute positions from some position on
     int32_t  sink_move;          // es_sink_move
     uint64_t model_tag;          // the caller's fingerprint of the weights, stored in sessions (default 0)

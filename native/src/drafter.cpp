@@ -9,8 +9,8 @@ constexpr uint32_t n_slots  = 1 << 16;
 constexpr uint32_t n_places = 16; // earlier places that are compared
 constexpr uint32_t n_far    = 64; // tokens that are compared
 
-constexpr double   row_cost  = 0.25; // what one more row of a batch is expected to cost, until it is measured
-constexpr double   gain      = 1.05; // expected, for a draft to be made
+constexpr double   row_cost  = 0.4;  // what one more row of a batch is expected to cost, until it is measured
+constexpr double   gain      = 1.15; // expected, for a draft to be made
 constexpr uint32_t n_timings = 4;    // of single tokens, before the first draft
 
 } // namespace
@@ -20,7 +20,7 @@ es_drafter::es_drafter(uint32_t n_max, uint32_t n_min, uint32_t n_match)
     text_.reserve(2 * n_text);
     for (uint32_t i = 0; i < n_lengths; ++i) {
         // before anything is known: the longer a repetition, the likelier that it goes on
-        scores_[i] = { 4 * std::min(0.9, 0.25 + 0.1 * i), 4 };
+        scores_[i] = { 4 * std::min(0.9, 0.1 + 0.1 * i), 4 };
     }
     for (uint32_t i = 0; i <= n_max + 1; ++i) {
         costs_.push_back(1 + row_cost * (i - 1.0));

@@ -61,7 +61,7 @@ int32_t es_stream::reset() {
     broken = state_lost = false;
     checkpoints.clear();
     saved_sampler.reset();
-    n_slides = n_rebases = n_drafted = n_accepted = t_slide_us = t_rebase_us = t_decode_us = 0;
+    n_slides = n_rebases = n_drafts = n_drafted = n_accepted = t_slide_us = t_rebase_us = t_decode_us = 0;
     if (!mover) {
         int32_t rc = ES_OK;
         mover      = es_sink_mover_init(ctx, params, &rc);

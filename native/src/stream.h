@@ -49,7 +49,7 @@ struct es_stream {
     std::unique_ptr<es_sampler_state> saved_sampler;
 
     std::unique_ptr<es_drafter> drafter; // null: nothing is drafted
-    int64_t                     n_drafted = 0, n_accepted = 0;
+    int64_t                     n_drafts = 0, n_drafted = 0, n_accepted = 0;
 
     // Takes drafts out of the cache, which then holds what the stream does.
     void settle() const;
@@ -85,10 +85,11 @@ private:
     };
     mutable drafts ahead;
 
-    bool    can_draft() const;
-    int32_t feed_one(llama_token token); // and drafts
-    bool    take_draft(llama_token token);
-    void    push(const llama_token * tokens, uint32_t m);
+    bool     can_draft() const;
+    int32_t  feed_one(llama_token token); // and drafts
+    uint32_t room_ahead() const;
+    bool     take_draft(llama_token token);
+    void     push(const llama_token * tokens, uint32_t m);
 
     int32_t to_state_of(int64_t n_past); // back to the first n_past tokens
 

@@ -38,6 +38,16 @@ bool es_stream::take_draft(llama_token token) {
     return true;
 }
 
+// The most tokens of a batch that is, token by token, what it would be without drafts: at the token after it may come
+// the next eviction or rebase, or llama.cpp may read more cells, of which it takes so many at a time. Other kernels may
+// be chosen for these, which round in another way.
+uint32_t es_stream::room_ahead() const {
+    constexpr uint32_t       n_step = 256;
+    const es_window_params & p      = window.params();
+    const uint32_t           n_left = (uint32_t) std::max(1, p.rebase_at - window.pos_next());
+    return std::min({ p.n_ctx - window.n_cached(), p.n_batch, n_left, n_step - window.n_cached() % n_step });
+}
+
 int32_t es_stream::feed_one(llama_token token) {
     if (take_draft(token)) {
         return ES_OK;
@@ -49,13 +59,9 @@ int32_t es_stream::feed_one(llama_token token) {
     }
     last_logits.clear();
 
-    // the first eviction or rebase without drafts would come at the token after these
-    const es_window_params & p      = window.params();
-    const uint32_t           n_room = std::min({ p.n_ctx - window.n_cached(), p.n_batch,
-                                                 (uint32_t) std::max(1, p.rebase_at - window.pos_next()) });
-    std::vector<llama_token> next   = { token };
+    std::vector<llama_token> next = { token };
     drafter->push(&token, 1);
-    drafter->draft(n_room - 1, next);
+    drafter->draft(room_ahead() - 1, next);
 
     const uint32_t n_rows = (uint32_t) next.size();
     const int64_t  t0     = llama_time_us();
@@ -77,6 +83,7 @@ int32_t es_stream::feed_one(llama_token token) {
     if (ahead.tokens.size() + 1 < n_rows) {
         remove(window.pos_next() + (llama_pos) ahead.tokens.size(), -1);
     }
+    n_drafts += !ahead.tokens.empty();
     n_drafted += (int64_t) ahead.tokens.size();
     drafter->timed(n_rows, llama_time_us() - t0);
     return rc;

@@ -63,17 +63,17 @@ int32_t es_stream::check(es_window_params & out) const {
     if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max() / 4) {
         return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
     }
-    out.n_ctx      = n_ctx;
-    out.n_keep     = params.n_keep;
+    out.n_ctx  = n_ctx;
+    out.n_keep = params.n_keep;
     // a draft must fit the room there is, so that with drafts evictions make some
     const uint32_t n_least = redecode ? n_window / 16 : params.n_draft ? std::min(n_slide_drafts, n_window / 4) : 1;
     out.n_slide            = std::min(params.n_slide ? params.n_slide : std::max(1u, n_least), n_window);
-    out.n_batch    = n_batch;
-    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
-    out.n_boundary = std::min(params.n_boundary, n_window);
-    out.rebase_at  = params.rebase_at ? params.rebase_at
-                     : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
-                                      : rebase_at_decoder;
+    out.n_batch            = n_batch;
+    out.n_chunk            = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
+    out.n_boundary         = std::min(params.n_boundary, n_window);
+    out.rebase_at          = params.rebase_at ? params.rebase_at
+                             : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
+                                              : rebase_at_decoder;
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }

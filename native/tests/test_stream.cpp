@@ -422,8 +422,8 @@ es_stream_params drafting(uint32_t n_draft, int32_t move = ES_SINK_MOVE_BANK, in
 
 // Lines that are written again and again, with changes: drafts of any length come true.
 std::vector<llama_token> copies(size_t n) {
-    auto       line = text(23, 11);
-    const auto news = text(n, 12);
+    auto                     line = text(23, 11);
+    const auto               news = text(n, 12);
     std::vector<llama_token> out;
     for (size_t i = 0; out.size() < n; ++i) {
         line[(i * 7) % line.size()] = news[i];
@@ -435,7 +435,7 @@ std::vector<llama_token> copies(size_t n) {
 
 // Two tokens, then always another one: hardly a draft comes true.
 std::vector<llama_token> traps(size_t n) {
-    const auto start = text(2, 13), news = text(n, 14);
+    const auto               start = text(2, 13), news = text(n, 14);
     std::vector<llama_token> out;
     for (size_t i = 0; out.size() < n; ++i) {
         out.insert(out.end(), start.begin(), start.end());
@@ -482,11 +482,11 @@ void drafts_are_taken_back() {
     other.seq_id            = 1;
     stream a2(c0, other);
     other.n_draft = other.n_draft_min = 0;
-    stream      b2(c1, other);
-    size_t      i      = 100;
-    int64_t     n_left = 0; // drafts that were in the cache when something else was done
-    int64_t     before = 0;
-    const auto  both   = [&](auto work) {
+    stream     b2(c1, other);
+    size_t     i      = 100;
+    int64_t    n_left = 0; // drafts that were in the cache when something else was done
+    int64_t    before = 0;
+    const auto both   = [&](auto work) {
         for (int k = 0; k < 11; ++k, ++i) {
             a.feed({ t[i] });
             b.feed({ t[i] });
@@ -514,9 +514,7 @@ void drafts_are_taken_back() {
             assert(es_session_save(s.s, nullptr, GGML_TYPE_F32, GGML_TYPE_F32, path.c_str(), nullptr, 0) == ES_OK);
         });
         const std::string saved = read_file(path);
-        both([&](stream & s) {
-            assert(es_session_load(s.s, GGML_TYPE_F32, GGML_TYPE_F32, path.c_str()) == ES_OK);
-        });
+        both([&](stream & s) { assert(es_session_load(s.s, GGML_TYPE_F32, GGML_TYPE_F32, path.c_str()) == ES_OK); });
         assert(saved.size() == read_file(path).size());
         both([&](stream & s) { assert(es_stream_unloop(s.s, { 3, 20 }, (size_t *) &before) == ES_OK); });
     }
