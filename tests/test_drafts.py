@@ -275,3 +275,21 @@ def test_flags(run: Run, loader: Loader) -> None:
     loader.engine.answers = ["b"]
     result = run("chat", "-st", "-m", "x.gguf", "-p", "a", "--spec-type", "ngram-simple", "--slide", "1")
     assert "no room for drafts" in result.output
+
+
+def test_the_mlc_engine_drafts_too(load_mlc: Load, draw: Draw) -> None:
+    """Its ring is not told of drafts that are taken back: it writes over them."""
+    options = {"n_ctx": 51, "n_slide": 12}
+    text = draw(15) * 12
+    text[70], text[101], text[102] = draw(3, seed=2)
+    with load_mlc("gqa", **options, **ALWAYS).stream() as drafting, load_mlc("gqa", **options).stream() as plain:
+        for token in text:
+            drafting.feed([token])
+            plain.feed([token])
+            same(drafting, plain)
+        assert drafting.stats.n_accepted > 80
+        for stream in (drafting, plain):
+            stream.rewind(4)
+            stream.feed(draw(2))
+        assert written(drafting, 60, SAMPLINGS["grammar"]) == written(plain, 60, SAMPLINGS["grammar"])
+        same(drafting, plain)
