@@ -58,6 +58,15 @@ SECTIONS = {
         "llama.cpp drops half of the cache and rotates the rest; per token: its extra cost, spread over the tokens "
         "until the next shift.",
     ),
+    "drafts": Section(
+        "Drafts: copying, editing and ordinary chat",
+        ("drafts.py -m demo -c 1024", "drafts.py -m {work}/demo-q4_0.gguf -c 1024"),
+        "drafts.py -m demo -c 512 -n 64 -r 1",
+        note="plain/drafts: how much faster --spec-type ngram-simple is, as the ratio of whole times of two streams "
+        "that take turns. copy: the model writes a text that it was shown twice. edit: such a text is fed token by "
+        "token, with every 25th token replaced. differ: tokens at which the streams did not choose the same.",
+        prepare=("convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",),
+    ),
     "constant": Section("Memory", "proof.py constant", "proof.py constant", untimed=True),
     "point": Section(
         "The point: sinks, no sinks, a recomputed window",

@@ -88,6 +88,8 @@ class Engine:
         params.n_boundary = n_boundary
         params.sink_move = bindings.SINK_MOVES.get(self.sink_move, 0)
         params.model_tag = self.backend.facts.weights_tag
+        for name in ("n_draft", "n_draft_min", "n_match"):
+            setattr(params, name, getattr(self.backend.options, name))
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()
         self._streams[seq_id] = Stream(self.backend, params)

@@ -44,6 +44,9 @@ class StreamStats:
     t_slide_us: int
     t_rebase_us: int
     t_decode_us: int
+    n_drafts: int
+    n_drafted: int
+    n_accepted: int
     sink_move: str
 
 

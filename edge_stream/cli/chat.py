@@ -107,6 +107,7 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
 @chat_flags.chat_options
 @sampling.loop_guard_option(True)
 @options.context_options()
+@options.draft_options
 @sampling.sampling_options
 @options.compute_options
 def main(**flags: Any) -> None:
@@ -284,6 +285,7 @@ class Chat:
             f"{stats.n_past:,} tokens seen, {stats.n_cached:,} of {stats.n_ctx:,} in the cache: "
             f"{stats.n_sinks} sinks ({stats.sink_move}) and a window of {stats.n_window:,}\n"
             f"{stats.n_slides:,} slides, {stats.n_rebases:,} rebases"
+            + (f", {stats.n_accepted:,} of {stats.n_drafted:,} drafted tokens came true" if stats.n_drafted else "")
             + (f", {memory:,.0f} MiB resident" if memory else "")
         )
 

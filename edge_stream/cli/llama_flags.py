@@ -42,7 +42,8 @@ ALWAYS = (
     "--no-spec-draft-backend-sampling LLAMA_ARG_NO_SPEC_DRAFT_BACKEND_SAMPLING"
 )
 
-_SPECULATIVE = "speculative decoding takes tokens back, which a stream cannot once it has slid; decode without a draft"
+_SPECULATIVE = "there are no draft models; --spec-type ngram-simple drafts what the text repeats"
+_LOOKUP = "--spec-type ngram-simple has --spec-ngram-simple-size-n and --spec-draft-n-max, and drafts where it pays"
 _POSITIONS = "a stream's positions never exceed --ctx-size, so RoPE need not be stretched; leave it out"
 _THREADS = "edge-stream decides how its threads wait; taskset, nice and numactl place the process"
 _MEDIA = "pictures, sound and video cannot be streamed yet: only text is read"
@@ -78,7 +79,7 @@ REFUSED = {
     "LLAMA_ARG_YARN_BETA_SLOW --yarn-beta-fast LLAMA_ARG_YARN_BETA_FAST": _POSITIONS,
     "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb --cpu-range-batch "
     "--cpu-strict-batch --prio-batch --poll-batch --numa LLAMA_ARG_NUMA": _THREADS,
-    "-lcs --lookup-cache-static -lcd --lookup-cache-dynamic --spec-type LLAMA_ARG_SPEC_TYPE --spec-default "
+    "-lcs --lookup-cache-static -lcd --lookup-cache-dynamic "
     "--spec-draft-model -md --model-draft LLAMA_ARG_SPEC_DRAFT_MODEL "
     "--spec-draft-hf -hfd -hfrd --hf-repo-draft LLAMA_ARG_SPEC_DRAFT_HF_REPO "
     "--spec-draft-threads -td --threads-draft --spec-draft-threads-batch -tbd --threads-batch-draft "
@@ -91,18 +92,16 @@ REFUSED = {
     "--spec-draft-override-tensor -otd --override-tensor-draft "
     "--spec-draft-cpu-moe -cmoed --cpu-moe-draft LLAMA_ARG_SPEC_DRAFT_CPU_MOE "
     "--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE "
-    "--spec-draft-n-max LLAMA_ARG_SPEC_DRAFT_N_MAX --spec-draft-n-min LLAMA_ARG_SPEC_DRAFT_N_MIN "
     "--spec-synth-len LLAMA_ARG_SPEC_SYNTH_LEN --spec-synth-rates LLAMA_ARG_SPEC_SYNTH_RATES "
     "--spec-draft-p-split --draft-p-split LLAMA_ARG_SPEC_DRAFT_P_SPLIT "
     "--spec-draft-p-min --draft-p-min LLAMA_ARG_SPEC_DRAFT_P_MIN "
     "--spec-draft-backend-sampling LLAMA_ARG_SPEC_DRAFT_BACKEND_SAMPLING "
     "--spec-draft-device -devd --device-draft "
-    "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft LLAMA_ARG_N_GPU_LAYERS_DRAFT "
-    "--spec-ngram-mod-n-min --spec-ngram-mod-n-max --spec-ngram-mod-n-match --spec-ngram-simple-size-n "
-    "--spec-ngram-simple-size-m --spec-ngram-simple-min-hits --spec-ngram-map-k-size-n --spec-ngram-map-k-size-m "
-    "--spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n --spec-ngram-map-k4v-size-m "
-    "--spec-ngram-map-k4v-min-hits --spec-ngram-size-n --spec-ngram-size-m --spec-ngram-min-hits "
-    "--draft --draft-n --draft-max LLAMA_ARG_DRAFT_MAX --draft-min --draft-n-min LLAMA_ARG_DRAFT_MIN": _SPECULATIVE,
+    "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft LLAMA_ARG_N_GPU_LAYERS_DRAFT": _SPECULATIVE,
+    "--spec-ngram-mod-n-min --spec-ngram-mod-n-max --spec-ngram-mod-n-match --spec-ngram-simple-min-hits "
+    "--spec-ngram-map-k-size-n --spec-ngram-map-k-size-m --spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n "
+    "--spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --spec-ngram-size-n --spec-ngram-size-m "
+    "--spec-ngram-min-hits": _LOOKUP,
     "-mm --mmproj LLAMA_ARG_MMPROJ -mmu --mmproj-url LLAMA_ARG_MMPROJ_URL --mmproj-auto LLAMA_ARG_MMPROJ_AUTO "
     "--mmproj-offload LLAMA_ARG_MMPROJ_OFFLOAD -mmdev --mmproj-device MTMD_BACKEND_DEVICE --image --audio --video "
     "--image-min-tokens LLAMA_ARG_IMAGE_MIN_TOKENS --image-max-tokens LLAMA_ARG_IMAGE_MAX_TOKENS "

@@ -27,6 +27,7 @@ N_CTX_DEFAULT = 4096
 DEMO_MODEL = "demo"
 _MAX_LAYERS = 4096
 _LOAD_SECONDS = 1  # a load that takes longer shows how far it is
+_NO_ROOM = "with --slide 1 a full cache has no room for drafts: nothing is drafted once it is full"
 _NO_FIT = "nothing is fitted by itself; `info -m MODEL` shows the memory that -c, -ngl and -ctk need"
 
 
@@ -200,10 +201,62 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
             "n_slide",
             type=Count(min=0),
             default=0,
-            help="When the cache is full, drop at least the oldest N tokens at once. 0: one (bank), or a sixteenth of "
-            "the cache (redecode).",
+            help="When the cache is full, drop at least the oldest N tokens at once. 0: one (bank), 16 (bank, with "
+            "--spec-type), or a sixteenth of the cache (redecode).",
         ),
     )
+
+
+# llama.cpp's ways to look drafts up in the text. There is one here, which does what each of them is for.
+_LOOKUPS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
+
+
+def _spec_types(_ctx: click.Context, _param: click.Parameter, value: str) -> bool:
+    """Whether --spec-type, a comma list, asks for drafts."""
+    names = value.split(",")
+    for name in names:
+        if name not in ("none", *_LOOKUPS):
+            have = f"drafts are looked up in the text ({', '.join(_LOOKUPS)}); there are no draft models"
+            raise click.BadParameter(f"{name!r} is neither none nor a lookup: {have}.")
+    return names != ["none"]
+
+
+# Flags of drafts: tokens guessed from the text and verified together.
+draft_options = compose(
+    option(
+        "--spec-type",
+        "spec_type",
+        env="SPEC_TYPE",
+        metavar="TYPE",
+        default="none",
+        callback=_spec_types,
+        help="ngram-simple: guess tokens where the text repeats itself and decode them together, where that is faster. "
+        "Same answers, up to rounding; old text then leaves the cache 16 tokens at a time. none: one by one.",
+    ),
+    rare("--spec-default", is_flag=True),
+    option(
+        "--spec-draft-n-max",
+        "--spec-ngram-simple-size-m",
+        "--draft",
+        "--draft-n",
+        "--draft-max",
+        "n_draft",
+        envvar=["LLAMA_ARG_SPEC_DRAFT_N_MAX", "LLAMA_ARG_DRAFT_MAX"],
+        type=Count(1, 64),
+        default=8,
+        help="Most tokens that are guessed at once.",
+    ),
+    rare(
+        "--spec-draft-n-min",
+        "--draft-min",
+        "--draft-n-min",
+        "n_draft_min",
+        envvar=["LLAMA_ARG_SPEC_DRAFT_N_MIN", "LLAMA_ARG_DRAFT_MIN"],
+        type=Count(min=0),
+        default=0,
+    ),
+    rare("--spec-ngram-simple-size-n", "n_match", type=Count(1, 64), default=2),
+)
 
 
 log_colors_option = rare(
@@ -372,6 +425,10 @@ def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
         click.echo(note, err=True)
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
+    if flags.get("spec_type") or flags.get("spec_default"):
+        settings |= {name: flags[name] for name in ("n_draft", "n_draft_min", "n_match")}
+        if settings["n_slide"] == 1:
+            click.echo(_NO_ROOM, err=True)
     return settings
 
 
@@ -515,10 +572,13 @@ def _is_given(name: str) -> bool:
 
 def note_kept_sizes(flags: dict[str, Any], stream: Stream) -> None:
     """Say that a resumed stream keeps its sinks and its cache size, where flags ask for others."""
+    stats = stream.stats
     for name, flag in (("n_keep", "--keep"), ("n_ctx", "--ctx-size")):
-        kept = getattr(stream.stats, name)
+        kept = getattr(stats, name)
         if _is_given(name) and flags[name] != kept:
             click.echo(f"the session keeps its own {flag} {kept}; {flag} {flags[name]} is ignored", err=True)
+    if stats.n_slide == 1 and stream.backend.options.n_draft and flags["n_slide"] != 1:
+        click.echo(f"the session keeps its own --slide 1: {_NO_ROOM}", err=True)
 
 
 def _use_model_defaults(flags: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
 @options.context_options()
+@options.draft_options
 @sampling.sampling_options
 @options.compute_options
 def main(**flags: Any) -> None:
@@ -197,6 +198,8 @@ class _Stats:
             "tokens_generated": times.count,
             "prompt_tokens": self._prompt_tokens,
             "prompt_tok_per_s": _rounded(self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0),
+            "drafted": stats.n_drafted,
+            "accepted": stats.n_accepted,
             "slide_ms": _rounded(stats.t_slide_us / 1000),
         }
 

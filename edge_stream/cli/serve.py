@@ -142,6 +142,7 @@ def _default_sessions() -> Path:
 @chat_flags.chat_options
 @sampling.loop_guard_option(True)
 @options.context_options()
+@options.draft_options
 @sampling.sampling_options
 @options.compute_options
 def main(**flags: Any) -> None:

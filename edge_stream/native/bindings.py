@@ -34,6 +34,9 @@ class StreamParams(C.Structure):
         ("rebase_at", C.c_int32),
         ("sink_move", C.c_int32),
         ("model_tag", C.c_uint64),
+        ("n_draft", C.c_uint32),
+        ("n_draft_min", C.c_uint32),
+        ("n_match", C.c_uint32),
     ]
 
 
@@ -57,6 +60,9 @@ class StreamStats(C.Structure):
         ("pos_next", C.c_int32),
         ("pos_sinks", C.c_int32),
         ("sink_move", C.c_int32),
+        ("n_drafts", C.c_int64),
+        ("n_drafted", C.c_int64),
+        ("n_accepted", C.c_int64),
     ]
 
 

@@ -63,13 +63,17 @@ typedef struct es_stream_params {
     llama_seq_id scratch_seq_id; // redecode only: another sequence, empty between calls; may be shared (default 1)
     uint32_t     n_ctx;          // cache capacity = sinks + window; 0 = all of the context
     uint32_t     n_keep;         // sinks: the stream's first n_keep tokens are pinned (default 4)
-    uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank) or n_window/16 (redecode)
-    uint32_t     n_chunk;        // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
-    uint32_t     n_boundary;     // evict up to this many more tokens to end at a mark (es_stream_mark); default 0
-    int32_t      rebase_at;      // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx), or less
+    uint32_t     n_slide;        // evict at least this many tokens per slide; 0 = 1 (bank), n_window/16 (redecode), or
+                                 // 16 with drafts
+    uint32_t n_chunk;            // most tokens per decode once eviction began; 0 = min(n_batch, n_window/4)
+    uint32_t n_boundary;         // evict up to this many more tokens to end at a mark (es_stream_mark); default 0
+    int32_t  rebase_at;          // rebase before an absolute position reaches this; 0 = max(4096, 4 n_ctx), or less
                                  // if the model's attention depends on absolute positions from some position on
     int32_t  sink_move;          // es_sink_move
     uint64_t model_tag;          // the caller's fingerprint of the weights, stored in sessions (default 0)
+    uint32_t n_draft;            // most tokens drafted ahead of the stream (default 0: none); see es_stream_feed
+    uint32_t n_draft_min;        // 0: as many as are expected to pay; N: all there are, whenever these are N or more
+    uint32_t n_match;            // a draft goes on as the text did after the newest N tokens before; 0 = 2
 } es_stream_params;
 
 // Called for each decoded token in stream order. index: its 0-based index in the stream.
@@ -135,6 +139,9 @@ ES_API void    es_stream_free(es_stream * stream);                 // NULL is fi
 // Feeds any number of tokens, in chunks: before each chunk of m tokens the oldest window tokens are evicted until
 // sinks + window + m <= n_ctx. If on_logits is NULL, only the last token's logits are computed. After a failure the
 // stream holds every complete chunk before it and remains usable.
+// With n_draft, a single token may be decoded together with guesses of those that follow it. The stream does not hold
+// them; a guess that is fed next costs no decode, and anything else takes them back. Drafts never cross a slide or a
+// rebase: everything but speed, the stats n_drafted and n_accepted, and rounding in the logits is as without them.
 ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
                               es_logits_callback on_logits, void * user);
 

@@ -60,6 +60,9 @@ typedef struct es_stream_stats {
     int32_t  pos_next;    // absolute position of the next token (what llama_decode will see)
     int32_t  pos_sinks;   // absolute position of the first sink
     int32_t  sink_move;   // es_sink_move in use, never AUTO
+    int64_t  n_drafts;    // decodes of a token and guesses of what follows it
+    int64_t  n_drafted;   // these guesses
+    int64_t  n_accepted;  // those that came true
 } es_stream_stats;
 
 typedef struct es_logit_bias {

@@ -116,6 +116,7 @@ int32_t es_snapshot_init(const es_stream * stream, const es_sampler * sampler, i
         return es_fail(ES_ERR_INTERNAL, "the stream's cache is undefined after an earlier failure: reset it");
     }
     return es_guard([&]() -> int32_t {
+        stream->settle();
         const es_window &     w   = stream->window;
         const bool            few = w.n_sinks() < w.params().n_keep; // see restore
         const es_session_head h   = { w.params().n_ctx,

@@ -53,11 +53,15 @@ int32_t es_stream::keep_logits(int32_t i) {
 int32_t es_stream::reset() {
     remove(-1, -1);
     window.clear();
+    ahead = {};
+    if (drafter) {
+        drafter->clear();
+    }
     last_logits.clear();
     broken = state_lost = false;
     checkpoints.clear();
     saved_sampler.reset();
-    n_slides = n_rebases = t_slide_us = t_rebase_us = t_decode_us = 0;
+    n_slides = n_rebases = n_drafts = n_drafted = n_accepted = t_slide_us = t_rebase_us = t_decode_us = 0;
     if (!mover) {
         int32_t rc = ES_OK;
         mover      = es_sink_mover_init(ctx, params, &rc);
@@ -95,6 +99,7 @@ int32_t es_stream::rebase() {
     if (window.pos_sinks() == 0) {
         return ES_OK;
     }
+    settle();
     const int64_t   t0   = llama_time_us();
     const llama_pos from = window.pos_sinks();
     int32_t         rc   = mover->rebase(from, from);
@@ -192,6 +197,10 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
     if (rc != ES_OK) {
         return rc;
     }
+    if (n_tokens == 1 && !on_logits && can_draft()) {
+        return feed_one(tokens[0]);
+    }
+    settle();
 
     for (size_t i = 0; i < n_tokens;) {
         const uint32_t m = window.next_chunk(n_tokens - i);
@@ -222,7 +231,7 @@ int32_t es_stream::feed(const llama_token * tokens, size_t n_tokens, es_logits_c
         }
         const int64_t index = window.n_past();
         mover->decoded();
-        window.push(tokens + i, m);
+        push(tokens + i, m);
         i += m;
 
         if (on_logits && ctx) {
@@ -280,6 +289,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
         return es_fail(ES_ERR_INVALID, "%zu streams do not fit the context's batch", n);
     }
     for (size_t i = 0; i < n; ++i) {
+        streams[i]->settle();
         const int32_t rc = streams[i]->make_room(1);
         if (rc != ES_OK) {
             return rc;
@@ -304,7 +314,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
             continue;
         }
         s.mover->decoded();
-        s.window.push(tokens + i, 1);
+        s.push(tokens + i, 1);
     }
     if (rc != 0) {
         return decode_error(ctx, rc, (uint32_t) n);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "batch.h"
+#include "drafter.h"
 #include "sampler_state.h"
 #include "sink_mover.h"
 #include "window.h"
@@ -47,6 +48,12 @@ struct es_stream {
     // a session's sampler state, until es_sampler_restore takes it
     std::unique_ptr<es_sampler_state> saved_sampler;
 
+    std::unique_ptr<es_drafter> drafter; // null: nothing is drafted
+    int64_t                     n_drafts = 0, n_drafted = 0, n_accepted = 0;
+
+    // Takes drafts out of the cache, which then holds what the stream does.
+    void settle() const;
+
     const float *   logits() const; // null if there are none
     int32_t         n_vocab() const;
     es_decoder_step now() const; // what is cached, for the decoder
@@ -68,6 +75,21 @@ private:
         std::vector<uint8_t> data;
     };
     std::deque<checkpoint> checkpoints; // ascending
+
+    // Drafted tokens in the cache beyond the stream's end, of which n_used belong to it by now, and the logits after
+    // each.
+    struct drafts {
+        std::vector<llama_token> tokens;
+        std::vector<float>       rows; // [tokens.size()][n_vocab]
+        size_t                   n_used = 0;
+    };
+    mutable drafts ahead;
+
+    bool     can_draft() const;
+    int32_t  feed_one(llama_token token); // and drafts
+    uint32_t room_ahead() const;
+    bool     take_draft(llama_token token);
+    void     push(const llama_token * tokens, uint32_t m);
 
     int32_t to_state_of(int64_t n_past); // back to the first n_past tokens
 

@@ -89,6 +89,9 @@ int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
     out->pos_next       = w.pos_next();
     out->pos_sinks      = w.pos_sinks();
     out->sink_move      = stream->params.sink_move;
+    out->n_drafts       = stream->n_drafts;
+    out->n_drafted      = stream->n_drafted;
+    out->n_accepted     = stream->n_accepted;
     return ES_OK;
 }
 

@@ -12,6 +12,12 @@ static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of t
 // least 3 n_ctx tokens lie between two rebases, so that a key is re-rotated at most once in its life.
 static constexpr int32_t rebase_at_min = 4096;
 
+static constexpr uint32_t n_slide_drafts = 16;
+
+static constexpr uint32_t n_match_default = 2;
+static constexpr uint32_t n_match_max     = 64; // tokens that es_drafter compares
+static constexpr uint32_t n_draft_max     = 64;
+
 // a decoder's angles may be exact at any position; this bound only keeps positions within 32 bits
 static constexpr int32_t rebase_at_decoder = 1 << 30;
 
@@ -57,15 +63,17 @@ int32_t es_stream::check(es_window_params & out) const {
     if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max() / 4) {
         return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
     }
-    out.n_ctx      = n_ctx;
-    out.n_keep     = params.n_keep;
-    out.n_slide    = params.n_slide ? std::min(params.n_slide, n_window) : (redecode ? std::max(1u, n_window / 16) : 1);
-    out.n_batch    = n_batch;
-    out.n_chunk    = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
-    out.n_boundary = std::min(params.n_boundary, n_window);
-    out.rebase_at  = params.rebase_at ? params.rebase_at
-                     : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
-                                      : rebase_at_decoder;
+    out.n_ctx  = n_ctx;
+    out.n_keep = params.n_keep;
+    // a draft must fit the room there is, so that with drafts evictions make some
+    const uint32_t n_least = redecode ? n_window / 16 : params.n_draft ? std::min(n_slide_drafts, n_window / 4) : 1;
+    out.n_slide            = std::min(params.n_slide ? params.n_slide : std::max(1u, n_least), n_window);
+    out.n_batch            = n_batch;
+    out.n_chunk            = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
+    out.n_boundary         = std::min(params.n_boundary, n_window);
+    out.rebase_at          = params.rebase_at ? params.rebase_at
+                             : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
+                                              : rebase_at_decoder;
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }
@@ -91,6 +99,20 @@ int32_t es_stream::check(es_window_params & out) const {
 }
 
 int32_t es_stream::init() {
+    if (params.n_draft > 0) {
+        if (stateful) {
+            return es_fail(ES_ERR_UNSUPPORTED,
+                           "the state of its recurrent layers cannot take tokens back: load it without drafts");
+        }
+        if (params.n_draft > n_draft_max || params.n_draft_min > params.n_draft || params.n_match > n_match_max) {
+            return es_fail(ES_ERR_INVALID,
+                           "n_draft = %u must be at most %u, n_draft_min = %u at most n_draft, and n_match = %u at "
+                           "most %u",
+                           params.n_draft, n_draft_max, params.n_draft_min, params.n_match, n_match_max);
+        }
+        drafter = std::make_unique<es_drafter>(params.n_draft, params.n_draft_min,
+                                               params.n_match ? params.n_match : n_match_default);
+    }
     if (!ctx) {
         params.sink_move = ES_SINK_MOVE_NONE;
         es_window_params wp;
@@ -161,5 +183,8 @@ int32_t es_stream::resize(const es_stream_params & wanted, const es_window::stat
         mover = es_sink_mover_init(ctx, params, &rc);
     }
     window = std::move(next);
+    if (drafter) {
+        drafter->push(state.tokens.data(), state.tokens.size());
+    }
     return rc;
 }

@@ -17,8 +17,12 @@ int32_t es_stream::rewind(size_t n) {
         return to_state_of(window.n_past() - (int64_t) n);
     }
     last_logits.clear();
+    settle();
     window.rewind((uint32_t) n);
     remove(window.pos_next(), -1);
+    if (drafter) {
+        drafter->rewind(n);
+    }
     return ES_OK;
 }
 

@@ -317,6 +317,38 @@ void test_together() {
     }
 }
 
+// Alone or with others, whatever these see, a token's result is the same to the bit. (Values of quantised types are
+// scaled at other places for many rows.)
+void test_tokens_together() {
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        for (Mask mask : { Mask::causal, Mask::window, Mask::scattered }) {
+            Case c;
+            c.k_type = c.v_type = type;
+            c.n_tokens = 16, c.n_cells = 200, c.n_threads = 3, c.mask = mask;
+            Attention     together(c);
+            const float * all = together.compute();
+            const size_t  n   = (size_t) c.v_size * c.n_heads;
+            const int     end = c.n_tokens;
+            c.n_tokens        = 1;
+            for (int t = 0; t < end; ++t) {
+                Attention alone(c);
+                for (int i : { 1, 2 }) {
+                    memcpy(alone.result->src[i]->data, together.result->src[i]->data,
+                           ggml_nbytes(together.result->src[i]));
+                }
+                const ggml_tensor *q = together.result->src[0], *seen = together.result->src[3];
+                const ggml_tensor *to = alone.result->src[0], *to_seen = alone.result->src[3];
+                for (int head = 0; head < c.n_heads; ++head) {
+                    memcpy((char *) to->data + head * to->nb[2],
+                           (const char *) q->data + t * q->nb[1] + head * q->nb[2], q->ne[0] * sizeof(float));
+                }
+                memcpy(to_seen->data, (const char *) seen->data + t * seen->nb[1], seen->ne[0] * seen->nb[0]);
+                assert(memcmp(alone.compute(), all + t * n, n * sizeof(float)) == 0);
+            }
+        }
+    }
+}
+
 // What it does not take is llama.cpp's, and computed.
 void test_left_to_llama() {
     Case many, odd, other;
@@ -364,6 +396,7 @@ int main() {
     test_windows();
     test_kinds_of_attention();
     test_together();
+    test_tokens_together();
     test_left_to_llama();
     test_unseen_cells();
     printf("%d cases, largest error %.2g of a row's largest number\n", n_cases, worst);

@@ -54,6 +54,7 @@ struct stream {
         }
         assert(rc == ES_OK);
     }
+    stream(context & c, const es_stream_params & p) { assert(es_stream_init(c.ctx, p, &s) == ES_OK); }
     ~stream() { es_stream_free(s); }
     void feed(const std::vector<llama_token> & t) {
         const int32_t rc = es_stream_feed(s, t.data(), t.size(), nullptr, nullptr);
@@ -404,6 +405,151 @@ void samplers() {
     es_sampler_free(s);
 }
 
+//
+// drafts
+//
+
+es_stream_params drafting(uint32_t n_draft, int32_t move = ES_SINK_MOVE_BANK, int32_t rebase_at = 100) {
+    es_stream_params p = es_stream_default_params();
+    p.n_ctx            = 64;
+    p.n_slide          = 8;
+    p.sink_move        = move;
+    p.rebase_at        = rebase_at;
+    p.n_draft          = n_draft;
+    p.n_draft_min      = n_draft ? 1 : 0; // whether they pay or not
+    return p;
+}
+
+// Lines that are written again and again, with changes: drafts of any length come true.
+std::vector<llama_token> copies(size_t n) {
+    auto                     line = text(23, 11);
+    const auto               news = text(n, 12);
+    std::vector<llama_token> out;
+    for (size_t i = 0; out.size() < n; ++i) {
+        line[(i * 7) % line.size()] = news[i];
+        out.insert(out.end(), line.begin(), line.end());
+    }
+    out.resize(n);
+    return out;
+}
+
+// Two tokens, then always another one: hardly a draft comes true.
+std::vector<llama_token> traps(size_t n) {
+    const auto               start = text(2, 13), news = text(n, 14);
+    std::vector<llama_token> out;
+    for (size_t i = 0; out.size() < n; ++i) {
+        out.insert(out.end(), start.begin(), start.end());
+        out.push_back(news[i]);
+    }
+    out.resize(n);
+    return out;
+}
+
+// With and without drafts everything is the same, but for rounding.
+void same(stream & a, stream & b, double rounding = 1e-4) {
+    const es_stream_stats x = a.stats(), y = b.stats();
+    assert(x.n_past == y.n_past && x.n_evicted == y.n_evicted && x.n_slides == y.n_slides);
+    assert(x.n_rebases == y.n_rebases && x.n_sinks == y.n_sinks && x.n_window == y.n_window);
+    assert(x.n_slide == y.n_slide && x.pos_next == y.pos_next && x.pos_sinks == y.pos_sinks);
+    std::vector<llama_token> t(64), u(64);
+    assert(es_stream_tokens(a.s, t.data(), 64) == es_stream_tokens(b.s, u.data(), 64) && t == u);
+    const float *l = es_stream_logits(a.s), *m = es_stream_logits(b.s);
+    assert(!l == !m && (!l || max_diff(a.logits(), b.logits()) < rounding));
+}
+
+void drafts_leave_no_trace(int32_t move, bool flash) {
+    for (const auto & t : { copies(700), traps(300) }) {
+        context c0(256, GGML_TYPE_F32, flash), c1(256, GGML_TYPE_F32, flash);
+        stream  a(c0, drafting(6, move)), b(c1, drafting(0, move));
+        for (const llama_token x : t) {
+            a.feed({ x });
+            b.feed({ x });
+            same(a, b, flash ? 1e-2 : 1e-4); // flash attention rounds to float16
+        }
+        const es_stream_stats s = a.stats();
+        assert(s.n_slides > 20 && s.n_rebases > 1);
+        assert(t.size() == 300 ? s.n_drafted > 8 * s.n_accepted : s.n_accepted > 200);
+    }
+}
+
+// Whatever else is done while drafts are in the cache takes them back first.
+void drafts_are_taken_back() {
+    const std::string path = "test_drafts-" + std::to_string(getpid()) + ".session";
+    const auto        t    = copies(900);
+    context           c0(256, GGML_TYPE_F32, false, 2), c1(256, GGML_TYPE_F32, false, 2);
+    stream            a(c0, drafting(6)), b(c1, drafting(0));
+    es_stream_params  other = drafting(6);
+    other.seq_id            = 1;
+    stream a2(c0, other);
+    other.n_draft = other.n_draft_min = 0;
+    stream     b2(c1, other);
+    size_t     i      = 100;
+    int64_t    n_left = 0; // drafts that were in the cache when something else was done
+    int64_t    before = 0;
+    const auto both   = [&](auto work) {
+        for (int k = 0; k < 11; ++k, ++i) {
+            a.feed({ t[i] });
+            b.feed({ t[i] });
+        }
+        n_left += a.stats().n_drafted - a.stats().n_accepted > before;
+        work(a);
+        work(b);
+        same(a, b);
+        before = a.stats().n_drafted - a.stats().n_accepted;
+    };
+    for (stream * s : { &a, &b, &a2, &b2 }) {
+        s->feed({ t.begin(), t.begin() + 100 });
+    }
+    for (int round = 0; round < 4; ++round) {
+        both([](stream & s) { assert(es_stream_rewind(s.s, 5) == ES_OK); });
+        both([](stream & s) { assert(es_stream_rewind(s.s, 0) == ES_OK && es_stream_mark(s.s) == ES_OK); });
+        both([](stream & s) { assert(es_stream_rebase(s.s) == ES_OK); });
+        both([&](stream & s) { s.feed({ t.begin() + i, t.begin() + i + 30 }); });
+        both([&](stream & s) {
+            es_stream *       streams[] = { s.s, &s == &a ? a2.s : b2.s };
+            const llama_token tokens[]  = { t[i], t[i + 3] };
+            assert(es_streams_feed(streams, tokens, 2) == ES_OK);
+        });
+        both([&](stream & s) {
+            assert(es_session_save(s.s, nullptr, GGML_TYPE_F32, GGML_TYPE_F32, path.c_str(), nullptr, 0) == ES_OK);
+        });
+        const std::string saved = read_file(path);
+        both([&](stream & s) { assert(es_session_load(s.s, GGML_TYPE_F32, GGML_TYPE_F32, path.c_str()) == ES_OK); });
+        assert(saved.size() == read_file(path).size());
+        both([&](stream & s) { assert(es_stream_unloop(s.s, { 3, 20 }, (size_t *) &before) == ES_OK); });
+    }
+    assert(n_left > 10);
+    both([&](stream & s) { assert(es_stream_reset(s.s) == ES_OK); });
+    both([](stream &) {});
+    unlink(path.c_str());
+}
+
+// Where no draft comes true, none is made.
+void drafts_that_do_not_pay() {
+    context          c(256);
+    es_stream_params p = drafting(6);
+    p.n_draft_min      = 0;
+    stream a(c, p);
+    for (const llama_token x : text(1500)) {
+        a.feed({ x });
+    }
+    assert(a.stats().n_drafted < 100 && a.stats().n_accepted < 10);
+
+    es_stream * s = nullptr;
+    p.n_draft     = 65;
+    assert(es_stream_init(c.ctx, p, &s) == ES_ERR_INVALID && !s);
+    p             = drafting(6);
+    p.n_draft_min = 7;
+    assert(es_stream_init(c.ctx, p, &s) == ES_ERR_INVALID && !s);
+    p         = drafting(6);
+    p.n_match = 65;
+    assert(es_stream_init(c.ctx, p, &s) == ES_ERR_INVALID && !s);
+    p         = drafting(6);
+    p.n_slide = 0;
+    stream b(c, p);
+    assert(b.stats().n_slide == 15); // a quarter of the window: at most 16
+}
+
 void quiet(ggml_log_level, const char *, void *) {}
 
 } // namespace
@@ -429,6 +575,11 @@ int main(int argc, char ** argv) {
     sessions(ES_SINK_MOVE_BANK);
     sessions(ES_SINK_MOVE_REDECODE);
     samplers();
+    drafts_leave_no_trace(ES_SINK_MOVE_BANK, false);
+    drafts_leave_no_trace(ES_SINK_MOVE_BANK, true);
+    drafts_leave_no_trace(ES_SINK_MOVE_REDECODE, false);
+    drafts_are_taken_back();
+    drafts_that_do_not_pay();
     llama_model_free(model);
     llama_backend_free();
     printf("ok\n");

@@ -24,7 +24,7 @@ from edge_stream.server.scheduling.tasks import Stage, Task
 
 if TYPE_CHECKING:
     from edge_stream.server.settings import Settings
-    from edge_stream.stream import Stream
+    from edge_stream.stream import Stream, StreamStats
 
 log = logging.getLogger("edge_stream.server")
 
@@ -123,6 +123,18 @@ class GenerationLoop:
         n_busy = sum(task.stage in (Stage.READING, Stage.WRITING) for task in self.tasks)
         self.metrics.llama.decoded(n_busy, max(task.stream.stats.n_past for task in tasks))
 
+    def _count_drafts(self, tasks: list[Task], before: list[StreamStats]) -> int:
+        """Count what was drafted for each task. How many of their tokens had been, and so took no decode."""
+        n_taken = 0
+        for task, old in zip(tasks, before, strict=True):
+            new = task.stream.stats
+            added = [getattr(new, name) - getattr(old, name) for name in ("n_drafts", "n_drafted", "n_accepted")]
+            task.n_drafted += added[1]
+            task.n_accepted += added[2]
+            self.metrics.llama.drafted(*added)
+            n_taken += added[2]
+        return n_taken
+
     def _start_writing(self, task: Task) -> None:
         stream, request = task.stream, task.request
         stream.forget_sampling()
@@ -166,6 +178,7 @@ class GenerationLoop:
                     self._guard(task, self._end_choice, task, "stop", "grammar")
         if not chosen:
             return
+        before = [task.stream.stats for task, *_ in chosen]
         try:
             self._feed([(task.stream, token) for task, token, _ in chosen])
         except EdgeStreamError as error:
@@ -175,7 +188,8 @@ class GenerationLoop:
             return
         self.metrics.written.inc(len(chosen))
         self.metrics.steps.inc()
-        self._count_decode([task for task, *_ in chosen])
+        if not self._count_drafts([task for task, *_ in chosen], before):
+            self._count_decode([task for task, *_ in chosen])
         for task, token, top in chosen:
             self._guard(task, self._record, task, token, top)
 

@@ -83,6 +83,7 @@ class LlamaMetrics:
         self._lock = threading.Lock()
         self._prompt, self._predicted = _Bucket(), _Bucket()
         self._n_cached = self._n_tokens_max = self._n_decode = self._n_busy = 0
+        self._drafts = [0, 0, 0]
 
     def read(self, n: int, seconds: float) -> None:
         """Prompt tokens were decoded."""
@@ -106,6 +107,11 @@ class LlamaMetrics:
             self._n_busy += n_busy
             self._n_tokens_max = max(self._n_tokens_max, n_tokens)
 
+    def drafted(self, n_drafts: int, n_drafted: int, n_accepted: int) -> None:
+        """So many more drafts, of so many tokens, so many of which came true."""
+        with self._lock:
+            self._drafts = [a + b for a, b in zip(self._drafts, (n_drafts, n_drafted, n_accepted), strict=True)]
+
     def text(self, n_processing: int, n_deferred: int) -> str:
         """The exposition format. The speeds are those since the last one."""
         with self._lock:
@@ -124,8 +130,9 @@ class LlamaMetrics:
         yield "counter", "tokens_predicted_seconds_total", predicted.seconds, "Seconds of writing these answers"
         yield "counter", "n_decode_total", self._n_decode, "Batches decoded"
         yield "counter", "n_tokens_max", self._n_tokens_max, "Length of the longest stream, evicted tokens included"
-        for name in ("draft_tokens", "accepted_tokens", "drafts"):
-            yield "counter", f"spec_decode_num_{name}_total", 0, "Always 0: there is no speculative decoding"
+        names = {"drafts": "Drafts", "draft_tokens": "Tokens of drafts", "accepted_tokens": "Those that came true"}
+        for n, (name, text) in zip(self._drafts, names.items(), strict=True):
+            yield "counter", f"spec_decode_num_{name}_total", n, f"{text} (--spec-type)"
         yield "gauge", "prompt_tokens_seconds", prompt.speed(), "Prompt tokens per second since the last look"
         yield "gauge", "predicted_tokens_seconds", predicted.speed(), "Generated tokens per second since the last look"
         yield "gauge", "requests_processing", n_processing, "Requests being answered"

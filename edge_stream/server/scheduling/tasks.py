@@ -104,6 +104,8 @@ class Task:
     n_read: int = 0
     n_to_read: int = 0
     n_written: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
     n_steps: int = 0  # decodes that its tokens took: the first of a choice comes of the prompt's
     t_queued: float = field(default_factory=time.perf_counter)
     t_admitted: float = 0.0
@@ -170,7 +172,8 @@ class Task:
         """Counts, milliseconds and speeds as llama-server has them: 0 where there is nothing to measure yet."""
         read_ms = 1000 * (self.t_read - self.t_admitted) if self.t_read else 0.0
         write_ms = 1000 * self.write_seconds
-        return {
+        drafts = {"draft_n": self.n_drafted, "draft_n_accepted": self.n_accepted} if self.n_drafted else {}
+        return drafts | {
             "cache_n": self.n_reused,
             "prompt_n": self.n_read,
             "prompt_ms": read_ms,

@@ -292,11 +292,12 @@ struct Sum {
     Sum(float * p, int row) : out(p), largest(p[row - 16]), weight(p[row - 15]) {}
 };
 
-// Up to TILE neighbouring cells, without those that no token sees.
+// TILE neighbouring cells, up to the last one that some token sees. Every cell has a place of its own, whoever else
+// sees what, so that a token's sums are rounded alike alone and in a batch.
 struct Tile {
-    int          n; // cells, and n_padded with the last one repeated
+    int          n; // cells, and n_padded
     int          n_padded;
-    const char * k[TILE]; // head 0's rows
+    const char * k[TILE]; // head 0's rows; those that no token sees stand for the last cell's, and have no weight
     const char * v[TILE];
     float        bias[MAX_TOKENS][TILE]; // what the mask adds to scores; -inf from n on
     bool         sees[MAX_TOKENS];       // a token sees any of them
@@ -319,7 +320,7 @@ void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
     }
 }
 
-// Which cells some token sees. Returns their number.
+// Which cells some token sees. Returns the end of the last one.
 int seen_cells(const MaskRows & rows, int n_tokens, uint16_t (&seen)[TILE]) {
     for (int c = 0; c < TILE; ++c) {
         seen[c] = rows[0][c] != MASKED;
@@ -331,7 +332,7 @@ int seen_cells(const MaskRows & rows, int n_tokens, uint16_t (&seen)[TILE]) {
     }
     int n = 0;
     for (int c = 0; c < TILE; ++c) {
-        n += seen[c];
+        n = seen[c] ? c + 1 : n;
     }
     return n;
 }
@@ -344,20 +345,14 @@ bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
         return false;
     }
     const int64_t k_seq = seq / (job.n_seqs / job.k.tensor->ne[3]), v_seq = seq / (job.n_seqs / job.v.tensor->ne[3]);
-    for (int c = 0, n = 0; n < tile.n; ++c) {
-        if (seen[c]) {
-            tile.k[n] = job.k.row(at + c, 0, k_seq);
-            tile.v[n] = job.v.row(at + c, 0, v_seq);
-            for (int t = 0; t < job.n_tokens; ++t) {
-                rows[t][n] = rows[t][c];
-            }
-            ++n;
-        }
+    for (int c = 0; c < tile.n; ++c) {
+        const int cell = at + (seen[c] ? c : tile.n - 1);
+        tile.k[c]      = job.k.row(cell, 0, k_seq);
+        tile.v[c]      = job.v.row(cell, 0, v_seq);
     }
     tile.n_padded = (tile.n + 7) & ~7;
     std::fill(tile.k + tile.n, tile.k + tile.n_padded, tile.k[tile.n - 1]);
     for (int t = 0; t < job.n_tokens; ++t) {
-        std::fill(rows[t] + tile.n, rows[t] + TILE, MASKED);
         for (int c = 0; c < TILE; c += N_LANES) {
             v_store(tile.bias[t] + c, v_f16(rows[t] + c));
         }
@@ -398,7 +393,8 @@ void softmax(const Job & job, const float * bias, float slope, int n_sums, float
 }
 
 // What a tile adds to the rows of all heads of a sequence.
-void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch, float * work) {
+// ahead: how far from it the thread's next tile is, in cells.
+void attend(const Job & job, int seq, const Tile & tile, int ahead, const Scratch & scratch, float * work) {
     const int n_rows   = job.n_tokens * job.group; // of one KV head
     const int n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
 
@@ -407,8 +403,8 @@ void attend(const Job & job, int seq, const Tile & tile, const Scratch & scratch
         const Kernels * vk = job.v.kernels;
         const char *    k[TILE];
         const char *    v[TILE];
-        const char *    k_ahead = tile.k[0] + TILE * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
-        const char *    v_ahead = tile.v[0] + TILE * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
+        const char *    k_ahead = tile.k[0] + ahead * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
+        const char *    v_ahead = tile.v[0] + ahead * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
         for (int c = 0; c < tile.n_padded; ++c) {
             k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
         }
@@ -472,24 +468,12 @@ void attend_all(const Job & job, const Scratch & scratch, int ith, int nth, floa
     }
     MaskRows rows;
     Tile     tile;
-    uint16_t seen[TILE];
     for (int seq = 0; seq < job.n_seqs; ++seq) {
-        int n_tiles = (job.n_cells + TILE - 1) / TILE;
-        if (job.mask && nth > 1) { // shares are of the tiles that somebody sees
-            n_tiles = 0;
-            for (int at = 0; at < job.n_cells; at += TILE) {
-                read_mask(job, seq, at, rows);
-                n_tiles += seen_cells(rows, job.n_tokens, seen) > 0;
-            }
-        }
-        const int first = (int) ((int64_t) n_tiles * ith / nth), end = (int) ((int64_t) n_tiles * (ith + 1) / nth);
-        for (int at = 0, i = 0; at < job.n_cells && i < end; at += TILE) {
+        // in turns: which thread has a tile does not depend on what other tokens see
+        for (int at = ith * TILE; at < job.n_cells; at += nth * TILE) {
             read_mask(job, seq, at, rows);
-            if (i < first) {
-                i += seen_cells(rows, job.n_tokens, seen) > 0;
-            } else if (read_tile(job, seq, at, rows, tile)) {
-                attend(job, seq, tile, scratch, work);
-                ++i;
+            if (read_tile(job, seq, at, rows, tile)) {
+                attend(job, seq, tile, nth * TILE, scratch, work);
             }
         }
     }
