@@ -56,7 +56,7 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
+	ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
