@@ -23,7 +23,8 @@ class Hit:
     """An entry that was found.
 
     turn: number of the message it is of. role: text, user or assistant. when: seconds since 1970. score: BM25.
-    coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1.
+    coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1. belongs: it
+    may come back for the query, see es_log_search.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Hit:
     when: int
     score: float
     coverage: float
+    belongs: bool
 
 
 class Log:
@@ -80,7 +82,7 @@ class Log:
         data, hits = sendable(text).encode(), (recall_bindings.LogHit * n)()
         found = self._native.es_log_search(self.handle, data, len(data), n_turns, hits, n)
         return [
-            Hit(h.text.decode(errors="replace"), h.turn, _NAMES[h.kind], h.when, h.score, h.coverage)
+            Hit(h.text.decode(errors="replace"), h.turn, _NAMES[h.kind], h.when, h.score, h.coverage, bool(h.belongs))
             for h in hits[:found]
         ]
 

@@ -54,6 +54,40 @@ def test_the_newest_wins_and_turns_of_the_window_are_left_out() -> None:
     assert log.search("") == log.search("nothing of that") == []
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("Write a poem about the sea.", "Write a poem about the hills."),
+        ("I need an idea for a birthday present.", "Hi. I need an idea for a school present!"),
+        ("Can you draw a cat with a hat", "Can you draw a cat with a bow"),
+        ("写一首关于大海的诗。", "写一首关于月亮的诗。"),
+        ("海についての詩を書いてください。", "山についての詩を書いてください。"),
+        ("你能推荐一本书吗？", "推荐一本书"),
+        ("Напиши стихотворение о зиме.", "Напиши стихотворение о лете."),
+    ],
+)
+def test_an_earlier_request_does_not_belong_to_one_like_it(before: str, now: str) -> None:
+    log = Log()
+    log.append(before, 0, "user")
+    assert [(h.text, h.belongs) for h in log.search(now)] == [(before, False)]
+    log.append(f"As a fact, {before.rstrip('。？.')} is known.", 1, "assistant")
+    assert log.search(now)[0].belongs == (log.search(now)[0].coverage >= 0.6)
+
+
+def test_what_belongs_to_a_question_has_most_of_its_words() -> None:
+    log = filled()
+    for fact, question in list(FACTS.items())[:2]:
+        assert (log.search(question)[0].text, log.search(question)[0].belongs) == (fact, True)
+    # who speaks of himself asks about the conversation; others may ask about the world
+    for question, coverage, belongs in (
+        ("Where does my kite fly over London?", (0.2, 0.4), False),
+        ("What did my friend lose?", (0.4, 0.6), True),
+        ("What did the friend lose?", (0.4, 0.6), False),
+    ):
+        hit = log.search(question)[0]
+        assert coverage[0] < hit.coverage < coverage[1] and hit.belongs == belongs, question
+
+
 def test_long_turns_become_entries_of_whole_sentences() -> None:
     log = Log()
     sentence = "The quick brown fox number {} jumps over the lazy dog in the green field. "
@@ -77,6 +111,7 @@ def test_a_file_is_as_it_was_left(tmp_path: Path) -> None:
         with pytest.raises(EdgeStreamError, match="nothing of turn 0"):
             log.forget(0)
     assert b"Anna" not in path.read_bytes() and b"8841" in path.read_bytes()
+    assert path.stat().st_size == 12 + 16 + 16 + len("The code of the safe is 8841.")
     with Log(path) as log:
         assert [h.turn for h in log.search("Anna safe code")] == [1]
         with pytest.raises(EdgeStreamError, match="before the log's newest"):
@@ -232,6 +267,31 @@ def test_the_log_follows_the_transcript(load: Callable[..., Any], tmp_path: Path
         assert conversation.recalled and conversation.recalled["text"] == "The code of the safe is 8841."
         conversation.clear()
         assert log.stats.n_entries == 0
+        conversation.close()
+
+
+@pytest.mark.parametrize("which", [-1, -2, 0])
+def test_what_is_forgotten_stays_forgotten(load: Callable[..., Any], tmp_path: Path, which: int) -> None:
+    """Whichever message it is, the session that still has it does not write it to the log again."""
+    engine, path, word = load("chat", n_ctx=512), tmp_path / "log", "Zanzibar"
+    with Log(path) as log:
+        conversation = Conversation(engine)
+        conversation.use_log(log)
+        for i in range(2):
+            messages = [{"role": "user", "content": f"Message {i} of {word}."}]
+            list(conversation.say(messages, max_tokens=3, sampling=Sampling(temp=0)))
+        turn = range(4)[which]
+        assert any(h.turn == turn for h in log.search(conversation.messages[turn]["content"])) or turn % 2
+        log.append(f"{word} once more", 3, "assistant")
+        log.forget(turn)
+        conversation.save(tmp_path / "session")
+        conversation.close()
+    with Log(path) as log:
+        conversation = Conversation.resume(engine, tmp_path / "session")
+        conversation.use_log(log)
+        list(conversation.reply("And now?", max_tokens=3, sampling=Sampling(temp=0)))
+        assert turn not in {h.turn for h in log.search(f"{word} message And now?", 100)}
+        assert log.stats.n_turns == 6
         conversation.close()
 
 

@@ -31,6 +31,7 @@ class LogHit(C.Structure):
         ("when", C.c_int64),
         ("score", C.c_double),
         ("coverage", C.c_double),
+        ("belongs", C.c_int32),
         ("text", C.c_char_p),
     ]
 

@@ -7,8 +7,7 @@
 
 namespace {
 
-constexpr size_t n_hits         = 8;   // entries looked at for a question
-constexpr double least_coverage = 0.5; // of the question's words, by rarity: the bound below which nothing is recalled
+constexpr size_t n_hits = 8; // entries looked at for a question
 
 } // namespace
 
@@ -31,8 +30,7 @@ void es_recall::find(const es_chat & chat, es_transcript & transcript, int64_t f
     es_log_hit   hits[n_hits];
     const size_t n       = es_log_search(log_, newest.text.data(), newest.text.size(), first_held, hits, n_hits);
     const auto   belongs = [&](const es_log_hit & hit) {
-        const std::string text = hit.text;
-        return hit.coverage >= least_coverage && text.back() != '?' && chat.tokenize(text).size() <= n_tokens_;
+        return hit.belongs && chat.tokenize(hit.text).size() <= n_tokens_;
     };
     const es_log_hit * hit = std::find_if(hits, hits + n, belongs);
     if (hit == hits + n) {
