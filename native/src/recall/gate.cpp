@@ -7,6 +7,7 @@
 
 namespace {
 
+constexpr size_t n_hits         = 16;  // entries looked at
 constexpr double least_of_own   = 0.4; // coverage, where the text speaks of its writer
 constexpr double least_of_other = 0.6; // knowledge of the world has words in common with anything
 
@@ -34,4 +35,18 @@ bool es_gate::admits(const es_log_hit & hit) const {
     // "Write a poem about the sea" is no answer to "Write a poem about the hills"
     const std::vector<uint32_t> forms = es_sentence_forms(hit.text);
     return std::find_first_of(forms.begin(), forms.end(), forms_.begin(), forms_.end()) == forms.end();
+}
+
+bool es_log_recall(es_log * log, const char * text, size_t n_text, int64_t first_held, es_log_hit * out) {
+    es_log_hit   hits[n_hits];
+    const size_t n    = out ? es_log_search(log, text, n_text, INT64_MAX, hits, n_hits) : 0;
+    const auto   ends = [&](const es_log_hit & hit) {
+        return hit.belongs && (hit.turn < first_held || hit.kind != ES_LOG_ASSISTANT);
+    };
+    const es_log_hit * hit = std::find_if(hits, hits + n, ends);
+    if (hit == hits + n || hit->turn >= first_held) {
+        return false;
+    }
+    *out = *hit;
+    return true;
 }
