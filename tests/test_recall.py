@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runner import invoke as run
 from click.testing import CliRunner
 
 from edge_stream import EdgeStreamError, Engine, Sampling
@@ -330,3 +332,42 @@ def test_chat_says_what_it_recalls(tiny: Callable[[str], Path], tmp_path: Path) 
     log.write_bytes(b"x" * 100)
     assert "not a log" in chat("--recall", "64", "--session", str(session), lines="Hello?\n")
     assert "recalled" not in chat(lines=lines)
+
+
+def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[str], Path]) -> None:
+    fact = "The secret word of Anna Bell is mango."
+    prose = "".join(f"It was {i} o'clock and nothing happened.\n" for i in range(20))
+    prompt = f"{prose}{fact}\n{prose}{prose}\nThe secret word of Anna Bell is"
+    arguments = ["run", "-m", str(tiny("gqa")), "-c", "256", "-n", "2", "--temp", "0", "--echo", "-p"]
+    result = run(*arguments, prompt, "--recall", "64")
+    assert f"(recalled: line 21: {fact})" in result.stderr and result.exit_code == 0
+    assert "recalled" not in run(*arguments, prompt).stderr
+    for near in (f"{prose}{fact}\nThe secret word of Anna Bell is", "The secret word of Anna Bell is"):
+        assert "recalled" not in run(*arguments, near, "--recall", "64").stderr
+    assert "recalled" not in run(*arguments, prompt, "--recall", "4").stderr
+
+
+def test_a_log_can_be_looked_into(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    filled(Path(path), 3).close()
+    found = json.loads(run("recall", "search", path, "What does my friend Anna own?", "-n", "1", "-o", "json").stdout)
+    assert (found[0]["text"], found[0]["message"], found[0]["belongs"]) == (next(iter(FACTS)), 0, "yes")
+    assert run("recall", "forget", path, "0").exit_code == 0
+    assert "nothing of turn 0" in run("recall", "forget", path, "0").output
+    for form, out in (("md", ""), ("csv", ""), ("json", "[]\n")):
+        assert run("recall", "search", path, "Anna", "-o", form).stdout == out
+    Path(path).write_bytes(b"x" * 50)
+    assert "not a log" in run("recall", "search", path, "Anna").output
+
+
+def test_eval_recall_has_a_row_per_distance(tiny: Callable[[str], Path]) -> None:
+    flags = ("-m", str(tiny("gqa")), "-c", "256", "--distances", "3,0.3,150", "--questions", "2")
+    rows = json.loads(run("eval", "recall", *flags, "-o", "json").stdout)
+    assert [(r["caches"], r["n"], r["streamed"], r["found"]) for r in rows] == [
+        (0.3, 2, "yes", 0.0),
+        (3, 2, "yes", 1.0),
+        (150, 2, "log only", 1.0),
+    ]
+    assert rows[0]["distance"] < 256 and all(0.9 <= r["distance"] / 256 / r["caches"] < 1.5 for r in rows[1:])
+    assert "less than a line apart" in run("eval", "recall", *flags, "--distances", "3,3.01").output
+    assert "is not between" in run("eval", "recall", *flags, "--distances", "0").output

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from edge_stream.measure.modes import StreamReader, open_reader
 from edge_stream.measure.ppl import Progress
 from edge_stream.measure.table import rounded
 from edge_stream.recall import Hit, Log, StreamLog
-
-if TYPE_CHECKING:
-    from edge_stream.engine import Engine
 
 MOST_STREAMED = 100  # caches
 FACTS = 0.25  # of the lines
@@ -83,25 +80,15 @@ class _Run:
 
     def rows(self, caches: Sequence[float], n_questions: int, progress: Progress) -> list[dict[str, Any]]:
         n_ctx = self._engine.n_ctx
-        sample = _lines(200, set(), random.Random(0))
-        per_line = len(self._tokens("".join(line.text for line in sample))) / len(sample)
-        distances = {round(c * n_ctx / per_line): c for c in caches}
-        if len(distances) < len(caches) or 0 in distances:
+        per_line = len(self._tokens("".join(line.text for line in _lines(200, set(), random.Random(0))))) / 200
+        by_lines = {round(c * n_ctx / per_line): c for c in caches}
+        if len(by_lines) < len(caches) or 0 in by_lines:
             raise EdgeStreamError("these distances are less than a line apart: give others")
-        n_before = max(distances)
-        n_skipped = max(0, n_before - round(MOST_STREAMED * n_ctx / per_line))
-        order = [d for _ in range(n_questions) for d in self._draw.sample(sorted(distances), len(distances))]
-        asked, taken = dict[int, int](), set[int]()  # question after how many lines -> the line of its fact
-        after = n_before
-        for lines in order:
-            after += _INTERVAL
-            fact = next(i for i in range(after - lines, after) if i not in taken)
-            taken.add(fact)
-            asked[after] = fact
-        lines = _lines(after, taken, self._draw)
-        ends: dict[int, int] = {}  # line -> tokens up to its end
+        n_skipped = max(0, max(by_lines) - round(MOST_STREAMED * n_ctx / per_line))
+        asked = self._schedule(sorted(by_lines), n_questions)
+        lines = _lines(max(asked), {fact for fact, _ in asked.values()}, self._draw)
+        ends: list[int] = []  # tokens up to the end of each line
         results: dict[float, list[tuple[int, bool, bool, bool]]] = {}
-        order_of = dict(zip(asked, order, strict=True))
         self._pending = self._engine.tokenize(streameval.INTRO["words"], add_bos=self._engine.add_bos)
         for i, line in enumerate(lines):
             tokens = self._tokens(line.text)
@@ -110,13 +97,26 @@ class _Run:
                 self._n_skipped += len(tokens)
             else:
                 self._read(line.text, tokens)
-            ends[i] = self._seen
+            ends.append(self._seen)
             if i + 1 in asked:
-                fact = lines[asked[i + 1]]
-                distance = self._seen - ends[asked[i + 1]]
-                results.setdefault(distances[order_of[i + 1]], []).append((distance, *self._ask(fact)))
+                fact, distance = asked[i + 1]
+                n_between = self._seen - ends[fact]
+                results.setdefault(by_lines[distance], []).append((n_between, *self._ask(lines[fact])))
             progress("recall: lines", i + 1, len(lines))
         return [_row(c, n_ctx, results[c]) for c in sorted(results)]
+
+    def _schedule(self, distances: list[int], n_questions: int) -> dict[int, tuple[int, int]]:
+        """After how many lines to ask, for which line, and how many lines that is meant to be before."""
+        asked: dict[int, tuple[int, int]] = {}
+        taken = set[int]()
+        after = max(distances)
+        for _ in range(n_questions):
+            for distance in self._draw.sample(distances, len(distances)):
+                after += _INTERVAL
+                fact = next(i for i in range(after - distance, after) if i not in taken)
+                taken.add(fact)
+                asked[after] = fact, distance
+        return asked
 
     def _tokens(self, text: str) -> list[int]:
         return self._engine.tokenize(text)

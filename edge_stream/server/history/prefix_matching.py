@@ -94,8 +94,8 @@ class Entry:
     """A place in a stream: after `n_past` tokens it had seen what hashes to `key`.
 
     tokens_hash: running hash of the tokens fed. kind: `head`, `inputs`, `assistant` or `text`. Of a text: pending,
-    tokens to feed before whatever comes next, and n_bytes. recalled: what the last message before was read with. n_gone:
-    of a head: messages left out after it, the system prompt counted as well.
+    tokens to feed before whatever comes next, and n_bytes. recalled: what the last message before was read with. Of a
+    head: n_gone, messages left out after it, the system prompt counted as well.
     """
 
     key: bytes
@@ -259,9 +259,7 @@ class PrefixLog:
         n_gone: int = 0,
     ) -> None:
         """The stream has now seen everything that hashes to key."""
-        self.entries.append(
-            Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), n_bytes, recalled, n_gone)
-        )
+        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), n_bytes, recalled, n_gone))
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
 
     def cut(self, index: int) -> None:

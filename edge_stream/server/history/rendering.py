@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Piece:
     """Tokens to feed, after which the history can be continued.
 
-    key, kind, pending, n_bytes, recalled, n_gone: see prefix_matching.Entry. mark: a message starts here, where a slide may end.
+    mark: a message starts here, where a slide may end. The others: see prefix_matching.Entry.
     """
 
     tokens: list[int]
@@ -39,8 +39,8 @@ class Rendered:
     """What is to be fed for a request.
 
     answer_start: what comes between the last piece and the first generated token. n_back: tokens to take back before.
-    n_dropped: messages left out, the oldest of the history. n_head: tokens of the head, if it is fed. recalled: what the
-    newest message is read with, and was said before what the stream holds.
+    n_dropped: messages left out, the oldest of the history. n_head: tokens of the head, if it is fed. recalled:
+    what the newest message is read with, of what the stream no longer holds.
     """
 
     pieces: list[Piece]
@@ -120,9 +120,7 @@ class Renderer:
         """The core's view of a chat. Raises EdgeStreamError if the template refuses it."""
         return history.request or self.core.request(history.body)
 
-    def _recall(
-        self, history: History, n_gone: int, known: dict[int, Recalled]
-    ) -> tuple[History, Recalled | None]:
+    def _recall(self, history: History, n_gone: int, known: dict[int, Recalled]) -> tuple[History, Recalled | None]:
         """The history with what is recalled for its messages, and what that is for the newest.
 
         n_gone: messages that the stream no longer holds. known: what was recalled before, by message.

@@ -229,9 +229,7 @@ class Prefill:
         for end, piece in ends:
             log_.fed(portion[done:end])
             done = end
-            log_.add(
-                piece.key, before + end, piece.kind, piece.pending, piece.n_bytes, piece.recalled, piece.n_gone
-            )
+            log_.add(piece.key, before + end, piece.kind, piece.pending, piece.n_bytes, piece.recalled, piece.n_gone)
         log_.fed(portion[done:])
         task.session.saved = False
         is_read = not task.pieces and not task.answer_start
