@@ -118,9 +118,9 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
             }
             const double total = score + neighbor * before_score;
             if (best.size() < n_out || (n_out > 0 && total >= best.front().score)) {
-                const std::string_view t   = log->text_of(i);
-                const es_log_hit       hit = { log->turn_of(i), log->kind_of(i), log->when_of(i),
-                                               total,           covered / whole, 0, t.data() };
+                const std::string_view t = log->text_of(i);
+                const es_log_hit hit = { log->turn_of(i), log->kind_of(i), log->when_of(i), total, covered / whole, 0,
+                                         t.data() };
                 if (best.size() == n_out) {
                     best.erase(best.begin());
                 }

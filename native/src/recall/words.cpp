@@ -11,25 +11,25 @@ namespace {
 
 // What English questions are made of; after folding and stemming, as es_words has them.
 constexpr std::string_view common[] = {
-    "a",     "about", "again", "all",   "also",   "am",       "an",    "and",   "any",   "are",    "as",
-    "at",    "be",    "been",  "but",   "by",     "can",      "could", "did",   "do",    "does",   "ever",
-    "for",   "from",  "had",   "has",   "have",   "he",       "her",   "him",   "his",   "how",    "i",
-    "if",    "in",    "is",    "it",    "its",    "me",       "mine",  "my",    "no",    "not",    "of",
-    "on",    "or",    "our",   "pleas", "please", "remember", "said",  "say",   "she",   "should", "so",
-    "some",  "tell",  "than",  "that",  "the",    "their",    "them",  "then",  "there", "these",  "they",
-    "this",  "those", "to",    "told",  "us",     "was",      "we",    "were",  "what",  "when",   "where",
-    "which", "who",   "whom",  "whose", "why",    "will",     "with",  "would", "you",   "your",   "yours",
+    "a",     "about", "again", "all",   "also", "am",    "an",     "and",      "any",  "are",   "as",    "at",
+    "be",    "been",  "but",   "by",    "can",  "could", "did",    "do",       "does", "ever",  "for",   "from",
+    "had",   "has",   "have",  "he",    "her",  "him",   "his",    "how",      "i",    "if",    "in",    "is",
+    "it",    "its",   "just",  "many",  "me",   "mine",  "more",   "most",     "much", "my",    "no",    "not",
+    "of",    "often", "on",    "or",    "our",  "pleas", "please", "remember", "said", "say",   "she",   "should",
+    "so",    "some",  "tell",  "than",  "that", "the",   "their",  "them",     "then", "there", "these", "they",
+    "this",  "those", "to",    "told",  "us",   "very",  "was",    "we",       "were", "what",  "when",  "where",
+    "which", "who",   "whom",  "whose", "why",  "will",  "with",   "would",    "you",  "your",  "yours",
 };
 
 // Of the one who writes, in the languages that are written most; and what else statements begin with in English.
 constexpr std::string_view personal[] = {
-    "i",   "me",  "my",  "mine", "our",  "ours", "ich", "mir", "mich", "mein", "meine", "meinen", "meinem", "meiner",
-    "mon", "mes", "moi", "je",   "mi",   "mis",  "yo",  "io",  "mio",  "mia",  "meu",   "minha",  "eu",     "я",
-    "мой", "моя", "мое", "мою",  "моей", "меня", "мне", "我",  "我的", "私の", "私は",
+    "i",      "me",  "my",  "mine", "our", "ours", "ich",  "mir",  "mich", "mein", "meine", "meinen", "meinem",
+    "meiner", "mon", "mes", "moi",  "je",  "mi",   "mis",  "yo",   "io",   "mio",  "mia",   "meu",    "minha",
+    "eu",     "я",   "мой", "моя",  "мое", "мою",  "моей", "меня", "мне",  "我",   "我的",  "私の",   "私は",
 };
 constexpr std::string_view openers[] = {
-    "a",  "an",   "he", "her",   "his",   "it",    "its",  "she",  "that", "the", "their",
-    "there", "these", "they", "this", "those", "us", "we", "you", "your", "我们",
+    "a",     "an",    "he",   "her",  "his",   "it", "its", "she", "that", "the",  "their",
+    "there", "these", "they", "this", "those", "us", "we",  "you", "your", "我们",
 };
 
 // Scripts that put no spaces between words.
@@ -198,7 +198,7 @@ std::set<uint32_t> hashes_of(const std::string_view (&words)[n]) {
 
 std::vector<uint32_t> es_query_words(std::string_view text) {
     static const std::set<uint32_t> usual = hashes_of(common);
-    std::vector<uint32_t> all = es_words(text), out;
+    std::vector<uint32_t>           all   = es_words(text), out;
     std::copy_if(all.begin(), all.end(), std::back_inserter(out), [&](uint32_t h) { return usual.count(h) == 0; });
     return out.empty() ? all : out;
 }

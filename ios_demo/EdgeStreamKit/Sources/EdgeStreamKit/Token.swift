@@ -73,6 +73,24 @@ public struct Message: Sendable, Hashable {
     }
 }
 
+/// A line of the conversation that had left the window, and that a message was read with.
+public struct Recalled: Sendable, Hashable, Codable {
+    public let text: String
+    /// Else the model said it.
+    public let isFromUser: Bool
+    /// Its number in the whole conversation.
+    public let message: Int
+    public let when: Date
+
+    init?(_ c: es_app_recalled) {
+        guard let text = c.text else { return nil }
+        self.text = String(cString: text)
+        isFromUser = c.is_from_user
+        message = Int(c.message)
+        when = Date(timeIntervalSince1970: TimeInterval(c.when))
+    }
+}
+
 public struct StreamStats: Sendable, Hashable {
     /// Tokens seen since the stream's start.
     public let seen: Int64
