@@ -26,15 +26,28 @@ std::invalid_argument invalid(const std::string & text) {
     return std::invalid_argument(text);
 }
 
-// What was recalled for a message, in words: a system message before it, which small models heed, or a remark at its
-// start where the template has no place for one.
-std::string note_of(const common_json & found) {
-    return std::string(found.value("role", "user") == "user" ? "The user" : "You") + " said earlier: \"" +
-           found.value("text", "") + "\"";
+// A message with what was recalled for it, at the start of its own words: most templates have no place for another
+// message there. The wording is the one of eight that a small model answered with best.
+void make_remark(common_json & m) {
+    const common_json found = m.at("recalled");
+    m.erase("recalled");
+    const std::string remark = std::string(found.value("role", "user") == "user" ? "The user" : "You") + " said: \"" +
+                               found.value("text", "") + "\" Use this to answer.\n\n";
+    common_json & content = m["content"];
+    if (content.is_array()) {
+        common_json parts = common_json::array();
+        parts.push_back({ { "type", "text" }, { "text", remark } });
+        for (const common_json & part : content) {
+            parts.push_back(part);
+        }
+        content = parts;
+    } else {
+        content = remark + content.get<std::string>();
+    }
 }
 
 // common's parser drops what it does not know, and answers oddly to what it does not expect.
-common_json checked_messages(const common_json & given, std::map<size_t, std::string> & notes) {
+common_json checked_messages(const common_json & given) {
     if (!given.is_array() || given.empty()) {
         throw invalid("messages must be a list of at least one message");
     }
@@ -53,8 +66,7 @@ common_json checked_messages(const common_json & given, std::map<size_t, std::st
             m["content"] = "";
         }
         if (m.contains("recalled")) {
-            notes[out.size()] = note_of(m.at("recalled"));
-            m.erase("recalled");
+            make_remark(m);
         }
         if (m.contains("tool_calls")) {
             if (!m.at("tool_calls").is_array()) {
@@ -167,7 +179,7 @@ void es_chat_request::read(const common_json & body) {
     if (!is_given(body, "messages")) {
         throw invalid("messages is missing");
     }
-    inputs.messages = common_chat_msgs_parse_oaicompat(checked_messages(body.at("messages"), notes_));
+    inputs.messages = common_chat_msgs_parse_oaicompat(checked_messages(body.at("messages")));
     for (common_chat_msg & m : inputs.messages) {
         for (const auto & part : m.content_parts) {
             if (part.type != "text") {
@@ -275,18 +287,7 @@ common_chat_params es_chat_request::render(size_t first, size_t last, bool open,
     common_chat_templates_inputs in = inputs;
     const auto                   at = [&](size_t i) { return inputs.messages.begin() + (ptrdiff_t) i; };
     in.messages.assign(at(0), at(n_system));
-    for (size_t i = first; i < last; ++i) {
-        common_chat_msg message = *at(i);
-        const auto      note    = notes_.find(i);
-        if (note != notes_.end() && chat.takes_notes) {
-            in.messages.emplace_back();
-            in.messages.back().role    = "system";
-            in.messages.back().content = note->second + " Use this to answer.";
-        } else if (note != notes_.end()) {
-            message.content = "[" + note->second + "]\n\n" + message.content;
-        }
-        in.messages.push_back(message);
-    }
+    in.messages.insert(in.messages.end(), at(first), at(last));
     if (is_generic()) {
         in.messages = es_generic_messages(in.messages, in.tools);
         in.tools.clear();

@@ -48,7 +48,6 @@ private:
     common_chat_params render(size_t first, size_t last, bool open, bool with_format) const;
 
     std::map<std::pair<std::pair<size_t, size_t>, bool>, std::string> texts_;
-    std::map<size_t, std::string>                                     notes_; // by message: see "recalled"
 };
 
 // "keep", "pieces", "start", "head", "dropped", "note": see es_chat_plan.

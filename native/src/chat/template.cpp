@@ -61,34 +61,6 @@ bool knows_calls(const common_chat_templates * templates) {
     }
 }
 
-// Whether a system message before a user's stays there: many templates refuse it, or move it to the start.
-bool takes_notes_in(const common_chat_templates * templates, bool is_builtin) {
-    common_chat_templates_inputs inputs;
-    inputs.use_jinja          = !is_builtin;
-    inputs.force_pure_content = true;
-    const char * const said[][2] = {
-        { "system", "es-1" }, { "user", "es-2" }, { "assistant", "es-3" }, { "system", "es-4" }, { "user", "es-5" }
-    };
-    for (const auto & [role, content] : said) {
-        inputs.messages.emplace_back();
-        inputs.messages.back().role    = role;
-        inputs.messages.back().content = content;
-    }
-    try {
-        const std::string prompt = common_chat_templates_apply(templates, inputs).prompt;
-        size_t            at     = 0;
-        for (const auto & message : said) {
-            at = prompt.find(message[1], at);
-            if (at == std::string::npos) {
-                return false;
-            }
-        }
-        return true;
-    } catch (const std::exception &) {
-        return false;
-    }
-}
-
 } // namespace
 
 int32_t es_with_template(size_t n_input, const std::function<void()> & f) {
@@ -132,7 +104,6 @@ int32_t es_chat::init(const llama_model * model, const char * chat_template) {
         if (!is_builtin) {
             supports_tools = knows_calls(templates.get());
         }
-        takes_notes = takes_notes_in(templates.get(), is_builtin);
     });
     if (rc != ES_OK) {
         return rc;

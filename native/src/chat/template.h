@@ -23,7 +23,6 @@ struct es_chat {
     bool                      add_bos      = false;
     size_t                    n_call_id    = 0;       // characters of a call's id that the template insists on; 0: any
     bool                      supports_tools = false; // calls can be told from text
-    bool                      takes_notes    = false; // system messages may come between others
     std::string               eos_text;
     std::string               info;
 
