@@ -281,7 +281,14 @@ def chat(args: argparse.Namespace) -> None:
     def add(what: str, caches: float, result: tuple[int, int, int], n: int) -> None:
         on, off, recalled = result
         rows.append(
-            {"asked": what, "caches ago": caches, "n": n, "right": on / n, "right_off": off / n, "recalled": recalled / n}
+            {
+                "asked": what,
+                "caches ago": caches,
+                "n": n,
+                "right": on / n,
+                "right_off": off / n,
+                "recalled": recalled / n,
+            }
         )
         print(rows[-1], file=sys.stderr)
 

@@ -76,6 +76,26 @@ def test_an_earlier_request_does_not_belong_to_one_like_it(before: str, now: str
     assert log.search(now)[0].belongs == (log.search(now)[0].coverage >= 0.6)
 
 
+def test_the_window_and_the_users_own_words_come_first() -> None:
+    log = Log()
+    for turn, (role, text) in enumerate(
+        (
+            ("user", "I think that my friend Anna from school owns a very blue and rather large kite."),
+            ("assistant", "My friend Anna owns."),
+        )
+    ):
+        log.append(text, turn, role)
+    question = "What does my friend Anna own?"
+    assert log.search(question)[0].role == "assistant"
+    hit = log.recall(question, 2)
+    assert hit and (hit.role, hit.turn) == ("user", 0)
+    assert log.recall(question, 0) is None and log.recall(question, 1) == hit  # answered in vain, perhaps
+    log.append("My friend Anna owns a horse.", 2, "user")
+    assert log.recall(question, 2) is None  # it is in the window
+    hit = log.recall(question, 3)
+    assert hit and hit.turn == 2
+
+
 def test_what_belongs_to_a_question_has_most_of_its_words() -> None:
     log = filled()
     for fact, question in list(FACTS.items())[:2]:

@@ -73,7 +73,7 @@ ES_API size_t es_log_search(es_log * log, const char * text, size_t n_text, int6
 
 // What is to come back for a text, of turns before first_held: the later ones are still in the window. The best entry
 // of all that belongs to it; none if that one is in the window, unless the assistant said it, who may have been asked
-// in vain. Returns whether there is one.
+// in vain. Where the assistant only said again what the user had said, the user's words. Returns whether there is one.
 ES_API bool es_log_recall(es_log * log, const char * text, size_t n_text, int64_t first_held, es_log_hit * out);
 
 #ifdef __cplusplus

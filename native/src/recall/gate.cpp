@@ -43,10 +43,17 @@ bool es_log_recall(es_log * log, const char * text, size_t n_text, int64_t first
     const auto   ends = [&](const es_log_hit & hit) {
         return hit.belongs && (hit.turn < first_held || hit.kind != ES_LOG_ASSISTANT);
     };
-    const es_log_hit * hit = std::find_if(hits, hits + n, ends);
-    if (hit == hits + n || hit->turn >= first_held) {
+    const es_log_hit * const end = hits + n;
+    const es_log_hit *       hit = std::find_if((const es_log_hit *) hits, end, ends);
+    if (hit == end || hit->turn >= first_held) {
         return false;
     }
-    *out = *hit;
+    // the user's own words rather than what the model made of them
+    const auto is_original = [&, said = *hit](const es_log_hit & other) {
+        return other.belongs && other.turn < first_held && other.kind == ES_LOG_USER && other.coverage >= said.coverage;
+    };
+    const es_log_hit * original = hit->kind == ES_LOG_ASSISTANT ? std::find_if(hit, end, is_original) : end;
+    hit                         = original == end ? hit : original;
+    *out                        = *hit;
     return true;
 }

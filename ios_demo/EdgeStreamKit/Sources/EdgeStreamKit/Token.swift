@@ -1,4 +1,5 @@
 import CEdgeStream
+import Foundation
 
 /// One step of an answer.
 public struct Token: Sendable, Hashable {
