@@ -213,13 +213,13 @@ SECTIONS = {
             "recall.py chat -m demo --caches 2 --facts 4 --questions 4",
         ),
         "recall.png",
-        note="First StreamEval's facts far beyond a cache of 512 tokens, with recall and without; a quarter of the lines "
-        "between are facts worded alike. found: the line itself came back. At 1,000 caches all but the last 100 are in "
-        "the log only. Then what comes back for which messages, without a model; right: the line that was asked for. "
-        "Sums need several lines, and one comes back. Then facts told in a conversation (the user's own sentences "
-        "among dialogue in eight languages) and asked for; an answer is right if it has the word, which the small "
-        "demo model seldom manages even in the window. Questions, facts and what the bounds were tuned with: "
-        "benchmarks/recall_data.",
+        note="First StreamEval's facts far beyond a cache of 512 tokens, with recall and without; a quarter of the "
+        "lines between are facts worded alike. found: the line itself came back. At 1,000 caches all but the "
+        "last 100 are in the log only. Then what comes back for which messages, without a model; right: the "
+        "line that was asked for. Sums need several lines, and one comes back. Then facts told in a "
+        "conversation (the user's own sentences among dialogue in eight languages) and asked for; an answer "
+        "is right if it has the word, which the small demo model seldom manages even in the window. "
+        "Questions, facts and what the bounds were tuned with: benchmarks/recall_data.",
         untimed=True,
     ),
     "recall-cost": Section(

@@ -238,11 +238,11 @@ def told(engine: Engine, n_tokens: int, log: Log | None = None) -> Conversation:
     return conversation
 
 
-def test_a_question_is_read_with_what_has_left_the_window(load: Callable[..., Any]) -> None:
+def test_a_question_is_read_with_what_has_left_the_window(load_each: Callable[..., Any]) -> None:
     question = "What does my friend Anna own?"
     fact = next(iter(FACTS))
     for n_tokens in (0, 64):
-        conversation = told(load("chat", n_ctx=512), n_tokens)
+        conversation = told(load_each("chat", n_ctx=512), n_tokens)
         list(conversation.reply(question, max_tokens=4, sampling=Sampling(temp=0)))
         held = conversation.engine.detokenize(conversation.stream.tokens()).decode(errors="replace")
         assert (fact in held) == (n_tokens > 0)
@@ -267,9 +267,9 @@ def test_what_is_in_the_window_does_not_come_back(load: Callable[..., Any]) -> N
     assert conversation.recalled is None
 
 
-def test_the_log_follows_the_transcript(load: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_log_follows_the_transcript(load_each: Callable[..., Any], tmp_path: Path) -> None:
     """Answers given again replace what the log had; a session and its log go on together."""
-    engine, path = load("chat", n_ctx=512), tmp_path / "log"
+    engine, path = load_each("chat", n_ctx=512), tmp_path / "log"
     log = Log(path)
     conversation = told(engine, 64, log)
     n = log.stats.n_turns
