@@ -2,6 +2,7 @@
 
     python benchmarks/recall.py gate            what comes back for facts, the world's knowledge and requests
     python benchmarks/recall.py passkey TEXT    a passkey among a million tokens, and the time of a search
+    python benchmarks/recall.py perplexity TEXT what a recalled line does to a text that has no use for it
     python benchmarks/recall.py chat -m demo    facts told in a conversation and asked for 10 and 100 caches later
     python benchmarks/recall.py speed -m demo   what recall costs: time to the first token, tokens per second, memory
 
@@ -13,6 +14,7 @@ in eight languages, which pip downloads; the half of it that belongs to *-tune i
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import re
@@ -30,7 +32,7 @@ from edge_stream import Engine, Sampling
 from edge_stream.chat.conversation import Conversation
 from edge_stream.measure.metrics import resident_mib
 from edge_stream.measure.table import markdown
-from edge_stream.recall import Hit, Log
+from edge_stream.recall import Hit, Log, StreamLog
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).with_name("recall_data")
@@ -206,6 +208,42 @@ def search_row(log: Log, n_tokens: int, question: str) -> dict[str, Any]:
 
 
 #
+# perplexity
+#
+
+
+def perplexity(args: argparse.Namespace) -> None:
+    """Of a text, with a line recalled every 64 tokens whether or not it belongs there, and without."""
+    lines = Path(args.text).read_text(encoding="utf-8").splitlines()[: args.lines]
+    rows = []
+    with Engine.load(args.model, n_ctx=args.ctx_size, n_keep=4) as engine:
+        for every in (0, 64):
+            nll, n_notes, since = [], 0, 0
+            with engine.stream() as stream, Log() as log:
+                seen = StreamLog(stream, log)
+                stream.feed(lines[0] + "\n")
+                for i, line in enumerate(lines[1:], 1):
+                    if every and since >= every and stream.stats.n_evicted:
+                        hits = [h for h in log.search(lines[i - 1]) if h.turn < seen.first_held]
+                        if hits:
+                            stream.feed(hits[0].text + "\n")
+                            n_notes, since = n_notes + 1, 0
+                    tokens = engine.tokenize(line + "\n")
+                    seen.add(line, stream.stats.n_past)
+                    since += len(tokens)
+                    nll += list(stream.score(tokens, chunk=32))
+            rows.append({"recalled every": every or None, "notes": n_notes, "tokens": len(nll), "ppl": ppl(nll)})
+    rows[1]["ppl / off"] = rows[1]["ppl"] / rows[0]["ppl"]
+    rows[0]["ppl / off"] = 1.0
+    print(markdown(rows, list(rows[0])))
+
+
+def ppl(nll: list[float]) -> float:
+    """Perplexity of negative log-likelihoods in nats."""
+    return math.exp(sum(nll) / len(nll))
+
+
+#
 # chat
 #
 
@@ -372,6 +410,11 @@ def main() -> None:
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("--tokens", type=int, default=1_000_000)
     sub.add_argument("--depths", type=int, default=50)
+    sub = command(perplexity)
+    sub.add_argument("text")
+    sub.add_argument("-m", "--model", default="demo")
+    sub.add_argument("-c", "--ctx-size", type=int, default=512)
+    sub.add_argument("--lines", type=int, default=240)
     sub = command(chat)
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)

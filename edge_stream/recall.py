@@ -148,14 +148,19 @@ class StreamLog:
 
     def find(self, question: str) -> Hit | None:
         """What belongs to a question and has left the window, wholly or in part."""
+        hit = self._log.recall(question, self.first_held)
+        fits = hit and len(self._stream.backend.vocabulary.tokenize(hit.text)) <= self._n_tokens
+        return hit if fits else None
+
+    @property
+    def first_held(self) -> int:
+        """The oldest line that is in the window as a whole."""
         stats = self._stream.stats
         first = stats.n_past - stats.n_window if stats.n_evicted else 0
         while self._held and self._held[0] < first:
             self._held.popleft()
             self._first_held += 1
-        hit = self._log.recall(question, self._first_held)
-        fits = hit and len(self._stream.backend.vocabulary.tokenize(hit.text)) <= self._n_tokens
-        return hit if fits else None
+        return self._first_held
 
 
 def _hit(h: recall_bindings.LogHit) -> Hit:

@@ -84,7 +84,8 @@ class _Run:
         by_lines = {round(c * n_ctx / per_line): c for c in caches}
         if len(by_lines) < len(caches) or 0 in by_lines:
             raise EdgeStreamError("these distances are less than a line apart: give others")
-        n_skipped = max(0, max(by_lines) - round(MOST_STREAMED * n_ctx / per_line))
+        n_streamed = max((n for n, c in by_lines.items() if c <= MOST_STREAMED), default=round(2 * n_ctx / per_line))
+        n_skipped = max(0, max(by_lines) - n_streamed)
         asked = self._schedule(sorted(by_lines), n_questions)
         lines = _lines(max(asked), {fact for fact, _ in asked.values()}, self._draw)
         ends: list[int] = []  # tokens up to the end of each line
