@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
 import ctypes as C
+import itertools
 import os
 import time
 import weakref
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.native import bindings, recall_bindings
 from edge_stream.text import sendable
+
+if TYPE_CHECKING:
+    from edge_stream.stream import Stream
 
 ROLES = {"text": recall_bindings.TEXT, "user": recall_bindings.USER, "assistant": recall_bindings.ASSISTANT}
 _NAMES = {value: name for name, value in ROLES.items()}
@@ -23,7 +31,8 @@ class Hit:
     """An entry that was found.
 
     turn: number of the message it is of. role: text, user or assistant. when: seconds since 1970. score: BM25.
-    coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1.
+    coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1. belongs: it
+    may come back for the query, see es_log_search.
     """
 
     text: str
@@ -32,6 +41,7 @@ class Hit:
     when: int
     score: float
     coverage: float
+    belongs: bool
 
 
 class Log:
@@ -79,10 +89,13 @@ class Log:
         """The best n entries of turns before n_turns, best first."""
         data, hits = sendable(text).encode(), (recall_bindings.LogHit * n)()
         found = self._native.es_log_search(self.handle, data, len(data), n_turns, hits, n)
-        return [
-            Hit(h.text.decode(errors="replace"), h.turn, _NAMES[h.kind], h.when, h.score, h.coverage)
-            for h in hits[:found]
-        ]
+        return [_hit(h) for h in hits[:found]]
+
+    def recall(self, text: str, first_held: int) -> Hit | None:
+        """What is to come back for a text, of turns before first_held: see es_log_recall."""
+        data, hit = sendable(text).encode(), recall_bindings.LogHit()
+        found = self._native.es_log_recall(self.handle, data, len(data), first_held, C.byref(hit))
+        return _hit(hit) if found else None
 
     @property
     def stats(self) -> recall_bindings.LogStats:
@@ -104,6 +117,55 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class StreamLog:
+    """The lines that a stream has read, for texts without turns: what has left its window can be found again.
+
+    A line is a turn. log: an empty one. n_tokens: of a line that may come back.
+    """
+
+    def __init__(self, stream: Stream, log: Log, n_tokens: int = 64) -> None:
+        self._stream, self._log, self._n_tokens = stream, log, n_tokens
+        self._held: deque[int] = deque()  # where the lines begin that have not left the window, in tokens
+        self._first_held = 0
+
+    def add(self, line: str, start: int) -> None:
+        """Note a line that begins with the stream's token number `start`."""
+        self._log.append(line, self._first_held + len(self._held))
+        self._held.append(start)
+
+    def feed(self, text: str, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Feed a text, and note its lines."""
+        vocabulary, start = self._stream.backend.vocabulary, self._stream.stats.n_past
+        tokens = vocabulary.tokenize(text, add_bos=start == 0 and vocabulary.add_bos)
+        ends = list(itertools.accumulate(len(vocabulary.token_to_piece(t)) for t in tokens))
+        self._stream.feed(tokens, on_progress=on_progress)
+        at = 0
+        for line in text.splitlines(keepends=True):
+            self.add(line, start + bisect.bisect_right(ends, at))
+            at += len(sendable(line).encode())
+
+    def find(self, question: str) -> Hit | None:
+        """What belongs to a question and has left the window, wholly or in part."""
+        hit = self._log.recall(question, self.first_held)
+        fits = hit and len(self._stream.backend.vocabulary.tokenize(hit.text)) <= self._n_tokens
+        return hit if fits else None
+
+    @property
+    def first_held(self) -> int:
+        """The oldest line that is in the window as a whole."""
+        stats = self._stream.stats
+        first = stats.n_past - stats.n_window if stats.n_evicted else 0
+        while self._held and self._held[0] < first:
+            self._held.popleft()
+            self._first_held += 1
+        return self._first_held
+
+
+def _hit(h: recall_bindings.LogHit) -> Hit:
+    text = h.text.decode(errors="replace")
+    return Hit(text, h.turn, _NAMES[h.kind], h.when, h.score, h.coverage, bool(h.belongs))
 
 
 def _file(path: str | Path | None) -> bytes | None:

@@ -217,6 +217,20 @@ def test_sends_streams_and_keeps(served: Served, open_page: Callable[..., Page])
     assert page.locator("article").count() == 6
 
 
+def test_what_is_recalled_is_shown(engine: Engine, open_page: Callable[..., Page]) -> None:
+    fact = "My friend Anna owns a blue <b>kite</b>."
+    with serve(engine, sampling=Sampling(grammar=TEXT, seed=3), n_recall=64) as running:
+        page = open_page(running)
+        settings(page, max_tokens=20)
+        hours = [text for i in range(20) for text in (f"The hour of the day is {i}.", "So it is.")]
+        open_stored(page, fact, "I see.", *hours)
+        assert page.locator(".recalled").count() == 0
+        say(page, "What does my friend Anna own?")
+        assert page.locator(".recalled").all_inner_texts() == [f"Recalled: 42 messages ago, you said “{fact}”"]
+        page.reload()
+        assert page.locator(".assistant .recalled").count() == 1
+
+
 def test_stop_and_continue(served: Served, open_page: Callable[..., Page]) -> None:
     page = open_page(served)
     page.fill("#prompt", "Go on and on")

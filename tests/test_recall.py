@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runner import invoke as run
 from click.testing import CliRunner
 
 from edge_stream import EdgeStreamError, Engine, Sampling
@@ -54,6 +56,60 @@ def test_the_newest_wins_and_turns_of_the_window_are_left_out() -> None:
     assert log.search("") == log.search("nothing of that") == []
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("Write a poem about the sea.", "Write a poem about the hills."),
+        ("I need an idea for a birthday present.", "Hi. I need an idea for a school present!"),
+        ("Can you draw a cat with a hat", "Can you draw a cat with a bow"),
+        ("写一首关于大海的诗。", "写一首关于月亮的诗。"),
+        ("海についての詩を書いてください。", "山についての詩を書いてください。"),
+        ("你能推荐一本书吗？", "推荐一本书"),
+        ("Напиши стихотворение о зиме.", "Напиши стихотворение о лете."),
+    ],
+)
+def test_an_earlier_request_does_not_belong_to_one_like_it(before: str, now: str) -> None:
+    log = Log()
+    log.append(before, 0, "user")
+    assert [(h.text, h.belongs) for h in log.search(now)] == [(before, False)]
+    log.append(f"As a fact, {before.rstrip('。？.')} is known.", 1, "assistant")
+    assert log.search(now)[0].belongs == (log.search(now)[0].coverage >= 0.6)
+
+
+def test_the_window_and_the_users_own_words_come_first() -> None:
+    log = Log()
+    for turn, (role, text) in enumerate(
+        (
+            ("user", "I think that my friend Anna from school owns a very blue and rather large kite."),
+            ("assistant", "My friend Anna owns."),
+        )
+    ):
+        log.append(text, turn, role)
+    question = "What does my friend Anna own?"
+    assert log.search(question)[0].role == "assistant"
+    hit = log.recall(question, 2)
+    assert hit and (hit.role, hit.turn) == ("user", 0)
+    assert log.recall(question, 0) is None and log.recall(question, 1) == hit  # answered in vain, perhaps
+    log.append("My friend Anna owns a horse.", 2, "user")
+    assert log.recall(question, 2) is None  # it is in the window
+    hit = log.recall(question, 3)
+    assert hit and hit.turn == 2
+
+
+def test_what_belongs_to_a_question_has_most_of_its_words() -> None:
+    log = filled()
+    for fact, question in list(FACTS.items())[:2]:
+        assert (log.search(question)[0].text, log.search(question)[0].belongs) == (fact, True)
+    # who speaks of himself asks about the conversation; others may ask about the world
+    for question, coverage, belongs in (
+        ("Where does my kite fly over London?", (0.2, 0.4), False),
+        ("What did my friend lose?", (0.4, 0.6), True),
+        ("What did the friend lose?", (0.4, 0.6), False),
+    ):
+        hit = log.search(question)[0]
+        assert coverage[0] < hit.coverage < coverage[1] and hit.belongs == belongs, question
+
+
 def test_long_turns_become_entries_of_whole_sentences() -> None:
     log = Log()
     sentence = "The quick brown fox number {} jumps over the lazy dog in the green field. "
@@ -77,6 +133,7 @@ def test_a_file_is_as_it_was_left(tmp_path: Path) -> None:
         with pytest.raises(EdgeStreamError, match="nothing of turn 0"):
             log.forget(0)
     assert b"Anna" not in path.read_bytes() and b"8841" in path.read_bytes()
+    assert path.stat().st_size == 12 + 16 + 16 + len("The code of the safe is 8841.")
     with Log(path) as log:
         assert [h.turn for h in log.search("Anna safe code")] == [1]
         with pytest.raises(EdgeStreamError, match="before the log's newest"):
@@ -181,11 +238,11 @@ def told(engine: Engine, n_tokens: int, log: Log | None = None) -> Conversation:
     return conversation
 
 
-def test_a_question_is_read_with_what_has_left_the_window(load: Callable[..., Any]) -> None:
+def test_a_question_is_read_with_what_has_left_the_window(load_each: Callable[..., Any]) -> None:
     question = "What does my friend Anna own?"
     fact = next(iter(FACTS))
     for n_tokens in (0, 64):
-        conversation = told(load("chat", n_ctx=512), n_tokens)
+        conversation = told(load_each("chat", n_ctx=512), n_tokens)
         list(conversation.reply(question, max_tokens=4, sampling=Sampling(temp=0)))
         held = conversation.engine.detokenize(conversation.stream.tokens()).decode(errors="replace")
         assert (fact in held) == (n_tokens > 0)
@@ -210,9 +267,9 @@ def test_what_is_in_the_window_does_not_come_back(load: Callable[..., Any]) -> N
     assert conversation.recalled is None
 
 
-def test_the_log_follows_the_transcript(load: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_log_follows_the_transcript(load_each: Callable[..., Any], tmp_path: Path) -> None:
     """Answers given again replace what the log had; a session and its log go on together."""
-    engine, path = load("chat", n_ctx=512), tmp_path / "log"
+    engine, path = load_each("chat", n_ctx=512), tmp_path / "log"
     log = Log(path)
     conversation = told(engine, 64, log)
     n = log.stats.n_turns
@@ -232,6 +289,31 @@ def test_the_log_follows_the_transcript(load: Callable[..., Any], tmp_path: Path
         assert conversation.recalled and conversation.recalled["text"] == "The code of the safe is 8841."
         conversation.clear()
         assert log.stats.n_entries == 0
+        conversation.close()
+
+
+@pytest.mark.parametrize("which", [-1, -2, 0])
+def test_what_is_forgotten_stays_forgotten(load: Callable[..., Any], tmp_path: Path, which: int) -> None:
+    """Whichever message it is, the session that still has it does not write it to the log again."""
+    engine, path, word = load("chat", n_ctx=512), tmp_path / "log", "Zanzibar"
+    with Log(path) as log:
+        conversation = Conversation(engine)
+        conversation.use_log(log)
+        for i in range(2):
+            messages = [{"role": "user", "content": f"Message {i} of {word}."}]
+            list(conversation.say(messages, max_tokens=3, sampling=Sampling(temp=0)))
+        turn = range(4)[which]
+        assert any(h.turn == turn for h in log.search(conversation.messages[turn]["content"])) or turn % 2
+        log.append(f"{word} once more", 3, "assistant")
+        log.forget(turn)
+        conversation.save(tmp_path / "session")
+        conversation.close()
+    with Log(path) as log:
+        conversation = Conversation.resume(engine, tmp_path / "session")
+        conversation.use_log(log)
+        list(conversation.reply("And now?", max_tokens=3, sampling=Sampling(temp=0)))
+        assert turn not in {h.turn for h in log.search(f"{word} message And now?", 100)}
+        assert log.stats.n_turns == 6
         conversation.close()
 
 
@@ -270,3 +352,42 @@ def test_chat_says_what_it_recalls(tiny: Callable[[str], Path], tmp_path: Path) 
     log.write_bytes(b"x" * 100)
     assert "not a log" in chat("--recall", "64", "--session", str(session), lines="Hello?\n")
     assert "recalled" not in chat(lines=lines)
+
+
+def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[str], Path]) -> None:
+    fact = "The secret word of Anna Bell is mango."
+    prose = "".join(f"It was {i} o'clock and nothing happened.\n" for i in range(20))
+    prompt = f"{prose}{fact}\n{prose}{prose}\nThe secret word of Anna Bell is"
+    arguments = ["run", "-m", str(tiny("gqa")), "-c", "256", "-n", "2", "--temp", "0", "--echo", "-p"]
+    result = run(*arguments, prompt, "--recall", "64")
+    assert f"(recalled: line 21: {fact})" in result.stderr and result.exit_code == 0
+    assert "recalled" not in run(*arguments, prompt).stderr
+    for near in (f"{prose}{fact}\nThe secret word of Anna Bell is", "The secret word of Anna Bell is"):
+        assert "recalled" not in run(*arguments, near, "--recall", "64").stderr
+    assert "recalled" not in run(*arguments, prompt, "--recall", "4").stderr
+
+
+def test_a_log_can_be_looked_into(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    filled(Path(path), 3).close()
+    found = json.loads(run("recall", "search", path, "What does my friend Anna own?", "-n", "1", "-o", "json").stdout)
+    assert (found[0]["text"], found[0]["message"], found[0]["belongs"]) == (next(iter(FACTS)), 0, "yes")
+    assert run("recall", "forget", path, "0").exit_code == 0
+    assert "nothing of turn 0" in run("recall", "forget", path, "0").output
+    for form, out in (("md", ""), ("csv", ""), ("json", "[]\n")):
+        assert run("recall", "search", path, "Anna", "-o", form).stdout == out
+    Path(path).write_bytes(b"x" * 50)
+    assert "not a log" in run("recall", "search", path, "Anna").output
+
+
+def test_eval_recall_has_a_row_per_distance(tiny: Callable[[str], Path]) -> None:
+    flags = ("-m", str(tiny("gqa")), "-c", "256", "--distances", "3,0.3,150", "--questions", "2")
+    rows = json.loads(run("eval", "recall", *flags, "-o", "json").stdout)
+    assert [(r["caches"], r["n"], r["streamed"], r["found"]) for r in rows] == [
+        (0.3, 2, "yes", 0.0),
+        (3, 2, "yes", 1.0),
+        (150, 2, "log only", 1.0),
+    ]
+    assert rows[0]["distance"] < 256 and all(0.9 <= r["distance"] / 256 / r["caches"] < 1.5 for r in rows[1:])
+    assert "less than a line apart" in run("eval", "recall", *flags, "--distances", "3,3.01").output
+    assert "is not between" in run("eval", "recall", *flags, "--distances", "0").output

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "Complete a prompt of any length.",
     "chat": "Chat with a model; the system prompt stays in the cache.",
     "serve": "Serve conversations of any length over the OpenAI API.",
+    "recall": "Search the log that chat --recall keeps, or delete from it.",
     "demo": "Watch a stream outgrow its cache, in under two minutes.",
     "convert": "Convert a Hugging Face checkpoint to a GGUF file or an MLC model.",
     "export-ios": "Package a model for the iOS app, with a cache that fits the phone.",

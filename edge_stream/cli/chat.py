@@ -76,12 +76,8 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
     show_default=False,
     help="Print thoughts, dimmed, or leave them out.",
 )
-@options.option(
-    "--recall",
-    "n_recall",
-    type=Count(min=0),
-    default=0,
-    help="Read a message with what belongs to it and has left the window, of at most N tokens (try 64). 0: never.",
+@options.recall_option(
+    "Read a message with what belongs to it and has left the window, of at most N tokens (try 64). 0: never."
 )
 @options.option(
     "--recall-log",

@@ -55,6 +55,28 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
         return out
 
 
+class FloatList(click.ParamType):  # type: ignore[type-arg]
+    """`0.5,10`: different numbers from least to most."""
+
+    name = "X,..."
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """The numbers, in the order given, without duplicates."""
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [float(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers.", param, ctx)
+        for number in numbers:
+            if not self.least <= number <= self.most:
+                self.fail(f"{number:g} is not between {self.least:g} and {self.most:g}.", param, ctx)
+        return list(dict.fromkeys(numbers))
+
+
 class ChoiceList(click.ParamType):  # type: ignore[type-arg]
     """A comma list of words of a set."""
 

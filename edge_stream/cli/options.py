@@ -88,6 +88,11 @@ def rare(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], 
     return option(*names, env=env, hidden=True, **settings)
 
 
+def recall_option(text: str) -> Callable[[F], F]:
+    """`--recall N`, as flags["n_recall"]. text: what it does."""
+    return option("--recall", "n_recall", type=Count(min=0), default=0, metavar="N", help=text)
+
+
 def only(accepted: str, reason: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
     """A callback for a flag that has no effect and takes only some values (separated by spaces); `reason` says why."""
 

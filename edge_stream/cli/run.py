@@ -19,6 +19,7 @@ from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
 from edge_stream.output.files import check_writable, replace_text
+from edge_stream.recall import Log, StreamLog
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 @options.rare("-no-cnv", "--no-conversation", "-st", "--single-turn", is_flag=True, expose_value=False)
 @options.rare("-co", "--color", expose_value=False)  # the output is the text and nothing else
 @sampling.loop_guard_option(False)
+@options.recall_option(
+    "Read the prompt's last line with the line of it that belongs to it and has left the window, of at most N tokens "
+    "(try 64). 0: never."
+)
 @click.option("--stats", "stats_file", metavar="FILE", type=click.Path(), help="Write measurements as JSON.")
 @click.option("--save", "save_file", metavar="FILE", type=click.Path(), help="Save the stream at the end.")
 @click.option("--load", "load_file", metavar="FILE", type=click.Path(), help="Continue a saved stream.")
@@ -68,7 +73,7 @@ def main(**flags: Any) -> None:
             click.echo(prompt, nl=False)
         try:
             with interrupt.watch():
-                _read(stream, prompt, stats, interrupt)
+                _read(stream, prompt, stats, interrupt, flags["n_recall"])
                 if not interrupt.is_pending():
                     generating = stream.generate(
                         flags["n_predict"],
@@ -134,8 +139,11 @@ def _count(engine: Engine, prompt: str) -> int:
     return len(engine.tokenize(prompt, add_bos=engine.add_bos))
 
 
-def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt) -> None:
-    """Feed the prompt; without one, a loaded stream continues where it was."""
+def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt, n_recall: int) -> None:
+    """Feed the prompt; without one, a loaded stream continues where it was.
+
+    n_recall: tokens of a line of the prompt that may be read again before its last line, which is then said.
+    """
     if not prompt:
         if stream.logits is None:
             raise EdgeStreamError("the saved stream is empty and no prompt was given")
@@ -149,10 +157,25 @@ def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt) -> N
             on_progress(done, total)
 
         try:
-            stream.feed(prompt, on_progress=watched)
+            body, question = _last_line(prompt) if n_recall else ("", prompt)
+            if body:
+                with Log() as log:
+                    lines = StreamLog(stream, log, n_recall)
+                    lines.feed(body, watched)
+                    hit = lines.find(question)
+                if hit:
+                    question = f"{hit.text}\n{question}"
+                    click.echo(f"(recalled: line {hit.turn + 1}: {hit.text})", err=True)
+            stream.feed(question, on_progress=watched)
         except Stopped:
             pass  # the caller sees that interrupt is pending
     stats.read(stream.stats.n_past - before, time.monotonic() - start)
+
+
+def _last_line(prompt: str) -> tuple[str, str]:
+    """What comes before a prompt's last line that is not empty, and the rest."""
+    at = prompt.rstrip().rfind("\n") + 1
+    return prompt[:at], prompt[at:]
 
 
 class _Stats:

@@ -108,6 +108,10 @@ def _default_sessions() -> Path:
     help="Disk space for everything in --session-dir, other models' sessions and saved slots included. Beyond it, "
     "damaged sessions and then the least recently used conversations are deleted; saved slots never are.",
 )
+@options.recall_option(
+    "Read a message with the line of its own history that belongs to it and has left the window, of at most N tokens "
+    "(try 64). 0: never. Only what the request itself holds is searched."
+)
 @options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
 @options.option(
     "-to",
@@ -240,6 +244,7 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], 
         stop=tuple(flags["stop"]),
         ignore_eos=flags["ignore_eos"],
         chat=chat,
+        n_recall=flags["n_recall"],
         ping_seconds=flags["sse_ping_interval"] if flags["sse_ping_interval"] > 0 else _NEVER_SECONDS,
         ssl_files=(flags["ssl_key_file"], flags["ssl_cert_file"]) if flags["ssl_key_file"] else None,
         has_page=flags["ui"],

@@ -171,6 +171,22 @@ def distance(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
     _save(figure, path)
 
 
+def recall(rows: Sequence[dict[str, Any]], n_ctx: int, path: str) -> None:
+    """Accuracy over distance in tokens, with recall and without."""
+    figure = _figure()
+    axes = figure.subplots()
+    for name, label, colour in (("accuracy", "with recall", "C0"), ("accuracy_off", "without", "C1")):
+        axes.plot([r["distance"] for r in rows], [r[name] for r in rows], "o-", color=colour, label=label)
+    axes.axvline(n_ctx, color="grey", linestyle=":", label=f"cache ({n_ctx} tokens)")
+    axes.set_xscale("log")
+    axes.set_xlabel("distance between fact and question (tokens)")
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
 def token_latency(best: dict[str, NDArray[np.float64]], repetitions: int, path: str) -> None:
     """Milliseconds of each token. best: mode -> the minimum over repetitions, [n_tokens]."""
     figure = _figure(8, 3.6)

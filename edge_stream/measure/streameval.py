@@ -78,7 +78,7 @@ _PROSE = (
     "A lorry stopped in front of the station.",
     "The stairs creaked at every step.",
 )
-_INTRO = {"words": "Here is a long story.\n", "paper": "Here is a list of facts.\n"}
+INTRO = {"words": "Here is a long story.\n", "paper": "Here is a list of facts.\n"}
 _Fact = tuple[str, str, str]  # its line, the question, the answer
 
 
@@ -102,19 +102,19 @@ def plan(
     EdgeStreamError for a distance that is far longer than the cache.
     """
     draw = random.Random(seed)
-    fact, filler = (_words(draw), _prose(draw)) if kind == "words" else (_numbers(draw), None)
+    fact, filler = (words(draw), prose(draw)) if kind == "words" else (_numbers(draw), None)
     sample = [fact(0)[0]] + [filler() if filler else fact(i)[0] for i in range(1, 20)]
     per_line = len(engine.tokenize("".join(sample))) / 20
     distances = list(distances) or _default_distances(n_ctx, per_line)
     if max(distances) * per_line > 50 * n_ctx:
         raise EdgeStreamError(f"a distance of {max(distances)} lines is far too long for a cache of {n_ctx} tokens")
-    asked = _schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
+    asked = schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
     stated = {after - lines for after, lines in asked}
 
     facts: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
     out: list[Question] = []
     seen = line = 0
-    pending = engine.tokenize(_INTRO[kind], add_bos=engine.add_bos)
+    pending = engine.tokenize(INTRO[kind], add_bos=engine.add_bos)
     for after, lines in asked:
         while line < after:
             if filler and line not in stated:
@@ -125,7 +125,7 @@ def plan(
                 facts[line] = (new, seen + len(pending))
             line += 1
         (_, question, answer), end = facts[after - lines]
-        q_tokens, a_tokens = _split(engine, question, answer)
+        q_tokens, a_tokens = split(engine, question, answer)
         distance = seen + len(pending) + len(q_tokens) - end
         out.append(Question(pending, q_tokens, a_tokens, lines, distance))
         seen += len(pending) + len(q_tokens) + len(a_tokens)
@@ -133,7 +133,7 @@ def plan(
     return out
 
 
-def _schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
+def schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
     """Pairs (lines before a question, distance in lines), in order; each fact is asked for once."""
     wanted, taken, out, after = list(wanted), set[int](), [], 0
     while wanted:
@@ -151,7 +151,7 @@ def _default_distances(n_ctx: int, per_line: float) -> list[int]:
     return sorted({max(1, round(lines * share)) for share in (0.05, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.0)})
 
 
-def _split(engine: Engine, question: str, answer: str) -> tuple[list[int], list[int]]:
+def split(engine: Engine, question: str, answer: str) -> tuple[list[int], list[int]]:
     """Tokens of a question and of its answer, as the tokenizer splits the two together."""
     both, alone = engine.tokenize(question + answer), engine.tokenize(question)
     n = len(alone)
@@ -160,7 +160,8 @@ def _split(engine: Engine, question: str, answer: str) -> tuple[list[int], list[
     return alone, both[n:]
 
 
-def _words(draw: random.Random) -> Callable[[int], _Fact]:
+def words(draw: random.Random) -> Callable[[int], _Fact]:
+    """A function that states another fact, whatever line it is given."""
     names = [f"{a} {b}" for a in _FIRST for b in _LAST]
     draw.shuffle(names)
 
@@ -175,7 +176,8 @@ def _words(draw: random.Random) -> Callable[[int], _Fact]:
     return fact
 
 
-def _prose(draw: random.Random) -> Callable[[], str]:
+def prose(draw: random.Random) -> Callable[[], str]:
+    """A function that gives a line of prose."""
     return lambda: draw.choice(_PROSE) + "\n"
 
 

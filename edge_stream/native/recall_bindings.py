@@ -31,6 +31,7 @@ class LogHit(C.Structure):
         ("when", C.c_int64),
         ("score", C.c_double),
         ("coverage", C.c_double),
+        ("belongs", C.c_int32),
         ("text", C.c_char_p),
     ]
 
@@ -51,6 +52,7 @@ def library() -> Any:
         ("es_log_get_stats", LogStats, (C.c_void_p,)),
         ("es_log_search", C.c_size_t,
          (C.c_void_p, C.c_char_p, C.c_size_t, C.c_int64, C.POINTER(LogHit), C.c_size_t)),
+        ("es_log_recall", C.c_bool, (C.c_void_p, C.c_char_p, C.c_size_t, C.c_int64, C.POINTER(LogHit))),
     ):  # fmt: skip
         function = getattr(lib, name)
         function.argtypes, function.restype = arguments, result

@@ -65,6 +65,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     chat: ChatOptions = field(default_factory=ChatOptions)
+    n_recall: int = 0  # tokens of a line of a history that may come back
     ping_seconds: float = 15.0
     embedder: Embedder | None = None
     verbose: bool = False  # every chat's answer shows its prompt and settings

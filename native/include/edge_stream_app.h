@@ -157,6 +157,31 @@ ES_API int32_t es_app_message_get(const es_app_session * session, size_t index, 
 ES_API int32_t es_app_session_clear(es_app_session * session);
 
 //
+// recall: what has left the window comes back when it is needed
+//
+
+typedef struct es_app_recalled {
+    const char * text;         // a line of the conversation, 0-terminated; NULL: nothing was recalled
+    bool         is_from_user; // else the model said it
+    int64_t      message;      // its number in the whole conversation
+    int64_t      when;         // it was said, in seconds since 1970
+    double       coverage;     // share of the question's words that it has, weighted by their rarity
+} es_app_recalled;
+
+// Keeps what is said in a log at path (made if it is not there, readable by its owner only; NULL: in memory) and reads
+// a user's message with the line of it that belongs to it and has left the window: see edge_stream_recall.h. max_bytes:
+// of the file, beyond which the oldest is dropped (0: 64 MiB). n_tokens: of a line that may come back (64, say); 0:
+// nothing does. ES_ERR_FORMAT, ES_ERR_VERSION, ES_ERR_IO: the conversation goes on without. Delete the file with the
+// session's. Plain streams have no log.
+ES_API int32_t es_app_use_log(es_app_session * session, const char * path, uint64_t max_bytes, uint32_t n_tokens);
+
+// What the newest message was read with. The text is valid until the next call on the session.
+ES_API int32_t es_app_get_recalled(es_app_session * session, es_app_recalled * out);
+
+// Deletes a message from the log. ES_ERR_INVALID if there is nothing of it. The transcript and the window keep it.
+ES_API int32_t es_app_forget(es_app_session * session, int64_t message);
+
+//
 // feeding and generating
 //
 

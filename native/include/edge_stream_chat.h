@@ -32,6 +32,7 @@ ES_API void    es_chat_free(es_chat * chat); // NULL is fine
 // chat lives.
 ES_API const char * es_chat_info(const es_chat * chat);
 
+// A message may have "recalled": {"text", "role"}, an earlier line of the conversation that it is read with.
 // ES_ERR_INVALID: the request is faulty, or the template refuses it.
 ES_API int32_t es_chat_request_init(const es_chat * chat, const char * json, es_chat_request ** out);
 ES_API void    es_chat_request_free(es_chat_request * request); // NULL is fine
@@ -130,8 +131,8 @@ ES_API int32_t es_conversation_continue(es_conversation * conversation, const ch
 ES_API int32_t es_conversation_info(es_conversation * conversation, const char ** json);
 
 // From now on what is said is kept in a log too (turn: the number of a message), which must outlive the conversation;
-// and a message is read with the best entry of at most n_tokens tokens that has left the stream, if it and the entry
-// before it have half of the message's words, weighted by rarity. n_tokens = 0: nothing is recalled. log: NULL: none.
+// and a user's message is read with what es_log_recall gives for it, if that has at most n_tokens tokens. n_tokens = 0:
+// nothing is recalled. log: NULL: none.
 // What fails with the log does not end the conversation: see es_conversation_info.
 ES_API int32_t es_conversation_set_log(es_conversation * conversation, es_log * log, uint32_t n_tokens);
 

@@ -21,7 +21,7 @@ typedef enum es_log_kind {
 } es_log_kind;
 
 typedef struct es_log_stats {
-    int64_t  n_turns;   // one more than the newest entry's turn
+    int64_t  n_turns;   // one more than the newest turn's number, whether or not that had any text or was forgotten
     int64_t  n_entries; // kept
     int64_t  n_dropped; // entries that the space limit has dropped since it was opened, the oldest first
     uint64_t n_bytes;   // of the file
@@ -46,7 +46,8 @@ ES_API int32_t es_log_truncate(es_log * log, int64_t n_turns);
 // A copy at path (NULL: in memory) with the turns before n_turns, for a conversation that branches off.
 ES_API int32_t es_log_fork(const es_log * log, const char * path, int64_t n_turns, es_log ** out);
 
-// Deletes the entries of a turn from the log and its file. ES_ERR_INVALID if there are none.
+// Deletes the entries of a turn from the log and its file, which then has an empty one in their place, so that the turn
+// is not taken for one that is yet to be written. ES_ERR_INVALID if there are none.
 ES_API int32_t es_log_forget(es_log * log, int64_t turn);
 
 ES_API es_log_stats es_log_get_stats(const es_log * log);
@@ -58,14 +59,22 @@ typedef struct es_log_hit {
     int64_t      when;
     double       score;
     double       coverage; // share of the query's words that it and the entry before it have, weighted by their rarity
+    int32_t      belongs;  // 1: it may come back for this text, see es_log_search
     const char * text;     // valid until the log changes; 0-terminated
 } es_log_hit;
 
 // The best n entries of turns before n_turns, best first; the newer one where they are equal. An entry is judged by its
 // own words, and with less weight by those of the entry before it; of a long text the 64 rarest words count. Returns
-// their number.
+// their number. An entry belongs to the text if its coverage is at least 0.6 (0.4 if the text speaks of its writer: I,
+// my, ...), and if it is neither a question nor a user's sentence that begins like one of the text: an earlier request
+// like this one is no answer to it.
 ES_API size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_turns, es_log_hit * out,
                             size_t n);
+
+// What is to come back for a text, of turns before first_held: the later ones are still in the window. The best entry
+// of all that belongs to it; none if that one is in the window, unless the assistant said it, who may have been asked
+// in vain. Where the assistant only said again what the user had said, the user's words. Returns whether there is one.
+ES_API bool es_log_recall(es_log * log, const char * text, size_t n_text, int64_t first_held, es_log_hit * out);
 
 #ifdef __cplusplus
 }

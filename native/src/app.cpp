@@ -4,6 +4,7 @@
 #include "error.h"
 #include "llama-cpp.h"
 #include "llama-ext.h"
+#include "recall/log.h"
 #include "support.h"
 
 #include <algorithm>
@@ -14,6 +15,8 @@ struct es_app_session {
     explicit es_app_session(std::shared_ptr<const es_loaded_model> model) : stream(std::move(model)) {}
 
     es_app_stream                    stream;
+    std::unique_ptr<es_log>          log; // or null
+    std::string                      recalled;
     std::unique_ptr<es_chat>         chat_template;
     std::unique_ptr<es_conversation> chat; // null: a plain stream
     bool                             is_parsed = false;
@@ -386,6 +389,45 @@ int32_t es_app_session_clear(es_app_session * session) {
         const int32_t rc = session->stream.reset();
         return rc == ES_OK && session->chat ? session->chat->clear() : rc;
     });
+}
+
+int32_t es_app_use_log(es_app_session * session, const char * path, uint64_t max_bytes, uint32_t n_tokens) {
+    return act(session, true, [&]() -> int32_t {
+        int32_t rc = session->chat->set_log(nullptr, 0);
+        if (rc != ES_OK) {
+            return rc;
+        }
+        session->log = std::make_unique<es_log>();
+        rc           = session->log->open(path, max_bytes);
+        if (rc != ES_OK) {
+            session->log.reset();
+            return rc;
+        }
+        return session->chat->set_log(session->log.get(), n_tokens);
+    });
+}
+
+int32_t es_app_get_recalled(es_app_session * session, es_app_recalled * out) {
+    ES_REQUIRE(session);
+    ES_REQUIRE(out);
+    *out = {};
+    return es_guard([&]() -> int32_t {
+        const common_json found = session->chat ? session->chat->info().at("recalled") : common_json();
+        if (!found.is_null()) {
+            session->recalled = found.at("text").get<std::string>();
+            *out = { session->recalled.c_str(), found.at("role") == "user", found.at("turn").get<int64_t>(),
+                     found.at("when").get<int64_t>(), found.at("coverage").get<double>() };
+        }
+        return ES_OK;
+    });
+}
+
+int32_t es_app_forget(es_app_session * session, int64_t message) {
+    ES_REQUIRE(session);
+    if (!session->log) {
+        return es_fail(ES_ERR_INVALID, "the conversation has no log");
+    }
+    return es_guard([&] { return session->log->forget(message); });
 }
 
 int32_t es_app_say(es_app_session * session, const char * text, es_app_answer_params params,

@@ -447,6 +447,41 @@ void thoughts(const std::string & path) {
     assert(with > c.stats().n_past + 10); // the template has closed its thoughts
 }
 
+void recalls(const std::string & path) {
+    const std::string     log = path + ".log";
+    es_app_session_params p   = small();
+    es_app_recalled       found;
+    {
+        session a(p);
+        ok(es_app_get_recalled(a.s, &found));
+        assert(!found.text && es_app_forget(a.s, 0) == ES_ERR_INVALID && says("no log"));
+        ok(es_app_use_log(a.s, log.c_str(), 0, 64));
+        a.say("My friend Anna owns a blue kite.", 8);
+        for (int i = 0; i < 20; ++i) {
+            a.say("It is " + std::to_string(i) + " now.", 8);
+        }
+        ok(es_app_get_recalled(a.s, &found));
+        assert(!found.text);
+        a.say("What does my friend Anna own?", 8);
+        ok(es_app_get_recalled(a.s, &found));
+        assert(found.text == std::string("My friend Anna owns a blue kite.") && found.is_from_user);
+        assert(found.message == 0 && found.when > 0 && found.coverage > 0.5);
+        ok(es_app_session_save(a.s, path.c_str()));
+        assert(es_app_use_log(a.s, "/nowhere/log", 0, 64) == ES_ERR_IO);
+        a.say("Still there?", 8);
+    }
+    session b(path, p);
+    ok(es_app_use_log(b.s, log.c_str(), 0, 64));
+    ok(es_app_forget(b.s, 0));
+    assert(es_app_forget(b.s, 0) == ES_ERR_INVALID && says("nothing of turn 0"));
+    b.say("What does my friend Anna own?", 8);
+    ok(es_app_get_recalled(b.s, &found));
+    assert(!found.text);
+    session plain(small(false));
+    assert(es_app_use_log(plain.s, nullptr, 0, 64) == ES_ERR_INVALID && says("a plain stream"));
+    remove(log.c_str());
+}
+
 void texts() {
     int32_t           tokens[64];
     char              bytes[16];
@@ -491,6 +526,7 @@ int main(int argc, char ** argv) {
     plain_stream(path);
     goes_on(path);
     thoughts(path);
+    recalls(path);
     loops();
     side_by_side();
     ten_thousand_tokens(path);

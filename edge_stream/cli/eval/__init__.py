@@ -10,6 +10,7 @@ COMMANDS = {
     "ppl": "Perplexity along a text: overall, after the cache filled, and per segment.",
     "sinks": "Perplexity with 0, 1, 2, 4 and 8 sinks, and which number to use.",
     "streameval": "Accuracy of answers against the distance of the fact (StreamEval).",
+    "recall": "Accuracy of answers about what left the window, with recall and without.",
     "qa-stream": "Exact match of questions joined into one long stream.",
     "soak": "Stream for hours; fail if memory, latency or NLL trend upwards.",
 }

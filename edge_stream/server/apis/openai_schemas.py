@@ -33,6 +33,19 @@ class Timings(BaseModel):
     queued_ms: float
 
 
+class RecalledLine(BaseModel):
+    """A line of the history that the newest message was read with. message: the index of the one that it is of.
+
+    coverage: share of the newest message's words that it has, weighted by rarity.
+    """
+
+    text: str
+    role: Literal["user", "assistant"]
+    message: int
+    messages_ago: int
+    coverage: float
+
+
 class StreamInfo(BaseModel):
     """The conversation's stream. history: how the request's history was matched.
 
@@ -53,6 +66,7 @@ class StreamInfo(BaseModel):
     n_to_read: int
     n_messages_dropped: int
     timed_out: bool
+    recalled: RecalledLine | None
 
 
 class ChatAnswer(BaseModel):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge_stream.stream import Stream
 
 Message = Mapping[str, Any]
+Recalled = dict[str, Any]
 
 _KEY_BYTES = 32
 # the newest tokens are hashed later, so that some of them can be taken back
@@ -93,7 +94,8 @@ class Entry:
     """A place in a stream: after `n_past` tokens it had seen what hashes to `key`.
 
     tokens_hash: running hash of the tokens fed. kind: `head`, `inputs`, `assistant` or `text`. Of a text: pending,
-    tokens to feed before whatever comes next, and n_bytes.
+    tokens to feed before whatever comes next, and n_bytes. recalled: what the last message before was read with. Of a
+    head: n_gone, messages left out after it, the system prompt counted as well.
     """
 
     key: bytes
@@ -102,6 +104,8 @@ class Entry:
     kind: str
     pending: tuple[int, ...] = ()
     n_bytes: int = 0
+    recalled: Recalled | None = None
+    n_gone: int = 0
 
 
 def flat_content(content: Any) -> str:
@@ -251,9 +255,11 @@ class PrefixLog:
         kind: str,
         pending: Sequence[int] = (),
         n_bytes: int = 0,
+        recalled: Recalled | None = None,
+        n_gone: int = 0,
     ) -> None:
         """The stream has now seen everything that hashes to key."""
-        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), n_bytes))
+        self.entries.append(Entry(key, n_past, self._tokens.digest(), kind, tuple(pending), n_bytes, recalled, n_gone))
         self._tokens = TokenLog(self.entries[-1].tokens_hash)
 
     def cut(self, index: int) -> None:

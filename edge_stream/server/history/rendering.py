@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edge_stream.chat.core import ChatCore, ChatRequest, Plan
-from edge_stream.server.history.prefix_matching import Entry, History
+from edge_stream.recall import Log
+from edge_stream.server.history.prefix_matching import Entry, History, Message, Recalled, flat_content
 
 if TYPE_CHECKING:
     from edge_stream.chat.options import ChatOptions
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Piece:
     """Tokens to feed, after which the history can be continued.
 
-    key, kind, pending, n_bytes: see prefix_matching.Entry. mark: a message starts here, where a slide may end.
+    mark: a message starts here, where a slide may end. The others: see prefix_matching.Entry.
     """
 
     tokens: list[int]
@@ -28,6 +29,8 @@ class Piece:
     kind: str
     pending: list[int] = field(default_factory=list)
     n_bytes: int = 0
+    recalled: Recalled | None = None
+    n_gone: int = 0
     mark: bool = False
 
 
@@ -36,7 +39,8 @@ class Rendered:
     """What is to be fed for a request.
 
     answer_start: what comes between the last piece and the first generated token. n_back: tokens to take back before.
-    n_dropped: messages left out, the oldest of the history. n_head: tokens of the head, if it is fed.
+    n_dropped: messages left out, the oldest of the history. n_head: tokens of the head, if it is fed. recalled:
+    what the newest message is read with, of what the stream no longer holds.
     """
 
     pieces: list[Piece]
@@ -44,6 +48,7 @@ class Rendered:
     n_back: int = 0
     n_dropped: int = 0
     n_head: int = 0
+    recalled: Recalled | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -69,10 +74,13 @@ class Held:
 
 
 class Renderer:
-    """A model's template and tokenizer. For one thread at a time, except for `core`."""
+    """A model's template and tokenizer. For one thread at a time, except for `core`.
 
-    def __init__(self, engine: Engine, chat: ChatOptions) -> None:
-        self.engine = engine
+    n_recall: tokens of a line that may be recalled for a message, 0: none.
+    """
+
+    def __init__(self, engine: Engine, chat: ChatOptions, n_recall: int = 0) -> None:
+        self.engine, self._n_recall = engine, n_recall
         self.core = ChatCore(engine.backend.vocabulary, chat.template)
 
     def continued(self, history: History, n_known: int, held: Held) -> Rendered:
@@ -81,8 +89,11 @@ class Renderer:
             return self._text(history, n_known, list(held.entries[-1].pending))
         ends = history.ends
         places = [(ends[e.key], e.n_past - held.first) for e in held.entries if ends.get(e.key)]
+        known = {ends[e.key] - 1: e.recalled for e in held.entries if e.recalled and e.key in ends}
+        n_gone = max(held.entries[0].n_gone, ends.get(held.entries[0].key, 0)) if held.entries else 0
+        history, recalled = self._recall(history, n_gone, known)
         plan = self.request(history).plan([place for place in places if place[1] >= 0], held.tokens)
-        out = self._chat(history, plan)
+        out = self._chat(history, plan, recalled)
         out.n_back = len(held.tokens) - plan.keep
         return out
 
@@ -95,9 +106,13 @@ class Renderer:
             out.pieces.insert(0, Piece(bos, history.root, "head"))
             return out
         plan = self.request(history).plan(n_ctx=n_ctx)
-        out = self._chat(history, plan)
+        history, recalled = self._recall(history, history.n_system + plan.n_dropped, {})
+        if recalled:
+            plan = self.request(history).plan(n_ctx=n_ctx)
+        out = self._chat(history, plan, recalled)
         if not out.pieces or out.pieces[0].kind != "head":
             out.pieces.insert(0, Piece([], history.root, "head"))
+        out.pieces[0].n_gone = history.n_system + plan.n_dropped
         out.n_dropped, out.n_head = plan.n_dropped, plan.n_head
         return out
 
@@ -105,8 +120,42 @@ class Renderer:
         """The core's view of a chat. Raises EdgeStreamError if the template refuses it."""
         return history.request or self.core.request(history.body)
 
+    def _recall(self, history: History, n_gone: int, known: dict[int, Recalled]) -> tuple[History, Recalled | None]:
+        """The history with what is recalled for its messages, and what that is for the newest.
+
+        n_gone: messages that the stream no longer holds. known: what was recalled before, by message.
+        """
+        messages = list(history.body["messages"])
+        newest = len(messages) - 1
+        if newest not in known and self._n_recall and n_gone > history.n_system and messages[-1]["role"] == "user":
+            found = self._find(messages, n_gone)
+            known = known | {newest: found} if found else known
+        if not known:
+            return history, None
+        for i, recalled in known.items():
+            messages[i] = {**messages[i], "recalled": recalled}
+        body = {**history.body, "messages": messages}
+        return replace(history, body=body, request=self.core.request(body)), known.get(newest)
+
+    def _find(self, messages: Sequence[Message], n_gone: int) -> Recalled | None:
+        """What belongs to the newest message: its history is all that there is to search."""
+        with Log(max_bytes=1 << 30) as log:
+            for i, message in enumerate(messages[:-1]):
+                if message["role"] in ("user", "assistant"):
+                    log.append(flat_content(message.get("content")), i, message["role"], when=0)
+            hit = log.recall(flat_content(messages[-1].get("content")), n_gone)
+        if hit is None or len(self.engine.tokenize(hit.text)) > self._n_recall:
+            return None
+        return {
+            "text": hit.text,
+            "role": hit.role,
+            "message": hit.turn,
+            "messages_ago": len(messages) - 1 - hit.turn,
+            "coverage": round(hit.coverage, 3),
+        }
+
     @staticmethod
-    def _chat(history: History, plan: Plan) -> Rendered:
+    def _chat(history: History, plan: Plan, recalled: Recalled | None) -> Rendered:
         keys = {end: key for key, end in history.ends.items()}
         kinds = {unit.end: unit.kind for unit in history.units}
         pieces = [
@@ -115,7 +164,10 @@ class Renderer:
             )
             for i, piece in enumerate(plan.pieces)
         ]
-        return Rendered(pieces, plan.start)
+        for piece in pieces:
+            if recalled and history.ends[piece.key] == len(history.body["messages"]):
+                piece.recalled = recalled
+        return Rendered(pieces, plan.start, recalled=recalled)
 
     def _text(self, history: History, n_known: int, pending: list[int]) -> Rendered:
         """A completion's prompt from a byte on."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_stream.server")
 
-_FORMAT = 2
+_FORMAT = 3
 _SUFFIX = ".session"
 _SAVED = ".saved"
 _DAMAGED = ".damaged"
@@ -247,7 +247,10 @@ def _held(folder: Path) -> Iterator[None]:
 
 def pack(facts: dict[str, Any]) -> bytes:
     """A session's facts, its log's entries among them, as the caller's bytes of a session file."""
-    rows = [[e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.n_bytes] for e in facts["entries"]]
+    rows = [
+        [e.key.hex(), e.n_past, e.tokens_hash.hex(), e.kind, e.pending, e.n_bytes, e.recalled, e.n_gone]
+        for e in facts["entries"]
+    ]
     return json.dumps({"format": _FORMAT, **facts, "entries": rows}).encode()
 
 
@@ -257,10 +260,11 @@ def unpack(data: bytes, file: Path) -> dict[str, Any]:
         facts = json.loads(data)
         if facts["format"] > _FORMAT:
             raise SessionError(f"{file} was written by a newer edge-stream")
+        # format 1 has a column that is no longer used
+        columns = (lambda row: [*row[:5], row[-1]]) if facts["format"] == 1 else list
         facts["entries"] = [
-            # format 1 has one more column before the last
-            Entry(bytes.fromhex(key), int(n_past), bytes.fromhex(tokens), str(kind), tuple(pending), int(rest[-1]))
-            for key, n_past, tokens, kind, pending, *rest in facts["entries"]
+            Entry(bytes.fromhex(key), int(n_past), bytes.fromhex(tokens), str(kind), tuple(pending), *rest)
+            for key, n_past, tokens, kind, pending, *rest in map(columns, facts["entries"])
         ]
         whole = all(isinstance(facts[name], int) for name in ("n_past", "n_window", "n_turns")) and facts["entries"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -168,6 +168,7 @@ class Prefill:
         task.stage = Stage.READING
         if task.choice > 0:
             return
+        task.recalled = rendered.recalled
         task.n_dropped, task.n_reused = rendered.n_dropped, session.stream.stats.n_past
         task.n_prompt = task.n_reused + rendered.n_tokens
         self.metrics.llama.cached(task.n_reused)
@@ -228,7 +229,7 @@ class Prefill:
         for end, piece in ends:
             log_.fed(portion[done:end])
             done = end
-            log_.add(piece.key, before + end, piece.kind, piece.pending, piece.n_bytes)
+            log_.add(piece.key, before + end, piece.kind, piece.pending, piece.n_bytes, piece.recalled, piece.n_gone)
         log_.fed(portion[done:])
         task.session.saved = False
         is_read = not task.pieces and not task.answer_start

@@ -42,7 +42,7 @@ class Scheduler:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.store = self._open_store()
         self.sessions = Sessions(engine, self.store)
-        self.renderer = Renderer(engine, settings.chat)
+        self.renderer = Renderer(engine, settings.chat, settings.n_recall)
         # a template may take seconds, while other answers are written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         prefill = Prefill(engine, settings.n_prefill, metrics, self.sessions, self.renderer, self._pool, self.wake)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.sampling import Sampling
 from edge_stream.server.history.answer import Answer
-from edge_stream.server.history.prefix_matching import History
+from edge_stream.server.history.prefix_matching import History, Recalled
 from edge_stream.server.scheduling.events import Done, Event, TokenLogprobs
 from edge_stream.server.scheduling.line_limits import LineLimits
 
@@ -99,6 +99,7 @@ class Task:
     timed_out: bool = False
     t_stalled: float | None = None  # since when it waits for its reader
     n_dropped: int = 0
+    recalled: Recalled | None = None
     n_reused: int = 0
     n_prompt: int = 0
     n_read: int = 0
@@ -152,6 +153,7 @@ class Task:
             "n_to_read": self.n_to_read,
             "n_messages_dropped": self.n_dropped,
             "timed_out": self.timed_out,
+            "recalled": self.recalled,
         }
 
     def usage(self) -> dict[str, Any]:

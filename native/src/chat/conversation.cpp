@@ -171,7 +171,7 @@ int32_t es_conversation::open(const char * answer, const es_reading & reading, c
     for (const auto & [name, value] : given.items()) {
         body[name] = value;
     }
-    body["messages"] = transcript_.to_json(from, system_, true);
+    body["messages"] = transcript_.to_json(from, system_);
     auto request     = std::make_unique<es_chat_request>(chat_);
     rc               = request->init(body.dump_safe().c_str());
     if (rc == ES_OK) {

@@ -5,13 +5,6 @@
 #include <algorithm>
 #include <ctime>
 
-namespace {
-
-constexpr size_t n_hits         = 8;   // entries looked at for a question
-constexpr double least_coverage = 0.5; // of the question's words, by rarity: the bound below which nothing is recalled
-
-} // namespace
-
 void es_recall::use(es_log * log, uint32_t n_tokens, const es_transcript & transcript) {
     log_      = log;
     n_tokens_ = n_tokens;
@@ -28,21 +21,16 @@ void es_recall::find(const es_chat & chat, es_transcript & transcript, int64_t f
     if (!log_ || n_tokens_ == 0 || newest.role != "user") {
         return;
     }
-    es_log_hit   hits[n_hits];
-    const size_t n       = es_log_search(log_, newest.text.data(), newest.text.size(), first_held, hits, n_hits);
-    const auto   belongs = [&](const es_log_hit & hit) {
-        const std::string text = hit.text;
-        return hit.coverage >= least_coverage && text.back() != '?' && chat.tokenize(text).size() <= n_tokens_;
-    };
-    const es_log_hit * hit = std::find_if(hits, hits + n, belongs);
-    if (hit == hits + n) {
+    es_log_hit hit;
+    if (!es_log_recall(log_, newest.text.data(), newest.text.size(), first_held, &hit) ||
+        chat.tokenize(hit.text).size() > n_tokens_) {
         return;
     }
-    found_                         = common_json{ { "text", hit->text },
-                                                  { "role", hit->kind == ES_LOG_ASSISTANT ? "assistant" : "user" },
-                                                  { "turn", hit->turn },
-                                                  { "when", hit->when },
-                                                  { "coverage", hit->coverage } };
+    found_                         = common_json{ { "text", hit.text },
+                                                  { "role", hit.kind == ES_LOG_ASSISTANT ? "assistant" : "user" },
+                                                  { "turn", hit.turn },
+                                                  { "when", hit.when },
+                                                  { "coverage", hit.coverage } };
     es_transcript::message message = transcript.take_last();
     message.recall(found_);
     transcript.add(std::move(message));

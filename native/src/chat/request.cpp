@@ -26,6 +26,26 @@ std::invalid_argument invalid(const std::string & text) {
     return std::invalid_argument(text);
 }
 
+// A message with what was recalled for it, at the start of its own words: most templates have no place for another
+// message there. A small model answered 21 of 30 questions with this wording, of others that were tried 12 to 22.
+void make_remark(common_json & m) {
+    const common_json found = m.at("recalled");
+    m.erase("recalled");
+    const std::string remark = std::string(found.value("role", "user") == "user" ? "The user" : "You") + " said: \"" +
+                               found.value("text", "") + "\" Use this to answer.\n\n";
+    common_json & content = m["content"];
+    if (content.is_array()) {
+        common_json parts = common_json::array();
+        parts.push_back({ { "type", "text" }, { "text", remark } });
+        for (const common_json & part : content) {
+            parts.push_back(part);
+        }
+        content = parts;
+    } else {
+        content = remark + content.get<std::string>();
+    }
+}
+
 // common's parser drops what it does not know, and answers oddly to what it does not expect.
 common_json checked_messages(const common_json & given) {
     if (!given.is_array() || given.empty()) {
@@ -44,6 +64,9 @@ common_json checked_messages(const common_json & given) {
         }
         if (!m.contains("content")) {
             m["content"] = "";
+        }
+        if (m.contains("recalled")) {
+            make_remark(m);
         }
         if (m.contains("tool_calls")) {
             if (!m.at("tool_calls").is_array()) {

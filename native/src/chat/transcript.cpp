@@ -26,28 +26,6 @@ std::string text_of(const common_json & m, const char * name) {
     return out;
 }
 
-// A message with what was recalled for it, as a remark before its own words: most templates have no place for another
-// message there, and small models heed what is quoted.
-common_json with_remark(common_json m) {
-    const common_json found = m.at("recalled");
-    m.erase("recalled");
-    const std::string remark = std::string("[Earlier in this conversation ") +
-                               (found.value("role", "user") == "user" ? "the user" : "you") + " said: \"" +
-                               found.value("text", "") + "\"]\n\n";
-    common_json & content = m["content"];
-    if (content.is_array()) {
-        common_json parts = common_json::array();
-        parts.push_back({ { "type", "text" }, { "text", remark } });
-        for (const common_json & part : content) {
-            parts.push_back(part);
-        }
-        content = parts;
-    } else {
-        content = remark + content.get<std::string>();
-    }
-    return m;
-}
-
 uint64_t number(const common_json & j, const char * name) {
     const int64_t n = j.at(name).get<int64_t>();
     if (!j.at(name).is_number_integer() || n < 0) {
@@ -107,14 +85,13 @@ void es_transcript::clear(size_t n_dropped) {
     n_bytes_   = 0;
 }
 
-common_json es_transcript::to_json(size_t i, const std::string & system, bool for_model) const {
+common_json es_transcript::to_json(size_t i, const std::string & system) const {
     common_json out = common_json::array();
     if (!system.empty()) {
         out.push_back({ { "role", "system" }, { "content", system } });
     }
     for (; i < messages_.size(); ++i) {
-        const common_json & m = messages_[i].json;
-        out.push_back(for_model && m.contains("recalled") ? with_remark(m) : m);
+        out.push_back(messages_[i].json);
     }
     return out;
 }

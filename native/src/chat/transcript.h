@@ -30,9 +30,8 @@ public:
     void    trim(); // drops the oldest turns beyond a million bytes
     void    clear(size_t n_dropped = 0);
 
-    // The messages from the i-th on, behind a system prompt unless it is empty. for_model: with what was recalled for
-    // them, in words.
-    common_json to_json(size_t i, const std::string & system, bool for_model = false) const;
+    // The messages from the i-th on, behind a system prompt unless it is empty.
+    common_json to_json(size_t i, const std::string & system) const;
 
 private:
     std::deque<message> messages_;

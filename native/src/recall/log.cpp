@@ -1,6 +1,7 @@
 // The file, little-endian: magic[8] version:u32, then a record per entry, of which the file is only ever appended to or
 // replaced:
 //   n:u32 crc:u32 turn_kind:u32 when:u32 text[n]     (crc over everything after it)
+// An entry without text stands for a turn of which there is nothing: it was empty, or is forgotten.
 #include "log.h"
 
 #include "error.h"
@@ -201,7 +202,7 @@ int32_t es_log::read(const std::string & file) {
             }
             return damaged("a checksum does not match");
         }
-        if ((int64_t) (h[2] >> 2) < turn || (h[2] & 3) > ES_LOG_ASSISTANT || text.empty()) {
+        if ((int64_t) (h[2] >> 2) < turn || (h[2] & 3) > ES_LOG_ASSISTANT) {
             return damaged("its entries have no order");
         }
         turn = h[2] >> 2;
@@ -251,7 +252,10 @@ int32_t es_log::append(int64_t turn, int32_t kind, int64_t when, std::string_vie
     const uint32_t turn_kind = (uint32_t) turn << 2 | (uint32_t) kind;
     std::string    bytes;
     const size_t   n_before = size();
-    const auto     parts    = parts_of(clean);
+    auto           parts    = parts_of(clean);
+    if (parts.empty()) {
+        parts.emplace_back();
+    }
     for (const std::string_view part : parts) {
         bytes += record(turn_kind, (uint32_t) when, part);
     }
@@ -288,23 +292,32 @@ int32_t es_log::sync() {
     return fd_ >= 0 && fsync(fd_) != 0 ? es_io_error("cannot write log", path_) : (int32_t) ES_OK;
 }
 
-int32_t es_log::remove(int64_t first, int64_t last) {
-    size_t a = 0, b = size();
-    while (a < b && turn_of(a) < first) {
-        ++a;
-    }
-    while (b > a && turn_of(b - 1) > last) {
-        --b;
-    }
-    if (a == b) {
+size_t es_log::start_of(int64_t turn) const {
+    const auto is_before = [](const entry & e, int64_t t) { return (int64_t) (e.turn_kind >> 2) < t; };
+    return (size_t) (std::lower_bound(entries_.begin(), entries_.end(), turn, is_before) - entries_.begin());
+}
+
+int32_t es_log::truncate(int64_t n_turns) {
+    const size_t n = start_of(n_turns);
+    if (n == size()) {
         return ES_OK;
     }
-    const bool is_end = b == size();
-    drop(a, b);
-    if (!is_end || fd_ < 0) {
-        return rewrite();
+    drop(n, size());
+    return fd_ < 0 || ftruncate(fd_, (off_t) n_bytes_) == 0 ? (int32_t) ES_OK : es_io_error("cannot write log", path_);
+}
+
+int32_t es_log::forget(int64_t turn) {
+    const size_t first = start_of(turn), last = start_of(turn + 1);
+    if (first == last || text_of(first).empty()) {
+        return es_fail(ES_ERR_INVALID, "the log has nothing of turn %lld", (long long) turn);
     }
-    return ftruncate(fd_, (off_t) n_bytes_) == 0 ? (int32_t) ES_OK : es_io_error("cannot write log", path_);
+    drop(first, last);
+    const uint32_t text = first ? entries_[first - 1].text : 0, words = first ? entries_[first - 1].words : 0;
+    text_.insert(text, 1, '\0');
+    entries_.insert(entries_.begin() + (ptrdiff_t) first, { text + 1, words, (uint32_t) turn << 2 | ES_LOG_TEXT, 0 });
+    std::for_each(entries_.begin() + (ptrdiff_t) first + 1, entries_.end(), [](entry & e) { ++e.text; });
+    n_bytes_ += n_record;
+    return rewrite();
 }
 
 int32_t es_log::fork(const char * path, int64_t n_turns, es_log & out) const {
@@ -322,7 +335,11 @@ int32_t es_log::fork(const char * path, int64_t n_turns, es_log & out) const {
 }
 
 es_log_stats es_log::stats() const {
-    return { entries_.empty() ? 0 : turn_of(size() - 1) + 1, (int64_t) size(), n_dropped_, n_bytes_ };
+    size_t n = 0;
+    for (size_t i = 0; i < size(); ++i) {
+        n += !text_of(i).empty();
+    }
+    return { entries_.empty() ? 0 : turn_of(size() - 1) + 1, (int64_t) n, n_dropped_, n_bytes_ };
 }
 
 //
@@ -357,7 +374,7 @@ int32_t es_log_sync(es_log * log) {
 
 int32_t es_log_truncate(es_log * log, int64_t n_turns) {
     ES_REQUIRE(log);
-    return es_guard([&] { return log->remove(n_turns, INT64_MAX); });
+    return es_guard([&] { return log->truncate(n_turns); });
 }
 
 int32_t es_log_fork(const es_log * log, const char * path, int64_t n_turns, es_log ** out) {
@@ -374,11 +391,7 @@ int32_t es_log_fork(const es_log * log, const char * path, int64_t n_turns, es_l
 
 int32_t es_log_forget(es_log * log, int64_t turn) {
     ES_REQUIRE(log);
-    const int64_t before = log->stats().n_entries;
-    const int32_t rc     = es_guard([&] { return log->remove(turn, turn); });
-    return rc == ES_OK && log->stats().n_entries == before
-               ? es_fail(ES_ERR_INVALID, "the log has nothing of turn %lld", (long long) turn)
-               : rc;
+    return es_guard([&] { return log->forget(turn); });
 }
 
 es_log_stats es_log_get_stats(const es_log * log) {

@@ -18,8 +18,8 @@ struct es_log {
     int32_t sync();
     int32_t fork(const char * path, int64_t n_turns, es_log & out) const;
 
-    // Deletes the entries of turns from first to last.
-    int32_t remove(int64_t first, int64_t last);
+    int32_t truncate(int64_t n_turns); // keeps the turns before
+    int32_t forget(int64_t turn);
 
     es_log_stats     stats() const;
     size_t           size() const { return entries_.size(); }
@@ -37,6 +37,7 @@ private:
         uint32_t when;
     };
 
+    size_t  start_of(int64_t turn) const; // the first entry of it or a later one
     void    add(uint32_t turn_kind, uint32_t when, std::string_view text);
     void    drop(size_t first, size_t last);
     int32_t read(const std::string & file);

@@ -1,4 +1,5 @@
 // BM25 (Robertson and Zaragoza 2009) over the hashes of a log: two passes, no index.
+#include "gate.h"
 #include "log.h"
 #include "words.h"
 
@@ -117,9 +118,9 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
             }
             const double total = score + neighbor * before_score;
             if (best.size() < n_out || (n_out > 0 && total >= best.front().score)) {
-                const std::string_view t   = log->text_of(i);
-                const es_log_hit       hit = { log->turn_of(i), log->kind_of(i), log->when_of(i),
-                                               total,           covered / whole, t.data() };
+                const std::string_view t = log->text_of(i);
+                const es_log_hit hit = { log->turn_of(i), log->kind_of(i), log->when_of(i), total, covered / whole, 0,
+                                         t.data() };
                 if (best.size() == n_out) {
                     best.erase(best.begin());
                 }
@@ -130,6 +131,10 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
         before_score = score;
     }
     std::reverse(best.begin(), best.end());
+    const es_gate gate(std::string_view(text, n_text));
+    for (es_log_hit & hit : best) {
+        hit.belongs = gate.admits(hit);
+    }
     std::copy(best.begin(), best.end(), out);
     return best.size();
 }

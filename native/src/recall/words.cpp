@@ -11,14 +11,25 @@ namespace {
 
 // What English questions are made of; after folding and stemming, as es_words has them.
 constexpr std::string_view common[] = {
-    "a",     "about", "again", "all",   "also",   "am",       "an",    "and",   "any",   "are",    "as",
-    "at",    "be",    "been",  "but",   "by",     "can",      "could", "did",   "do",    "does",   "ever",
-    "for",   "from",  "had",   "has",   "have",   "he",       "her",   "him",   "his",   "how",    "i",
-    "if",    "in",    "is",    "it",    "its",    "me",       "mine",  "my",    "no",    "not",    "of",
-    "on",    "or",    "our",   "pleas", "please", "remember", "said",  "say",   "she",   "should", "so",
-    "some",  "tell",  "than",  "that",  "the",    "their",    "them",  "then",  "there", "these",  "they",
-    "this",  "those", "to",    "told",  "us",     "was",      "we",    "were",  "what",  "when",   "where",
-    "which", "who",   "whom",  "whose", "why",    "will",     "with",  "would", "you",   "your",   "yours",
+    "a",     "about", "again", "all",   "also", "am",    "an",     "and",      "any",  "are",   "as",    "at",
+    "be",    "been",  "but",   "by",    "can",  "could", "did",    "do",       "does", "ever",  "for",   "from",
+    "had",   "has",   "have",  "he",    "her",  "him",   "his",    "how",      "i",    "if",    "in",    "is",
+    "it",    "its",   "just",  "many",  "me",   "mine",  "more",   "most",     "much", "my",    "no",    "not",
+    "of",    "often", "on",    "or",    "our",  "pleas", "please", "remember", "said", "say",   "she",   "should",
+    "so",    "some",  "tell",  "than",  "that", "the",   "their",  "them",     "then", "there", "these", "they",
+    "this",  "those", "to",    "told",  "us",   "very",  "was",    "we",       "were", "what",  "when",  "where",
+    "which", "who",   "whom",  "whose", "why",  "will",  "with",   "would",    "you",  "your",  "yours",
+};
+
+// Of the one who writes, in the languages that are written most; and what else statements begin with in English.
+constexpr std::string_view personal[] = {
+    "i",      "me",  "my",  "mine", "our", "ours", "ich",  "mir",  "mich", "mein", "meine", "meinen", "meinem",
+    "meiner", "mon", "mes", "moi",  "je",  "mi",   "mis",  "yo",   "io",   "mio",  "mia",   "meu",    "minha",
+    "eu",     "я",   "мой", "моя",  "мое", "мою",  "моей", "меня", "мне",  "我",   "我的",  "私の",   "私は",
+};
+constexpr std::string_view openers[] = {
+    "a",     "an",    "he",   "her",  "his",   "it", "its", "she", "that", "the",  "their",
+    "there", "these", "they", "this", "those", "us", "we",  "you", "your", "我们",
 };
 
 // Scripts that put no spaces between words.
@@ -170,17 +181,80 @@ std::vector<uint32_t> es_words(std::string_view text) {
     return out;
 }
 
-std::vector<uint32_t> es_query_words(std::string_view text) {
-    static const std::set<uint32_t> usual = [] {
-        std::set<uint32_t> out;
-        for (const std::string_view word : common) {
-            std::string stemmed(word);
-            stem(stemmed);
-            out.insert(hash(stemmed));
+namespace {
+
+template <size_t n>
+std::set<uint32_t> hashes_of(const std::string_view (&words)[n]) {
+    std::set<uint32_t> out;
+    for (const std::string_view word : words) {
+        for (const uint32_t h : es_words(word)) {
+            out.insert(h);
         }
-        return out;
-    }();
-    std::vector<uint32_t> all = es_words(text), out;
+    }
+    return out;
+}
+
+} // namespace
+
+std::vector<uint32_t> es_query_words(std::string_view text) {
+    static const std::set<uint32_t> usual = hashes_of(common);
+    std::vector<uint32_t>           all   = es_words(text), out;
     std::copy_if(all.begin(), all.end(), std::back_inserter(out), [&](uint32_t h) { return usual.count(h) == 0; });
     return out.empty() ? all : out;
+}
+
+namespace {
+
+bool is_personal(uint32_t word) {
+    static const std::set<uint32_t> known = hashes_of(personal);
+    return known.count(word) > 0;
+}
+
+bool is_opener(uint32_t word) {
+    static const std::set<uint32_t> known = hashes_of(openers);
+    return is_personal(word) || known.count(word) > 0;
+}
+
+bool ends_sentence(uint32_t c) {
+    return c == '.' || c == '!' || c == '?' || c == '\n' || c == 0x3002 || c == 0xFF01 || c == 0xFF1F;
+}
+
+} // namespace
+
+std::vector<uint32_t> es_sentence_forms(std::string_view text) {
+    std::vector<uint32_t> out;
+    for (size_t at = 0; at < text.size();) {
+        const size_t from = at;
+        size_t       to   = at;
+        uint32_t     last = 0; // letter
+        while (at < text.size()) {
+            const uint32_t c = es_utf8_next(text, at);
+            if (ends_sentence(c)) {
+                break;
+            }
+            to   = at;
+            last = is_letter(c) ? c : last;
+        }
+        std::vector<uint32_t> words;
+        each_word(text.substr(from, to - from), [&](std::string_view word) { words.push_back(hash(word)); });
+        const auto join = [&](size_t i, size_t n) {
+            uint32_t h = (uint32_t) n;
+            for (; n > 0; --n, ++i) {
+                h = h * 16777619u ^ words[i];
+            }
+            out.push_back(h);
+        };
+        if (!words.empty()) {
+            join(0, is_opener(words[0]) ? std::min<size_t>(3, words.size()) : 1);
+        }
+        if (is_unspaced(last) && words.size() >= 2) {
+            join(words.size() - 2, 2);
+        }
+    }
+    return out;
+}
+
+bool es_is_personal(std::string_view text) {
+    const std::vector<uint32_t> words = es_words(text);
+    return std::any_of(words.begin(), words.end(), is_personal);
 }

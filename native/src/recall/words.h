@@ -12,3 +12,10 @@ std::vector<uint32_t> es_words(std::string_view text);
 
 // The same without words that questions have in common (what, did, my, ...), unless it has no other.
 std::vector<uint32_t> es_query_words(std::string_view text);
+
+// How the sentences of a text begin, as hashes: each by its first word, or by its first three if that is one which
+// statements begin with (I, my, the, ...). In scripts without spaces also how they end, where verbs and particles are.
+std::vector<uint32_t> es_sentence_forms(std::string_view text);
+
+// Whether a text speaks of the one who wrote it: it has a word like I, my, mein, mon, мой.
+bool es_is_personal(std::string_view text);

@@ -78,8 +78,13 @@ function checked(raw) {
 }
 
 function checkedInfo(raw) {
-  const known = ([name, value]) => Number.isFinite(value) || (name === "history" && HISTORIES.includes(value)) || (name === "restored" && value === true);
+  const known = ([name, value]) =>
+    Number.isFinite(value) || (name === "history" && HISTORIES.includes(value)) || (name === "restored" && value === true) || (name === "recalled" && isRecalled(value));
   return raw && typeof raw === "object" ? Object.fromEntries(Object.entries(raw).filter(known)) : null;
+}
+
+function isRecalled(value) {
+  return typeof value?.text === "string" && Number.isFinite(value.messages_ago);
 }
 
 // All conversations, in memory and in localStorage. onProblem is given a sentence.

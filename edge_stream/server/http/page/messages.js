@@ -59,6 +59,12 @@ export class Messages {
       node.view.update(message.content);
       node.classList.toggle("writing", message.state === "writing");
     }
+    const recalled = message.info?.recalled;
+    if (recalled) {
+      const who = recalled.role === "user" ? "you" : "the model";
+      const ago = `${recalled.messages_ago} message${recalled.messages_ago === 1 ? "" : "s"} ago`;
+      node.append(h("p", { className: "recalled" }, `Recalled: ${ago}, ${who} said “${recalled.text}”`));
+    }
     node.append(body);
     if (message.state !== "writing") node.append(this.foot(conversation, message, node));
     return node;

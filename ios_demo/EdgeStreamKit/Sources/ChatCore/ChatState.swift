@@ -1,3 +1,5 @@
+import Foundation
+
 /// What the chat screen shows. It changes only by events, so that every path through it can be tested without a screen.
 public struct ChatState: Sendable, Equatable {
     public struct Message: Sendable, Equatable, Identifiable {
@@ -8,6 +10,18 @@ public struct ChatState: Sendable, Equatable {
         public internal(set) var text: String
         /// It was ended before the model ended it: by the user, the background, heat or memory.
         public internal(set) var isCut = false
+        /// What the question was read with, and had left the window.
+        public internal(set) var recalled: Recollection?
+    }
+
+    public struct Recollection: Sendable, Equatable {
+        public let text: String
+        public let isFromUser: Bool
+        public let when: Date
+
+        public init(text: String, isFromUser: Bool, when: Date) {
+            (self.text, self.isFromUser, self.when) = (text, isFromUser, when)
+        }
     }
 
     public enum Phase: Sendable, Equatable {
@@ -93,6 +107,9 @@ public struct ChatState: Sendable, Equatable {
             phase = .writing
             messages[messages.count - 1].text += text
             byteCount += text.utf8.count
+        case .recalled(let recollection):
+            guard isBusy, messages.last?.role == .assistant else { return }
+            messages[messages.count - 1].recalled = recollection
         case .ended(let isCut):
             guard isBusy else { return }
             phase = .idle
@@ -146,6 +163,8 @@ public enum ChatEvent: Sendable {
     case regenerating
     case reading(done: Int, total: Int)
     case wrote(String)
+    /// The message was read with it.
+    case recalled(ChatState.Recollection)
     case ended(isCut: Bool)
     /// Reading failed or was cancelled: the message is taken back.
     case tookBack

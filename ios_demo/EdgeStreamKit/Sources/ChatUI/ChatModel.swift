@@ -20,6 +20,9 @@ public final class ChatModel {
     @ObservationIgnored public var lifecycle = LifecyclePolicy()
     /// After an answer, save if the last time is longer ago than this. Going into the background always saves.
     @ObservationIgnored public var autosaveInterval = Duration.seconds(60)
+    /// Tokens of a line of the conversation that may come back when it is needed and has left the window. 0: nothing is
+    /// kept for that.
+    @ObservationIgnored public var recallTokens: UInt32 = 0
     /// Threads of the engine; nil: as many as there are cores.
     @ObservationIgnored public var threads: Int?
 
@@ -155,6 +158,13 @@ public final class ChatModel {
             self.session = session
             await showTranscript(of: session)
             if let notice { state.apply(.noticed(notice)) }
+            if recallTokens > 0 {
+                do {
+                    try await session.useLog(at: loader.log(of: entry), tokens: recallTokens)
+                } catch {
+                    fail(error)  // the conversation goes on without
+                }
+            }
             try await measure()
         } catch {
             if !Task.isCancelled {
@@ -266,8 +276,13 @@ public final class ChatModel {
             if let rest = coalescer.finish() { state.apply(.wrote(rest)) }
         }
         var asked = clock.now
+        var isFirst = true
         for try await token in stream {
             let now = clock.now
+            if isFirst, let found = try await session?.recalled() {
+                state.apply(.recalled(.init(text: found.text, isFromUser: found.isFromUser, when: found.when)))
+            }
+            isFirst = false
             if let text = coalescer.add(token.isThinking ? "" : token.text, at: now) {
                 state.apply(.wrote(text))
                 measure(token)

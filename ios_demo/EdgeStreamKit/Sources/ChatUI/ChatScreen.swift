@@ -145,6 +145,14 @@
                 Text(speaker)
                     .font(.caption.bold())
                     .foregroundStyle(.secondary)
+                if let recalled = message.recalled {
+                    Label(
+                        localized("chat.recalled \(recalled.when.formatted(.relative(presentation: .named))) \(recalled.text)"),
+                        systemImage: "arrow.uturn.backward"
+                    )
+                    .font(.caption)
+                    .foregroundStyle(.secondary)
+                }
                 if message.text.isEmpty && isOpen {
                     ProgressView()
                 } else {

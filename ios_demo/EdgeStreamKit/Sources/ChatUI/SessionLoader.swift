@@ -18,9 +18,13 @@ struct SessionLoader {
         folder.appendingPathComponent(entry.id + ".session")
     }
 
+    /// What was said, for recall: it goes with the session.
+    func log(of entry: ModelStore.Entry) -> URL {
+        file(of: entry).appendingPathExtension("log")
+    }
+
     func remove(sessionOf entry: ModelStore.Entry) throws {
-        let file = file(of: entry)
-        if FileManager.default.fileExists(atPath: file.path) {
+        for file in [file(of: entry), log(of: entry)] where FileManager.default.fileExists(atPath: file.path) {
             try FileManager.default.removeItem(at: file)
         }
     }

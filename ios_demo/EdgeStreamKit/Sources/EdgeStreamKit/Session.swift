@@ -205,6 +205,31 @@ public actor Session {
     }
 
     //
+    // recall
+    //
+
+    /// Keeps what is said in a log, and reads a message with the line of it that belongs to it and has left the window.
+    /// url: its file, made if it is not there, to be deleted with the session's; nil: in memory. maxBytes: beyond which
+    /// the oldest is dropped; 0: 64 MiB. tokens: of a line that may come back; 0: nothing does. If it fails, the
+    /// conversation goes on without.
+    public func useLog(at url: URL?, maxBytes: UInt64 = 0, tokens: UInt32 = 64) throws(EdgeStreamError) {
+        try settle()
+        try EdgeStreamError.check(es_app_use_log(try pointer(), url?.path, maxBytes, tokens))
+    }
+
+    /// What the newest message was read with.
+    public func recalled() throws(EdgeStreamError) -> Recalled? {
+        var c = es_app_recalled()
+        try EdgeStreamError.check(es_app_get_recalled(try pointer(), &c))
+        return Recalled(c)
+    }
+
+    /// Deletes a message from the log; transcript and window keep it.
+    public func forget(message: Int) throws(EdgeStreamError) {
+        try EdgeStreamError.check(es_app_forget(try pointer(), Int64(message)))
+    }
+
+    //
     // plain streams
     //
 

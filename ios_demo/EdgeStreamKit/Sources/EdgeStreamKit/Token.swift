@@ -1,4 +1,5 @@
 import CEdgeStream
+import Foundation
 
 /// One step of an answer.
 public struct Token: Sendable, Hashable {
@@ -70,6 +71,24 @@ public struct Message: Sendable, Hashable {
         self.text = text
         self.thinking = thinking
         self.toolCalls = toolCalls
+    }
+}
+
+/// A line of the conversation that had left the window, and that a message was read with.
+public struct Recalled: Sendable, Hashable, Codable {
+    public let text: String
+    /// Else the model said it.
+    public let isFromUser: Bool
+    /// Its number in the whole conversation.
+    public let message: Int
+    public let when: Date
+
+    init?(_ c: es_app_recalled) {
+        guard let text = c.text else { return nil }
+        self.text = String(cString: text)
+        isFromUser = c.is_from_user
+        message = Int(c.message)
+        when = Date(timeIntervalSince1970: TimeInterval(c.when))
     }
 }
 

@@ -124,6 +124,25 @@ final class ChatModelTests {
         #expect(chat.state.messages.isEmpty && chat.state.gauge.seen == 0)
     }
 
+    @Test func whatHasLeftTheWindowIsShownWhenItComesBack() async throws {
+        let chat = try launch()
+        chat.recallTokens = 64
+        chat.answerOptions.maxTokens = 4
+        await chat.open(try #require(chat.models.first))
+        await chat.send("My friend Anna owns a blue kite.")
+        for hour in 0..<12 {
+            await chat.send("The hour of the day is \(hour).")
+        }
+        #expect(chat.state.messages.allSatisfy { $0.recalled == nil })
+        await chat.send("What does my friend Anna own?")
+        let recalled = try #require(chat.state.messages.last?.recalled)
+        #expect(recalled.text == "My friend Anna owns a blue kite." && recalled.isFromUser)
+        let log = session.appendingPathExtension("log")
+        #expect(FileManager.default.fileExists(atPath: log.path))
+        await chat.remove(try #require(chat.current))
+        #expect(!FileManager.default.fileExists(atPath: log.path))
+    }
+
     @Test func longerThanTheCacheAtAConstantFill() async throws {
         let chat = try await opened()
         chat.answerOptions.maxTokens = 100

@@ -18,6 +18,25 @@ struct SessionTests {
         ])
     }
 
+    @Test func whatHasLeftTheWindowComesBack() async throws {
+        let folder = try Folder()
+        let session = try await Session.open(Demo.shared.model, options: small())
+        try await session.useLog(at: folder.file("log"))
+        _ = try await session.say("My friend Anna owns a blue kite.", 8)
+        for hour in 0..<20 {
+            _ = try await session.say("The hour of the day is \(hour).", 8)
+        }
+        #expect(try await session.recalled() == nil)
+        _ = try await session.say("What does my friend Anna own?", 8)
+        let recalled = try #require(await session.recalled())
+        #expect(recalled.text == "My friend Anna owns a blue kite." && recalled.isFromUser && recalled.message == 0)
+        try await session.forget(message: 0)
+        await #expect(throws: EdgeStreamError.self) { try await session.forget(message: 0) }
+        _ = try await session.say("What does my friend Anna own?", 8)
+        #expect(try await session.recalled()?.text != recalled.text)
+        await #expect(throws: EdgeStreamError.self) { try await session.useLog(at: URL(fileURLWithPath: "/nowhere/log")) }
+    }
+
     @Test func theAnswerEndsWhereTheModelEndsIt() async throws {
         let session = try await Session.open(Demo.shared.model, options: small())
         var options = AnswerOptions(sampling: Sampling(temperature: 0))
