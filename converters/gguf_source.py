@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_stream.converters import chat_templates, gguf_tensors, vocab_bpe
 from edge_stream.converters.config import read_config
+from edge_stream.converters.gguf_reader import GgufReader
 from edge_stream.converters.safetensors_files import check_finite
 from edge_stream.converters.source import TensorInfo
 from edge_stream.converters.tensor_names import expected_tensors
@@ -357,9 +358,9 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _open(path: Path) -> gguf.GGUFReader:
+def _open(path: Path) -> GgufReader:
     try:
-        return gguf.GGUFReader(path)
+        return GgufReader(path)
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the reader fails in many ways on a damaged file
