@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edge_stream.converters.source import TensorInfo
 from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Family
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,13 +165,15 @@ class HfSource:
         """The language model's tensors by standard name; checks that all are there in the right shapes."""
         found: dict[str, safetensors_files.Entry] = {}
         for stored, entry in entries.items():
-            name = _text_name(stored)
-            if stored.startswith(_OTHER_TOWERS) or name.endswith(_DERIVED):
+            name = _text_name(stored, self.model.family)
+            if stored.startswith(_OTHER_TOWERS) or name.startswith(self.model.family.left_out) or name.endswith(_DERIVED):
                 self.left_out.append(stored)
             elif name in found:
                 raise EdgeStreamError(f"the checkpoint has {quoted(name, 80)} twice, under two prefixes")
             else:
                 found[name] = entry
+        if any(name.endswith(".mlp.experts.gate_up_proj") for name in found):
+            self.model = replace(self.model, own={**self.model.own, "fused": True})
         expected = expected_tensors(self.model)
         if self.model.tied and "lm_head.weight" in found:  # a copy of the embedding
             self._check_tied_copy(found)
@@ -211,7 +215,10 @@ class HfSource:
             )
 
 
-def _text_name(stored: str) -> str:
+def _text_name(stored: str, family: Family) -> str:
+    for old, new in family.prefixes.items():
+        if stored.startswith(old):
+            return new + stored.removeprefix(old)
     for prefix in _TEXT_PREFIXES:
         if stored.startswith(prefix):
             rest = stored.removeprefix(prefix)

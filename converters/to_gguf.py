@@ -142,7 +142,7 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
 
 def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, progress: Progress) -> list[Path]:
     """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
-    writer = gguf.GGUFWriter(path, source.model.family.gguf.arch, split_max_size=options.split_max_size)
+    writer = gguf.GGUFWriter(path, source.model.arch, split_max_size=options.split_max_size)
     try:
         gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
         for tensor in plan.tensors:

@@ -1,0 +1,183 @@
+"""Tiny random checkpoints written by transformers itself, one or more for every family that `convert` takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiny_checkpoints as tiny
+import torch
+import transformers
+from awkward_strings import decomposed, mixed_case
+
+N_VOCAB = tiny.N_VOCAB
+_SHAPE: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 512,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_DELTA = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+    },
+}
+# name -> transformers' config class, what differs from _SHAPE, tokenizer
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("LlamaConfig", {}, "llama3"),
+    "smollm3": ("SmolLM3Config", {"head_dim": None}, "llama3"),
+    "smollm3-tied": ("SmolLM3Config", {"head_dim": None, "tie_word_embeddings": True}, "llama3"),
+    "ministral3": (
+        "Ministral3Config",
+        {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+        "tekken",
+    ),
+    "olmo2": ("Olmo2Config", {"head_dim": None}, "llama3"),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "head_dim": None,
+            "sliding_window": 16,
+            "rope_parameters": {
+                "full_attention": _YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        "llama3",
+    ),
+    "exaone4": (
+        "Exaone4Config",
+        {
+            "head_dim": None,
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 4,
+            "rope_parameters": _LLAMA3,
+        },
+        "gpt2",
+    ),
+    "exaone4-32b": (
+        "Exaone4Config",
+        {"head_dim": None, "sliding_window": 16, "num_hidden_layers": 64, "hidden_size": 32, "intermediate_size": 32},
+        "gpt2",
+    ),
+    "cohere2": (
+        "Cohere2Config",
+        {"head_dim": None, "sliding_window": 16, "tie_word_embeddings": True, "rotary_pct": 1.0},
+        "smollm",
+    ),
+    "glm4": (
+        "Glm4Config",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+            "attention_bias": True,
+        },
+        "llama3",
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "head_dim": None,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
+        "smollm",
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", _EXPERTS | {"norm_topk_prob": True}, "qwen2"),
+    "qwen3_5": ("Qwen3_5TextConfig", _DELTA, "qwen2"),
+    "qwen3_5-equal-heads": ("Qwen3_5TextConfig", _DELTA | {"linear_num_value_heads": 2}, "qwen2"),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 48}, "qwen2"),
+}
+# tokens that llama.cpp's converter looks up
+MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
+
+
+def write(folder: Path, name: str) -> transformers.PreTrainedModel:
+    """Write a checkpoint of FAMILIES; the model, in float64."""
+    kind, changes, tokenizer = FAMILIES[name]
+    config = getattr(transformers, kind)(**{k: v for k, v in (_SHAPE | changes).items() if k != "head_dim" or v})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    randomise(model)
+    model.save_pretrained(folder)
+    tiny.write_tokenizer(folder, tokenizer)
+    settings = folder / "tokenizer_config.json"  # else transformers takes the class of the model's type
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    if name in MORE_TOKENS:
+        ends = [2, *(N_VOCAB - 8 + i for i in range(len(MORE_TOKENS[name])))]
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        path = folder / "tokenizer.json"
+        content = json.loads(path.read_text())
+        for i, text in enumerate(MORE_TOKENS[name]):
+            token = {"id": N_VOCAB - 8 + i, "content": text, "special": True, "normalized": False}
+            content["added_tokens"].append(token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+        path.write_text(json.dumps(content))
+    return model.double().eval()
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights that do something: attention is not uniform, no norm is neutral, no bias is zero."""
+    for name, values in model.named_parameters():
+        with torch.no_grad():
+            if values.ndim < 2 or "norm" in name.rsplit(".", 2)[-2]:
+                values.add_(torch.empty_like(values).uniform_(-0.2, 0.2))
+            else:
+                gain = 2.0 if "embed" in name or "lm_head" in name else 1.5
+                values.normal_(0.0, gain / values.shape[-1] ** 0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what differs, and why
+# ---------------------------------------------------------------------------------------------------------
+
+# the tokenizer's kind -> strings that llama.cpp cannot tokenise as the original does; the conversion says so
+KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {"tekken": mixed_case, "qwen2": decomposed}
+NOT_IN_LLAMA_CPP: dict[str, str] = {}
+# keys of every file, and why
+DIFFERENT: dict[str, str] = {
+    "GGUF.kv_count": "the sum of the others",
+    "edge_stream.n_ctx": "ours",
+    "edge_stream.n_keep": "ours",
+}
+# keys that ours states, if false, and theirs may not: it is llama.cpp's default
+FALSE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+# keys that ours has and theirs has not: llama.cpp's default is the same
+MORE = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
+DIFFERENT_IN: dict[str, tuple[str, ...]] = {
+    "glm4": ("tokenizer.ggml.unknown_token_id",),  # a byte-level tokenizer has none
+}
