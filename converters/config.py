@@ -90,9 +90,7 @@ def text_config(config: Any) -> dict[str, Any]:
         return config
     if not isinstance(inner, dict):
         raise EdgeStreamError("config.json: text_config is not a JSON object")
-    shared = {
-        k: config[k] for k in _SHARED if k in config
-    }
+    shared = {k: config[k] for k in _SHARED if k in config}
     merged = shared | inner
     merged.setdefault("model_type", config.get("model_type"))
     return merged

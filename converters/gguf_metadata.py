@@ -39,7 +39,9 @@ def check_supported(model: ModelConfig) -> None:
     if scaling is not None and scaling not in loader.rope_scalings:
         raise EdgeStreamError(f"llama.cpp has no {scaling} rope scaling for {name}")
     if model.rope_scaling and not model.rope_scaling.truncate and not loader.rounds_yarn:
-        raise EdgeStreamError("config.json: yarn without truncate is not supported by llama.cpp, which rounds the range")
+        raise EdgeStreamError(
+            "config.json: yarn without truncate is not supported by llama.cpp, which rounds the range"
+        )
     if not loader.free_head_dim and model.n_head * model.head_dim != model.n_embd:
         raise EdgeStreamError(
             f"llama.cpp's {name} needs heads x head_dim = hidden_size, not "
@@ -79,7 +81,7 @@ def notes(model: ModelConfig) -> list[str]:
 def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
-    """Add all metadata to a writer. model_name: general.name, if not the source's."""
+    """Add all metadata to a writer that has the tensors. model_name: general.name, if not the source's."""
     writer.add_file_type(_FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
@@ -109,12 +111,12 @@ def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) ->
 def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
     """Name, licence, sampling settings, as the gguf package reads them from folder name, model card and configs."""
     folder = getattr(source, "folder", None)
-    total = sum(t.n_elements for t in source.tensors.values())
-    metadata = gguf.Metadata.load(None, folder, model_name, total)
+    counts = writer.get_total_parameter_count()  # all, shared, one expert's, experts
+    metadata = gguf.Metadata.load(None, folder, model_name, counts[0])
     if metadata.name is None:
         metadata.name = source.name
     if metadata.size_label is None:
-        metadata.size_label = gguf.size_label(total, 0, 0, 0)
+        metadata.size_label = gguf.size_label(*counts)
     tokens = set(source.vocab().tokens)
     for reserved in filter(None, (family.gguf.reserved_name for family in families().values())):
         if re.search(reserved.pattern, metadata.name, re.IGNORECASE) and not reserved.tokens <= tokens:

@@ -148,7 +148,10 @@ class GgufSource:
         if kind not in ("llama", "gpt2") or not tokens:
             raise EdgeStreamError(f"{self.path.name} has a {quoted(kind)} tokenizer; llama and gpt2 are supported")
         special = {"unk": "unknown", "pad": "padding"}
-        ids = {n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id") for n in ("bos", "eos", "unk", "pad", "eot", "eom")}
+        ids = {
+            n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id")
+            for n in ("bos", "eos", "unk", "pad", "eot", "eom")
+        }
         pre = str(meta.get("tokenizer.ggml.pre", "default"))
         # llama.cpp's default if the key is missing (llama-vocab.cpp)
         add_bos = meta.get("tokenizer.ggml.add_bos_token", kind == "llama" or vocab_bpe.adds_bos(pre))

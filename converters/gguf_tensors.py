@@ -164,7 +164,7 @@ def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
 def _encode_rows(source: Source, name: str, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """A tensor some rows at a time, so that memory does not grow with it."""
     model, shape = source.model, source.tensors[name].shape
-    pairs = model.family.gguf.permuted and ".self_attn." in name and is_qk(name)
+    pairs = model.family.gguf.permuted and is_qk(name)
     offset = model.family.norm_offset if name.endswith("norm.weight") else 0.0
     rows, width = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
@@ -200,9 +200,7 @@ def _as_type(values: NDArray[Any], tensor: PlannedTensor, name: str) -> NDArray[
     if tensor.type == _TYPES["f16"] and values.dtype != np.float16:
         largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
         if largest > _F16_MAX:
-            raise EdgeStreamError(
-                f"tensor {name} holds {largest:g}, which float16 cannot: use --outtype bf16 or f32"
-            )
+            raise EdgeStreamError(f"tensor {name} holds {largest:g}, which float16 cannot: use --outtype bf16 or f32")
         return values.astype(np.float16)
     values = values if values.dtype == np.float32 else values.astype(np.float32)
     if tensor.type == _TYPES["f32"] or tensor.type == _TYPES["f16"]:

@@ -166,7 +166,11 @@ class HfSource:
         found: dict[str, safetensors_files.Entry] = {}
         for stored, entry in entries.items():
             name = _text_name(stored, self.model.family)
-            if stored.startswith(_OTHER_TOWERS) or name.startswith(self.model.family.left_out) or name.endswith(_DERIVED):
+            if (
+                stored.startswith(_OTHER_TOWERS)
+                or name.startswith(self.model.family.left_out)
+                or name.endswith(_DERIVED)
+            ):
                 self.left_out.append(stored)
             elif name in found:
                 raise EdgeStreamError(f"the checkpoint has {quoted(name, 80)} twice, under two prefixes")

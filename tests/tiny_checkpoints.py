@@ -27,6 +27,7 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -52,11 +53,11 @@ def corpus() -> list[str]:
 
 @cache
 def byte_level(kind: str) -> str:
-    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, smollm, gpt2 or tekken."""
+    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, qwen35, smollm, gpt2 or tekken."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind in ("llama3", "tekken")))
-    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "tekken": TEKKEN}.get(kind)
+    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "qwen35": _QWEN35, "tekken": TEKKEN}.get(kind)
     if expression:
         split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
         steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -65,7 +66,7 @@ def byte_level(kind: str) -> str:
     else:
         steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if kind == "qwen2":
+    if kind.startswith("qwen"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

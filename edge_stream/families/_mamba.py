@@ -56,7 +56,7 @@ class Mamba2:
         for ending, change in changes.items():
             if name.endswith(f".{ending}"):
                 return Place(name, change)
-        return Place(name.replace(".dt_bias", ".dt.bias")) if name.endswith(".dt_bias") else None
+        return Place(name.replace(".dt_bias", ".dt_proj.bias")) if name.endswith(".dt_bias") else None
 
     def keys(self) -> dict[str, Any]:
         """Metadata."""

@@ -19,7 +19,9 @@ _ROPE = {
 
 
 def _normal(config: dict[str, Any]) -> dict[str, Any]:
-    return config if config.get("rope_parameters") or config.get("rope_scaling") else config | {"rope_parameters": _ROPE}
+    return (
+        config if config.get("rope_parameters") or config.get("rope_scaling") else config | {"rope_parameters": _ROPE}
+    )
 
 
 def _read(keys: Keys, _n_layer: int) -> dict[str, Any]:

@@ -21,9 +21,7 @@ FAMILY = Family(
     model_type="olmo2",
     hf_class="Olmo2ForCausalLM",
     models="OLMo 2",
-    gguf=Gguf(
-        arch="olmo2", read_back=False, partial_rotary=False, free_head_dim=False, masks_window=True, lacks=lacks
-    ),
+    gguf=Gguf(arch="olmo2", read_back=False, partial_rotary=False, free_head_dim=False, masks_window=True, lacks=lacks),
     layer=layer,
     defaults={"rms_norm_eps": 1e-5},
 )

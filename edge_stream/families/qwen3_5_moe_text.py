@@ -35,8 +35,6 @@ def _keys(model: ModelConfig) -> dict[str, Any]:
 
 
 def _places(model: ModelConfig, name: str) -> tuple[Place, ...]:
-    if name.endswith("shared_expert_gate.weight"):
-        return (Place(name, lambda a: a.reshape(-1)),)
     return place_experts(name) or places(model, name)
 
 

@@ -100,12 +100,17 @@ def keys(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def lacks(model: ModelConfig) -> str | None:
+    """What llama.cpp cannot represent."""
+    return None if len(set(model.own["delta"])) == 2 else "needs layers with a delta net and layers with attention"
+
+
 FAMILY = Family(
     model_type="qwen3_5_text",
     aliases=("qwen3_5",),
     hf_class="Qwen3_5ForCausalLM",
     models="Qwen3.5, 3.6 (text)",
-    gguf=Gguf(arch="qwen35", read_back=False, keys=keys, places=places),
+    gguf=Gguf(arch="qwen35", read_back=False, keys=keys, places=places, lacks=lacks),
     read=read,
     layer=layer,
     left_out=("mtp.", "model.visual.", "visual."),

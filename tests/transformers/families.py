@@ -56,6 +56,46 @@ _DELTA = {
         "mrope_section": [2, 1, 1],
     },
 }
+_LFM2 = {"head_dim": None, "layer_types": ["conv", "full_attention", "conv", "conv"], "block_auto_adjust_ff_dim": False}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16}
+_GRANITE4 = {
+    "head_dim": None,
+    "layer_types": ["attention"] * 4,
+    "shared_intermediate_size": 96,
+    "position_embedding_type": "rope",
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    **_MAMBA,
+}
+_HYBRID = {"layer_types": ["mamba", "attention", "mamba", "mamba"], "position_embedding_type": "nope"}
+_FALCON = {
+    "mamba_d_ssm": 128,
+    "mamba_n_groups": 2,
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.5,
+    "key_multiplier": 0.8,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 1.1,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.7,
+    "mlp_multipliers": [0.6, 1.3],
+    "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9],
+    **_MAMBA,
+}
+_NEMOTRON = {
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    # transformers limits the time step to this from below, llama.cpp and NVIDIA's own code do not
+    "time_step_min": 1e-9,
+}
 # name -> transformers' config class, what differs from _SHAPE, tokenizer
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaConfig", {}, "llama3"),
@@ -119,9 +159,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "smollm",
     ),
     "qwen3_moe": ("Qwen3MoeConfig", _EXPERTS | {"norm_topk_prob": True}, "qwen2"),
-    "qwen3_5": ("Qwen3_5TextConfig", _DELTA, "qwen2"),
-    "qwen3_5-equal-heads": ("Qwen3_5TextConfig", _DELTA | {"linear_num_value_heads": 2}, "qwen2"),
-    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 48}, "qwen2"),
+    "qwen3_5": ("Qwen3_5TextConfig", _DELTA, "qwen35"),
+    "qwen3_5-equal-heads": ("Qwen3_5TextConfig", _DELTA | {"linear_num_value_heads": 2}, "qwen35"),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 48}, "qwen35"),
+    "lfm2": ("Lfm2Config", _LFM2, "llama3"),
+    "lfm2-adjusted": ("Lfm2Config", _LFM2 | {"block_auto_adjust_ff_dim": True, "block_multiple_of": 32}, "llama3"),
+    "lfm2_moe": ("Lfm2MoeConfig", _LFM2 | _EXPERTS | {"num_dense_layers": 1, "tie_word_embeddings": True}, "llama3"),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "rope_parameters": _YARN,
+        },
+        "tekken",
+    ),
+    "granite-4": ("GraniteMoeHybridConfig", _GRANITE4 | {"num_local_experts": 0}, "gpt2"),
+    "granite-4-experts": ("GraniteMoeHybridConfig", _GRANITE4 | {"num_local_experts": 4}, "gpt2"),
+    "granite-4-hybrid": ("GraniteMoeHybridConfig", _GRANITE4 | _HYBRID | {"num_local_experts": 4}, "gpt2"),
+    "granite-4-hybrid-dense": ("GraniteMoeHybridConfig", _GRANITE4 | _HYBRID | {"num_local_experts": 0}, "gpt2"),
+    "falcon_h1": ("FalconH1Config", _FALCON, "llama3"),
+    "falcon_h1-tied": ("FalconH1Config", _FALCON | {"tie_word_embeddings": True}, "llama3"),
+    "nemotron_h": (
+        "NemotronHConfig",
+        _NEMOTRON | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+        "tekken",
+    ),
+    "nemotron_h-experts": (
+        "NemotronHConfig",
+        _NEMOTRON | {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+        "tekken",
+    ),
 }
 # tokens that llama.cpp's converter looks up
 MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
@@ -132,7 +201,9 @@ def write(folder: Path, name: str) -> transformers.PreTrainedModel:
     kind, changes, tokenizer = FAMILIES[name]
     config = getattr(transformers, kind)(**{k: v for k, v in (_SHAPE | changes).items() if k != "head_dim" or v})
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
     randomise(model)
     model.save_pretrained(folder)
     tiny.write_tokenizer(folder, tokenizer)
@@ -148,6 +219,18 @@ def write(folder: Path, name: str) -> transformers.PreTrainedModel:
             content["added_tokens"].append(token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
         path.write_text(json.dumps(content))
     return model.double().eval()
+
+
+def publish(folder: Path) -> None:
+    """Write words of published configurations, which llama.cpp's converter reads, in place of transformers 5's."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if config["model_type"] == "granitemoehybrid":
+        words = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [words.get(kind, kind) for kind in config["layer_types"]]
+        if not config["num_local_experts"]:
+            del config["num_experts_per_tok"]
+    path.write_text(json.dumps(config))
 
 
 def randomise(model: torch.nn.Module) -> None:
@@ -166,8 +249,10 @@ def randomise(model: torch.nn.Module) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 # the tokenizer's kind -> strings that llama.cpp cannot tokenise as the original does; the conversion says so
-KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {"tekken": mixed_case, "qwen2": decomposed}
-NOT_IN_LLAMA_CPP: dict[str, str] = {}
+KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {"tekken": mixed_case, "qwen2": decomposed, "qwen35": decomposed}
+NOT_IN_LLAMA_CPP: dict[str, str] = {
+    "nemotron_h": "with transformers 5 its converter takes every Nemotron-H for one with experts",
+}
 # keys of every file, and why
 DIFFERENT: dict[str, str] = {
     "GGUF.kv_count": "the sum of the others",
@@ -178,6 +263,17 @@ DIFFERENT: dict[str, str] = {
 FALSE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 # keys that ours has and theirs has not: llama.cpp's default is the same
 MORE = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
+_UNUSED = (*(f"ssm.{k}" for k in ("conv_kernel", "group_count", "inner_size", "state_size", "time_step_rank")),)
 DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     "glm4": ("tokenizer.ggml.unknown_token_id",),  # a byte-level tokenizer has none
+    # theirs describes a mixer that no layer has, and states the same number of key-value heads for each layer
+    "granite-4": ("attention.head_count_kv", "expert_count", "expert_shared_feed_forward_length", *_UNUSED),
+    "granite-4-experts": ("attention.head_count_kv", *_UNUSED),
+    # theirs claims a context of 2^20 for hybrids without rotation, ours what config.json says
+    "granite-4-hybrid": ("context_length",),
+    "granite-4-hybrid-dense": ("context_length", "expert_count", "expert_shared_feed_forward_length"),
+    "nemotron_h-experts": ("context_length", "rope.dimension_count"),  # nothing is rotated
+    "falcon_h1-tied": ("GGUF.tensor_count", "general.size_label"),  # see MORE_TENSORS
 }
+# theirs leaves the factor on the logits out, so that the embedding's is used for both
+MORE_TENSORS = {"falcon_h1-tied": {"output.weight"}}
