@@ -106,8 +106,6 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         )
     config = family.normal(dict(config))
     r = _Reader(config, family.defaults)
-    if config.get("quantization_config") is not None:
-        raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original")
     act = r.get("hidden_activation", None) or r.get("hidden_act", family.activation)
     if act not in family.activations:
         raise EdgeStreamError(

@@ -82,7 +82,8 @@ def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
     """Add all metadata to a writer that has the tensors. model_name: general.name, if not the source's."""
-    writer.add_file_type(_FILE_TYPES[outtype])
+    packed = any(t.dtype == "mxfp4" for t in source.tensors.values())
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if packed else _FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)

@@ -130,6 +130,10 @@ class GgufSource:
         check_finite(values, tensor.name)
         return values
 
+    def load_mxfp4(self, name: str, item: int) -> NDArray[np.uint8]:
+        """See Source.load_mxfp4: no architecture that is read has such tensors."""
+        raise EdgeStreamError(f"{self.path.name}: item {item} of {name} cannot be read as MXFP4")
+
     def vocab(self) -> Vocab:
         """See Source.vocab."""
         with _valid_metadata(self.path):

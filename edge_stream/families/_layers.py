@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from edge_stream.families import Keys, ModelConfig, Place, Shapes
 
+Change = Callable[[NDArray[Any]], NDArray[Any]]
+
 
 def norms(model: ModelConfig, *names: str) -> Shapes:
     """Norm weights over the hidden size."""
@@ -16,7 +18,7 @@ def norms(model: ModelConfig, *names: str) -> Shapes:
 
 
 def attention(model: ModelConfig, qk_norm: str = "", p: str = "self_attn.", gate: bool = False) -> Shapes:
-    """q, k, v and o. qk_norm: norms over each `head` or over the `row`, or none. gate: q holds a gate beside each head."""
+    """q, k, v and o. qk_norm: norms over each `head`, over the `row`, or none. gate: q holds one beside each head."""
     n_q, n_kv = model.n_head * model.head_dim, model.n_head_kv * model.head_dim
     rows = {"q": 2 * n_q if gate else n_q, "k": n_kv, "v": n_kv}
     shapes: Shapes = {f"{p}{name}_proj.weight": (n, model.n_embd) for name, n in rows.items()}
@@ -109,10 +111,12 @@ def place_experts(name: str, transposed: bool = False) -> tuple[Place, ...]:
     if not name.endswith("mlp.experts.gate_up_proj"):
         return ()
     p = name.removesuffix("gate_up_proj")
-    halves: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    halves: dict[str, Change] = {
         "gate": lambda a: a[: len(a) // 2],
         "up": lambda a: a[len(a) // 2 :],
     }
-    if transposed:
-        return tuple(Place(f"{p}{n}_proj.weight", lambda a, f=f: f(a.T), each=True) for n, f in halves.items())
-    return tuple(Place(f"{p}{n}_proj.weight", f, each=True) for n, f in halves.items())
+
+    def turned(half: Change) -> Change:
+        return (lambda a: half(a.T)) if transposed else half
+
+    return tuple(Place(f"{p}{n}_proj.weight", turned(half), each=True) for n, half in halves.items())

@@ -13,7 +13,7 @@ from edge_stream.families import Keys, ModelConfig, Place, Shapes
 
 @dataclass(frozen=True)
 class Mamba2:
-    """Sizes: of the convolution's kernel, a head's state, the heads, their groups; biases of convolution, projections."""
+    """Sizes of the convolution's kernel, of a head's state, of heads and their groups; what it has."""
 
     kernel: int
     state: int

@@ -1,4 +1,4 @@
-"""EXAONE 4: norms after attention and MLP, norms on q and k; in the 32B a window, and no rotation where there is none."""
+"""EXAONE 4: norms after attention and MLP, and on q and k; in the 32B a window, without it no rotation."""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@ weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes
 from edge_stream.families._layers import attention, mlp, norms
@@ -42,17 +44,21 @@ def _read(keys: Keys, _n_layer: int) -> dict[str, Any]:
 
 
 def _layer(model: ModelConfig, _layer: int) -> Shapes:
-    mixers = attention(model) | model.own["mamba"].tensors(model, "mamba.")
+    mixers: Shapes = attention(model) | model.own["mamba"].tensors(model, "mamba.")
     return norms(model, "input_layernorm", "pre_ff_layernorm") | mixers | mlp(model, "feed_forward.")
+
+
+def _times(factor: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    return lambda a: a * np.float32(factor)
 
 
 def _places(model: ModelConfig, name: str) -> tuple[Place, ...]:
     own, mamba = model.own, model.own["mamba"]
     if name == "model.embed_tokens.weight":
-        embedding = Place(name, lambda a: a * own["embedding"])
+        embedding = Place(name, _times(own["embedding"]))
         if not model.tied or own["embedding"] == own["lm_head"]:
             return (embedding,)
-        return (embedding, Place("lm_head.weight", lambda a: a * own["lm_head"]))
+        return (embedding, Place("lm_head.weight", _times(own["lm_head"])))
     if name == "model.norm.weight":
         return (Place("model.final_layernorm.weight"),)
     if name.endswith("mamba.in_proj.weight"):  # gate, x, B, C, time step
@@ -71,7 +77,7 @@ def _places(model: ModelConfig, name: str) -> tuple[Place, ...]:
     }
     for ending, factor in factors_of.items():
         if name.endswith(ending) and factor != 1.0:
-            return (Place(name, lambda a, factor=factor: a * np.float32(factor)),)
+            return (Place(name, _times(factor)),)
     return ((mamba.place(name) if ".mamba." in name else None) or Place(name),)
 
 

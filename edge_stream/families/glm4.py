@@ -1,4 +1,4 @@
-"""GLM-4 (dense): gate and up in one matrix, biases on q, k and v, half of each head rotated, norms around each block."""
+"""GLM-4 (dense): gate and up in one matrix, biases on q, k, v, half of each head rotated, norms around each block."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def _read(keys: Keys, _n_layer: int) -> dict[str, Any]:
 
 def _layer(model: ModelConfig, _layer: int) -> Shapes:
     n, n_ff, n_embd = model.own["n_expert"], model.n_ff, model.n_embd
+    flip = -1 if model.own.get("mxfp4") else 1
     return (
         attention(model)
         | norms(model, "input_layernorm", "post_attention_layernorm")
@@ -48,9 +49,9 @@ def _layer(model: ModelConfig, _layer: int) -> Shapes:
             "self_attn.sinks": (model.n_head,),
             "mlp.router.weight": (n, n_embd),
             "mlp.router.bias": (n,),
-            "mlp.experts.gate_up_proj": (n, n_embd, 2 * n_ff),
+            "mlp.experts.gate_up_proj": (n, *(n_embd, 2 * n_ff)[::flip]),
             "mlp.experts.gate_up_proj_bias": (n, 2 * n_ff),
-            "mlp.experts.down_proj": (n, n_ff, n_embd),
+            "mlp.experts.down_proj": (n, *(n_ff, n_embd)[::flip]),
             "mlp.experts.down_proj_bias": (n, n_embd),
         }
     )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes
-from edge_stream.families import granite
+from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes, granite
 from edge_stream.families._layers import attention, norms
 from edge_stream.families._mamba import Mamba2, check
 

@@ -59,5 +59,5 @@ FAMILY = replace(
     normal=_normal,
     read=_read,
     layer=_layer,
-    defaults=LFM2.defaults | {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 1792},
+    defaults=dict(LFM2.defaults) | {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 1792},
 )

@@ -1,4 +1,7 @@
-"""Nemotron-H and Nemotron 3 Nano: every layer is one of a Mamba-2 mixer, attention without rotation, an MLP, experts."""
+"""Nemotron-H and Nemotron 3 Nano: a layer is a Mamba-2 mixer, attention without rotation, an MLP, or experts.
+
+transformers keeps the time step above time_step_min; NVIDIA's own code and llama.cpp do not.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def _layer(model: ModelConfig, layer: int) -> Shapes:
     own, n_embd, p = model.own, model.n_embd, "mixer."
     kind, shapes = own["kinds"][layer], norms(model, "norm")
     if kind == "mamba":
-        return shapes | own["mamba"].tensors(model, p)
+        mixer: Shapes = own["mamba"].tensors(model, p)
+        return shapes | mixer
     if kind == "attention":
         return shapes | attention(model, p=p)
     if kind == "mlp":
@@ -97,7 +101,7 @@ def _places(model: ModelConfig, name: str) -> tuple[Place, ...]:
 
 def _keys(model: ModelConfig) -> dict[str, Any]:
     own, kinds = model.own, model.own["kinds"]
-    found = own["mamba"].keys() | {
+    found: dict[str, Any] = own["mamba"].keys() | {
         "attention.layer_norm_epsilon": model.norm_eps,
         "attention.head_count_kv": [model.n_head_kv if kind == "attention" else 0 for kind in kinds],
         "feed_forward_length": [model.n_ff if kind == "mlp" else 0 for kind in kinds],

@@ -48,5 +48,5 @@ FAMILY = replace(
     normal=expert_names,
     read=_read,
     layer=_layer,
-    defaults=QWEN3_5.defaults | _DEFAULTS,
+    defaults=dict(QWEN3_5.defaults) | _DEFAULTS,
 )

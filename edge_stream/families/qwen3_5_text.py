@@ -1,7 +1,7 @@
 """Qwen3.5 and 3.6: in three of four layers a gated delta net instead of attention; attention has gates.
 
-Norm weights are stored minus 1. Where the delta net has more value heads than key heads, llama.cpp wants the value heads
-of all keys in turn, not all those of one key together.
+Norm weights are stored minus 1. Where the delta net has more value heads than key heads, llama.cpp wants the value
+heads of all keys in turn, not all those of one key together.
 """
 
 from __future__ import annotations

@@ -32,5 +32,5 @@ FAMILY = replace(
     gguf=replace(QWEN3_MOE.gguf, arch="qwen3vlmoe", keys=_keys, lacks=lacks, notes=dropped),
     read=_read,
     left_out=QWEN3_VL.left_out,
-    defaults=QWEN3_MOE.defaults | {"norm_topk_prob": True},
+    defaults=dict(QWEN3_MOE.defaults) | {"norm_topk_prob": True},
 )

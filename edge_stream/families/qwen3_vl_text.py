@@ -14,9 +14,10 @@ _SECTIONS = [24, 20, 20]
 def read(keys: Keys, _n_layer: int) -> dict[str, Any]:
     """How the rotated pairs are shared by the parts of a position, and layers that take features of an image."""
     rope = keys.get("rope_parameters", None) or keys.get("rope_scaling", None) or {}
-    sections = rope.get("mrope_section", _SECTIONS) if isinstance(rope, dict) else None
+    sections = rope.get("mrope_section", _SECTIONS) if isinstance(rope, dict) else []
     if not isinstance(sections, list) or len(sections) != 3 or not all(type(n) is int and n >= 0 for n in sections):
         keys.refuse("mrope_section must be a list of 3 whole numbers")
+    assert isinstance(sections, list)
     vision = keys.get("vision_config", None) or {}
     return {"sections": [*sections, 0], "deepstack": len(vision.get("deepstack_visual_indexes") or ())}
 
