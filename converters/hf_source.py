@@ -55,6 +55,7 @@ class HfSource:
         self.name = name or folder.resolve().name
         raw_config = self._raw_config()
         self.config = text_config(raw_config)
+        self._tied = raw_config.get("tie_word_embeddings") is True
         self._quantization = self.config.get("quantization_config", raw_config.get("quantization_config"))
         self.model = read_config(self.config)
         self.generation_config: dict[str, Any] = self._object("generation_config.json")
@@ -212,8 +213,12 @@ class HfSource:
         found = unpack(plain, self._quantization, self._reader.read)
         if any(entry.dtype == "mxfp4" for entry in found.values()):
             self.model = replace(self.model, own={**self.model.own, "mxfp4": True})
-        if any(name.endswith(".mlp.experts.gate_up_proj") for name in found):
-            self.model = replace(self.model, own={**self.model.own, "fused": True})
+        fused = next((entry for name, entry in found.items() if name.endswith(".mlp.experts.down_proj")), None)
+        if fused is not None:  # Qwen3-VL's are transposed, except where transformers 5 wrote them
+            turned = self.model.own.get("transposed", False) and fused.shape[1:2] != (self.model.n_embd,)
+            self.model = replace(self.model, own={**self.model.own, "fused": True, "transposed": turned})
+        if self._tied and "lm_head.weight" not in found:  # a multimodal checkpoint may say so at the top level only
+            self.model = replace(self.model, tied=True)
         expected = expected_tensors(self.model)
         if self.model.tied and "lm_head.weight" in found:  # a copy of the embedding
             self._check_tied_copy(found)

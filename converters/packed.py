@@ -20,7 +20,7 @@ from edge_stream.errors import EdgeStreamError
 Read = Callable[..., NDArray[Any]]  # (name, entry, start, stop)
 Rows = Callable[[int, int], NDArray[np.float32]]
 _UNUSED = ("activation_scale", "input_scale", "qscale_act", "k_scale", "v_scale", "output_scale")
-_AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # columns of a packed word
+_AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word of eight has its columns (AutoAWQ)
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,10 @@ def _awq(tensors: Mapping[str, Entry], config: Mapping[str, Any], read: Read) ->
     bits, version = config.get("bits"), str(config.get("version", "gemm")).lower()
     if bits != 4 or version != "gemm":
         raise _refuse("awq", "bits and version", f"{bits}, {version}")
-    back = np.argsort(_AWQ_ORDER)
 
     def words(packed: NDArray[Any]) -> NDArray[np.float32]:
         split = _words(packed, 4).reshape(len(packed), -1, 8)
-        return split[:, :, back].reshape(len(packed), -1)
+        return split[:, :, _AWQ_ORDER].reshape(len(packed), -1)
 
     def whole(base: str, parts: list[Entry]) -> NDArray[np.float32]:
         qweight, qzeros, scales = (

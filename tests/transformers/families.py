@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import packing
 import tiny_checkpoints as tiny
 import torch
 import transformers
@@ -35,6 +36,7 @@ _YARN = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
 }
+_MINISTRAL = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -43,6 +45,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _DELTA = {
     "linear_key_head_dim": 16,
@@ -103,7 +106,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "smollm3-tied": ("SmolLM3Config", {"head_dim": None, "tie_word_embeddings": True}, "llama3"),
     "ministral3": (
         "Ministral3Config",
-        {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+        {"rope_parameters": _MINISTRAL},
         "tekken",
     ),
     "olmo2": ("Olmo2Config", {"head_dim": None}, "llama3"),
@@ -175,6 +178,40 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "tekken",
     ),
+    "gpt_oss-mxfp4": (
+        "GptOssConfig",
+        # all experts are used: llama.cpp rounds activations to 8 bits for MXFP4, which would choose others
+        {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 16, "rope_parameters": _YARN},
+        "tekken",
+    ),
+    "ministral3-fp8": ("Ministral3Config", {"rope_parameters": _MINISTRAL}, "tekken"),
+    "qwen3-gptq": ("Qwen3Config", {}, "qwen2"),
+    "qwen3-ct-int4": ("Qwen3Config", {}, "qwen2"),
+    "mistral3": ("Mistral3Config", {"model_type": "ministral3", "rope_parameters": _MINISTRAL}, "tekken"),
+    "qwen3_vl": ("Qwen3VLConfig", {"rope_parameters": _MROPE}, "qwen2"),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoeConfig",
+        {"rope_parameters": _MROPE, "norm_topk_prob": True, **_EXPERTS},
+        "qwen2",
+    ),
+    "qwen3_5-vision": ("Qwen3_5Config", _DELTA, "qwen35"),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            "head_dim": None,
+            "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "original_max_position_embeddings": 512,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 3.0, 4.0, 5.0],
+            },
+        },
+        "gpt2",
+    ),
     "granite-4": ("GraniteMoeHybridConfig", _GRANITE4 | {"num_local_experts": 0}, "gpt2"),
     "granite-4-experts": ("GraniteMoeHybridConfig", _GRANITE4 | {"num_local_experts": 4}, "gpt2"),
     "granite-4-hybrid": ("GraniteMoeHybridConfig", _GRANITE4 | _HYBRID | {"num_local_experts": 4}, "gpt2"),
@@ -192,6 +229,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "tekken",
     ),
 }
+_VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "num_hidden_layers": 1}
+_QWEN_VISION = _VISION | {"out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+# multimodal checkpoints, of which the text part is converted -> the vision tower
+TOWERS: dict[str, dict[str, Any]] = {
+    "mistral3": {"model_type": "pixtral", "num_attention_heads": 2, "head_dim": 16, **_VISION},
+    "qwen3_vl": _QWEN_VISION,
+    "qwen3_vl_moe": _QWEN_VISION,
+    "qwen3_5-vision": {k: v for k, v in _QWEN_VISION.items() if k != "deepstack_visual_indexes"},
+}
 # tokens that llama.cpp's converter looks up
 MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
 
@@ -199,13 +245,19 @@ MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
 def write(folder: Path, name: str) -> transformers.PreTrainedModel:
     """Write a checkpoint of FAMILIES; the model, in float64."""
     kind, changes, tokenizer = FAMILIES[name]
-    config = getattr(transformers, kind)(**{k: v for k, v in (_SHAPE | changes).items() if k != "head_dim" or v})
+    shape = {k: v for k, v in (_SHAPE | changes).items() if k != "head_dim" or v}
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", experts_implementation="eager"
-    )
+    if name in TOWERS:
+        config = getattr(transformers, kind)(text_config=shape, vision_config=TOWERS[name])
+        model = transformers.AutoModelForImageTextToText.from_config(config, **eager)
+    else:
+        config = getattr(transformers, kind)(**shape)
+        model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     randomise(model)
     model.save_pretrained(folder)
+    if name in PACKED:
+        _pack(folder, model, PACKED[name])
     tiny.write_tokenizer(folder, tokenizer)
     settings = folder / "tokenizer_config.json"  # else transformers takes the class of the model's type
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
@@ -221,10 +273,35 @@ def write(folder: Path, name: str) -> transformers.PreTrainedModel:
     return model.double().eval()
 
 
+# name -> how the weights are packed
+PACKED = {"gpt_oss-mxfp4": "mxfp4", "ministral3-fp8": "fp8", "qwen3-gptq": "gptq", "qwen3-ct-int4": "ct-int4"}
+
+
+def _pack(folder: Path, model: torch.nn.Module, method: str) -> None:
+    """Store the matrices packed, and give the model the values that they stand for."""
+    mxfp4 = method == "mxfp4"
+    config, packer = ({"quant_method": method}, packing.mxfp4) if mxfp4 else packing.METHODS[method]
+    stored: packing.Stored = {}
+    for name, values in model.state_dict().items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj") if mxfp4 else "_proj.weight"):
+            w = values.numpy().astype("float64")
+            parts, back = packer(name.removesuffix(".weight"), w.swapaxes(1, 2) if mxfp4 else w)
+            stored |= parts
+            values.copy_(torch.from_numpy((back.swapaxes(1, 2) if mxfp4 else back).copy()))
+        else:
+            stored[name] = ("F32", values.numpy())
+    packing.save(folder / "model.safetensors", stored)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+
+
 def publish(folder: Path) -> None:
     """Write words of published configurations, which llama.cpp's converter reads, in place of transformers 5's."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
+    if config["model_type"] == "phi3":  # a tokenizer that is not Phi-3's is told by its class
+        settings = folder / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     if config["model_type"] == "granitemoehybrid":
         words = {"linear_attention": "mamba", "full_attention": "attention"}
         config["layer_types"] = [words.get(kind, kind) for kind in config["layer_types"]]
@@ -273,6 +350,7 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     "granite-4-hybrid": ("context_length",),
     "granite-4-hybrid-dense": ("context_length", "expert_count", "expert_shared_feed_forward_length"),
     "nemotron_h-experts": ("context_length", "rope.dimension_count"),  # nothing is rotated
+    "phi3-longrope": ("rope.scaling.type",),  # theirs leaves the kind of scaling out
     "falcon_h1-tied": ("GGUF.tensor_count", "general.size_label"),  # see MORE_TENSORS
 }
 # theirs leaves the factor on the logits out, so that the embedding's is used for both
