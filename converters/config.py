@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
-from edge_stream.families import Family, ModelConfig, RopeScaling, families, find_family
+from edge_stream.families import REFUSED, Family, ModelConfig, RopeScaling, families, find_family
 
 _MAX_COUNT = 1 << 31
 _REQUIRED = object()
@@ -99,6 +99,8 @@ def text_config(config: Any) -> dict[str, Any]:
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """Validate and type a config (its text part). Raises EdgeStreamError in one sentence."""
     family = find_family(config.get("model_type"))
+    if family is None and config.get("model_type") in REFUSED:
+        raise EdgeStreamError(f"config.json: {REFUSED[config['model_type']]}")
     if family is None:
         known = ", ".join(families())
         raise EdgeStreamError(

@@ -66,9 +66,7 @@ def test_mxfp4_stays_mxfp4(tmp_path: Path) -> None:
         if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             stored[name] = ("F32", values)
     packing.save(folder / "model.safetensors", stored)
-    to_gguf.convert(
-        open_source(str(folder)), tmp_path / "m.gguf", to_gguf.GgufOptions(outtype="q8_0"), lambda _: None
-    )
+    to_gguf.convert(open_source(str(folder)), tmp_path / "m.gguf", to_gguf.GgufOptions(outtype="q8_0"), lambda _: None)
     tensors = {t.name: t for t in GgufReader(tmp_path / "m.gguf").tensors}
     assert tensors["output.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
     for name, rows in (("gate", slice(0, None, 2)), ("up", slice(1, None, 2))):

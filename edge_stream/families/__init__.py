@@ -21,6 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# model types that are refused, and why
+REFUSED = dict.fromkeys(
+    ("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan", "hunyuan_vl"),
+    "Hunyuan normalises keys after rotating them, so that moving them is not exact: edge-stream cannot run it",
+)
+
 Shapes = dict[str, tuple[int, ...]]
 
 

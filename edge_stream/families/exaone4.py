@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from edge_stream.families import Family, Gguf, Keys, ModelConfig, Shapes
 from edge_stream.families._layers import attention, mlp, norms
@@ -17,16 +18,19 @@ def _pattern(layer: int, pattern: object) -> bool:
     return isinstance(pattern, int) and pattern > 0 and (layer + 1) % pattern != 0
 
 
+def _normal(config: dict[str, Any]) -> dict[str, Any]:
+    n_layer, pattern = config.get("num_hidden_layers", 32), config.get("sliding_window_pattern", 4)
+    if config.get("layer_types") is not None or not isinstance(n_layer, int):
+        return config
+    kinds = ["sliding_attention" if _pattern(i, pattern) else "full_attention" for i in range(min(n_layer, 1000))]
+    return config | {"layer_types": kinds}
+
+
 def _rotated(keys: Keys, n_layer: int) -> Sequence[bool]:
     if not keys.get("sliding_window", 0):
         return ()
-    types = keys.kinds("layer_types", ("sliding_attention", "full_attention"), n_layer, _types(keys, n_layer))
-    return [kind == "sliding_attention" for kind in types]
-
-
-def _types(keys: Keys, n_layer: int) -> list[str]:
-    pattern = keys.get("sliding_window_pattern", 4)
-    return ["sliding_attention" if _pattern(i, pattern) else "full_attention" for i in range(n_layer)]
+    kinds = keys.kinds("layer_types", ("sliding_attention", "full_attention"), n_layer)
+    return [kind == "sliding_attention" for kind in kinds]
 
 
 def _layer(model: ModelConfig, _layer: int) -> Shapes:
@@ -56,8 +60,9 @@ FAMILY = Family(
         keys=lambda model: {"attention.sliding_window_pattern": list(model.rope_layers) or None},
         lacks=_lacks,
     ),
+    normal=_normal,
     rotated=_rotated,
     layer=_layer,
-    windowed=lambda layer, count: _pattern(layer, count("sliding_window_pattern", 4)),
-    defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    windowed=lambda _layer, _count: True,  # layer_types says which
+    defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096},
 )
