@@ -140,6 +140,15 @@ inline Floats total(Ints sum) {
 
 #endif
 
+// Add now: a compiler that puts all products before all sums has no registers for them.
+inline void in_order(Ints & sum) {
+#ifdef __GNUC__
+    asm("" : "+v"(sum));
+#else
+    (void) sum;
+#endif
+}
+
 //
 // layouts
 //
@@ -269,8 +278,10 @@ void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, flo
             const Ints first = low(bytes), second = high(bytes);
             for (int r = 0; r < N_ROWS; ++r) {
                 const int8_t * x = rows[r * n_blocks].numbers + 4 * i;
-                dots[r]        = add_products(dots[r], first, four(x));
-                dots[r]        = add_products(dots[r], second, four(x + BLOCK / 2));
+                dots[r]          = add_products(dots[r], first, four(x));
+                in_order(dots[r]);
+                dots[r] = add_products(dots[r], second, four(x + BLOCK / 2));
+                in_order(dots[r]);
             }
         }
         const auto scales = packed->scales();
