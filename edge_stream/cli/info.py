@@ -156,6 +156,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"libraries         {facts['libraries']}",
         f"sinks move by     {moves[facts['sink_move']]}",
         f"CPU attention     {facts['attention']}",
+        f"CPU products      {facts['products']}",
     ]
     lines += [
         f"device            {d['name']}: {d['description']} ({d['kind']}, {d['free_mib']:,} of "

@@ -1,9 +1,7 @@
-// Products on the CPU (native/src/ggml/es-products.cpp), through ggml's own graphs, against float64.
-//
-// The rows are whole multiples of a power of two, so that ggml's quantisation of them is exact.
+// Products on the CPU (native/src/ggml/es-products.cpp), through ggml's own graphs and its buffer of repacked matrices,
+// against float64 over the numbers that the matrix holds.
 
 #include "es-products.h"
-#include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -12,136 +10,180 @@
 #include <cassert>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
+#include <cstring>
 #include <random>
-#include <string>
 #include <vector>
 
 namespace {
 
-// where llama.cpp puts weights that it packs in another order
-ggml_backend_buffer_type_t packed_type() {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    assert(cpu);
-    auto get = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
-    assert(get);
-    ggml_backend_buffer_type_t * types = get(cpu);
-    for (; types && *types; ++types) {
-        if (std::string(ggml_backend_buft_name(*types)) == "CPU_REPACK") {
-            return *types;
+using Numbers = std::vector<float>;
+
+ggml_backend_buffer_type_t repacked() {
+    ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    const auto         types  = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t * type = types(device); type && *type; ++type) {
+        if (strcmp(ggml_backend_buft_name(*type), "CPU_REPACK") == 0) {
+            return *type;
         }
     }
     return nullptr;
 }
 
-// Returns the products, [rows][columns].
-std::vector<float> multiply(ggml_backend_buffer_type_t type, int64_t n, int64_t n_columns, int64_t n_rows,
-                            const std::vector<uint8_t> & weights, const float * rows, int n_threads) {
-    ggml_init_params params  = { 16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
-    ggml_context *   ctx_w   = ggml_init(params);
-    ggml_context *   ctx     = ggml_init(params);
-    ggml_tensor *    w       = ggml_new_tensor_2d(ctx_w, GGML_TYPE_Q4_0, n, n_columns);
-    ggml_backend_t   backend = ggml_backend_cpu_init();
-    ggml_backend_cpu_set_n_threads(backend, n_threads);
-    ggml_backend_buffer_t buffer_w = ggml_backend_alloc_ctx_tensors_from_buft(ctx_w, type);
-    assert(buffer_w);
-    ggml_backend_tensor_set(w, weights.data(), 0, weights.size());
-    ggml_tensor *         x      = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n_rows);
-    ggml_tensor *         y      = ggml_mul_mat(ctx, w, x);
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
-    ggml_backend_tensor_set(x, rows, 0, sizeof(float) * n * n_rows);
-    ggml_cgraph * graph = ggml_new_graph(ctx);
-    ggml_build_forward_expand(graph, y);
-    assert(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS);
-    std::vector<float> out((size_t) (n_columns * n_rows));
-    ggml_backend_tensor_get(y, out.data(), 0, sizeof(float) * out.size());
-    ggml_backend_buffer_free(buffer);
-    ggml_backend_buffer_free(buffer_w);
-    ggml_backend_free(backend);
-    ggml_free(ctx);
-    ggml_free(ctx_w);
+struct Case {
+    ggml_type type;
+    int       size, n_columns, n_rows; // of the numbers that are added up; of the matrix; of what it is multiplied with
+    int       n_planes = 1;            // third dimension of the latter
+};
+
+// What Q8_0 makes of numbers, as llama.cpp rounds them.
+Numbers rounded(const Numbers & x) {
+    const auto *      q8 = ggml_get_type_traits_cpu(GGML_TYPE_Q8_0);
+    std::vector<char> bytes(ggml_row_size(GGML_TYPE_Q8_0, (int64_t) x.size()));
+    Numbers           out(x.size());
+    q8->from_float(x.data(), bytes.data(), (int64_t) x.size());
+    ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float(bytes.data(), out.data(), (int64_t) x.size());
     return out;
 }
 
-// ES_TEST_EVERY=N: only every Nth case, for builds that are slow.
-int every() {
-    const char * text = getenv("ES_TEST_EVERY");
-    return text ? std::max(1, atoi(text)) : 1;
+struct Product {
+    Case                  c;
+    ggml_context *        context;
+    ggml_backend_t        backend;
+    ggml_backend_buffer_t matrix_buffer, buffer;
+    ggml_tensor *         result;
+    ggml_cgraph *         graph;
+    Numbers               matrix, x;
+
+    explicit Product(const Case & what, unsigned seed, int n_threads) : c(what) {
+        context = ggml_init({ (size_t) 1 << 20, nullptr, true });
+        backend = ggml_backend_cpu_init();
+        ggml_backend_cpu_set_n_threads(backend, n_threads);
+        std::mt19937                          random(seed);
+        std::uniform_real_distribution<float> between(-1.0f, 1.3f);
+
+        ggml_tensor * m = ggml_new_tensor_2d(context, c.type, c.size, c.n_columns);
+        matrix_buffer   = ggml_backend_buft_alloc_buffer(repacked(), ggml_nbytes(m));
+        ggml_backend_tensor_alloc(matrix_buffer, m, ggml_backend_buffer_get_base(matrix_buffer));
+        matrix.resize((size_t) c.size * c.n_columns);
+        for (float & number : matrix) {
+            number = between(random) + 0.1f * (float) (&number - matrix.data()) / (float) matrix.size();
+        }
+        std::vector<char> bytes(ggml_nbytes(m));
+        ggml_quantize_chunk(c.type, matrix.data(), bytes.data(), 0, c.n_columns, c.size, nullptr);
+        ggml_get_type_traits(c.type)->to_float(bytes.data(), matrix.data(), (int64_t) matrix.size());
+        ggml_backend_tensor_set(m, bytes.data(), 0, bytes.size());
+
+        ggml_tensor * xt = ggml_new_tensor_3d(context, GGML_TYPE_F32, c.size, c.n_rows, c.n_planes);
+        result           = ggml_mul_mat(context, m, xt);
+        graph            = ggml_new_graph(context);
+        ggml_build_forward_expand(graph, result);
+        buffer = ggml_backend_alloc_ctx_tensors(context, backend);
+        x.resize((size_t) c.size * c.n_rows * c.n_planes);
+        for (float & number : x) {
+            number = between(random);
+        }
+        std::fill(x.begin(), x.begin() + 32, 0.0f); // a block of nothing
+        std::fill(x.end() - 32, x.end(), 5.0f);     // and one where every number is the largest
+        ggml_backend_tensor_set(xt, x.data(), 0, ggml_nbytes(xt));
+    }
+    ~Product() {
+        ggml_backend_buffer_free(buffer);
+        ggml_backend_buffer_free(matrix_buffer);
+        ggml_backend_free(backend);
+        ggml_free(context);
+    }
+    Product(const Product &)             = delete;
+    Product & operator=(const Product &) = delete;
+
+    Numbers compute() {
+        memset(result->data, 0xff, ggml_nbytes(result));
+        ggml_backend_graph_compute(backend, graph);
+        Numbers out(ggml_nelements(result));
+        ggml_backend_tensor_get(result, out.data(), 0, ggml_nbytes(result));
+        return out;
+    }
+};
+
+double worst   = 0;
+int    n_cases = 0, n_bad = 0;
+
+// Every number of the result must be within 1e-6 of the size of what was added up, beyond the rounding of x to 8 bits.
+void check(const Case & c, unsigned seed, int n_threads) {
+    Product       product(c, seed, n_threads);
+    const Numbers out = product.compute(), x = rounded(product.x);
+    double        error = 0;
+    for (int row = 0; row < c.n_rows * c.n_planes; ++row) {
+        for (int column = 0; column < c.n_columns; ++column) {
+            double sum = 0, size = 0;
+            for (int i = 0; i < c.size; ++i) {
+                const double term =
+                    (double) product.matrix[(size_t) column * c.size + i] * x[(size_t) row * c.size + i];
+                sum += term;
+                size += std::abs(term);
+            }
+            const double difference = std::abs(out[(size_t) row * c.n_columns + column] - sum);
+            error                   = std::max(error, size > 0 ? difference / size : difference);
+            assert(std::isfinite(out[(size_t) row * c.n_columns + column]));
+        }
+    }
+    ++n_cases;
+    worst = std::max(worst, error);
+    if (!(error < 1e-6)) {
+        ++n_bad;
+        printf("%g: %s, %d x %d, %d rows, %d planes, %d threads\n", error, ggml_type_name(c.type), c.size, c.n_columns,
+               c.n_rows, c.n_planes, n_threads);
+    }
 }
 
-double check(ggml_backend_buffer_type_t type, int64_t n, int64_t n_columns, int64_t n_rows, int n_threads, int seed) {
-    std::mt19937                       random((unsigned) seed);
-    std::uniform_int_distribution<int> nibble(0, 15), whole(-127, 127), exponent(-12, -2);
-
-    // a block of Q4_0: a half float, then values 0 to 15 in the low and 16 to 31 in the high halves of 16 bytes
-    const size_t         n_blocks = (size_t) (n * n_columns / 32);
-    std::vector<uint8_t> weights;
-    std::vector<float>   values; // [n_columns][n]
-    for (size_t b = 0; b < n_blocks; ++b) {
-        const float scale   = std::ldexp((float) (1 + nibble(random)) * (seed % 2 ? -1.0f : 1.0f), exponent(random));
-        const ggml_fp16_t d = ggml_fp32_to_fp16(scale);
-        assert(ggml_fp16_to_fp32(d) == scale);
-        int q[32];
-        for (int & i : q) {
-            i = seed % 3 == 0 ? 15 : nibble(random); // the largest sums
-            values.push_back(scale * (float) (i - 8));
-        }
-        weights.insert(weights.end(), (const uint8_t *) &d, (const uint8_t *) &d + 2);
-        for (int i = 0; i < 16; ++i) {
-            weights.push_back((uint8_t) (q[i] | q[i + 16] << 4));
-        }
+// A row's result is the same to the bit alone and among others, with any number of threads.
+void check_alone(ggml_type type, int n_rows) {
+    const Case    c = { type, 288, 96, n_rows };
+    Product       together(c, 7, 2);
+    const Numbers all = together.compute();
+    for (int row = 0; row < n_rows; ++row) {
+        Product alone({ type, c.size, c.n_columns, 1 }, 7, 3); // the same matrix
+        assert(alone.matrix == together.matrix);
+        ggml_backend_tensor_set(alone.result->src[1], together.x.data() + (size_t) row * c.size, 0,
+                                c.size * sizeof(float));
+        const Numbers one = alone.compute();
+        assert(memcmp(one.data(), all.data() + (size_t) row * c.n_columns, one.size() * sizeof(float)) == 0);
     }
-    std::vector<float> rows((size_t) (n * n_rows));
-    for (size_t i = 0; i < rows.size(); i += 32) {
-        const int e = exponent(random);
-        for (size_t j = 0; j < 32; ++j) {
-            rows[i + j] = std::ldexp((float) (j == 5 ? 127 : seed % 3 == 0 ? -127 : whole(random)), e);
-        }
-    }
-    const std::vector<float> got   = multiply(type, n, n_columns, n_rows, weights, rows.data(), n_threads);
-    double                   worst = 0;
-    for (int64_t r = 0; r < n_rows; ++r) {
-        for (int64_t c = 0; c < n_columns; ++c) {
-            double sum = 0, size = 0;
-            for (int64_t i = 0; i < n; ++i) {
-                const double term = (double) values[(size_t) (c * n + i)] * rows[(size_t) (r * n + i)];
-                sum += term;
-                size += std::fabs(term);
-            }
-            worst = std::max(worst, std::fabs(got[(size_t) (r * n_columns + c)] - sum) / (size + 1e-30));
-        }
-    }
-    // a row alone
-    for (int64_t r = 0; r < n_rows; r += std::max((int64_t) 1, n_rows / 5)) {
-        const std::vector<float> alone = multiply(type, n, n_columns, 1, weights, rows.data() + r * n, n_threads);
-        assert(std::equal(alone.begin(), alone.end(), got.begin() + r * n_columns));
-    }
-    return worst;
 }
 
 } // namespace
 
 int main() {
-    ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    ggml_backend_buffer_type_t type = packed_type();
-    if (!type) {
-        printf("this machine packs no weights\n");
+    ggml_backend_load_all();
+    if (strcmp(es_products_name(), "stock") == 0 || !repacked()) {
+        printf("no products of ours on this machine\n");
         return 0;
     }
-    printf("products: %s\n", es_products_name());
-    double worst = 0;
-    int    n     = 0;
-    for (const int64_t size : { 32, 64, 576, 1536 }) {
-        for (const int64_t n_columns : { 8, 24, 104, 192 }) {
-            for (const int64_t n_rows : { 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 31, 32, 33, 35, 36, 67 }) {
-                if (n % every() == 0) {
-                    worst = std::max(worst, check(type, size, n_columns, n_rows, 1 + n % 3, n));
+    for (ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1 }) {
+        ggml_tensor matrix = {};
+        matrix.type        = type;
+        matrix.ne[0] = 64, matrix.ne[1] = 64, matrix.ne[2] = matrix.ne[3] = 1;
+        assert(es_products_take(&matrix));
+        matrix.ne[1] = 65; // columns are taken 8 or 16 at a time
+        assert(!es_products_take(&matrix));
+        matrix.ne[1] = 64, matrix.ne[2] = 2; // experts
+        assert(!es_products_take(&matrix));
+
+        for (int n_rows = 1; n_rows <= 64; ++n_rows) {
+            check({ type, 64, 48, n_rows }, n_rows, 1 + n_rows % 3);
+        }
+        for (int size : { 32, 96, 576, 1536, 8192 }) {
+            for (int n_columns : { 16, 80, 576 }) {
+                for (int n_rows : { 1, 3, 5, 37 }) {
+                    check({ type, size, n_columns, n_rows }, size + n_columns, 2);
                 }
-                ++n;
             }
         }
+        check({ type, 256, 64, 3, 5 }, 1, 4);
+        for (int n_rows : { 2, 5, 9, 31 }) {
+            check_alone(type, n_rows);
+        }
     }
-    printf("%d cases, worst %.2g of the sum of absolute terms\n", n / every(), worst);
-    return worst < 1e-6 ? 0 : 1;
+    printf("%d cases, largest error %.2g of what was added up\n", n_cases, worst);
+    return n_bad != 0;
 }

@@ -72,7 +72,7 @@ def _pack(folder: Path, model: torch.nn.Module, method: str) -> None:
 
 
 def publish(folder: Path) -> None:
-    """Turn what transformers 5 writes into what is published, where the two differ: llama.cpp's converter reads that."""
+    """Turn what transformers 5 writes into what is published where they differ: llama.cpp's converter reads that."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     if config["model_type"] == "phi3":  # a tokenizer that is not Phi-3's is told by its class
