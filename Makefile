@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build bump demo test test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -51,12 +51,24 @@ test-native: build ## ctest
 test-python: build ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+TRANSFORMERS = build/transformers
+$(TRANSFORMERS)/.stamp: $(BIN)/.stamp-python
+	$(BIN)/python -m venv $(TRANSFORMERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(TRANSFORMERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	$(TRANSFORMERS)/bin/python -m pip install --quiet torch 'transformers>=5' tokenizers
+	echo "$(CURDIR)" >> "$$($(TRANSFORMERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	touch $@
+
+test-transformers: build $(TRANSFORMERS)/.stamp ## converted checkpoints against transformers and llama.cpp's converter (downloads torch, about 1 GB)
+	$(TRANSFORMERS)/bin/python -m pytest tests/transformers
+
 test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
 	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
+	ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors

@@ -1,6 +1,7 @@
 """What drafts gain, by the kind of text: two streams write the same tokens in turns, one of them with drafts.
 
     python benchmarks/drafts.py -m demo -c 1024
+    python benchmarks/drafts.py -m large.gguf -c 1024 --draft-model small.gguf
 
 copy: the model, shown a text twice, writes it a third time (greedy). edit: the same text is fed token by token, as if
 it were written, with every 25th token replaced. chat: answers to questions, greedy and sampled.
@@ -68,7 +69,8 @@ class Pair:
 
     def __init__(self, args: argparse.Namespace) -> None:
         options: dict[str, Any] = {"n_ctx": args.n_ctx, "n_slide": args.slide, "n_threads": args.threads}
-        self.engines = Engine.load(args.model, **options), Engine.load(args.model, **options, n_draft=args.draft)
+        drafts = {"n_draft": args.draft, "draft_model": args.draft_model}
+        self.engines = Engine.load(args.model, **options), Engine.load(args.model, **options, **drafts)
         self.n = args.n
 
     def measure(self, total: Total, prompt: list[int], make: Callable[[Stream], Step]) -> None:
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=256, help="tokens of each text")
     parser.add_argument("-r", "--texts", type=int, default=6, help="texts of each kind")
     parser.add_argument("--draft", type=int, default=8, help="most tokens of a draft")
+    parser.add_argument("--draft-model", default="", help="a model that guesses as well")
     parser.add_argument("--slide", type=int, default=16)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--json", action="store_true")

@@ -67,6 +67,20 @@ SECTIONS = {
         "token, with every 25th token replaced. differ: tokens at which the streams did not choose the same.",
         prepare=("convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",),
     ),
+    "draft-model": Section(
+        "Drafts of a smaller model",
+        "drafts.py -m {work}/deeper-q8_0.gguf -c 1024 -n 128 -r 3 --draft-model {work}/demo-q4_0.gguf",
+        "drafts.py -m {work}/deeper-q8_0.gguf -c 512 -n 32 -r 1 --draft-model {work}/demo-q4_0.gguf",
+        note="As above, with -md. The large model is the demo model with three times as many layers added, which are "
+        "computed and add nothing (benchmarks/deeper_model.py): it costs four times as much, and says the same. Drafts "
+        "are the demo model's in Q4_0, verified in Q8_0.",
+        prepare=(
+            "convert demo --to gguf --outtype f16 -o {work}/demo-f16.gguf",
+            "convert {work}/demo-f16.gguf --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",
+            "deeper_model.py {work}/demo-f16.gguf {work}/deeper-f16.gguf",
+            "convert {work}/deeper-f16.gguf --to gguf --quantize Q8_0 -o {work}/deeper-q8_0.gguf",
+        ),
+    ),
     "constant": Section("Memory", "proof.py constant", "proof.py constant", untimed=True),
     "point": Section(
         "The point: sinks, no sinks, a recomputed window",

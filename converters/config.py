@@ -12,10 +12,12 @@ from typing import Any
 
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
-from edge_stream.families import Family, ModelConfig, RopeScaling, families, find_family
+from edge_stream.families import REFUSED, Family, ModelConfig, RopeScaling, families, find_family
 
 _MAX_COUNT = 1 << 31
 _REQUIRED = object()
+# keys that a multimodal checkpoint may have at the top level only
+_SHARED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "vision_config")
 
 
 class _Reader:
@@ -48,6 +50,23 @@ class _Reader:
             raise EdgeStreamError(f"config.json: {key} = {value!r} must be true or false")
         return value
 
+    def items(self, key: str, kind: type, n: int, default: Any = _REQUIRED) -> tuple[Any, ...]:
+        values = self.get(key, default)
+        types = (int, float) if kind is float else (kind,)
+        if not isinstance(values, (list, tuple)) or len(values) != n or not all(type(v) in types for v in values):
+            raise EdgeStreamError(f"config.json: {key} must be a list of {n} values, {kind.__name__} each")
+        return tuple(values)
+
+    def kinds(self, key: str, known: tuple[str, ...], n: int, default: Any = _REQUIRED) -> tuple[str, ...]:
+        values = self.items(key, str, n, default)
+        for value in values:
+            if value not in known:
+                raise EdgeStreamError(f"config.json: {key} has {quoted(value)}, which is none of {', '.join(known)}")
+        return values
+
+    def refuse(self, why: str) -> Any:
+        raise EdgeStreamError(f"config.json: {why}")
+
 
 def _count(key: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _MAX_COUNT:
@@ -71,10 +90,7 @@ def text_config(config: Any) -> dict[str, Any]:
         return config
     if not isinstance(inner, dict):
         raise EdgeStreamError("config.json: text_config is not a JSON object")
-    # a multimodal checkpoint has some keys at the top level only
-    shared = {
-        k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id") if k in config
-    }
+    shared = {k: config[k] for k in _SHARED if k in config}
     merged = shared | inner
     merged.setdefault("model_type", config.get("model_type"))
     return merged
@@ -83,14 +99,15 @@ def text_config(config: Any) -> dict[str, Any]:
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """Validate and type a config (its text part). Raises EdgeStreamError in one sentence."""
     family = find_family(config.get("model_type"))
+    if family is None and config.get("model_type") in REFUSED:
+        raise EdgeStreamError(f"config.json: {REFUSED[config['model_type']]}")
     if family is None:
         known = ", ".join(families())
         raise EdgeStreamError(
             f"config.json: model_type {config.get('model_type')!r} is not supported (supported: {known})"
         )
+    config = family.normal(dict(config))
     r = _Reader(config, family.defaults)
-    if config.get("quantization_config") is not None:
-        raise EdgeStreamError("the checkpoint is quantised already (quantization_config): convert the original")
     act = r.get("hidden_activation", None) or r.get("hidden_act", family.activation)
     if act not in family.activations:
         raise EdgeStreamError(
@@ -150,12 +167,14 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         rope_scaling=_rope_scaling(rope, r, n_ctx_train, n_rot),
         tied=r.flag("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
-        o_bias=not family.qkv_bias and qkv_bias,  # attention_bias covers q, k, v and o
+        o_bias=qkv_bias and not (family.qkv_bias or family.qkv_only_bias),  # attention_bias covers q, k, v and o
         sliding_window=window,
         swa_layers=layers,
         attn_scale=1.0 / math.sqrt(scalar),
         attn_softcap=_number("attn_logit_softcapping", r.get("attn_logit_softcapping", 0.0)),
         logit_softcap=_number("final_logit_softcapping", r.get("final_logit_softcapping", 0.0)),
+        rope_layers=tuple(family.rotated(r, n_layer)),
+        own=family.read(r, n_layer),
     )
 
 
@@ -198,10 +217,11 @@ def _rope_scaling(rope: dict[str, Any], r: _Reader, n_ctx_train: int, n_rot: int
         if high <= low:
             raise EdgeStreamError(f"config.json: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
         return RopeScaling(kind, factor, n_ctx_orig, low_freq_factor=low, high_freq_factor=high)
-    if any(rope.get(key) is not None for key in ("mscale", "mscale_all_dim")) or rope.get("truncate") is False:
-        raise EdgeStreamError("config.json: yarn with mscale, or without truncate, is not supported")
     usual = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
     given = rope.get("attention_factor")
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        scales = [_number(key, rope[key]) for key in ("mscale", "mscale_all_dim")]
+        usual = (1.0 + scales[0] * (usual - 1.0)) / (1.0 + scales[1] * (usual - 1.0))
     return RopeScaling(
         kind,
         factor,
@@ -209,6 +229,7 @@ def _rope_scaling(rope: dict[str, Any], r: _Reader, n_ctx_train: int, n_rot: int
         magnitude=usual if given is None else _number("attention_factor", given, 1e-6),
         beta_fast=_number("beta_fast", rope.get("beta_fast") or 32.0),
         beta_slow=_number("beta_slow", rope.get("beta_slow") or 1.0),
+        truncate=rope.get("truncate") is not False,
     )
 
 

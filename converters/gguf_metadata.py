@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
@@ -34,10 +34,14 @@ _OURS = ("GGUF.", "general.architecture", "general.file_type", "general.quantiza
 def check_supported(model: ModelConfig) -> None:
     """Raise EdgeStreamError for settings that llama.cpp's loader of the architecture cannot represent."""
     loader = model.family.gguf
-    name = loader.arch
+    name = model.arch
     scaling = model.rope_scaling.kind if model.rope_scaling else None
     if scaling is not None and scaling not in loader.rope_scalings:
         raise EdgeStreamError(f"llama.cpp has no {scaling} rope scaling for {name}")
+    if model.rope_scaling and not model.rope_scaling.truncate and not loader.rounds_yarn:
+        raise EdgeStreamError(
+            "config.json: yarn without truncate is not supported by llama.cpp, which rounds the range"
+        )
     if not loader.free_head_dim and model.n_head * model.head_dim != model.n_embd:
         raise EdgeStreamError(
             f"llama.cpp's {name} needs heads x head_dim = hidden_size, not "
@@ -62,21 +66,24 @@ def check_supported(model: ModelConfig) -> None:
 
 def notes(model: ModelConfig) -> list[str]:
     """Notes for the user on what llama.cpp will compute differently from the checkpoint."""
-    loader = model.family.gguf
+    loader, said = model.family.gguf, []
     if model.sliding_window and not loader.masks_window:
         layers = sum(model.swa_layers)
-        return [
+        said.append(
             f"llama.cpp does not mask {loader.arch}'s sliding window of {model.sliding_window} tokens "
             f"({layers} layers): that makes no difference in a cache of at most that many tokens"
-        ]
-    return []
+        )
+    if model.rope_scaling and not model.rope_scaling.truncate:
+        said.append("llama.cpp rounds the ends of yarn's range of frequencies to whole pairs, the checkpoint does not")
+    return said + loader.notes(model)
 
 
 def add_metadata(
     writer: gguf.GGUFWriter, source: Source, outtype: str, defaults: StreamingDefaults, model_name: str | None = None
 ) -> None:
-    """Add all metadata to a writer. model_name: general.name, if not the source's."""
-    writer.add_file_type(_FILE_TYPES[outtype])
+    """Add all metadata to a writer that has the tensors. model_name: general.name, if not the source's."""
+    packed = any(t.dtype == "mxfp4" for t in source.tensors.values())
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if packed else _FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)
@@ -88,7 +95,6 @@ def add_metadata(
         return
     _add_general(writer, source, model_name)
     _add_hyperparameters(writer, source.model)
-    _add_rope(writer, source.model)
     source.vocab().write(writer)
     chat_templates.write(writer, source.chat_templates)
 
@@ -106,12 +112,12 @@ def copy_fields(writer: gguf.GGUFWriter, fields: dict[str, gguf.ReaderField]) ->
 def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None) -> None:
     """Name, licence, sampling settings, as the gguf package reads them from folder name, model card and configs."""
     folder = getattr(source, "folder", None)
-    total = sum(t.n_elements for t in source.tensors.values())
-    metadata = gguf.Metadata.load(None, folder, model_name, total)
+    counts = writer.get_total_parameter_count()  # all, shared, one expert's, experts
+    metadata = gguf.Metadata.load(None, folder, model_name, counts[0])
     if metadata.name is None:
         metadata.name = source.name
     if metadata.size_label is None:
-        metadata.size_label = gguf.size_label(total, 0, 0, 0)
+        metadata.size_label = gguf.size_label(*counts)
     tokens = set(source.vocab().tokens)
     for reserved in filter(None, (family.gguf.reserved_name for family in families().values())):
         if re.search(reserved.pattern, metadata.name, re.IGNORECASE) and not reserved.tokens <= tokens:
@@ -124,46 +130,67 @@ def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
+    arch = model.arch
+    values = _usual_keys(model) | _rope_keys(model) | model.family.gguf.keys(model)
+    for key, value in values.items():
+        if value is not None:
+            _add(writer, f"{arch}.{key}", value)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """One key in the type that llama.cpp expects: flags, counts (uint32), numbers (float32), text, lists of them."""
+    if isinstance(value, (list, tuple)):
+        writer.add_array(key, list(value))
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(key, value)
+
+
+def _usual_keys(model: ModelConfig) -> dict[str, Any]:
     loader = model.family.gguf
-    writer.add_block_count(model.n_layer)
-    writer.add_context_length(model.n_ctx_train)
-    writer.add_embedding_length(model.n_embd)
-    writer.add_feed_forward_length(model.n_ff)
-    writer.add_head_count(model.n_head)
-    writer.add_head_count_kv(model.n_head_kv)
-    writer.add_layer_norm_rms_eps(model.norm_eps)
-    writer.add_key_length(model.head_dim)
-    writer.add_value_length(model.head_dim)
-    writer.add_vocab_size(model.n_vocab)
+    keys: dict[str, Any] = {
+        "block_count": model.n_layer,
+        "context_length": model.n_ctx_train,
+        "embedding_length": model.n_embd,
+        "feed_forward_length": model.n_ff,
+        "attention.head_count": model.n_head,
+        "attention.head_count_kv": model.n_head_kv,
+        "attention.layer_norm_rms_epsilon": model.norm_eps,
+        "attention.key_length": model.head_dim,
+        "attention.value_length": model.head_dim,
+        "vocab_size": model.n_vocab,
+    }
     if loader.window_key or (loader.masks_window and model.sliding_window):
-        writer.add_sliding_window(model.sliding_window)
+        keys["attention.sliding_window"] = model.sliding_window
     if loader.masks_window and model.sliding_window:
-        writer.add_sliding_window_pattern(list(model.swa_layers))
-    if model.attn_softcap:
-        writer.add_attn_logit_softcapping(model.attn_softcap)
-    if model.logit_softcap:
-        writer.add_final_logit_softcapping(model.logit_softcap)
+        keys["attention.sliding_window_pattern"] = list(model.swa_layers)
+    keys["attn_logit_softcapping"] = model.attn_softcap or None
+    keys["final_logit_softcapping"] = model.logit_softcap or None
+    return keys
 
 
-def _add_rope(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
-    writer.add_rope_dimension_count(model.n_rot)
-    writer.add_rope_freq_base(model.rope_base)
+def _rope_keys(model: ModelConfig) -> dict[str, Any]:
+    keys: dict[str, Any] = {"rope.dimension_count": model.n_rot, "rope.freq_base": model.rope_base}
     if model.family.own_swa_rope and model.sliding_window:
-        writer.add_rope_freq_base_swa(model.rope_base_swa)
+        keys["rope.freq_base_swa"] = model.rope_base_swa
     scaling = model.rope_scaling
     if scaling is None or scaling.kind == "llama3":  # llama3's is a tensor
-        return
-    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+        return keys
+    keys["rope.scaling.type"] = scaling.kind
     if scaling.kind in ("linear", "yarn"):
-        writer.add_rope_scaling_factor(scaling.factor)
+        keys["rope.scaling.factor"] = scaling.factor
     if scaling.kind in ("yarn", "longrope"):
-        writer.add_rope_scaling_orig_ctx_len(scaling.n_ctx_orig)
+        keys["rope.scaling.original_context_length"] = scaling.n_ctx_orig
     if scaling.kind == "longrope":
-        writer.add_rope_scaling_attn_factors(scaling.magnitude)
+        keys["rope.scaling.attn_factor"] = scaling.magnitude
     if scaling.kind == "yarn":
         # llama.cpp multiplies by 1 + 0.1 ln(factor) by itself (llama-context.cpp), and by this key in addition
         usual = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
         if not math.isclose(scaling.magnitude, usual, rel_tol=1e-6):
-            writer.add_rope_scaling_attn_factors(scaling.magnitude / usual)
-        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+            keys["rope.scaling.attn_factor"] = scaling.magnitude / usual
+        keys["rope.scaling.yarn_beta_fast"] = scaling.beta_fast
+        keys["rope.scaling.yarn_beta_slow"] = scaling.beta_slow
+    return keys

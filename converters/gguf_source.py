@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_stream.converters import chat_templates, gguf_tensors, vocab_bpe
 from edge_stream.converters.config import read_config
+from edge_stream.converters.gguf_reader import GgufReader
 from edge_stream.converters.safetensors_files import check_finite
 from edge_stream.converters.source import TensorInfo
 from edge_stream.converters.tensor_names import expected_tensors
@@ -129,6 +130,10 @@ class GgufSource:
         check_finite(values, tensor.name)
         return values
 
+    def load_mxfp4(self, name: str, item: int) -> NDArray[np.uint8]:
+        """See Source.load_mxfp4: no architecture that is read has such tensors."""
+        raise EdgeStreamError(f"{self.path.name}: item {item} of {name} cannot be read as MXFP4")
+
     def vocab(self) -> Vocab:
         """See Source.vocab."""
         with _valid_metadata(self.path):
@@ -147,7 +152,10 @@ class GgufSource:
         if kind not in ("llama", "gpt2") or not tokens:
             raise EdgeStreamError(f"{self.path.name} has a {quoted(kind)} tokenizer; llama and gpt2 are supported")
         special = {"unk": "unknown", "pad": "padding"}
-        ids = {n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id") for n in ("bos", "eos", "unk", "pad")}
+        ids = {
+            n: meta.get(f"tokenizer.ggml.{special.get(n, n)}_token_id")
+            for n in ("bos", "eos", "unk", "pad", "eot", "eom")
+        }
         pre = str(meta.get("tokenizer.ggml.pre", "default"))
         # llama.cpp's default if the key is missing (llama-vocab.cpp)
         add_bos = meta.get("tokenizer.ggml.add_bos_token", kind == "llama" or vocab_bpe.adds_bos(pre))
@@ -357,9 +365,9 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _open(path: Path) -> gguf.GGUFReader:
+def _open(path: Path) -> GgufReader:
     try:
-        return gguf.GGUFReader(path)
+        return GgufReader(path)
     except OSError as error:
         raise EdgeStreamError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the reader fails in many ways on a damaged file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.families import ModelConfig, RopeScaling
+from edge_stream.families import ModelConfig, Place, RopeScaling
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -23,6 +24,7 @@ _TYPES = {
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "mxfp4": gguf.GGMLQuantizationType.MXFP4,
 }
 BLOCK_ELEMENTS = 1 << 24  # elements converted at a time
 _F16_MAX = 65504.0
@@ -30,13 +32,22 @@ _F16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the output: `name` in GGUF, made from `source` (None: from `values`)."""
+    """A tensor of the output: `name` in GGUF, made from `parts` one after the other (none: from `values`).
+
+    parts: a tensor of the source, and where it goes.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: gguf.GGMLQuantizationType
-    source: str | None = None
+    parts: tuple[tuple[str, Place], ...] = ()
     values: tuple[float, ...] = ()
+
+    @property
+    def source(self) -> str | None:
+        """The source's tensors in words."""
+        more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
+        return f"{self.parts[0][0]}{more}" if self.parts else None
 
     @property
     def nbytes(self) -> int:
@@ -60,24 +71,50 @@ def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
 
 def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     """Every tensor of the output. Raises EdgeStreamError for one that llama.cpp does not have."""
-    arch = source.model.family.gguf.arch
+    model = source.model
+    arch = model.arch
     by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(by_name[arch], source.model.n_layer)
+    names = gguf.get_tensor_name_map(by_name[arch], model.n_layer)
     planned = [
         PlannedTensor(f"{name}.weight", (len(values),), _TYPES["f32"], values=values)
-        for name, values in rope_tensors(source.model).items()
+        for name, values in rope_tensors(model).items()
     ]
-    for name, info in source.tensors.items():
-        mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if mapped is None:
-            raise EdgeStreamError(f"llama.cpp's {arch} has no place for tensor {name}")
-        planned.append(PlannedTensor(mapped, info.shape, _type_of(info.shape, outtype), source=name))
+    parts: dict[str, list[tuple[str, Place]]] = {}
+    for name in source.tensors:
+        for place in model.family.gguf.places(model, name):
+            mapped = names.get_name(place.name, try_suffixes=(".weight", ".bias"))
+            if mapped is None:
+                raise EdgeStreamError(f"llama.cpp's {arch} has no place for tensor {name}")
+            parts.setdefault(mapped, []).append((name, place))
+    for mapped, found in parts.items():
+        name, place = found[0]
+        info = source.tensors[name]
+        shape = _placed_shape(info.shape, place)
+        shape = (len(found), *shape) if place.stack else shape
+        kind = _TYPES["mxfp4"] if info.dtype == "mxfp4" else _type_of(mapped, shape, outtype)
+        planned.append(PlannedTensor(mapped, shape, kind, tuple(found)))
     return planned
 
 
-def _type_of(shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
-    """Vectors become float32; matrices with rows that do not divide into blocks become float16."""
-    if len(shape) < 2:
+def _placed_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
+    """The shape of a tensor after its change, which is tried on zeros that take no memory."""
+    if place.change is None:
+        return shape
+    zeros = np.broadcast_to(np.float32(0.0), shape[1:] if place.each else shape)
+    changed = place.change(zeros).shape
+    return (shape[0], *changed) if place.each else changed
+
+
+# llama.cpp computes with these in float32 (convert_hf_to_gguf.py, llama_tensor_get_type)
+_FLOAT32 = re.compile(
+    r"(?<!weight)$|_norm\.weight$|ffn_gate_inp(_shexp)?\.weight$|ssm_conv1d\.weight$|shortconv\.conv\.weight$"
+    r"|altup_(correct|predict)_coef\.weight$"
+)
+
+
+def _type_of(name: str, shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
+    """Vectors and what llama.cpp needs so become float32; matrices with rows that do not divide into blocks float16."""
+    if len(shape) < 2 or _FLOAT32.search(name):
         return _TYPES["f32"]
     block, _ = gguf.GGML_QUANT_SIZES[_TYPES[outtype]]
     return _TYPES[outtype] if shape[-1] % block == 0 else _TYPES["f16"]
@@ -107,23 +144,39 @@ def llama3_divisors(scaling: RopeScaling, base: float, n_rot: int) -> tuple[floa
 
 def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The tensor's bytes in parts, in order: arrays of float32, float16, uint16 (bf16) or uint8 (blocks)."""
-    if tensor.source is None:
+    if not tensor.parts:
         yield np.array(tensor.values, dtype=np.float32)
         return
-    model = source.model
-    pairs = model.family.gguf.permuted and ".self_attn." in tensor.source and is_qk(tensor.source)
-    offset = model.family.norm_offset if tensor.source.endswith("norm.weight") else 0.0
-    rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+    for name, place in tensor.parts:
+        if tensor.type == _TYPES["mxfp4"]:
+            for i in range(source.tensors[name].shape[0]):
+                blocks = source.load_mxfp4(name, i)
+                yield place.change(blocks) if place.change else blocks
+        elif place.change is None:
+            yield from _encode_rows(source, name, tensor)
+        elif place.each:
+            for i in range(source.tensors[name].shape[0]):
+                yield _as_type(place.change(source.load(name, i, i + 1)[0].astype(np.float32)), tensor, name)
+        else:
+            yield _as_type(place.change(source.load(name).astype(np.float32)), tensor, name)
+
+
+def _encode_rows(source: Source, name: str, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
+    """A tensor some rows at a time, so that memory does not grow with it."""
+    model, shape = source.model, source.tensors[name].shape
+    pairs = model.family.gguf.permuted and is_qk(name)
+    offset = model.family.norm_offset if name.endswith("norm.weight") else 0.0
+    rows, width = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
     if pairs:
         step = max(1, step // model.head_dim) * model.head_dim  # whole heads
     for start in range(0, rows, step):
-        values = source.load(tensor.source, start, min(rows, start + step))
+        values = source.load(name, start, min(rows, start + step))
         if pairs:
             values = to_pairs(values, model.head_dim)
         if offset:
             values = values.astype(np.float32) + np.float32(offset)
-        yield _as_type(values, tensor)
+        yield _as_type(values, tensor, name)
 
 
 def is_qk(name: str) -> bool:
@@ -143,13 +196,11 @@ def to_halves(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
 
 
-def _as_type(values: NDArray[Any], tensor: PlannedTensor) -> NDArray[Any]:
+def _as_type(values: NDArray[Any], tensor: PlannedTensor, name: str) -> NDArray[Any]:
     if tensor.type == _TYPES["f16"] and values.dtype != np.float16:
         largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
         if largest > _F16_MAX:
-            raise EdgeStreamError(
-                f"tensor {tensor.source} holds {largest:g}, which float16 cannot: use --outtype bf16 or f32"
-            )
+            raise EdgeStreamError(f"tensor {name} holds {largest:g}, which float16 cannot: use --outtype bf16 or f32")
         return values.astype(np.float16)
     values = values if values.dtype == np.float32 else values.astype(np.float32)
     if tensor.type == _TYPES["f32"] or tensor.type == _TYPES["f16"]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.converters import chat_templates, safetensors_files
+from edge_stream.converters import chat_templates, gguf_tensors, mistral_params, safetensors_files
 from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.packed import Packed, Tensors, unpack
 from edge_stream.converters.source import TensorInfo
 from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import Family
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +33,14 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _INDEX = "model.safetensors.index.json"
+_USABLE = ("f32", "f16", "bf16", "mxfp4")
 _MAX_JSON = 256 << 20
 # multimodal checkpoints hold the language model under one of these prefixes, beside other towers
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
-_OTHER_TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_OTHER_TOWERS = (
+    *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    *mistral_params.LEFT_OUT,
+)
 # buffers that old versions of transformers saved; they follow from the config
 _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
@@ -46,8 +53,10 @@ class HfSource:
         self.folder = folder
         self._root = _root(folder)
         self.name = name or folder.resolve().name
-        raw_config = self._json("config.json", required=True)
+        raw_config = self._raw_config()
         self.config = text_config(raw_config)
+        self._tied = raw_config.get("tie_word_embeddings") is True
+        self._quantization = self.config.get("quantization_config", raw_config.get("quantization_config"))
         self.model = read_config(self.config)
         self.generation_config: dict[str, Any] = self._object("generation_config.json")
         self.tokenizer_files = {file: path for file in TOKENIZER_FILES if (path := self._find(file)) is not None}
@@ -62,7 +71,27 @@ class HfSource:
 
     def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
         """See Source.load."""
-        return self._reader.read(name, self._entries[name], start, stop)
+        entry = self._entries[name]
+        stop = entry.shape[0] if stop is None and entry.shape else stop
+        if self._mistral and gguf_tensors.is_qk(name):
+            head = self.model.head_dim  # whole heads
+            first, last = start // head * head, -(-(stop or 0) // head) * head
+            return gguf_tensors.to_halves(self._rows(name, first, last), head)[start - first :][: (stop or 0) - start]
+        return self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> NDArray[np.floating[Any]]:
+        entry = self._entries[name]
+        if isinstance(entry, safetensors_files.Entry):
+            return self._reader.read(name, entry, start, stop)
+        values = entry.rows(start, entry.shape[0] if stop is None else min(stop, entry.shape[0]))
+        safetensors_files.check_finite(values, name)
+        return values
+
+    def load_mxfp4(self, name: str, item: int) -> NDArray[np.uint8]:
+        """See Source.load_mxfp4."""
+        entry = self._entries[name]
+        assert isinstance(entry, Packed) and entry.blocks is not None
+        return entry.blocks(item)
 
     def close(self) -> None:
         """See Source.close."""
@@ -104,6 +133,15 @@ class HfSource:
             return None
         return read_json(path)
 
+    def _raw_config(self) -> dict[str, Any]:
+        """config.json; or params.json in Mistral's form of a checkpoint, if the weights are in that form only."""
+        standard = any(self._find(file) is not None for file in (_INDEX, "model.safetensors"))
+        self._mistral = self._find(mistral_params.FILE) is not None and not (standard and self._find("config.json"))
+        if self._mistral:
+            return mistral_params.as_config(self._json(mistral_params.FILE))
+        raw = self._json("config.json", required=True)
+        return raw if isinstance(raw, dict) else text_config(raw)
+
     def _object(self, file: str) -> dict[str, Any]:
         value = self._json(file)
         if value is not None and not isinstance(value, dict):
@@ -119,9 +157,10 @@ class HfSource:
     #
 
     def _all_entries(self) -> dict[str, safetensors_files.Entry]:
-        if self._find(_INDEX) is not None:
-            return self._sharded()
-        single = self._find("model.safetensors")
+        index = f"{mistral_params.WEIGHTS}.index.json" if self._mistral else _INDEX
+        if self._find(index) is not None:
+            return self._sharded(index)
+        single = self._find(mistral_params.WEIGHTS if self._mistral else "model.safetensors")
         if single is not None:
             return safetensors_files.read_header(single)
         others = sorted(p.name for p in self.folder.glob("*.safetensors"))
@@ -135,18 +174,18 @@ class HfSource:
             )
         raise EdgeStreamError(f"{self.folder} has no safetensors files")
 
-    def _sharded(self) -> dict[str, safetensors_files.Entry]:
-        weight_map = self._object(_INDEX).get("weight_map")
+    def _sharded(self, index: str) -> dict[str, safetensors_files.Entry]:
+        weight_map = self._object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise EdgeStreamError(f"{_INDEX} has no weight_map")
+            raise EdgeStreamError(f"{index} has no weight_map")
         shards: dict[str, dict[str, safetensors_files.Entry]] = {}
         for file in weight_map.values():
             if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-                raise EdgeStreamError(f"{_INDEX} points to {quoted(file, 80)}, which is not a file of this folder")
+                raise EdgeStreamError(f"{index} points to {quoted(file, 80)}, which is not a file of this folder")
             if file not in shards:
                 path = self._find(file)
                 if path is None:
-                    raise EdgeStreamError(f"{_INDEX} names {file}, which is missing")
+                    raise EdgeStreamError(f"{index} names {file}, which is missing")
                 shards[file] = safetensors_files.read_header(path)
         entries: dict[str, safetensors_files.Entry] = {}
         for file, held in shards.items():
@@ -156,20 +195,30 @@ class HfSource:
                 entries[name] = entry
         for name, file in weight_map.items():
             if name not in shards[file]:
-                raise EdgeStreamError(f"{_INDEX} says that {quoted(name, 80)} is in {file}, but it is not")
+                raise EdgeStreamError(f"{index} says that {quoted(name, 80)} is in {file}, but it is not")
         return entries
 
-    def _select(self, entries: dict[str, safetensors_files.Entry]) -> dict[str, safetensors_files.Entry]:
+    def _select(self, entries: dict[str, safetensors_files.Entry]) -> Tensors:
         """The language model's tensors by standard name; checks that all are there in the right shapes."""
-        found: dict[str, safetensors_files.Entry] = {}
+        plain: dict[str, safetensors_files.Entry] = {}
+        elsewhere = (*_OTHER_TOWERS, *self.model.family.left_out)
         for stored, entry in entries.items():
-            name = _text_name(stored)
-            if stored.startswith(_OTHER_TOWERS) or name.endswith(_DERIVED):
+            name = mistral_params.name_of(stored) if self._mistral else _text_name(stored, self.model.family)
+            if stored.startswith(elsewhere) or name.startswith(elsewhere) or name.endswith(_DERIVED):
                 self.left_out.append(stored)
-            elif name in found:
+            elif name in plain:
                 raise EdgeStreamError(f"the checkpoint has {quoted(name, 80)} twice, under two prefixes")
             else:
-                found[name] = entry
+                plain[name] = entry
+        found = unpack(plain, self._quantization, self._reader.read)
+        if any(entry.dtype == "mxfp4" for entry in found.values()):
+            self.model = replace(self.model, own={**self.model.own, "mxfp4": True})
+        fused = next((entry for name, entry in found.items() if name.endswith(".mlp.experts.down_proj")), None)
+        if fused is not None:  # Qwen3-VL's are transposed, except where transformers 5 wrote them
+            turned = self.model.own.get("transposed", False) and fused.shape[1:2] != (self.model.n_embd,)
+            self.model = replace(self.model, own={**self.model.own, "fused": True, "transposed": turned})
+        if self._tied and "lm_head.weight" not in found:  # a multimodal checkpoint may say so at the top level only
+            self.model = replace(self.model, tied=True)
         expected = expected_tensors(self.model)
         if self.model.tied and "lm_head.weight" in found:  # a copy of the embedding
             self._check_tied_copy(found)
@@ -190,13 +239,18 @@ class HfSource:
                 raise EdgeStreamError(
                     f"tensor {name} is {quoted(list(found[name].shape))}; by config.json it must be {list(shape)}"
                 )
+            if found[name].dtype not in _USABLE:
+                kind = found[name].dtype.upper()
+                raise EdgeStreamError(f"tensor {name} has dtype {kind!r}; supported are F32, F16 and BF16")
         return {name: found[name] for name in expected}
 
-    def _check_tied_copy(self, found: dict[str, safetensors_files.Entry]) -> None:
+    def _check_tied_copy(self, found: Tensors) -> None:
         """With tied embeddings, a stored lm_head must equal the embedding, or dropping it would change the model."""
         head, embedding = found.pop("lm_head.weight"), found.get("model.embed_tokens.weight")
         if embedding is None:
             return  # reported as missing
+        if not isinstance(head, safetensors_files.Entry) or not isinstance(embedding, safetensors_files.Entry):
+            raise EdgeStreamError("config.json ties lm_head to the embedding, and one of them is quantised")
         same = head.shape == embedding.shape and head.dtype == embedding.dtype
         rows = head.shape[0] if same and head.shape else 0
         for start in range(0, rows, 4096):
@@ -211,7 +265,10 @@ class HfSource:
             )
 
 
-def _text_name(stored: str) -> str:
+def _text_name(stored: str, family: Family) -> str:
+    for old, new in family.prefixes.items():
+        if stored.startswith(old):
+            return new + stored.removeprefix(old)
     for prefix in _TEXT_PREFIXES:
         if stored.startswith(prefix):
             rest = stored.removeprefix(prefix)

@@ -26,11 +26,12 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
 
 def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
     """`NAME.in_sum2` (sums of squares) and `NAME.counts` for each tensor (tools/imatrix of llama.cpp)."""
-    import gguf
     import numpy as np
 
+    from edge_stream.converters.gguf_reader import GgufReader
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = GgufReader(path)
         tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise EdgeStreamError(f"{path.name} is a damaged GGUF file") from error

@@ -31,22 +31,27 @@ def logits(source: Source, tokens: Sequence[int]) -> F64:
     if family.scaled_embedding:
         # transformers rounds the factor to the weights' dtype, which is negligible in float32
         x *= math.sqrt(model.n_embd)
+    x *= model.own.get("embedding_multiplier", 1.0)
+    residual = model.own.get("residual_multiplier", 1.0)
     cos, sin = rope_table(model, len(tokens), model.rope_base, model.rope_scaling)
     cos_swa, sin_swa = rope_table(model, len(tokens), model.rope_base_swa, None)
     for layer in range(model.n_layer):
         p = f"model.layers.{layer}."
         swa = model.swa_layers[layer]
         table = (cos_swa, sin_swa) if swa and family.own_swa_rope else (cos, sin)
+        if model.rope_layers and not model.rope_layers[layer]:
+            table = np.ones_like(cos), np.zeros_like(sin)
         h = attention(source, p + "self_attn.", norm(source, p + "input_layernorm.weight", x), table, swa)
         if family.post_norms:
             x = x + norm(source, p + "post_attention_layernorm.weight", h)
             h = mlp(source, p + "mlp.", norm(source, p + "pre_feedforward_layernorm.weight", x))
             x = x + norm(source, p + "post_feedforward_layernorm.weight", h)
         else:
-            x = x + h
-            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x))
+            x = x + h * residual
+            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x)) * residual
     x = norm(source, "model.norm.weight", x)
     out = linear(source, "model.embed_tokens.weight" if model.tied else "lm_head.weight", x)
+    out /= model.own.get("logits_scaling", 1.0)
     return model.logit_softcap * np.tanh(out / model.logit_softcap) if model.logit_softcap else out
 
 
@@ -84,9 +89,12 @@ def attention(source: Source, p: str, x: F64, table: tuple[F64, F64], swa: bool)
     if family.qk_norm:
         q, k = norm(source, p + "q_norm.weight", q), norm(source, p + "k_norm.weight", k)
     q, k = rotate(q, *table), rotate(k, *table)
+    if model.own.get("temperature") and model.rope_scaling:  # grows in steps beyond the original length
+        steps = np.floor(np.arange(n) / model.rope_scaling.n_ctx_orig)
+        q = q * (1.0 + model.own["temperature"] * np.log1p(steps))[:, None]
     share = model.n_head // model.n_head_kv
     k, v = np.repeat(k, share, axis=0), np.repeat(v, share, axis=0)
-    scores = q @ k.swapaxes(1, 2) * model.attn_scale  # [heads, n, n]
+    scores = q @ k.swapaxes(1, 2) * model.own.get("attention_multiplier", model.attn_scale)  # [heads, n, n]
     if model.attn_softcap:
         scores = model.attn_softcap * np.tanh(scores / model.attn_softcap)
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]

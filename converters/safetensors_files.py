@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # safetensors' name -> ours, bytes per element
 DTYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+_PACKED = {"F8_E4M3": ("f8_e4m3", 1), "U8": ("u8", 1), "I8": ("i8", 1), "I32": ("i32", 4), "I64": ("i64", 8)}
+_VIEWS = {"f32": "<f4", "f16": "<f2", "u8": "u1", "i8": "i1", "i32": "<i4", "i64": "<i8"}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CHECK_ELEMENTS = 1 << 22
@@ -92,13 +95,13 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     if not isinstance(value, dict):
         raise EdgeStreamError(f"{where} has no description")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES | _PACKED:
         raise EdgeStreamError(f"{where} has dtype {quoted(dtype, 30)}; supported are F32, F16 and BF16")
     if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
         raise EdgeStreamError(f"{where} has no valid shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
         raise EdgeStreamError(f"{where} has no valid data_offsets")
-    ours, width = DTYPES[dtype]
+    ours, width = (DTYPES | _PACKED)[dtype]
     nbytes = width
     for n in shape:
         nbytes *= n
@@ -145,7 +148,10 @@ class Reader:
         self._file: io.FileIO | None = None
 
     def read(self, name: str, entry: Entry, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
-        """Rows start..stop: float16 for f16, else float32. Raises EdgeStreamError for a short read, NaN or infinity."""
+        """Rows start..stop: float16 for f16, float32 for other floats, integers as they are.
+
+        Raises EdgeStreamError for a short read, NaN or infinity.
+        """
         import numpy as np
 
         rows = entry.shape[0] if entry.shape else 1
@@ -167,8 +173,9 @@ class Reader:
         if entry.dtype == "bf16":
             values: NDArray[np.floating[Any]] = widen_bf16(raw.view("<u2"))
         else:
-            values = raw.view("<f4" if entry.dtype == "f32" else "<f2")
-        check_finite(values, name)
+            values = _float8_table()[raw] if entry.dtype == "f8_e4m3" else raw.view(_VIEWS[entry.dtype])
+        if values.dtype.kind == "f":
+            check_finite(values, name)
         return values.reshape(shape)
 
     def _open(self, path: Path) -> io.FileIO:
@@ -182,6 +189,18 @@ class Reader:
         if self._file is not None:
             self._file.close()
         self._file, self._path = None, None
+
+
+@lru_cache(maxsize=1)
+def _float8_table() -> NDArray[np.float32]:
+    """The values of float8 e4m3 (finite only: the largest exponent is one like the others, but for NaN)."""
+    import numpy as np
+
+    bits = np.arange(256)
+    exponent, fraction = (bits >> 3) & 15, (bits & 7) / 8.0
+    values = np.where(exponent == 0, fraction * 2.0**-6, (1.0 + fraction) * 2.0 ** (exponent - 7.0))
+    values[(bits & 127) == 127] = np.nan
+    return np.where(bits < 128, values, -values).astype(np.float32)
 
 
 def widen_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -89,6 +89,10 @@ class Source(Protocol):
         """
         ...
 
+    def load_mxfp4(self, name: str, item: int) -> NDArray[np.uint8]:
+        """An item of the first axis of a tensor of dtype mxfp4, as rows of ggml's blocks (17 bytes for 32 values)."""
+        ...
+
     def vocab(self) -> Vocab:
         """The vocabulary in GGUF's terms. Raises EdgeStreamError if llama.cpp has no equivalent."""
         ...

@@ -13,6 +13,9 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.n_vocab, n_embd)}
     for layer in range(config.n_layer):
         p = f"model.layers.{layer}."
+        if family.layer is not None:
+            shapes |= {p + name: shape for name, shape in family.layer(config, layer).items()}
+            continue
         shapes[p + "input_layernorm.weight"] = (n_embd,)
         if family.fused:
             shapes[p + "self_attn.qkv_proj.weight"] = (n_q + 2 * n_kv, n_embd)
@@ -38,6 +41,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[p + "mlp.up_proj.weight"] = (n_ff, n_embd)
         shapes[p + "mlp.down_proj.weight"] = (n_embd, n_ff)
     shapes["model.norm.weight"] = (n_embd,)
+    shapes |= family.outside(config)
     if not config.tied:
         shapes["lm_head.weight"] = (config.n_vocab, n_embd)
     return shapes

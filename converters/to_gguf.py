@@ -142,12 +142,12 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
 
 def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, progress: Progress) -> list[Path]:
     """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
-    writer = gguf.GGUFWriter(path, source.model.family.gguf.arch, split_max_size=options.split_max_size)
+    writer = gguf.GGUFWriter(path, source.model.arch, split_max_size=options.split_max_size)
     try:
-        gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
         for tensor in plan.tensors:
             dtype, shape = _stored_as(tensor)
             writer.add_tensor_info(tensor.name, shape, dtype, tensor.nbytes, raw_dtype=tensor.type)
+        gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

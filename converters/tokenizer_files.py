@@ -39,7 +39,7 @@ def rebuild(vocab: Vocab, templates: Mapping[str, str], config: Mapping[str, Any
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.get("max_position_embeddings"),
     }
-    settings |= {f"{name}_token": vocab.tokens[i] for name, i in vocab.special.items()}
+    settings |= {f"{name}_token": vocab.tokens[i] for name, i in vocab.special.items() if name not in ("eot", "eom")}
     if templates:
         settings["chat_template"] = chat_templates.as_config(templates)
     return {"tokenizer.json": _json(tokenizer), "tokenizer_config.json": _json(settings)}

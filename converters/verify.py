@@ -1,7 +1,12 @@
-"""--verify: compare the converted model, run by its engine, with a float64 forward pass of the source."""
+"""--verify: compare the converted model, run by its engine, with a float64 forward pass of the source.
+
+The forward pass is reference.py's for decoders of Llama's kind, and transformers' for the others.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.converters import reference
+from edge_stream.errors import EdgeStreamError
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -36,9 +42,42 @@ class Difference:
         )
 
 
+def check(source: Source) -> None:
+    """Raise EdgeStreamError if a source cannot be compared: before it is converted."""
+    if source.model.family.plain:
+        return
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        raise EdgeStreamError(
+            f"--verify of {source.model.family.model_type} compares with transformers: pip install torch transformers"
+        )
+    if getattr(source, "folder", None) is None or not (source.folder / "config.json").exists():  # type: ignore[attr-defined]
+        raise EdgeStreamError(f"--verify of {source.model.family.model_type} needs a Hugging Face folder")
+
+
+def _logits(source: Source, tokens: Sequence[int]) -> NDArray[np.float64]:
+    if source.model.family.plain:
+        return reference.logits(source, tokens)
+    check(source)
+    import torch
+    import transformers
+
+    folder = source.folder  # type: ignore[attr-defined]
+    try:
+        kind = transformers.AutoModelForCausalLM
+        if "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+            kind = transformers.AutoModelForImageTextToText
+        model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager")
+        with torch.no_grad():
+            found: NDArray[np.float64] = model(torch.tensor([list(tokens)])).logits[0].double().numpy()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EdgeStreamError(f"transformers cannot run {source.name}: {reason}") from error
+    return found
+
+
 def compare(source: Source, tokens: Sequence[int], got: NDArray[np.floating[Any]]) -> Difference:
     """Compare an engine's logits [n, n_vocab] of tokens with the source's; the engine's vocabulary may be padded."""
-    want = reference.logits(source, tokens)
+    want = _logits(source, tokens)
     got = got[:, : want.shape[1]].astype(np.float64)
     error = np.abs(got - want)
     same = float(np.mean(got.argmax(axis=1) == want.argmax(axis=1)))

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 # gguf.TokenType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPECIAL = ("bos", "eos", "unk", "pad")
+# tokens at which llama.cpp ends an answer because of their text (llama-vocab.cpp)
+_KNOWN_ENDS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "[e~["),
+        *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>"),
+    )
+)
 _SPACE = "▁"  # SentencePiece's visible space
 
 
@@ -33,7 +41,7 @@ class Vocab:
     types: list[int]
     scores: list[float] = field(default_factory=list)  # llama only
     merges: list[str] = field(default_factory=list)  # gpt2 only
-    special: dict[str, int] = field(default_factory=dict)  # bos, eos, unk, pad -> id
+    special: dict[str, int] = field(default_factory=dict)  # bos, eos, unk, pad, eot, eom -> id
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None  # llama only
@@ -54,6 +62,8 @@ class Vocab:
             "eos": writer.add_eos_token_id,
             "unk": writer.add_unk_token_id,
             "pad": writer.add_pad_token_id,
+            "eot": writer.add_eot_token_id,
+            "eom": writer.add_eom_token_id,
         }
         for name, token in self.special.items():
             add[name](token)
@@ -262,6 +272,12 @@ def _special_tokens(vocab: Vocab, source: TokenizerSource, added: Sequence[Added
             raise EdgeStreamError(
                 f"{name}_token_id = {token} is not a token of the vocabulary ({len(vocab.tokens)} tokens)"
             )
+    ends = source.generation_config.get("eos_token_id")
+    others = [t for t in ends if isinstance(t, int) and 0 <= t < len(vocab.tokens)] if isinstance(ends, list) else []
+    others = [t for t in others if t != vocab.special.get("eos") and vocab.tokens[t] not in _KNOWN_ENDS]
+    vocab.special |= dict(zip(("eot", "eom"), others, strict=False))
+    if len(others) > 2:
+        vocab.notes.append(f"llama.cpp does not end an answer at {quoted(vocab.tokens[others[2]])}")
 
 
 def _add_flags(vocab: Vocab, source: TokenizerSource, tokenizer: dict[str, Any] | None) -> None:

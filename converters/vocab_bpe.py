@@ -17,6 +17,8 @@ from edge_stream.errors import EdgeStreamError
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"  # marks are parts of words
+_OTHER_MARKED = r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
 _OTHER = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
 _CASED = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
@@ -31,6 +33,7 @@ _NAMES: dict[tuple[str, bool], str] = {
     (f"{_LLAMA3} bytes", True): "llama-bpe",
     (f"{_LLAMA3} bytes", False): "dbrx",  # the same expression, merges not ignored (Phi-4)
     (f"split:{_CONTRACTIONS}|{_WORD}|\\p{{N}}{_OTHER}{_SPACES} bytes", False): "qwen2",
+    (f"split:{_CONTRACTIONS}|{_MARKED}|\\p{{N}}{_OTHER_MARKED}{_SPACES} bytes", False): "qwen35",
     (f"{_TEKKEN} bytes", True): "tekken",
     (
         f"split:{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\\p{{N}}{{1,3}}{_OTHER_SLASH}{_SPACES} bytes",

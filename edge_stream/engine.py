@@ -24,8 +24,9 @@ class Engine:
     Use `Engine.load`; close with `close()` or a `with` block. Not thread-safe.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, draft: Backend | None = None) -> None:
         self.backend = backend
+        self.draft = draft  # the draft model
         self.proof: proofs.Proof | None = None  # None: loaded without a proof
         self._streams: dict[int, Stream] = {}  # sequence id -> its open stream
 
@@ -36,12 +37,19 @@ class Engine:
         model: a GGUF path, an MLC folder, `demo`, or `hf:user/repo[:quant]`. options: the fields of
         backends.LoadOptions. Raises UnsupportedModelError if the model cannot stream, EdgeStreamError otherwise.
         """
-        return cls.over(open_backend(names.resolve(str(model)), LoadOptions(**options)))
+        wanted = LoadOptions(**options)
+        backend = open_backend(names.resolve(str(model)), wanted)
+        try:
+            draft = open_draft(wanted, backend) if wanted.draft_model else None
+        except BaseException:
+            backend.close()
+            raise
+        return cls.over(backend, draft)
 
     @classmethod
-    def over(cls, backend: Backend) -> Engine:
-        """An engine that owns a loaded backend. Raises UnsupportedModelError if the model cannot stream."""
-        engine = cls(backend)
+    def over(cls, backend: Backend, draft: Backend | None = None) -> Engine:
+        """An engine that owns loaded backends. Raises UnsupportedModelError if the model cannot stream."""
+        engine = cls(backend, draft)
         try:
             # creating a stream makes the remaining checks: better now than at first use
             with engine.stream() as stream:
@@ -92,8 +100,14 @@ class Engine:
             setattr(params, name, getattr(self.backend.options, name))
         if seq_id in self._streams:
             self._streams.pop(seq_id).close()
-        self._streams[seq_id] = Stream(self.backend, params)
-        return self._streams[seq_id]
+        stream = self._streams[seq_id] = Stream(self.backend, params)
+        if self.draft:
+            # its guesses may be of a window of any kind, so that it follows the stream's size and nothing else
+            own = bindings.library().es_stream_default_params()
+            for name in ("seq_id", "scratch_seq_id", "n_ctx", "n_keep"):
+                setattr(own, name, getattr(params, name))
+            stream.use_draft(self.draft.init_stream(own))
+        return stream
 
     def feed_each(self, streams: Sequence[Stream], tokens: Sequence[int]) -> None:
         """Feed tokens[i] to streams[i], all in one decode. The streams must hold all their sinks.
@@ -135,6 +149,8 @@ class Engine:
         """Free the streams, the cache and the model."""
         self._close_streams()
         self.backend.close()
+        if self.draft:
+            self.draft.close()
 
     def _close_streams(self) -> None:
         for stream in self._streams.values():
@@ -265,3 +281,27 @@ class Engine:
     def devices(self) -> list[Device]:
         """The devices that hold layers of the model; empty if all are on the CPU."""
         return self.backend.devices
+
+
+def open_draft(options: LoadOptions, backend: Backend) -> Backend:
+    """The draft model that the options name, with a cache of the backend's size.
+
+    Raises EdgeStreamError, and UnsupportedModelError if the model cannot stream.
+    """
+    path = names.resolve(options.draft_model)
+    if path.is_dir():
+        raise EdgeStreamError(f"{path}: a draft model must be a GGUF file")
+    o = backend.options
+    own = LoadOptions(
+        n_ctx=o.n_ctx,
+        n_keep=o.n_keep,
+        n_parallel=o.n_parallel,
+        n_batch=o.n_batch,
+        n_ubatch=o.n_ubatch,
+        n_threads=o.n_threads,
+        n_threads_batch=o.n_threads_batch,
+        verbose=o.verbose,
+        n_gpu_layers=options.n_gpu_layers_draft,
+        devices=o.devices,
+    )
+    return open_backend(path, own)

@@ -79,6 +79,14 @@ class Stream:
         if not late:
             callbacks.deliver()
 
+    def use_draft(self, handle: C.c_void_p) -> None:
+        """Takes guesses from an es_stream of a draft model, which it owns from now on: see es_stream_set_draft."""
+        try:
+            self.call(self._native.es_stream_set_draft, self.handle, handle)
+        except BaseException:
+            self._native.es_stream_free(handle)
+            raise
+
     #
     # reading
     #

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 _PLAIN = [
     "",
@@ -107,3 +108,13 @@ def awkward_strings(count: int = 200) -> list[str]:
         pools = rng.sample(_POOLS, rng.randint(1, 4))
         strings.append("".join(rng.choice(rng.choice(pools)) for _ in range(rng.randint(1, 40))))
     return strings[:count]
+
+
+def mixed_case(text: str) -> bool:
+    """Letters beyond ASCII of both cases: llama.cpp's tekken finds the change of case among ASCII letters only."""
+    return any(c.islower() and ord(c) > 127 for c in text) and any(c.isupper() for c in text)
+
+
+def decomposed(text: str) -> bool:
+    """Not in NFC: Qwen's tokenizer composes such text, llama.cpp does not."""
+    return unicodedata.normalize("NFC", text) != text

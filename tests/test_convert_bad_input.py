@@ -200,7 +200,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "must be a list of 8",
     ),
     "infinite epsilon": ("single", config(rms_norm_eps=float("inf")), "rms_norm_eps = inf"),
-    "quantised already": ("single", config(quantization_config={"quant_method": "gptq"}), "quantised already"),
+    "quantised already": ("single", config(quantization_config={"quant_method": "hqq"}), "quantised already, by 'hqq'"),
     "partial rotation": ("single", config(partial_rotary_factor=0.5), "no partial rotary positions"),
     "tied, but with another lm_head": ("single", config(tie_word_embeddings=True), "another lm_head"),
     # safetensors

@@ -9,7 +9,6 @@ import os
 import re
 import struct
 import sys
-import unicodedata
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
-from awkward_strings import awkward_strings
+from awkward_strings import awkward_strings, decomposed, mixed_case
 from click.testing import CliRunner
 from tiny_architectures import EXACT, examine
 
@@ -296,18 +295,8 @@ def expected_tokens(folder: Path, kind: str, text: str) -> list[int]:
     return tokens
 
 
-def _mixed_case(text: str) -> bool:
-    """Letters beyond ASCII of both cases: llama.cpp's tekken finds the change of case among ASCII letters only."""
-    return any(c.islower() and ord(c) > 127 for c in text) and any(c.isupper() for c in text)
-
-
-def _decomposed(text: str) -> bool:
-    """Not in NFC: Qwen's tokenizer composes such text, llama.cpp does not."""
-    return unicodedata.normalize("NFC", text) != text
-
-
 # checkpoint -> strings that llama.cpp cannot tokenise as the original does; the conversion says so
-KNOWN: dict[str, Callable[[str], bool]] = {"mistral-nemo": _mixed_case, "qwen2": _decomposed}
+KNOWN: dict[str, Callable[[str], bool]] = {"mistral-nemo": mixed_case, "qwen2": decomposed}
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama3", "smollm", "mistral-nemo", "qwen2", "phi4-mini", "gemma2"])

@@ -54,11 +54,19 @@ def written(stream: Stream, n: int, sampling: Sampling, **options: Any) -> list[
     return [(t.token, t.text, t.finish_reason, t.n_past) for t in stream.generate(n, sampling=sampling, **options)]
 
 
-@pytest.fixture
-def pair(load: Load, draw: Draw) -> Iterator[tuple[Stream, Stream]]:
+# who guesses besides the lookup: nobody, the model itself, or one that is nearly always wrong
+GUESSERS = {"lookup": "", "itself": "head64", "another": "one_layer"}
+
+
+@pytest.fixture(params=GUESSERS)
+def pair(
+    request: pytest.FixtureRequest, load: Load, tiny: Callable[[str], Path], draw: Draw
+) -> Iterator[tuple[Stream, Stream]]:
     """A stream with drafts and one without, which read the same text, with repetitions."""
     text = draw(20) * 2 + draw(9, seed=1) + draw(20)
-    with load("head64", **OPTIONS, **ALWAYS).stream() as drafting, load("head64", **OPTIONS).stream() as plain:
+    guesser = GUESSERS[request.param]
+    more = ALWAYS | {"draft_model": str(tiny(guesser)) if guesser else ""}
+    with load("head64", **OPTIONS, **more).stream() as drafting, load("head64", **OPTIONS).stream() as plain:
         drafting.feed(text)
         plain.feed(text)
         yield drafting, plain
@@ -223,6 +231,27 @@ def test_a_random_text_is_hardly_drafted(load: Load, draw: Draw) -> None:
         assert stream.stats.n_drafted < 100
 
 
+def test_a_draft_model_that_is_wrong_falls_asleep(load: Load, tiny: Callable[[str], Path], draw: Draw) -> None:
+    """It is tried again after 512 tokens, then after twice as many, and so on."""
+    with load("head64", **OPTIONS, n_draft=6, draft_model=str(tiny("one_layer"))).stream() as stream:
+        for token in draw(1500, seed=5):
+            stream.feed([token])
+        assert 0 < stream.stats.n_drafted < 150
+
+
+def test_a_draft_model_with_other_tokens_is_refused(load: Load, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    other = str(tiny("chat"))  # it has special tokens
+    with pytest.raises(UnsupportedModelError, match="the draft model has another vocabulary: token"):
+        load("head64", **OPTIONS, n_draft=4, draft_model=other)
+    with pytest.raises(EdgeStreamError, match="needs n_draft"):
+        load("head64", **OPTIONS, draft_model=other)
+    with pytest.raises(EdgeStreamError, match="a GGUF file"):
+        load("head64", **OPTIONS, n_draft=4, draft_model=str(tmp_path))
+    mamba = str(write_tiny_mamba(tmp_path / "mamba.gguf"))
+    with pytest.raises(UnsupportedModelError, match="recurrent layers, whose state cannot take wrong guesses back"):
+        load("head64", **OPTIONS, n_draft=4, draft_model=mamba)
+
+
 def test_recurrent_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="recurrent layers cannot take tokens back"):
         Engine.load(write_tiny_mamba(tmp_path / "mamba.gguf"), n_ctx=64, n_draft=4)
@@ -270,8 +299,14 @@ def test_flags(run: Run, loader: Loader) -> None:
         loader.engine.answers = ["b"]
         assert run("run", "-m", "x.gguf", "-p", "a", "-n", "1", *flags.split()).exit_code == 0
         assert tuple(loader.asked.get(name) for name in names) == wanted
+    result = run("run", "-m", "x.gguf", "-p", "a", "--spec-type", "draft-eagle3")
+    assert result.exit_code == 2 and "(draft-simple and -md)" in result.output
     result = run("run", "-m", "x.gguf", "-p", "a", "--spec-type", "draft-simple")
-    assert result.exit_code == 2 and "there are no draft models" in result.output
+    assert result.exit_code == 2 and "-md" in result.output
+    for flags, model in {"-md small.gguf": "small.gguf", "-hfd a/b:Q4_0": "hf:a/b:Q4_0"}.items():
+        loader.engine.answers = ["b"]
+        assert run("run", "-m", "x.gguf", "-p", "a", "-n", "1", *flags.split(), "-ngld", "3").exit_code == 0
+        assert loader.asked["draft_model"] == model and loader.asked["n_gpu_layers_draft"] == 3
     loader.engine.answers = ["b"]
     result = run("chat", "-st", "-m", "x.gguf", "-p", "a", "--spec-type", "ngram-simple", "--slide", "1")
     assert "no room for drafts" in result.output

@@ -184,7 +184,7 @@ def test_underscores_and_equals_signs(run: Run, loader: Loader) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("chat -m x -md draft.gguf", "-md: there are no draft models"),
+        ("chat -m x -md draft.gguf -devd none", "-devd: a draft model (-md) has"),
         ("serve -m x --mmproj p.gguf", "--mmproj: pictures"),
         ("run -m x -p a --rope-freq-scale 0.5", "positions never exceed --ctx-size"),
         ("serve -m x --models_dir d", "--models-dir: one server serves one model"),

@@ -177,8 +177,14 @@ def test_frequencies_of_llama3() -> None:
     divisors = llama3_divisors(RopeScaling("llama3", 8.0, 8192), 500000.0, 64)
     assert np.allclose(frequencies(config), plain / divisors, rtol=1e-6)
     assert len(set(np.round(divisors, 3))) > 3
-    with pytest.raises(UnsupportedModelError, match="yarn"):
-        frequencies(SimpleNamespace(head_dim=64, rope_base=1e4, rope_scaling={"rope_type": "yarn"}))
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "longrope", "su", "dynamic"])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_other_scalings_are_refused(key: str, kind: str) -> None:
+    """Under either name of the key: a folder of another converter may have the older one."""
+    with pytest.raises(UnsupportedModelError, match=kind):
+        frequencies(SimpleNamespace(head_dim=64, rope_base=1e4, rope_scaling={key: kind, "factor": 4.0}))
 
 
 @pytest.fixture(scope="module")

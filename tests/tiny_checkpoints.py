@@ -27,6 +27,7 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -52,11 +53,11 @@ def corpus() -> list[str]:
 
 @cache
 def byte_level(kind: str) -> str:
-    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, smollm, gpt2 or tekken."""
+    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, qwen35, smollm, gpt2 or tekken."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind in ("llama3", "tekken")))
-    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "tekken": TEKKEN}.get(kind)
+    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "qwen35": _QWEN35, "tekken": TEKKEN}.get(kind)
     if expression:
         split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
         steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -65,7 +66,7 @@ def byte_level(kind: str) -> str:
     else:
         steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if kind == "qwen2":
+    if kind.startswith("qwen"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -181,6 +182,39 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "smollm": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 4}, "smollm", "BF16"),
     "mistral-v0.1": ("mistral", {"sliding_window": 256}, "spm", "BF16"),
     "mistral-nemo": ("mistral", {"sliding_window": None, "head_dim": 32, "rope_theta": 1e6}, "tekken", "BF16"),
+    "ministral3": (
+        "ministral3",
+        {
+            "head_dim": 32,
+            "rope_theta": 1e6,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 4.0,
+                "original_max_position_embeddings": 512,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+        "tekken",
+        "F32",
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}, "llama3", "BF16"),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 4.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+        "smollm",
+        "BF16",
+    ),
     "qwen2": ("qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True, "use_sliding_window": False}, "qwen2", "BF16"),
     "qwen2-yarn": (
         "qwen2",

@@ -34,18 +34,19 @@ class LoadOptions:
     """How a model is loaded and its cache allocated.
 
     n_ctx: cache capacity in tokens, sinks + window (0: the model's training length). n_keep: sinks. n_slide: minimum
-    tokens per eviction (0: 1, 16 with drafts, or n_window/16 when sinks are moved by redecoding). n_draft: most tokens
-    that are guessed from what the stream has seen and verified in one decode (0: none), n_draft_min and n_match: see
-    es_stream_params. n_gpu_layers: layers to offload to devices (None: all). devices: names of the devices to use
-    (`edge-stream info` lists them), ["none"] for none, None for all. split_mode: how layers are split over several
-    devices (none, layer, row). rpc: RPC servers as host:port; their devices are used too. rebase_at: absolute position
-    that triggers a rebase (0: default). n_parallel: streams in the cache, each of n_ctx tokens. proof: have the model
-    prove once that it streams exactly, and refuse it if it does not (docs/models.md). load_mode: how the file is read:
-    auto, none, mmap, mlock, mmap+mlock or dio. lora: files of LoRA adapters and their scales. tensor_split: proportions
-    of the devices. override_tensor: patterns of tensor names and the buffer types that hold these. model_params: other
-    fields of llama_model_params. eval_callback: llama.cpp's cb_eval, called for every tensor (a ctypes function, see
-    llama_context_params). on_load: is told the percentage of a GGUF file's tensors that have been read; what it raises
-    ends the load.
+    tokens per eviction (0: 1, 16 with drafts, or n_window/16 when sinks are moved by redecoding). n_draft: most
+    tokens that are guessed from what the stream has seen and verified in one decode (0: none), n_draft_min and
+    n_match: see es_stream_params. draft_model: one with the same vocabulary that guesses too, named as in
+    Engine.load; n_gpu_layers_draft: its layers on devices. n_gpu_layers: layers to offload to devices (None: all).
+    devices: names of the devices to use (`edge-stream info` lists them), ["none"] for none, None for all. split_mode:
+    how layers are split over several devices (none, layer, row). rpc: RPC servers as host:port; their devices are
+    used too. rebase_at: absolute position that triggers a rebase (0: default). n_parallel: streams in the cache, each
+    of n_ctx tokens. proof: have the model prove once that it streams exactly, and refuse it if it does not
+    (docs/models.md). load_mode: how the file is read: auto, none, mmap, mlock, mmap+mlock or dio. lora: files of LoRA
+    adapters and their scales. tensor_split: proportions of the devices. override_tensor: patterns of tensor names and
+    the buffer types that hold these. model_params: other fields of llama_model_params. eval_callback: llama.cpp's
+    cb_eval, called for every tensor (a ctypes function, see llama_context_params). on_load: is told the percentage of
+    a GGUF file's tensors that have been read; what it raises ends the load.
     """
 
     n_ctx: int = 4096
@@ -64,6 +65,8 @@ class LoadOptions:
     sink_move: str = "auto"
     n_slide: int = 0
     n_draft: int = 0
+    draft_model: str = ""
+    n_gpu_layers_draft: int | None = None
     n_draft_min: int = 0
     n_match: int = 0
     rebase_at: int = 0
@@ -127,6 +130,8 @@ class Capabilities:
         for name in ("n_threads", "n_threads_batch"):
             if not 1 <= (getattr(o, name) or 1) <= MAX_THREADS:
                 raise EdgeStreamError(f"{name} = {getattr(o, name)} must be between 1 and {MAX_THREADS}")
+        if o.draft_model and not o.n_draft:
+            raise EdgeStreamError("a draft model needs n_draft, the most tokens that it may guess at once")
         for name in ("n_slide", "rebase_at", "n_draft", "n_draft_min", "n_match"):
             if getattr(o, name) < 0:
                 raise EdgeStreamError(f"{name} must not be negative")

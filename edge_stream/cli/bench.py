@@ -176,7 +176,7 @@ def _print(rows: list[dict[str, Any]], ratios: list[dict[str, Any]], output: str
             click.echo(markdown(ratios, list(ratios[0])))
         first = rows[0]
         click.echo(f"\nbuild: {first['build_commit']}, edge-stream {first['edge_stream']}, {first['cpu_info']}")
-        click.echo(f"attention on the CPU: {first['attention']}")
+        click.echo(f"on the CPU: attention {first['attention']}, products {first['products']}")
 
 
 def _startup(flags: dict[str, Any]) -> None:

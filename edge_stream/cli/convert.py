@@ -145,6 +145,10 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
 
 
 def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) -> None:
+    if flags["verify"]:
+        from edge_stream.converters.verify import check
+
+        check(source)
     with Meter(in_bytes=True) as meter:
         written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags, meter)
     for path in written:

@@ -34,7 +34,7 @@ def main(**flags: Any) -> None:
 
 
 def system_facts() -> dict[str, Any]:
-    """Versions, devices, the way sinks are moved, and whose attention the CPU decodes with."""
+    """Versions, devices, the way sinks are moved, and whose attention and products the CPU computes with."""
     from edge_stream.native import bindings, libraries
 
     llama = libraries.llama()
@@ -49,6 +49,7 @@ def system_facts() -> dict[str, Any]:
         "libraries": str(libraries.llama_dir()),
         "sink_move": "bank" if bindings.library().es_bank_available() else "redecode",
         "attention": _string(library, "es_attention_name") or "stock",
+        "products": _string(library, "es_products_name") or "stock",
         "devices": _devices(),
         "system": llama.llama_print_system_info().decode(errors="replace").strip(),
     }
@@ -155,6 +156,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"libraries         {facts['libraries']}",
         f"sinks move by     {moves[facts['sink_move']]}",
         f"CPU attention     {facts['attention']}",
+        f"CPU products      {facts['products']}",
     ]
     lines += [
         f"device            {d['name']}: {d['description']} ({d['kind']}, {d['free_mib']:,} of "

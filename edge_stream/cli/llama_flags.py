@@ -42,7 +42,9 @@ ALWAYS = (
     "--no-spec-draft-backend-sampling LLAMA_ARG_NO_SPEC_DRAFT_BACKEND_SAMPLING"
 )
 
-_SPECULATIVE = "there are no draft models; --spec-type ngram-simple drafts what the text repeats"
+_SPECULATIVE = (
+    "a draft model (-md) has -ngld and --spec-draft-n-max, the model's own -c and -t, and drafts where it pays"
+)
 _LOOKUP = "--spec-type ngram-simple has --spec-ngram-simple-size-n and --spec-draft-n-max, and drafts where it pays"
 _POSITIONS = "a stream's positions never exceed --ctx-size, so RoPE need not be stretched; leave it out"
 _THREADS = "edge-stream decides how its threads wait; taskset, nice and numactl place the process"
@@ -80,8 +82,6 @@ REFUSED = {
     "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb --cpu-range-batch "
     "--cpu-strict-batch --prio-batch --poll-batch --numa LLAMA_ARG_NUMA": _THREADS,
     "-lcs --lookup-cache-static -lcd --lookup-cache-dynamic "
-    "--spec-draft-model -md --model-draft LLAMA_ARG_SPEC_DRAFT_MODEL "
-    "--spec-draft-hf -hfd -hfrd --hf-repo-draft LLAMA_ARG_SPEC_DRAFT_HF_REPO "
     "--spec-draft-threads -td --threads-draft --spec-draft-threads-batch -tbd --threads-batch-draft "
     "--spec-draft-cpu-mask -Cd --cpu-mask-draft --spec-draft-cpu-range -Crd --cpu-range-draft "
     "--spec-draft-cpu-strict --cpu-strict-draft --spec-draft-prio --prio-draft --spec-draft-poll --poll-draft "
@@ -96,8 +96,7 @@ REFUSED = {
     "--spec-draft-p-split --draft-p-split LLAMA_ARG_SPEC_DRAFT_P_SPLIT "
     "--spec-draft-p-min --draft-p-min LLAMA_ARG_SPEC_DRAFT_P_MIN "
     "--spec-draft-backend-sampling LLAMA_ARG_SPEC_DRAFT_BACKEND_SAMPLING "
-    "--spec-draft-device -devd --device-draft "
-    "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft LLAMA_ARG_N_GPU_LAYERS_DRAFT": _SPECULATIVE,
+    "--spec-draft-device -devd --device-draft": _SPECULATIVE,
     "--spec-ngram-mod-n-min --spec-ngram-mod-n-max --spec-ngram-mod-n-match --spec-ngram-simple-min-hits "
     "--spec-ngram-map-k-size-n --spec-ngram-map-k-size-m --spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n "
     "--spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --spec-ngram-size-n --spec-ngram-size-m "

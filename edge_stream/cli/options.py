@@ -214,16 +214,19 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
 
 # llama.cpp's ways to look drafts up in the text. There is one here, which does what each of them is for.
 _LOOKUPS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
+_DRAFT_MODEL = "draft-simple"
 
 
-def _spec_types(_ctx: click.Context, _param: click.Parameter, value: str) -> bool:
-    """Whether --spec-type, a comma list, asks for drafts."""
+def _spec_types(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str]:
+    """The kinds of drafts that --spec-type, a comma list, asks for."""
     names = value.split(",")
     for name in names:
-        if name not in ("none", *_LOOKUPS):
-            have = f"drafts are looked up in the text ({', '.join(_LOOKUPS)}); there are no draft models"
-            raise click.BadParameter(f"{name!r} is neither none nor a lookup: {have}.")
-    return names != ["none"]
+        if name not in ("none", _DRAFT_MODEL, *_LOOKUPS):
+            have = (
+                f"drafts are looked up in the text ({', '.join(_LOOKUPS)}) or a draft model's ({_DRAFT_MODEL} and -md)"
+            )
+            raise click.BadParameter(f"{name!r} is unknown: {have}.")
+    return [name for name in names if name != "none"]
 
 
 # Flags of drafts: tokens guessed from the text and verified together.
@@ -239,6 +242,26 @@ draft_options = compose(
         "Same answers, up to rounding; old text then leaves the cache 16 tokens at a time. none: one by one.",
     ),
     rare("--spec-default", is_flag=True),
+    option(
+        "-md",
+        "--model-draft",
+        "--spec-draft-model",
+        "draft_model",
+        env="SPEC_DRAFT_MODEL",
+        default="",
+        help="A smaller model with the same tokens, named as in -m, that guesses as well.",
+    ),
+    rare("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf", "hf_draft", env="SPEC_DRAFT_HF_REPO", default=""),
+    rare(
+        "-ngld",
+        "--gpu-layers-draft",
+        "--n-gpu-layers-draft",
+        "--spec-draft-ngl",
+        "n_gpu_layers_draft",
+        env="N_GPU_LAYERS_DRAFT",
+        type=GpuLayers(),
+        default="auto",
+    ),
     option(
         "--spec-draft-n-max",
         "--spec-ngram-simple-size-m",
@@ -430,8 +453,13 @@ def engine_settings(flags: dict[str, Any]) -> dict[str, Any]:
         click.echo(note, err=True)
     for name in ("n_threads", "n_threads_batch"):
         settings[name] = flags[name] if flags[name] > 0 else None
-    if flags.get("spec_type") or flags.get("spec_default"):
-        settings |= {name: flags[name] for name in ("n_draft", "n_draft_min", "n_match")}
+    kinds = flags.get("spec_type")
+    draft_model = flags.get("draft_model") or (flags.get("hf_draft") and "hf:" + flags["hf_draft"].removeprefix("hf:"))
+    if kinds == [_DRAFT_MODEL] and not draft_model:
+        raise click.UsageError(f"--spec-type {_DRAFT_MODEL} needs a draft model: -md FILE.")
+    if kinds or flags.get("spec_default") or draft_model:
+        settings |= {name: flags[name] for name in ("n_draft", "n_draft_min", "n_match", "n_gpu_layers_draft")}
+        settings["draft_model"] = draft_model or ""
         if settings["n_slide"] == 1:
             click.echo(_NO_ROOM, err=True)
     return settings

@@ -13,10 +13,46 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# model types that are refused, and why
+REFUSED = dict.fromkeys(
+    ("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan", "hunyuan_vl"),
+    "Hunyuan normalises keys after rotating them, so that moving them is not exact: edge-stream cannot run it",
+)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Keys(Protocol):
+    """config.json, read with checks (converters/config.py): a missing or wrong value is an error of one sentence."""
+
+    def get(self, key: str, default: Any = ...) -> Any:
+        """Any value; None in the file counts as missing."""
+
+    def count(self, key: str, default: Any = ..., least: int = 1) -> int:
+        """A whole number."""
+
+    def number(self, key: str, default: Any = ..., least: float = 0.0) -> float:
+        """A number."""
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+
+    def items(self, key: str, kind: type, n: int, default: Any = ...) -> tuple[Any, ...]:
+        """A list of n values of a type."""
+
+    def kinds(self, key: str, known: tuple[str, ...], n: int, default: Any = ...) -> tuple[str, ...]:
+        """A list of n words out of those known."""
+
+    def refuse(self, why: str) -> Any:
+        """Raise the error: `config.json: ` and why."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +71,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True  # the ends of yarn's range are rounded to whole pairs
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
 
@@ -65,6 +102,29 @@ class ModelConfig:
     attn_scale: float  # factor on q.k
     attn_softcap: float  # 0: none
     logit_softcap: float
+    rope_layers: tuple[bool, ...] = ()  # which layers rotate q and k; (): all
+    # what Family.read returned, and `fused`: the experts of a layer are in one tensor
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arch(self) -> str:
+        """llama.cpp's name of the architecture."""
+        gguf = self.family.gguf
+        return gguf.arch_of(self) if gguf.arch_of else gguf.arch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint's tensor goes in GGUF: to the place of `name`, a name that the gguf package maps.
+
+    change: from the checkpoint's values to GGUF's; it must work on any numbers, also on rows of packed bytes if it only
+    moves rows. each: it is applied to every item of the first axis. stack: the tensor is one item of a new first axis.
+    """
+
+    name: str
+    change: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    each: bool = False
+    stack: bool = False
 
 
 class ReservedName(NamedTuple):
@@ -80,9 +140,11 @@ class Gguf:
     """A family in llama.cpp. Conversion refuses a model that llama.cpp's loader cannot represent."""
 
     arch: str  # general.architecture
+    arch_of: Callable[[ModelConfig], str] | None = None  # where it depends on the model
     read_back: bool = True  # GGUF files of this architecture are read as this family (llama's not as Mistral)
     permuted: bool = False  # rows of q and k are in pair order (2i, 2i + 1); Hugging Face's are in (i, i + d/2)
     rope_scalings: tuple[str, ...] = ("linear", "yarn")
+    rounds_yarn: bool = False  # accept checkpoints that do not round yarn's range, which llama.cpp does: a note says so
     partial_rotary: bool = True
     free_head_dim: bool = True  # heads x head_dim need not be hidden_size
     qkv_bias: bool = False
@@ -95,6 +157,11 @@ class Gguf:
     # keys of config.json that GGUF has too -> llama.cpp's value if the file omits them
     config_keys: Mapping[str, Any] = field(default_factory=dict)
     reserved_name: ReservedName | None = None
+    # further metadata, or other values than usual: key after the architecture's prefix -> value, None to leave it out
+    keys: Callable[[ModelConfig], dict[str, Any]] = lambda _model: {}
+    # where a tensor goes, by its name in the checkpoint
+    places: Callable[[ModelConfig, str], Sequence[Place]] = lambda _model, name: (Place(name),)
+    notes: Callable[[ModelConfig], list[str]] = lambda _model: []  # what llama.cpp computes differently
     # any other reason that a model cannot be loaded: `needs ...`, `has no ...`
     lacks: Callable[[ModelConfig], str | None] = lambda _model: None
 
@@ -130,6 +197,7 @@ class Family:
     activations: tuple[str, ...] = ("silu", "swish")  # accepted names of the MLP's activation; the first is standard
     fused: bool = False  # one qkv_proj and one gate_up_proj matrix
     qkv_bias: bool = False  # q, k, v have biases whatever the config says; the output projection has none
+    qkv_only_bias: bool = False  # attention_bias covers q, k and v only
     qk_norm: bool = False  # RMSNorm over each head of q and k
     post_norms: bool = False  # norms after attention and MLP too
     norm_offset: float = 0.0  # norm weights are stored minus this
@@ -141,11 +209,26 @@ class Family:
     windowed: Callable[[int, Callable[..., int]], bool] | None = None
     # defaults of transformers' config class
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # config.json with Llama's names for what Llama has too
+    normal: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    # values that only this family has: ModelConfig.own
+    read: Callable[[Keys, int], dict[str, Any]] = lambda _keys, _n_layer: {}
+    rotated: Callable[[Keys, int], Sequence[bool]] = lambda _keys, _n_layer: ()  # ModelConfig.rope_layers
+    # the tensors of a layer after `model.layers.N.`, name -> shape; None: Llama's, see converters/tensor_names.py
+    layer: Callable[[ModelConfig, int], Shapes] | None = None
+    outside: Callable[[ModelConfig], Shapes] = lambda _model: {}  # tensors outside of layers that Llama does not have
+    prefixes: Mapping[str, str] = field(default_factory=dict)  # of a checkpoint's tensor names -> Llama's
+    left_out: tuple[str, ...] = ()  # prefixes of tensors that text generation does not need
 
     @property
     def activation(self) -> str:
         """silu or gelu_pytorch_tanh."""
         return self.activations[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether a layer is Llama's but for the fields above, so that converters/reference.py can compute it."""
+        return self.layer is None
 
     @property
     def compiles(self) -> bool:
@@ -156,7 +239,7 @@ class Family:
 @lru_cache(maxsize=1)
 def families() -> dict[str, Family]:
     """Every family, by model_type."""
-    names = [name for _, name, _ in pkgutil.iter_modules(__path__)]
+    names = [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith("_")]
     found = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in sorted(names)]
     return {family.model_type: family for family in found}
 

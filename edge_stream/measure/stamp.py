@@ -24,6 +24,7 @@ def stamp() -> dict[str, Any]:
         "llama_cpp_python": facts["llama_cpp_python"],
         "ggml": facts["ggml"],
         "attention": facts["attention"],
+        "products": facts["products"],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_info": cpu_name(),

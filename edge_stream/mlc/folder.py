@@ -172,11 +172,6 @@ class MlcFolder:
             writer.add_name(self.path.resolve().name)
             vocab.write(writer)
             chat_templates.write(writer, chat_templates.of_config(tokenizer.tokenizer_config, "tokenizer_config.json"))
-            stops = self.config.get("eos_token_id")
-            stops = stops if isinstance(stops, list) else [stops]
-            end_of_turn = [t for t in stops if isinstance(t, int) and t != vocab.special.get("eos")]
-            for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), end_of_turn, strict=False):
-                add(token)  # llama.cpp knows others by their text
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

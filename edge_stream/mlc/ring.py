@@ -104,9 +104,8 @@ class RingDecoder:
         out = np.empty((n if all_logits else 1, self.config.n_vocab), np.float32)
         at = 0
         while at < n:
-            # up to two remaining tokens go one by one, more with padding
-            m = most if n - at > 2 else 1
-            count = min(m, n - at)
+            count = min(most, n - at)
+            m = min(m for m in ROWS if m >= count)  # the rest is padding
             hidden = self._hidden(tokens[at : at + count], m, step, at)
             last = at + count == n
             if all_logits:

@@ -15,10 +15,11 @@ def frequencies(config: DecoderConfig) -> NDArray[np.float64]:
     """Radians per position of each pair, [head_dim / 2]. Raises UnsupportedModelError for an unknown scaling."""
     plain = config.rope_base ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
-    if not scaling or scaling.get("rope_type", "default") == "default":
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))  # an older name of the key
+    if not scaling or kind == "default":
         return plain
-    if scaling["rope_type"] != "llama3":
-        raise UnsupportedModelError(f"the MLC engine does not know rope scaling {scaling['rope_type']}")
+    if kind != "llama3":
+        raise UnsupportedModelError(f"the MLC engine does not know rope scaling {kind}")
     factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = original * plain / (2.0 * math.pi)  # within the original training length

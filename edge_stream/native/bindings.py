@@ -224,6 +224,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_model_device": (C.c_void_p, [C.c_void_p, C.c_int32]),
     "es_stream_default_params": (StreamParams, []),
     "es_stream_init": (C.c_int32, [C.c_void_p, StreamParams, C.POINTER(C.c_void_p)]),
+    "es_stream_set_draft": (C.c_int32, [C.c_void_p, C.c_void_p]),
     "es_stream_init_decoder": (C.c_int32, [C.c_void_p, Decoder, StreamParams, C.POINTER(C.c_void_p)]),
     "es_stream_prove": (C.c_int32, [C.c_void_p, C.POINTER(Proof)]),
     "es_stream_proof_distance": (C.c_int32, [C.c_void_p]),

@@ -145,6 +145,11 @@ ES_API void    es_stream_free(es_stream * stream);                 // NULL is fi
 ES_API int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_tokens,
                               es_logits_callback on_logits, void * user);
 
+// Takes guesses from a smaller model too: draft, an empty stream of a context of that model, whose tokens must be the
+// same. The stream must have n_draft. On success draft belongs to it and is freed with it; until then its context must
+// live, and is used by the stream's thread.
+ES_API int32_t es_stream_set_draft(es_stream * stream, es_stream * draft);
+
 // Feeds tokens[i] to streams[i], in one decode, where all streams are of one context. Each slides independently, and
 // its logits are those it would have alone, up to rounding. The streams must be different sequences that hold all their
 // sinks. Without a unified cache, only sequences with neighbouring ids share the work: pass the streams in ascending

@@ -1,5 +1,7 @@
 #include "drafter.h"
 
+#include "draft_model.h"
+
 #include <algorithm>
 
 namespace {
@@ -27,6 +29,12 @@ es_drafter::es_drafter(uint32_t n_max, uint32_t n_min, uint32_t n_match)
     }
 }
 
+es_drafter::~es_drafter() = default;
+
+void es_drafter::use(std::unique_ptr<es_draft_model> model) {
+    model_ = std::move(model);
+}
+
 uint32_t es_drafter::slot(size_t end) const {
     uint64_t hash = 0;
     for (size_t i = end - n_match_; i < end; ++i) {
@@ -48,6 +56,9 @@ void es_drafter::index(size_t end) {
 }
 
 void es_drafter::push(const int32_t * tokens, size_t n) {
+    if (model_) {
+        model_->push(tokens, n);
+    }
     if (n == 1) {
         seek();
         if (next_ > 0) {
@@ -77,13 +88,21 @@ void es_drafter::push(const int32_t * tokens, size_t n) {
 }
 
 void es_drafter::rewind(size_t n) {
+    if (model_) {
+        model_->rewind(n);
+    }
     text_.resize(text_.size() - std::min(n, text_.size()));
     next_   = 0;
     sought_ = false;
 }
 
 void es_drafter::clear() {
-    rewind(text_.size());
+    text_.clear();
+    next_   = 0;
+    sought_ = false;
+    if (model_) {
+        model_->clear();
+    }
 }
 
 // Finds the earlier place that has most tokens in common with the text's end.
@@ -110,35 +129,43 @@ void es_drafter::seek() {
 }
 
 void es_drafter::draft(uint32_t n_room, std::vector<int32_t> & out) {
+    const size_t   first = out.size();
+    const uint32_t n     = std::min(n_room, n_max_);
     seek();
-    if (next_ == 0) {
-        return;
-    }
-    uint32_t n = std::min(n_room, n_max_);
-    if (n_min_ > 0) {
-        n = n < n_min_ ? 0 : n;
-    } else if (n_single_ < n_timings) {
-        n = 0;
-    } else {
-        double   best = gain, chance = 1, tokens = 1;
-        uint32_t most = 0;
-        for (uint32_t k = 1; k <= n; ++k) {
-            const score & s = score_of(n_equal_ + k - 1);
-            chance *= s.hits / s.n;
-            tokens += chance;
-            if (tokens / costs_[k + 1] > best) {
-                best = tokens / costs_[k + 1];
-                most = k;
-            }
+    if (next_ > 0) {
+        const uint32_t n_looked_up = worth(n);
+        for (uint32_t i = 0; i < n_looked_up; ++i) {
+            // a repetition that reaches the text's end goes on with itself
+            const size_t at = next_ + i;
+            out.push_back(at < text_.size() ? text_[at] : out[first + at - text_.size()]);
         }
-        n = most;
     }
-    const size_t first = out.size();
-    for (uint32_t i = 0; i < n; ++i) {
-        // a repetition that reaches the text's end goes on with itself
-        const size_t at = next_ + i;
-        out.push_back(at < text_.size() ? text_[at] : out[first + at - text_.size()]);
+    if (model_ && out.size() == first && n > 0) {
+        const bool measured = n_single_ >= n_timings;
+        model_->draft(n_min_ > 0 ? (n < n_min_ ? 0 : n) : measured ? model_->worth(n, gain, costs_, single_) : 0, out);
     }
+}
+
+// How much of the lookup's guess, at most n tokens.
+uint32_t es_drafter::worth(uint32_t n) {
+    if (n_min_ > 0) {
+        return n < n_min_ ? 0 : n;
+    }
+    if (n_single_ < n_timings) {
+        return 0;
+    }
+    double   best = gain, chance = 1, tokens = 1;
+    uint32_t most = 0;
+    for (uint32_t k = 1; k <= n; ++k) {
+        const score & s = score_of(n_equal_ + k - 1);
+        chance *= s.hits / s.n;
+        tokens += chance;
+        if (tokens / costs_[k + 1] > best) {
+            best = tokens / costs_[k + 1];
+            most = k;
+        }
+    }
+    return most;
 }
 
 void es_drafter::timed(uint32_t n_rows, int64_t us) {

@@ -1,4 +1,5 @@
-// Guesses the tokens that come next: those that stood after the newest few where these stood before. No tensors.
+// Guesses the tokens that come next: those that stood after the newest few where these stood before; where these never
+// did, a draft model's, if there is one.
 //
 // Drafts are made only where they pay: it counts how often guesses come true, for which nothing is decoded, and takes
 // the time of batches.
@@ -7,13 +8,19 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+class es_draft_model;
 
 class es_drafter {
 public:
     // n_max: most tokens of a draft. n_min: 0, or draft all there is, if that is so many tokens, whether it pays or
     // not. n_match: least tokens that must have stood there before.
     es_drafter(uint32_t n_max, uint32_t n_min, uint32_t n_match);
+    ~es_drafter();
+
+    void use(std::unique_ptr<es_draft_model> model);
 
     void push(const int32_t * tokens, size_t n); // the text goes on; a single token is judged by what was guessed
     void rewind(size_t n);                       // it is shorter by its newest n tokens
@@ -27,6 +34,8 @@ public:
 
 private:
     uint32_t n_max_, n_min_, n_match_;
+
+    std::unique_ptr<es_draft_model> model_;
 
     // The newest tokens, and for each, how the tokens up to it are found: the newest index of their hash, and the
     // one before. Indices may be out of date, so what they lead to is compared.
@@ -51,5 +60,6 @@ private:
     uint32_t slot(size_t end) const; // of newest_, for the n_match_ tokens before end
     void     index(size_t end);
     void     seek();
+    uint32_t worth(uint32_t n);
     score &  score_of(uint32_t n_equal) { return scores_[(n_equal < n_lengths ? n_equal : n_lengths) - 1]; }
 };

@@ -51,6 +51,8 @@ struct es_stream {
     std::unique_ptr<es_drafter> drafter; // null: nothing is drafted
     int64_t                     n_drafts = 0, n_drafted = 0, n_accepted = 0;
 
+    int32_t set_draft(es_stream * draft); // see es_stream_set_draft
+
     // Takes drafts out of the cache, which then holds what the stream does.
     void settle() const;
 

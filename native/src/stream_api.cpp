@@ -56,6 +56,12 @@ int32_t es_stream_feed(es_stream * stream, const llama_token * tokens, size_t n_
     return es_guard([&] { return stream->feed(tokens, n_tokens, on_logits, user); });
 }
 
+int32_t es_stream_set_draft(es_stream * stream, es_stream * draft) {
+    ES_REQUIRE(stream);
+    ES_REQUIRE(draft);
+    return es_guard([&] { return stream->set_draft(draft); });
+}
+
 int32_t es_streams_feed(es_stream * const * streams, const llama_token * tokens, size_t n_streams) {
     if (!streams || !tokens || n_streams == 0 ||
         std::any_of(streams, streams + n_streams, [](const es_stream * s) { return !s; })) {

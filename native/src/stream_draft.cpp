@@ -1,8 +1,10 @@
 // Drafting: tokens that are decoded ahead of the stream, on the guess that they follow.
+#include "draft_model.h"
 #include "error.h"
 #include "stream.h"
 
 #include <algorithm>
+#include <cstring>
 
 void es_stream::push(const llama_token * tokens, uint32_t m) {
     window.push(tokens, m);
@@ -46,6 +48,38 @@ uint32_t es_stream::room_ahead() const {
     const es_window_params & p      = window.params();
     const uint32_t           n_left = (uint32_t) std::max(1, p.rebase_at - window.pos_next());
     return std::min({ p.n_ctx - window.n_cached(), p.n_batch, n_left, n_step - window.n_cached() % n_step });
+}
+
+// Sizes may differ by unused entries at the end.
+static int32_t check_same_tokens(const llama_model * one, const llama_model * other) {
+    const llama_vocab * v = llama_model_get_vocab(one);
+    const llama_vocab * w = llama_model_get_vocab(other);
+    const int32_t       n = std::min(llama_vocab_n_tokens(v), llama_vocab_n_tokens(w));
+    for (llama_token t = 0; t < n; ++t) {
+        if (std::strcmp(llama_vocab_get_text(v, t), llama_vocab_get_text(w, t)) != 0) {
+            return es_fail(ES_ERR_UNSUPPORTED, "the draft model has another vocabulary: token %d is %.40s, not %.40s",
+                           t, llama_vocab_get_text(w, t), llama_vocab_get_text(v, t));
+        }
+    }
+    return ES_OK;
+}
+
+int32_t es_stream::set_draft(es_stream * draft) {
+    if (!drafter) {
+        return es_fail(ES_ERR_INVALID, "the stream has no drafts: n_draft is 0");
+    }
+    if (draft == this || draft->drafter || draft->window.n_past() > 0) {
+        return es_fail(ES_ERR_INVALID, "a draft model's stream must be an empty one without drafts of its own");
+    }
+    if (draft->stateful) {
+        return es_fail(ES_ERR_UNSUPPORTED,
+                       "the draft model has recurrent layers, whose state cannot take wrong guesses back");
+    }
+    const int32_t rc = check_same_tokens(model, draft->model);
+    if (rc == ES_OK) {
+        drafter->use(std::make_unique<es_draft_model>(draft, n_vocab()));
+    }
+    return rc;
 }
 
 int32_t es_stream::feed_one(llama_token token) {

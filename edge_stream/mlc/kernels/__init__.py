@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROWS = (1, 8)  # one row is memory-bound; with eight, the sums of a vector of rows fit into registers
+# one row is memory-bound; with six, two vectors of sums for each, two of weights and one of the input fill 16 registers
+ROWS = (1, 2, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Lanes:
     def block(self) -> int:
         """Four vectors: enough independent sums to hide the latency of a multiply-add."""
         return 4 * self.vector
+
+    def of_rows(self, m: int) -> int:
+        """Values that are computed at once for each of m rows."""
+        return self.block if m <= 2 else 2 * self.vector
 
 
 def count_blocks(n_ctx: int, lanes: Lanes) -> int:

@@ -40,9 +40,9 @@ def attention(
     is.
     """
     d, half, group = head_dim, head_dim // 2, n_head // n_head_kv
-    width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
+    width, vector = lanes.block, lanes.of_rows(m)
     n_vectors = width // vector
-    d_vector = d if m == 1 or d % lanes.vector else lanes.vector
+    d_vector = d if m == 1 or d % lanes.of_rows(m) else lanes.of_rows(m)
     scale = d**-0.5
     k_type, v_type = dtype
 

@@ -5,7 +5,7 @@ A matrix [n, k] is stored in blocks of rows (layout.py): float32 as [blocks, k, 
 is (nibble - 7) * scale. With x' = x 2^(-4i) for a column at nibble i, nibble * x = (word & 15 << 4i) * x': no shift
 except for the highest, and 7 times the sum of x over a group is subtracted once per group.
 
-Both are memory-bound for one row and compute-bound for eight. A block is one task of the parallel loop.
+Both are memory-bound for one row and compute-bound for six. A block is one task of the parallel loop.
 """
 
 # TVMScript is parsed by TVM, not run by Python
@@ -25,7 +25,7 @@ GROUP = 32
 @cache  # parsing takes longer than compiling
 def matmul_f32(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k], w [blocks, k, block] -> y [1, m, n], float32."""
-    width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
+    width, vector = lanes.block, lanes.of_rows(m)
     blocks, n_vectors, ragged = -(-n // width), width // vector, n % width != 0
 
     @T.prim_func(private=True, s_tir=True)
@@ -66,7 +66,7 @@ def nibble_scale(p: Any) -> Any:
 @cache  # parsing takes longer than compiling
 def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k] float32, words, scales -> y [1, m, n] float32."""
-    width, vector = lanes.block, lanes.block if m == 1 else lanes.vector
+    width, vector = lanes.block, lanes.of_rows(m)
     blocks, n_vectors, ragged = -(-n // width), width // vector, n % width != 0
     groups, padded = -(-k // GROUP), k % GROUP != 0
 

@@ -236,6 +236,7 @@ struct Job {
     const ggml_tensor *q, *mask, *sinks;
     Cache              k, v;
     int                n_tokens, n_heads, n_seqs, n_cells, n_kv_heads, group;
+    int                first_token = 0, first_seq = 0; // of a part of it
     float              scale, max_bias, softcap;
 
     explicit Job(const ggml_tensor * node)
@@ -255,8 +256,27 @@ struct Job {
         };
         const bool mask_fits = !mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t) &&
                                          mask->ne[0] >= n_cells && mask->ne[2] == 1 && mask->ne[1] >= n_tokens);
-        return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && n_tokens <= MAX_TOKENS && fits(k) && fits(v) &&
+        return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && fits(k) && fits(v) &&
                n_heads % n_kv_heads == 0 && mask_fits;
+    }
+
+    // Many tokens are parts of a few, which need nothing of each other. 0: there are too few parts for the threads.
+    int n_parts(int n_threads) const {
+        const int n = n_seqs * ((n_tokens + MAX_TOKENS - 1) / MAX_TOKENS);
+        return n < 2 * n_threads ? 0 : n;
+    }
+    Job part(int i) const {
+        const int n_blocks = (n_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
+        Job       out      = *this;
+        out.first_seq      = i / n_blocks;
+        out.first_token    = i % n_blocks * MAX_TOKENS;
+        out.n_seqs         = 1;
+        out.n_tokens       = std::min(MAX_TOKENS, n_tokens - out.first_token);
+        return out;
+    }
+    const char * query(int seq, int token, int head) const {
+        return (const char *) q->data + (first_token + token) * q->nb[1] + head * q->nb[2] +
+               (first_seq + seq) * q->nb[3];
     }
 
     // ALiBi's slope of a head; 1 without it
@@ -310,8 +330,8 @@ void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
     const int n = std::min(TILE, job.n_cells - at);
     for (int t = 0; t < job.n_tokens; ++t) {
         if (job.mask) {
-            const char * row =
-                (const char *) job.mask->data + t * job.mask->nb[1] + (seq % job.mask->ne[3]) * job.mask->nb[3];
+            const char * row = (const char *) job.mask->data + (job.first_token + t) * job.mask->nb[1] +
+                               ((job.first_seq + seq) % job.mask->ne[3]) * job.mask->nb[3];
             memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
         } else {
             memset(rows[t], 0, sizeof rows[t]);
@@ -344,7 +364,8 @@ bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
     if (tile.n == 0) {
         return false;
     }
-    const int64_t k_seq = seq / (job.n_seqs / job.k.tensor->ne[3]), v_seq = seq / (job.n_seqs / job.v.tensor->ne[3]);
+    const int64_t n_all = job.q->ne[3], at_seq = job.first_seq + seq;
+    const int64_t k_seq = at_seq / (n_all / job.k.tensor->ne[3]), v_seq = at_seq / (n_all / job.v.tensor->ne[3]);
     for (int c = 0; c < tile.n; ++c) {
         const int cell = at + (seen[c] ? c : tile.n - 1);
         tile.k[c]      = job.k.row(cell, 0, k_seq);
@@ -434,8 +455,7 @@ void attend(const Job & job, int seq, const Tile & tile, int ahead, const Scratc
             bool          sees                   = false;
             for (int r = 0; r < n; ++r) {
                 const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-                q[r] = (const float *) ((const char *) job.q->data + token * job.q->nb[1] + head * job.q->nb[2] +
-                                        seq * job.q->nb[3]);
+                q[r] = (const float *) job.query(seq, token, head);
                 out[r] =
                     work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
                 sees |= tile.sees[token];
@@ -479,7 +499,7 @@ void attend_all(const Job & job, const Scratch & scratch, int ith, int nth, floa
     }
 }
 
-// This thread's share of the rows: the threads' sums become the result.
+// This thread's share of the rows: the threads' sums become the result. work: of all threads.
 void merge(const Job & job, const Scratch & scratch, int ith, int nth, float * work, ggml_tensor * result) {
     const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
     const int n_sums = job.v.n_blocks * BLOCK;
@@ -492,8 +512,9 @@ void merge(const Job & job, const Scratch & scratch, int ith, int nth, float * w
         for (int t = 0; t < nth; ++t) {
             largest = std::max(largest, sum_of(t).largest);
         }
-        float * out    = (float *) ((char *) result->data + r * result->nb[1]);
-        float   weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
+        const int64_t at     = (job.first_seq * result->ne[2] + job.first_token) * job.n_heads + r;
+        float *       out    = (float *) ((char *) result->data + at * result->nb[1]);
+        float         weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
         memset(out, 0, n_sums * sizeof(float));
         for (int t = 0; t < nth; ++t) {
             const Sum sum = sum_of(t);
@@ -524,20 +545,39 @@ bool wanted() {
 
 size_t es_attention_work_size(const ggml_tensor * node, int n_threads) {
     const Job job(node);
-    return wanted() && job.takes() ? Scratch(job).size * n_threads * sizeof(float) + 64 : 0;
+    if (!wanted() || !job.takes() || (job.n_tokens > MAX_TOKENS && job.n_parts(n_threads) == 0)) {
+        return 0;
+    }
+    return Scratch(job.n_tokens > MAX_TOKENS ? job.part(0) : job).size * n_threads * sizeof(float) + 64;
 }
 
 bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
-    const Job job(node);
-    if (params->use_ref || !wanted() || !job.takes()) {
+    const int    ith = params->ith, nth = params->nth;
+    const size_t need = params->use_ref ? 0 : es_attention_work_size(node, nth);
+    if (need == 0 || need > params->wsize) { // it was planned for other threads
         return false;
     }
-    const Scratch scratch(job);
-    float *       work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
-    GGML_ASSERT(es_attention_work_size(node, params->nth) <= params->wsize);
-    attend_all(job, scratch, params->ith, params->nth, work + params->ith * scratch.size);
-    ggml_barrier(params->threadpool);
-    merge(job, scratch, params->ith, params->nth, work, node);
+    const Job job(node);
+    float *   work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
+    if (job.n_tokens <= MAX_TOKENS) {
+        const Scratch scratch(job);
+        attend_all(job, scratch, ith, nth, work + ith * scratch.size);
+        ggml_barrier(params->threadpool);
+        merge(job, scratch, ith, nth, work, node);
+        return true;
+    }
+    const Scratch scratch(job.part(0));
+    const int     n_parts = job.n_parts(nth);
+    for (int round = 0; round * nth < n_parts; ++round) {
+        // later tokens see more cells: back and forth
+        const int i = round * nth + (round % 2 ? nth - 1 - ith : ith);
+        if (i < n_parts) {
+            const Job part = job.part(i);
+            float *   own  = work + ith * scratch.size;
+            attend_all(part, Scratch(part), 0, 1, own);
+            merge(part, Scratch(part), 0, 1, own, node);
+        }
+    }
     return true;
 }
 

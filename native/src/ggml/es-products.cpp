@@ -1,0 +1,414 @@
+#include "es-products.h"
+
+#include "ggml-cpu-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define ES_PRODUCTS
+#ifdef __AVX512VNNI__
+#define INSTRUCTIONS "AVX-512 VNNI"
+#else
+#define INSTRUCTIONS "AVX-512"
+#endif
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define ES_PRODUCTS
+#ifdef __AVXVNNI__
+#define INSTRUCTIONS "AVX-VNNI"
+#else
+#define INSTRUCTIONS "AVX2"
+#endif
+#endif
+
+#ifdef ES_PRODUCTS
+
+#include <immintrin.h>
+
+namespace {
+
+//
+// instructions: a vector has four bytes of each of N_COLUMNS columns, or a 32-bit number of each
+//
+
+#ifdef __AVX512BW__
+
+constexpr int N_COLUMNS = 16;
+using Ints              = __m512i;
+using Floats            = __m512;
+
+inline Ints load(const void * p) {
+    return _mm512_loadu_si512(p);
+}
+inline Ints zero() {
+    return _mm512_setzero_si512();
+}
+// four bytes, for every column
+inline Ints four(const int8_t * p) {
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return _mm512_set1_epi32(x);
+}
+inline Ints low(Ints x) {
+    return _mm512_and_si512(x, _mm512_set1_epi8(15));
+}
+inline Ints high(Ints x) {
+    return low(_mm512_srli_epi16(x, 4));
+}
+inline Floats set(float x) {
+    return _mm512_set1_ps(x);
+}
+inline Floats f16(const void * p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
+}
+inline Floats fma(Floats a, Floats b, Floats c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+inline void store(float * p, Floats x) {
+    _mm512_storeu_ps(p, x);
+}
+#ifdef __AVX512VNNI__
+inline Ints add_products(Ints sum, Ints weights, Ints x) {
+    return _mm512_dpbusd_epi32(sum, weights, x);
+}
+inline Floats total(Ints sum) {
+    return _mm512_cvtepi32_ps(sum);
+}
+#else
+inline Ints add_products(Ints sum, Ints weights, Ints x) {
+    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(weights, x));
+}
+inline Floats total(Ints sum) {
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
+}
+#endif
+
+#else
+
+constexpr int N_COLUMNS = 8;
+using Ints              = __m256i;
+using Floats            = __m256;
+
+inline Ints load(const void * p) {
+    return _mm256_loadu_si256((const __m256i *) p);
+}
+inline Ints zero() {
+    return _mm256_setzero_si256();
+}
+// four bytes, for every column
+inline Ints four(const int8_t * p) {
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return _mm256_set1_epi32(x);
+}
+inline Ints low(Ints x) {
+    return _mm256_and_si256(x, _mm256_set1_epi8(15));
+}
+inline Ints high(Ints x) {
+    return low(_mm256_srli_epi16(x, 4));
+}
+inline Floats set(float x) {
+    return _mm256_set1_ps(x);
+}
+inline Floats f16(const void * p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
+}
+inline Floats fma(Floats a, Floats b, Floats c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+inline void store(float * p, Floats x) {
+    _mm256_storeu_ps(p, x);
+}
+#ifdef __AVXVNNI__
+inline Ints add_products(Ints sum, Ints weights, Ints x) {
+    return _mm256_dpbusd_avx_epi32(sum, weights, x);
+}
+inline Floats total(Ints sum) {
+    return _mm256_cvtepi32_ps(sum);
+}
+#else
+// in 16 bits: the eight additions of a block are at most 8 * 2 * 15 * 127
+inline Ints add_products(Ints sum, Ints weights, Ints x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, x));
+}
+inline Floats total(Ints sum) {
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+}
+#endif
+
+#endif
+
+// Add now: a compiler that puts all products before all sums has no registers for them.
+inline void in_order(Ints & sum) {
+#ifdef __GNUC__
+    asm("" : "+v"(sum));
+#else
+    (void) sum;
+#endif
+}
+
+//
+// layouts
+//
+
+constexpr int BLOCK    = 32; // numbers that share a scale
+constexpr int MAX_ROWS = 4;  // rows that share what is unpacked of the matrix, as many as registers hold
+
+// 32 numbers of a row, rounded to 8 bits as Q8_0 does it
+struct RowBlock {
+    float  scale;
+    float  offset; // what the matrix's zero adds
+    int8_t numbers[BLOCK];
+};
+
+// As GGUF has a block of one column (a row of the tensor): the low halves are its first 16 numbers.
+struct Q4_0 {
+    uint16_t scale;
+    uint8_t  numbers[BLOCK / 2];
+};
+struct Q4_1 {
+    uint16_t scale, least;
+    uint8_t  numbers[BLOCK / 2];
+};
+
+// The same block of N_COLUMNS columns: the bytes four by four.
+template <class Column> struct Packed;
+template <> struct Packed<Q4_0> {
+    uint16_t scale[N_COLUMNS];
+    uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
+
+    void put_scales(const Q4_0 & column, int i) { scale[i] = column.scale; }
+    // scale * (n - 8) * x = scale * (n * x + offset). The offset is exact (11 and 12 binary digits), so all that is
+    // rounded is the term and the sum.
+    static constexpr float ZERO = -8.0f;
+    struct Scales {
+        Floats scale;
+    };
+    Scales        scales() const { return { f16(scale) }; }
+    static Floats add(Floats sum, Floats total, const Scales & s, const RowBlock & row) {
+        return fma(fma(total, set(row.scale), set(row.offset)), s.scale, sum);
+    }
+};
+template <> struct Packed<Q4_1> {
+    uint16_t scale[N_COLUMNS], least[N_COLUMNS];
+    uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
+
+    void put_scales(const Q4_1 & column, int i) {
+        scale[i] = column.scale;
+        least[i] = column.least;
+    }
+    static constexpr float ZERO = 1.0f;
+    struct Scales {
+        Floats scale, least;
+    };
+    Scales        scales() const { return { f16(scale), f16(least) }; }
+    static Floats add(Floats sum, Floats total, const Scales & s, const RowBlock & row) {
+        return fma(total * set(row.scale), s.scale, fma(s.least, set(row.offset), sum));
+    }
+};
+
+template <class Column> void pack(const void * data, int64_t n_columns, int64_t n_blocks, void * out) {
+    Packed<Column> * packed = (Packed<Column> *) out;
+    for (int64_t first = 0; first < n_columns; first += N_COLUMNS) {
+        const Column * columns = (const Column *) data + first * n_blocks;
+        for (int64_t b = 0; b < n_blocks; ++b, ++packed) {
+            for (int c = 0; c < N_COLUMNS; ++c) {
+                const Column & column = columns[c * n_blocks + b];
+                packed->put_scales(column, c);
+                for (int i = 0; i < BLOCK / 2; ++i) {
+                    packed->numbers[i / 4][c][i % 4] = column.numbers[i];
+                }
+            }
+        }
+    }
+}
+
+// Round a row. zero: see Packed.
+void round_row(const float * x, int64_t n_blocks, float zero, RowBlock * out) {
+    for (int64_t b = 0; b < n_blocks; ++b, x += BLOCK, ++out) {
+        const __m256 part[] = { _mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
+                                _mm256_loadu_ps(x + 24) };
+        const __m256 sign   = _mm256_set1_ps(-0.0f);
+        const __m256 large  = _mm256_max_ps(_mm256_max_ps(_mm256_andnot_ps(sign, part[0]), _mm256_andnot_ps(sign, part[1])),
+                                            _mm256_max_ps(_mm256_andnot_ps(sign, part[2]), _mm256_andnot_ps(sign, part[3])));
+        __m128       m      = _mm_max_ps(_mm256_castps256_ps128(large), _mm256_extractf128_ps(large, 1));
+        m                   = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+
+        const __m256 factor = _mm256_set1_ps(largest != 0.0f ? 127.0f / largest : 0.0f);
+        __m256i      n[4];
+        for (int i = 0; i < 4; ++i) {
+            n[i] = _mm256_cvtps_epi32(part[i] * factor); // to nearest, ties to even
+        }
+        const __m256i total = _mm256_add_epi32(_mm256_add_epi32(n[0], n[1]), _mm256_add_epi32(n[2], n[3]));
+        __m128i       t     = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+        t                   = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+        t                   = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1));
+
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+        _mm256_storeu_si256((__m256i *) out->numbers,
+                            _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+        out->scale  = _cvtsh_ss(_cvtss_sh(largest / 127.0f, _MM_FROUND_TO_NEAREST_INT));
+        out->offset = out->scale * (float) _mm_cvtsi128_si32(t) * zero;
+    }
+}
+
+//
+// the product
+//
+
+// N_COLUMNS columns times n_rows rows, which begin n_blocks apart. A sum is added up in the same order, whatever the
+// number of rows.
+template <class Column, int N_ROWS>
+void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out) {
+    const Packed<Column> * packed = (const Packed<Column> *) columns;
+    Floats                 sum[N_ROWS];
+    for (int r = 0; r < N_ROWS; ++r) {
+        sum[r] = set(0.0f);
+    }
+    for (int64_t b = 0; b < n_blocks; ++b, ++packed, ++rows) {
+        Ints dots[N_ROWS];
+        for (int r = 0; r < N_ROWS; ++r) {
+            dots[r] = zero();
+        }
+        for (int i = 0; i < BLOCK / 8; ++i) {
+            const Ints bytes = load(packed->numbers[i]);
+            const Ints first = low(bytes), second = high(bytes);
+            for (int r = 0; r < N_ROWS; ++r) {
+                const int8_t * x = rows[r * n_blocks].numbers + 4 * i;
+                dots[r]          = add_products(dots[r], first, four(x));
+                in_order(dots[r]);
+                dots[r] = add_products(dots[r], second, four(x + BLOCK / 2));
+                in_order(dots[r]);
+            }
+        }
+        const auto scales = packed->scales();
+        for (int r = 0; r < N_ROWS; ++r) {
+            sum[r] = Packed<Column>::add(sum[r], total(dots[r]), scales, rows[r * n_blocks]);
+        }
+    }
+    for (int r = 0; r < N_ROWS; ++r) {
+        store(out[r], sum[r]);
+    }
+}
+
+struct Kernels {
+    void (*multiply[MAX_ROWS])(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out);
+    void (*pack)(const void * data, int64_t n_columns, int64_t n_blocks, void * out);
+    size_t block_size; // bytes of N_COLUMNS columns
+    float  zero;
+};
+template <class Column>
+constexpr Kernels kernels = {
+    { multiply<Column, 1>, multiply<Column, 2>, multiply<Column, 3>, multiply<Column, 4> },
+    pack<Column>,
+    sizeof(Packed<Column>),
+    Packed<Column>::ZERO,
+};
+static_assert(sizeof(Packed<Q4_0>) == sizeof(Q4_0) * N_COLUMNS && sizeof(Packed<Q4_1>) == sizeof(Q4_1) * N_COLUMNS, "");
+
+const Kernels * kernels_of(ggml_type type) {
+    switch (type) {
+    case GGML_TYPE_Q4_0: return &kernels<Q4_0>;
+    case GGML_TYPE_Q4_1: return &kernels<Q4_1>;
+    default: return nullptr;
+    }
+}
+
+bool wanted() {
+    static const bool value = [] {
+        const char * name = getenv("EDGE_STREAM_PRODUCTS");
+        return !name || strcmp(name, "stock") != 0;
+    }();
+    return value;
+}
+
+// Row i of a tensor, of all that its further dimensions have.
+char * row_of(const ggml_tensor * t, int64_t i) {
+    const int64_t i1 = i % t->ne[1], i2 = i / t->ne[1] % t->ne[2], i3 = i / t->ne[1] / t->ne[2];
+    return (char *) t->data + i1 * t->nb[1] + i2 * t->nb[2] + i3 * t->nb[3];
+}
+
+} // namespace
+
+bool es_products_take(const ggml_tensor * matrix) {
+    return wanted() && kernels_of(matrix->type) && ggml_n_dims(matrix) == 2 && matrix->ne[1] % N_COLUMNS == 0;
+}
+
+void es_products_pack(ggml_tensor * matrix, const void * data) {
+    kernels_of(matrix->type)->pack(data, matrix->ne[1], matrix->ne[0] / BLOCK, matrix->data);
+}
+
+size_t es_products_work_size(const ggml_tensor * node) {
+    return ggml_nelements(node->src[1]) / BLOCK * sizeof(RowBlock);
+}
+
+void es_products(const ggml_compute_params * params, ggml_tensor * node) {
+    const ggml_tensor *matrix = node->src[0], *x = node->src[1];
+    const Kernels *    k        = kernels_of(matrix->type);
+    const int64_t      n_blocks = matrix->ne[0] / BLOCK, n_rows = ggml_nrows(x), n_groups = matrix->ne[1] / N_COLUMNS;
+    RowBlock *         rows = (RowBlock *) params->wdata;
+    GGML_ASSERT(x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && node->nb[0] == sizeof(float));
+    GGML_ASSERT(es_products_work_size(node) <= params->wsize);
+
+    // one row's blocks are shared, many rows are dealt out
+    if (n_rows < params->nth) {
+        const int64_t first = n_blocks * params->ith / params->nth, end = n_blocks * (params->ith + 1) / params->nth;
+        for (int64_t r = 0; r < n_rows; ++r) {
+            round_row((const float *) row_of(x, r) + first * BLOCK, end - first, k->zero, rows + r * n_blocks + first);
+        }
+    } else {
+        for (int64_t r = params->ith; r < n_rows; r += params->nth) {
+            round_row((const float *) row_of(x, r), n_blocks, k->zero, rows + r * n_blocks);
+        }
+    }
+
+    // Threads take columns as they come. Of many rows as many are worked on at a time as fit into the first cache,
+    // while the columns stay in the second.
+    constexpr int64_t CACHED  = 20 << 10;
+    const int64_t     at_once = std::max<int64_t>(MAX_ROWS, CACHED / (n_blocks * sizeof(RowBlock)) / MAX_ROWS * MAX_ROWS);
+    const int64_t     n_parts = std::min<int64_t>(n_groups, 4 * params->nth);
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    for (int64_t part = params->ith; part < n_parts; part = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t begin = n_groups * part / n_parts, end = n_groups * (part + 1) / n_parts;
+        for (int64_t tile = 0; tile < n_rows; tile += at_once) {
+            const int64_t tile_end = std::min(tile + at_once, n_rows);
+            for (int64_t group = begin; group < end; ++group) {
+                const char * columns = (const char *) matrix->data + group * n_blocks * k->block_size;
+                for (int64_t row = tile; row < tile_end; row += MAX_ROWS) {
+                    const int n = (int) std::min<int64_t>(MAX_ROWS, tile_end - row);
+                    float *   out[MAX_ROWS];
+                    for (int r = 0; r < n; ++r) {
+                        out[r] = (float *) row_of(node, row + r) + group * N_COLUMNS;
+                    }
+                    k->multiply[n - 1](columns, rows + row * n_blocks, n_blocks, out);
+                }
+            }
+        }
+    }
+}
+
+const char * es_products_name(void) {
+    return wanted() ? "edge-stream (" INSTRUCTIONS ")" : "stock";
+}
+
+#else // no instructions for this machine
+
+bool es_products_take(const ggml_tensor *) {
+    return false;
+}
+void es_products_pack(ggml_tensor *, const void *) {}
+size_t es_products_work_size(const ggml_tensor *) {
+    return 0;
+}
+void es_products(const ggml_compute_params *, ggml_tensor *) {}
+const char * es_products_name(void) {
+    return "stock";
+}
+
+#endif

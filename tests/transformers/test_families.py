@@ -1,0 +1,116 @@
+"""Converted checkpoints against transformers: its logits, its tokens, and llama.cpp's own converter.
+
+`make test-transformers` runs this in an environment of its own: torch and transformers are large.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: make test-transformers")
+
+import families  # noqa: E402
+import gguf  # noqa: E402
+import llama_cpp_converter as llama_cpp  # noqa: E402
+import numpy as np  # noqa: E402
+from awkward_strings import awkward_strings  # noqa: E402
+
+from edge_stream import Engine  # noqa: E402
+from edge_stream.converters import to_gguf  # noqa: E402
+from edge_stream.models.conversion import open_source  # noqa: E402
+
+TOKENS = [int(t) for t in np.random.default_rng(0).integers(10, 600, 96)]
+# where llama.cpp itself computes less precisely: activations are rounded to 8 bits for MXFP4
+TOLERANCE: dict[str, float] = {"gpt_oss-mxfp4": 0.05}
+# keys that only one of the two writes, or in another form: ours, llama.cpp's converter's
+
+
+@pytest.fixture(scope="module", params=families.FAMILIES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path, Any]:
+    """Name, checkpoint, converted file, transformers' model."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    model = families.write(folder / "checkpoint", name)
+    out = folder / "ours.gguf"
+    to_gguf.convert(open_source(str(folder / "checkpoint")), out, to_gguf.GgufOptions(outtype="f32"), lambda _: None)
+    return name, folder / "checkpoint", out, model
+
+
+def exact(path: Path) -> Engine:
+    return Engine.load(
+        path, n_ctx=256, n_batch=256, n_ubatch=256, cache_type_k="f32", cache_type_v="f32", flash_attn="off"
+    )
+
+
+def test_logits(case: tuple[str, Path, Path, Any], record_property: Callable[[str, Any], None]) -> None:
+    name, _, out, model = case
+    with torch.no_grad():
+        want = model(torch.tensor([TOKENS])).logits[0].numpy()
+    with exact(out) as engine:
+        got = engine.stream().logits_of(TOKENS)
+    assert want.std() > 0.1, "the model says nothing"
+    error = float(np.abs(got - want).max() / np.abs(want).max())
+    record_property("relative error", error)
+    print(f"{name}: {error:.2g}")
+    assert error < TOLERANCE.get(name, 1e-4)
+
+
+def test_tokens(case: tuple[str, Path, Path, Any]) -> None:
+    name, folder, out, _ = case
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    known = families.KNOWN_TOKENS.get(families.FAMILIES[name][2], lambda _: False)
+    with exact(out) as engine:
+        for text in awkward_strings(200):
+            if not known(text):
+                assert engine.tokenize(text, special=True) == tokenizer.encode(text, add_special_tokens=False), text
+
+
+def test_equal_to_llama_cpp(case: tuple[str, Path, Path, Any]) -> None:
+    """Tensor by tensor and key by key."""
+    name, folder, out, _ = case
+    if name in families.NOT_IN_LLAMA_CPP:
+        pytest.skip(families.NOT_IN_LLAMA_CPP[name])
+    theirs, pre = out.with_name("theirs.gguf"), gguf.GGUFReader(out).fields["tokenizer.ggml.pre"].contents()
+    extra = ["--no-mtp"] if name.startswith("qwen3_5") else []  # tensors that only its own speculation uses
+    families.publish(folder)
+    published = out.with_name("published.gguf")
+    to_gguf.convert(open_source(str(folder)), published, to_gguf.GgufOptions(outtype="f32"), lambda _: None)
+    done = subprocess.run(
+        [sys.executable, llama_cpp.__file__, pre, folder, "--outtype", "f32", "--outfile", theirs, *extra],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = gguf.GGUFReader(published), gguf.GGUFReader(theirs)
+    ours, other = ({t.name: t for t in r.tensors} for r in (a, b))
+    assert ours.keys() - families.MORE_TENSORS.get(name, set()) == other.keys()
+    for tensor in other:
+        assert ours[tensor].tensor_type == other[tensor].tensor_type, tensor
+        assert list(ours[tensor].shape) == list(other[tensor].shape), tensor
+        assert np.allclose(ours[tensor].data, other[tensor].data, rtol=1e-6, atol=0), tensor
+    arch = a.fields["general.architecture"].contents()
+    keys, wanted = ({k.removeprefix(f"{arch}."): f.contents() for k, f in r.fields.items()} for r in (a, b))
+    assert {
+        key: (keys.get(key), wanted.get(key))
+        for key in keys.keys() | wanted.keys()
+        if not _same(keys.get(key), wanted.get(key))
+        and key not in families.DIFFERENT
+        and key not in families.DIFFERENT_IN.get(name, ())
+        and not (key in families.MORE and key not in wanted)
+        and not (key in families.FALSE and key not in wanted and keys[key] is False)
+    } == {}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return bool(np.isclose(a, b, rtol=1e-6))
+    return bool(a == b)
