@@ -50,7 +50,7 @@ def table(name: str) -> list[list[str]]:
     return [line.split("\t") for line in (DATA / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
 
 
-def dialogues(is_tuned: bool) -> list[list[str]]:
+def dialogues(is_tuned: bool, languages: tuple[str, ...] = LANGUAGES) -> list[list[str]]:
     """Different conversations in a fixed order, each a list of messages that begins with the user's."""
     import yaml
 
@@ -67,7 +67,7 @@ def dialogues(is_tuned: bool) -> list[list[str]]:
             path = Path(name)
             language, topic = path.parent.name, path.stem
             tuned = language == "english" and topic in TUNED_WITH
-            if path.suffix == ".yml" and language in LANGUAGES and topic != REPETITIVE and tuned == is_tuned:
+            if path.suffix == ".yml" and language in languages and topic != REPETITIVE and tuned == is_tuned:
                 for messages in yaml.safe_load(wheel.read(name))["conversations"]:
                     found[tuple(str(message) for message in messages)] = None
     out = [list(messages) for messages in found]
@@ -265,7 +265,7 @@ class Talk:
     @staticmethod
     def _dialogue() -> Iterator[Message]:
         while True:
-            for talk in dialogues(False):
+            for talk in dialogues(False, ("english",)):
                 for i, text in enumerate(talk):
                     yield {"role": "assistant" if i % 2 else "user", "content": text}
                 if len(talk) % 2:

@@ -18,6 +18,7 @@ from edge_stream import EdgeStreamError, Engine, Sampling
 from edge_stream.chat.conversation import Conversation
 from edge_stream.cli import cli
 from edge_stream.errors import SessionError
+from edge_stream.measure.recall import _lines
 from edge_stream.recall import Log
 
 FACTS = {
@@ -391,3 +392,10 @@ def test_eval_recall_has_a_row_per_distance(tiny: Callable[[str], Path]) -> None
     assert rows[0]["distance"] < 256 and all(0.9 <= r["distance"] / 256 / r["caches"] < 1.5 for r in rows[1:])
     assert "less than a line apart" in run("eval", "recall", *flags, "--distances", "3,3.01").output
     assert "is not between" in run("eval", "recall", *flags, "--distances", "0").output
+
+
+def test_no_fact_of_the_measurement_is_stated_twice() -> None:
+    """The second would be an update, which rightly comes back in place of the first."""
+    lines = _lines(60_000, set(range(40)), random.Random(0))
+    questions = [line.fact[0] for line in lines if line.fact]
+    assert len(questions) > 2500 and len(set(questions)) == len(questions)

@@ -13,6 +13,7 @@ paper  Every line is a fact, `line 17: REGISTER_CONTENT is <4321>`; questions ar
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ _PROSE = (
     "A lorry stopped in front of the station.",
     "The stairs creaked at every step.",
 )
+N_FACTS = math.lcm(len(_FRAMES), len(_FIRST) * len(_LAST))  # of `words`, before one comes again
 INTRO = {"words": "Here is a long story.\n", "paper": "Here is a list of facts.\n"}
 _Fact = tuple[str, str, str]  # its line, the question, the answer
 
