@@ -227,7 +227,9 @@ class HfSource:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise EdgeStreamError(f"the checkpoint has no tensor {missing[0]}{more}")
-        extra = [name for name in found if name not in expected]
+        unused = [name for name in found if name not in expected and self.model.family.unused(self.model, name)]
+        self.left_out += unused
+        extra = [name for name in found if name not in expected and name not in unused]
         if extra:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise EdgeStreamError(
