@@ -99,8 +99,9 @@ def text_config(config: Any) -> dict[str, Any]:
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """Validate and type a config (its text part). Raises EdgeStreamError in one sentence."""
     family = find_family(config.get("model_type"))
-    if family is None and config.get("model_type") in REFUSED:
-        raise EdgeStreamError(f"config.json: {REFUSED[config['model_type']]}")
+    reason = REFUSED.get(str(config.get("model_type")))
+    if family is None and reason is not None:
+        raise EdgeStreamError(f"config.json: {reason}")
     if family is None:
         known = ", ".join(families())
         raise EdgeStreamError(

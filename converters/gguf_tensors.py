@@ -82,7 +82,8 @@ def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     parts: dict[str, list[tuple[str, Place]]] = {}
     for name in source.tensors:
         for place in model.family.gguf.places(model, name):
-            mapped = names.get_name(place.name, try_suffixes=(".weight", ".bias"))
+            direct = place.name.startswith("blk.")
+            mapped = place.name if direct else names.get_name(place.name, try_suffixes=(".weight", ".bias"))
             if mapped is None:
                 raise EdgeStreamError(f"llama.cpp's {arch} has no place for tensor {name}")
             parts.setdefault(mapped, []).append((name, place))
@@ -123,6 +124,8 @@ def _type_of(name: str, shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuanti
 def rope_tensors(model: ModelConfig) -> dict[str, tuple[float, ...]]:
     """Divisors of the rotary frequencies that GGUF stores as tensors, by name without suffix."""
     scaling = model.rope_scaling
+    if model.own.get("rope_freqs"):
+        return {"rope_freqs": model.own["rope_freqs"]}
     if scaling is not None and scaling.kind == "llama3":
         return {"rope_freqs": llama3_divisors(scaling, model.rope_base, model.n_rot)}
     if scaling is not None and scaling.kind == "longrope":

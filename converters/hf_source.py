@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_stream.converters import chat_templates, gguf_tensors, mistral_params, safetensors_files
+from edge_stream.converters import chat_templates, mistral_params, safetensors_files
 from edge_stream.converters.config import read_config, text_config
 from edge_stream.converters.packed import Packed, Tensors, unpack
 from edge_stream.converters.source import TensorInfo
@@ -73,10 +73,13 @@ class HfSource:
         """See Source.load."""
         entry = self._entries[name]
         stop = entry.shape[0] if stop is None and entry.shape else stop
-        if self._mistral and gguf_tensors.is_qk(name):
-            head = self.model.head_dim  # whole heads
-            first, last = start // head * head, -(-(stop or 0) // head) * head
-            return gguf_tensors.to_halves(self._rows(name, first, last), head)[start - first :][: (stop or 0) - start]
+        if self._mistral:
+            from edge_stream.converters.gguf_tensors import is_qk, to_halves
+
+            if is_qk(name):
+                head, end = self.model.head_dim, stop or 0
+                first, last = start // head * head, -(-end // head) * head  # whole heads
+                return to_halves(self._rows(name, first, last), head)[start - first : end - first]
         return self._rows(name, start, stop)
 
     def _rows(self, name: str, start: int, stop: int | None) -> NDArray[np.floating[Any]]:
@@ -227,7 +230,9 @@ class HfSource:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise EdgeStreamError(f"the checkpoint has no tensor {missing[0]}{more}")
-        extra = [name for name in found if name not in expected]
+        unused = [name for name in found if name not in expected and self.model.family.unused(self.model, name)]
+        self.left_out += unused
+        extra = [name for name in found if name not in expected and name not in unused]
         if extra:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise EdgeStreamError(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families.ministral3 import FAMILY as MINISTRAL3
+from edge_stream.families.mistral import FAMILY as MISTRAL
 
 FILE = "params.json"
 WEIGHTS = "consolidated.safetensors"
@@ -48,7 +50,7 @@ def as_config(params: Any) -> dict[str, Any]:
     config |= {key: params[key] for key in ("head_dim", "vocab_size", "rope_theta") if key in params}
     length = params.get("max_position_embeddings", params.get("max_seq_len"))
     config |= {
-        "model_type": "ministral3" if params.get("llama_4_scaling") else "mistral",
+        "model_type": (MINISTRAL3 if params.get("llama_4_scaling") else MISTRAL).model_type,
         "sliding_window": params.get("sliding_window"),
         "max_position_embeddings": 128_000 if length is None else length,
         "bos_token_id": 1,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import find_family
 
 if TYPE_CHECKING:
     import gguf
@@ -45,6 +46,7 @@ class Vocab:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None  # llama only
+    visible: tuple[str, ...] = ()  # added tokens that are text, though the tokenizer calls them special
     notes: list[str] = field(default_factory=list)  # how llama.cpp will tokenise differently
 
     def write(self, writer: gguf.GGUFWriter) -> None:
@@ -147,6 +149,9 @@ def _read_vocab(source: TokenizerSource) -> Vocab:
         vocab = vocab_bpe.from_tokenizer_json(tokenizer, source.n_vocab)
     else:
         vocab = vocab_spm.from_tokenizer_json(tokenizer, source.n_vocab)
+        family = find_family(source.config.get("model_type"))
+        if family is not None and family.gguf.tokenizer:
+            vocab_spm.as_ranked(vocab, tokenizer, family.gguf.tokenizer)
     _place_added(vocab, added)
     for i, text in enumerate(vocab.tokens):
         if not text:  # the embedding is larger than the tokenizer
@@ -249,7 +254,8 @@ def _place_added(vocab: Vocab, added: Sequence[AddedToken]) -> None:
         if token.id >= len(vocab.tokens) or vocab.types[token.id] in (UNKNOWN, BYTE):
             continue
         vocab.tokens[token.id] = token.text if token.special else token.text.replace(_SPACE, " ")
-        vocab.types[token.id] = CONTROL if token.special else USER_DEFINED
+        special = token.special and token.text not in vocab.visible
+        vocab.types[token.id] = CONTROL if special else USER_DEFINED
         if vocab.scores:
             vocab.scores[token.id] = -1000.0
 

@@ -91,6 +91,19 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
     return vocab
 
 
+# Gemma 4's marks of thoughts and tool calls, which a parser of the text has to see
+_VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+
+
+def as_ranked(vocab: Vocab, tokenizer: dict[str, Any], kind: str) -> None:
+    """Turn it into a vocabulary that is merged by rank, as tokenizer.json says it, not by the score of the result."""
+    vocab.kind = vocab.pre = kind
+    words, merges = words_and_merges(tokenizer["model"])
+    vocab.merges = [" ".join(merge_pair(merge, words)) for merge in merges]
+    vocab.scores = [-1000.0] * len(vocab.tokens)  # required, unused
+    vocab.visible = _VISIBLE
+
+
 def _check_bpe(path: Path, tokens: list[str], types: list[int], scores: list[float]) -> None:
     """BPE scores are whole numbers (minus the rank of the merge), a unigram model's are log-probabilities."""
     fractional = sum(s != round(s) for s, t in zip(scores, types, strict=True) if t == NORMAL)

@@ -37,6 +37,13 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "global_head_dim": 64,
+    "sliding_window": 16,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _DELTA = {
@@ -187,6 +194,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen2",
     ),
     "qwen3_5-vision": ("Qwen3_5Config", _DELTA, "qwen35"),
+    "gemma4": (
+        "Gemma4TextConfig",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": N_VOCAB,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+        "gemma4",
+    ),
+    "gemma4-experts": (
+        "Gemma4TextConfig",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        "gemma4",
+    ),
     "phi3-longrope": (
         "Phi3Config",
         {
@@ -232,6 +265,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 # transformers' class -> model_type of the language model
 MODEL_TYPES = {
+    "Gemma4TextConfig": "gemma4_text",
     "LlamaConfig": "llama",
     "SmolLM3Config": "smollm3",
     "Ministral3Config": "ministral3",

@@ -212,7 +212,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "header is not JSON": ("single", header(lambda _: b"{nonsense}"), "header is not valid JSON"),
     "header is a list": ("single", header(lambda _: b"[]"), "header is not a JSON object"),
     "a name twice in the header": ("single", header(twice_in_header), "twice in its header"),
-    "wrong dtype": ("single", entry(NORM, dtype="I64"), "has dtype 'I64'"),
+    "wrong dtype": ("single", entry(NORM, dtype="F64"), "has dtype 'F64'"),
     "dtype of another width": ("single", entry(NORM, dtype="F16"), "its shape .* needs"),
     "negative shape": ("single", entry(NORM, shape=[-64]), "no valid shape"),
     "offsets swapped": ("single", header(lambda h: h[NORM]["data_offsets"].reverse()), "takes -"),

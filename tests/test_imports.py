@@ -94,4 +94,4 @@ def test_generic_code_names_no_family() -> None:
 def test_a_family_is_in_the_file_of_its_name(name: str) -> None:
     family = families()[name]
     assert (PACKAGE / "families" / f"{name}.py").exists()
-    assert family.hf_class.endswith("ForCausalLM") and family.models
+    assert family.hf_class.endswith(("ForCausalLM", "ForConditionalGeneration")) and family.models

@@ -106,10 +106,32 @@ def sentencepiece_model(add_dummy_prefix: bool) -> bytes:
     return out.getvalue()
 
 
+@cache
+def ranked_pieces() -> str:
+    """tokenizer.json of Gemma 4's kind: pieces with a visible space, bytes as a fallback, split at line ends."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), behavior="isolated")
+    specials = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=N_VOCAB - 4, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][:4]
+    content["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+    content["pre_tokenizer"]["invert"] = False
+    return json.dumps(content)
+
+
 def write_tokenizer(folder: Path, kind: str) -> None:
     """Tokenizer files of a kind: those of byte_level, `spm` (Llama's) or `spm-gemma` (no space in front)."""
     settings: dict[str, Any] = {"chat_template": TEMPLATE}
-    if kind.startswith("spm"):
+    if kind == "gemma4":
+        (folder / "tokenizer.json").write_text(ranked_pieces(), encoding="utf-8")
+        settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    elif kind.startswith("spm"):
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(kind == "spm"))
         settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
         settings["added_tokens_decoder"] = {

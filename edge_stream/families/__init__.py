@@ -115,7 +115,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint's tensor goes in GGUF: to the place of `name`, a name that the gguf package maps.
+    """Where a checkpoint's tensor goes in GGUF: to the place of `name`, a name that the gguf package maps,
+    or one of GGUF itself (`blk.`).
 
     change: from the checkpoint's values to GGUF's; it must work on any numbers, also on rows of packed bytes if it only
     moves rows. each: it is applied to every item of the first axis. stack: the tensor is one item of a new first axis.
@@ -157,6 +158,7 @@ class Gguf:
     # keys of config.json that GGUF has too -> llama.cpp's value if the file omits them
     config_keys: Mapping[str, Any] = field(default_factory=dict)
     reserved_name: ReservedName | None = None
+    tokenizer: str = ""  # tokenizer.ggml.model of a SentencePiece-like tokenizer.json, if not `llama`
     # further metadata, or other values than usual: key after the architecture's prefix -> value, None to leave it out
     keys: Callable[[ModelConfig], dict[str, Any]] = lambda _model: {}
     # where a tensor goes, by its name in the checkpoint
@@ -218,6 +220,7 @@ class Family:
     layer: Callable[[ModelConfig, int], Shapes] | None = None
     outside: Callable[[ModelConfig], Shapes] = lambda _model: {}  # tensors outside of layers that Llama does not have
     prefixes: Mapping[str, str] = field(default_factory=dict)  # of a checkpoint's tensor names -> Llama's
+    unused: Callable[[ModelConfig, str], bool] = lambda _model, _name: False  # a tensor that need not be there
     left_out: tuple[str, ...] = ()  # prefixes of tensors that text generation does not need
 
     @property

@@ -72,7 +72,7 @@ def _pack(folder: Path, model: torch.nn.Module, method: str) -> None:
 
 
 def publish(folder: Path) -> None:
-    """Turn what transformers 5 writes into what is published where they differ: llama.cpp's converter reads that."""
+    """Turn what transformers 5 writes into what is published: llama.cpp's converter reads that where they differ."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     if config["model_type"] == "phi3":  # a tokenizer that is not Phi-3's is told by its class
@@ -122,6 +122,7 @@ FALSE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 # keys that ours has and theirs has not: llama.cpp's default is the same
 MORE = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
 _UNUSED = (*(f"ssm.{k}" for k in ("conv_kernel", "group_count", "inner_size", "state_size", "time_step_rank")),)
+_GEMMA4 = tuple(f"tokenizer.ggml.{key}" for key in ("pre", "token_type", "tokens"))
 DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     "glm4": ("tokenizer.ggml.unknown_token_id",),  # a byte-level tokenizer has none
     # theirs describes a mixer that no layer has, and states the same number of key-value heads for each layer
@@ -131,6 +132,10 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     "granite-4-hybrid": ("context_length",),
     "granite-4-hybrid-dense": ("context_length", "expert_count", "expert_shared_feed_forward_length"),
     "nemotron_h-experts": ("context_length", "rope.dimension_count"),  # nothing is rotated
+    # the name of the pre-tokenizer follows from the tokenizer's; theirs takes <pad> for text, and does not fill up the
+    # vocabulary to the embedding; the second model has no soft cap on logits, which theirs does not say
+    "gemma4": _GEMMA4,
+    "gemma4-experts": (*_GEMMA4, "final_logit_softcapping"),
     "phi3-longrope": ("rope.scaling.type",),  # theirs leaves the kind of scaling out
     "falcon_h1-tied": ("GGUF.tensor_count", "general.size_label"),  # see MORE_TENSORS
 }
