@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int MAX_TOKENS = 16;   // query rows per sequence; above, llama.cpp's tiles for prompts are better
+constexpr int MAX_TOKENS = 16;   // of a sequence that are worked on together
 constexpr int MAX_HEAD   = 1024; // dimensions
 constexpr int TILE       = 32;   // cells that are worked on at a time
 constexpr int BLOCK      = 32;   // numbers of a row that are read at a time, as quantised types store them
@@ -255,9 +255,12 @@ struct Job {
         };
         const bool mask_fits = !mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t) &&
                                          mask->ne[0] >= n_cells && mask->ne[2] == 1 && mask->ne[1] >= n_tokens);
-        return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && n_tokens <= MAX_TOKENS && fits(k) && fits(v) &&
+        return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && fits(k) && fits(v) &&
                n_heads % n_kv_heads == 0 && mask_fits;
     }
+
+    // Few tokens: threads share the cells. Many: they share the tokens.
+    bool few() const { return n_tokens <= MAX_TOKENS; }
 
     // ALiBi's slope of a head; 1 without it
     float slope(int head) const {
@@ -270,7 +273,7 @@ struct Job {
     }
 };
 
-// A thread's part of the work buffer, in floats. Of each row of the result it has a sum over the cells that the thread
+// A thread's part of the work buffer, in floats. Of each row that it works on it has a sum over the cells that the thread
 // has seen, the largest score there, and the sum of the weights, all relative to that score.
 struct Scratch {
     int64_t keys, values, sums, size; // where each begins, and the whole
@@ -281,7 +284,7 @@ struct Scratch {
         keys   = 0;
         values = keys + TILE * job.k.n_blocks * BLOCK;
         sums   = values + TILE * job.v.n_blocks * BLOCK;
-        size   = sums + (int64_t) job.n_seqs * job.n_tokens * job.n_heads * row;
+        size   = sums + (job.few() ? (int64_t) job.n_seqs * job.n_tokens : MAX_TOKENS) * job.n_heads * row;
     }
 };
 
@@ -290,6 +293,12 @@ struct Sum {
     float & largest;
     float & weight;
     Sum(float * p, int row) : out(p), largest(p[row - 16]), weight(p[row - 15]) {}
+};
+
+// Tokens of a sequence that are worked on together, and where their rows' sums are, all heads of a token in a row.
+struct Tokens {
+    int     seq, first, n;
+    float * sums;
 };
 
 // TILE neighbouring cells, up to the last one that some token sees. Every cell has a place of its own, whoever else
@@ -306,12 +315,12 @@ struct Tile {
 // The mask's rows for cells [at, at + TILE), as f16: masked beyond the last cell, 0 where there is no mask.
 using MaskRows = uint16_t[MAX_TOKENS][TILE];
 
-void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
+void read_mask(const Job & job, const Tokens & tokens, int at, MaskRows & rows) {
     const int n = std::min(TILE, job.n_cells - at);
-    for (int t = 0; t < job.n_tokens; ++t) {
+    for (int t = 0; t < tokens.n; ++t) {
         if (job.mask) {
-            const char * row =
-                (const char *) job.mask->data + t * job.mask->nb[1] + (seq % job.mask->ne[3]) * job.mask->nb[3];
+            const char * row = (const char *) job.mask->data + (tokens.first + t) * job.mask->nb[1] +
+                               (tokens.seq % job.mask->ne[3]) * job.mask->nb[3];
             memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
         } else {
             memset(rows[t], 0, sizeof rows[t]);
@@ -337,14 +346,17 @@ int seen_cells(const MaskRows & rows, int n_tokens, uint16_t (&seen)[TILE]) {
     return n;
 }
 
-// Fill `tile` with cells [at, at + TILE) of a sequence; `rows` is its mask. False if no token sees any.
-bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
+// Fill `tile` with cells [at, at + TILE) of the tokens' sequence. False if none of them sees any.
+bool read_tile(const Job & job, const Tokens & tokens, int at, Tile & tile) {
+    MaskRows rows;
     uint16_t seen[TILE];
-    tile.n = seen_cells(rows, job.n_tokens, seen);
+    read_mask(job, tokens, at, rows);
+    tile.n = seen_cells(rows, tokens.n, seen);
     if (tile.n == 0) {
         return false;
     }
-    const int64_t k_seq = seq / (job.n_seqs / job.k.tensor->ne[3]), v_seq = seq / (job.n_seqs / job.v.tensor->ne[3]);
+    const int64_t k_seq = tokens.seq / (job.n_seqs / job.k.tensor->ne[3]);
+    const int64_t v_seq = tokens.seq / (job.n_seqs / job.v.tensor->ne[3]);
     for (int c = 0; c < tile.n; ++c) {
         const int cell = at + (seen[c] ? c : tile.n - 1);
         tile.k[c]      = job.k.row(cell, 0, k_seq);
@@ -352,7 +364,7 @@ bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
     }
     tile.n_padded = (tile.n + 7) & ~7;
     std::fill(tile.k + tile.n, tile.k + tile.n_padded, tile.k[tile.n - 1]);
-    for (int t = 0; t < job.n_tokens; ++t) {
+    for (int t = 0; t < tokens.n; ++t) {
         for (int c = 0; c < TILE; c += N_LANES) {
             v_store(tile.bias[t] + c, v_f16(rows[t] + c));
         }
@@ -392,122 +404,161 @@ void softmax(const Job & job, const float * bias, float slope, int n_sums, float
     sum.weight += v_sum(weight);
 }
 
-// What a tile adds to the rows of all heads of a sequence.
-// ahead: how far from it the thread's next tile is, in cells.
-void attend(const Job & job, int seq, const Tile & tile, int ahead, const Scratch & scratch, float * work) {
-    const int n_rows   = job.n_tokens * job.group; // of one KV head
-    const int n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
-
-    for (int kv_head = 0; kv_head < job.n_kv_heads; ++kv_head) {
-        const Kernels * kk = job.k.kernels;
-        const Kernels * vk = job.v.kernels;
-        const char *    k[TILE];
-        const char *    v[TILE];
-        const char *    k_ahead = tile.k[0] + ahead * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
-        const char *    v_ahead = tile.v[0] + ahead * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
-        for (int c = 0; c < tile.n_padded; ++c) {
-            k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
-        }
+// What a tile adds to the tokens' rows of the query heads that share a KV head.
+// ahead: how far from it the thread's next tile is, in cells; 0: it is not asked for ahead.
+void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & tile, int ahead, const Scratch & scratch,
+            float * work) {
+    const int       n_rows   = tokens.n * job.group;
+    const int       n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const Kernels * kk       = job.k.kernels;
+    const Kernels * vk       = job.v.kernels;
+    const char *    k[TILE];
+    const char *    v[TILE];
+    const auto      next = [&](const char * row, const Cache & c) {
+        return ahead ? row + ahead * c.tensor->nb[1] + kv_head * TILE * c.row_size : nullptr;
+    };
+    const char * k_ahead = next(tile.k[0], job.k);
+    const char * v_ahead = next(tile.v[0], job.v);
+    for (int c = 0; c < tile.n_padded; ++c) {
+        k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
+    }
+    for (int c = 0; c < tile.n; ++c) {
+        v[c] = tile.v[c] + kv_head * job.v.tensor->nb[2];
+    }
+    if (n_passes > 1) { // read the cache once
         for (int c = 0; c < tile.n; ++c) {
-            v[c] = tile.v[c] + kv_head * job.v.tensor->nb[2];
+            float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
+            float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
+            prefetch(k_ahead + c * job.k.row_size, k_ahead ? job.k.row_size : 0);
+            prefetch(v_ahead + c * job.v.row_size, v_ahead ? job.v.row_size : 0);
+            kk->unpack(k[c], job.k.n_blocks, key);
+            vk->unpack(v[c], job.v.n_blocks, value);
+            k[c] = (const char *) key;
+            v[c] = (const char *) value;
         }
-        if (n_passes > 1) { // read the cache once
-            for (int c = 0; c < tile.n; ++c) {
-                float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
-                float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
-                prefetch(k_ahead + c * job.k.row_size, job.k.row_size);
-                prefetch(v_ahead + c * job.v.row_size, job.v.row_size);
-                kk->unpack(k[c], job.k.n_blocks, key);
-                vk->unpack(v[c], job.v.n_blocks, value);
-                k[c] = (const char *) key;
-                v[c] = (const char *) value;
-            }
-            std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
-            kk = vk = &kernels<F32>;
-            k_ahead = v_ahead = nullptr;
+        std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
+        kk = vk = &kernels<F32>;
+        k_ahead = v_ahead = nullptr;
+    }
+    for (int pass = 0; pass < n_passes; ++pass) {
+        const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;
+        const float * q[MAX_ROWS];
+        float *       out[MAX_ROWS];
+        float         scores[MAX_ROWS][TILE] = {};
+        bool          sees                   = false;
+        for (int r = 0; r < n; ++r) {
+            const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+            q[r] = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
+                                    head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+            out[r] = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
+            sees |= tile.sees[token];
         }
-        for (int pass = 0; pass < n_passes; ++pass) {
-            const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;
-            const float * q[MAX_ROWS];
-            float *       out[MAX_ROWS];
-            float         scores[MAX_ROWS][TILE] = {};
-            bool          sees                   = false;
-            for (int r = 0; r < n; ++r) {
-                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-                q[r] = (const float *) ((const char *) job.q->data + token * job.q->nb[1] + head * job.q->nb[2] +
-                                        seq * job.q->nb[3]);
-                out[r] =
-                    work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
-                sees |= tile.sees[token];
-            }
-            if (!sees) {
-                continue;
-            }
-            kk->dot[n - 1](q, k, tile.n_padded, job.k.n_blocks, job.k.row_size, k_ahead, scores);
-            for (int r = 0; r < n; ++r) {
-                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-                if (tile.sees[token]) {
-                    softmax(job, tile.bias[token], job.slope(head), job.v.n_blocks * BLOCK, scores[r],
-                            Sum(out[r], scratch.row));
-                } else {
-                    memset(scores[r], 0, sizeof scores[r]);
-                }
-            }
-            vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
+        if (!sees) {
+            continue;
         }
+        kk->dot[n - 1](q, k, tile.n_padded, job.k.n_blocks, job.k.row_size, k_ahead, scores);
+        for (int r = 0; r < n; ++r) {
+            const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+            if (tile.sees[token]) {
+                softmax(job, tile.bias[token], job.slope(head), job.v.n_blocks * BLOCK, scores[r],
+                        Sum(out[r], scratch.row));
+            } else {
+                memset(scores[r], 0, sizeof scores[r]);
+            }
+        }
+        vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
     }
 }
 
-// This thread's share of the cells, over all heads and sequences, into its sums.
-void attend_all(const Job & job, const Scratch & scratch, int ith, int nth, float * work) {
-    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
-    for (int r = 0; r < n_rows; ++r) {
-        float * row = work + scratch.sums + (int64_t) r * scratch.row;
-        memset(row, 0, scratch.row * sizeof(float));
-        Sum(row, scratch.row).largest = -INFINITY;
+// Nothing is summed yet in n_rows rows.
+void clear(const Scratch & scratch, float * sums, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; ++r, sums += scratch.row) {
+        memset(sums, 0, scratch.row * sizeof(float));
+        Sum(sums, scratch.row).largest = -INFINITY;
     }
-    MaskRows rows;
-    Tile     tile;
+}
+
+// Row r of the result from n sums of it, which are `apart` floats apart.
+void write_row(const Job & job, const Scratch & scratch, float * sums, int64_t apart, int n, int64_t r,
+               ggml_tensor * result) {
+    const int   n_sums  = job.v.n_blocks * BLOCK;
+    const float sink    = job.sinks ? ((const float *) job.sinks->data)[r % job.n_heads] : -INFINITY;
+    float       largest = sink;
+    for (int i = 0; i < n; ++i) {
+        largest = std::max(largest, Sum(sums + i * apart, scratch.row).largest);
+    }
+    float * out    = (float *) ((char *) result->data + r * result->nb[1]);
+    float   weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
+    memset(out, 0, n_sums * sizeof(float));
+    for (int i = 0; i < n; ++i) {
+        const Sum sum(sums + i * apart, scratch.row);
+        if (sum.weight != 0.0f) {
+            const float factor = std::exp(sum.largest - largest);
+            for (int j = 0; j < n_sums; j += N_LANES) {
+                v_store(out + j, v_fma(v_load(sum.out + j), v_set(factor), v_load(out + j)));
+            }
+            weight += factor * sum.weight;
+        }
+    }
+    const Vec share = v_set(weight != 0.0f ? 1.0f / weight : 0.0f); // 0 where a token sees nothing
+    for (int j = 0; j < n_sums; j += N_LANES) {
+        v_store(out + j, v_mul(v_load(out + j), share));
+    }
+}
+
+// Few tokens: each thread sums over its share of the cells, then it merges all threads' sums of its share of the rows.
+void few_tokens(const Job & job, const Scratch & scratch, const ggml_compute_params * params, float * all_work,
+                ggml_tensor * result) {
+    const int     ith = params->ith, nth = params->nth;
+    const int64_t n_rows = (int64_t) job.n_seqs * job.n_tokens * job.n_heads;
+    float *       work   = all_work + ith * scratch.size;
+    clear(scratch, work + scratch.sums, n_rows);
+    Tile tile;
     for (int seq = 0; seq < job.n_seqs; ++seq) {
+        const Tokens tokens = { seq, 0, job.n_tokens,
+                                work + scratch.sums + (int64_t) seq * job.n_tokens * job.n_heads * scratch.row };
         // in turns: which thread has a tile does not depend on what other tokens see
         for (int at = ith * TILE; at < job.n_cells; at += nth * TILE) {
-            read_mask(job, seq, at, rows);
-            if (read_tile(job, seq, at, rows, tile)) {
-                attend(job, seq, tile, nth * TILE, scratch, work);
+            if (read_tile(job, tokens, at, tile)) {
+                for (int kv_head = 0; kv_head < job.n_kv_heads; ++kv_head) {
+                    attend(job, tokens, kv_head, tile, nth * TILE, scratch, work);
+                }
             }
         }
     }
+    ggml_barrier(params->threadpool);
+    for (int64_t r = ith; r < n_rows; r += nth) {
+        write_row(job, scratch, all_work + scratch.sums + r * scratch.row, scratch.size, nth, r, result);
+    }
 }
 
-// This thread's share of the rows: the threads' sums become the result.
-void merge(const Job & job, const Scratch & scratch, int ith, int nth, float * work, ggml_tensor * result) {
-    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
-    const int n_sums = job.v.n_blocks * BLOCK;
-    for (int r = ith; r < n_rows; r += nth) {
-        const auto sum_of = [&](int thread) {
-            return Sum(work + thread * scratch.size + scratch.sums + (int64_t) r * scratch.row, scratch.row);
-        };
-        const float sink    = job.sinks ? ((const float *) job.sinks->data)[r % job.n_heads] : -INFINITY;
-        float       largest = sink;
-        for (int t = 0; t < nth; ++t) {
-            largest = std::max(largest, sum_of(t).largest);
-        }
-        float * out    = (float *) ((char *) result->data + r * result->nb[1]);
-        float   weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
-        memset(out, 0, n_sums * sizeof(float));
-        for (int t = 0; t < nth; ++t) {
-            const Sum sum = sum_of(t);
-            if (sum.weight != 0.0f) {
-                const float factor = std::exp(sum.largest - largest);
-                for (int i = 0; i < n_sums; i += N_LANES) {
-                    v_store(out + i, v_fma(v_load(sum.out + i), v_set(factor), v_load(out + i)));
-                }
-                weight += factor * sum.weight;
+// Many tokens: threads take a few of them and a KV head as they come.
+void many_tokens(const Job & job, const Scratch & scratch, const ggml_compute_params * params, float * work,
+                 ggml_tensor * result) {
+    const int n_parts = (job.n_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
+    const int n_items = job.n_seqs * job.n_kv_heads * n_parts;
+    float *   sums    = work + scratch.sums;
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    Tile tile;
+    for (int item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int    part = item % n_parts, kv_head = item / n_parts % job.n_kv_heads;
+        const int    first = (int) ((int64_t) job.n_tokens * part / n_parts);
+        const int    end   = (int) ((int64_t) job.n_tokens * (part + 1) / n_parts);
+        const Tokens tokens = { item / n_parts / job.n_kv_heads, first, end - first, sums };
+        clear(scratch, sums, (int64_t) tokens.n * job.n_heads);
+        for (int at = 0; at < job.n_cells; at += TILE) {
+            if (read_tile(job, tokens, at, tile)) {
+                attend(job, tokens, kv_head, tile, 0, scratch, work);
             }
         }
-        const Vec share = v_set(weight != 0.0f ? 1.0f / weight : 0.0f); // 0 where a token sees nothing
-        for (int i = 0; i < n_sums; i += N_LANES) {
-            v_store(out + i, v_mul(v_load(out + i), share));
+        for (int t = 0; t < tokens.n; ++t) {
+            for (int head = kv_head * job.group; head < (kv_head + 1) * job.group; ++head) {
+                const int64_t r = ((int64_t) tokens.seq * job.n_tokens + first + t) * job.n_heads + head;
+                write_row(job, scratch, sums + ((int64_t) t * job.n_heads + head) * scratch.row, 0, 1, r, result);
+            }
         }
     }
 }
@@ -535,9 +586,11 @@ bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
     const Scratch scratch(job);
     float *       work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
     GGML_ASSERT(es_attention_work_size(node, params->nth) <= params->wsize);
-    attend_all(job, scratch, params->ith, params->nth, work + params->ith * scratch.size);
-    ggml_barrier(params->threadpool);
-    merge(job, scratch, params->ith, params->nth, work, node);
+    if (job.few()) {
+        few_tokens(job, scratch, params, work, node);
+    } else {
+        many_tokens(job, scratch, params, work + params->ith * scratch.size, node);
+    }
     return true;
 }
 
