@@ -5,19 +5,23 @@
 #include "es-vectors.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #ifdef ES_VECTORS
 
 namespace {
 
-constexpr int MAX_TOKENS = 16;   // of a sequence that are worked on together
+constexpr int FEW_TOKENS = 16;   // of a sequence; above, it is a prompt
+constexpr int MAX_TOKENS = 32;   // of a prompt that are worked on together
 constexpr int MAX_HEAD   = 1024; // dimensions
 constexpr int TILE       = 32;   // cells that are worked on at a time
 constexpr int BLOCK      = 32;   // numbers of a row that are read at a time, as quantised types store them
 constexpr int MAX_ROWS   = 4;    // query rows that share what is read of K and V
+constexpr int MANY_ROWS  = N_VECTORS == 32 ? 12 : 6; // the same in prompts: two sums of each fit into registers
 constexpr int N_PARTS    = BLOCK / N_LANES;
 
 constexpr uint16_t MASKED = 0xfc00; // -inf in f16
@@ -188,6 +192,41 @@ void unpack(const char * row, int n_blocks, float * out) {
     }
 }
 
+// For prompts: out[row][c] (+)= sum over i of a[row][i] b[i][c], c below n_columns, a multiple of 32. b's rows are
+// n_columns apart.
+using Multiply = void (*)(const float * const * a, const float * b, int n, int n_columns, bool add,
+                          float * const * out);
+
+template <int N_ROWS>
+void multiply(const float * const * a, const float * b, int n, int n_columns, bool add, float * const * out) {
+    for (int c = 0; c < n_columns; c += 2 * N_LANES) {
+        Vec sum[N_ROWS][2];
+        for (int r = 0; r < N_ROWS; ++r) {
+            sum[r][0] = add ? v_load(out[r] + c) : v_set(0.0f);
+            sum[r][1] = add ? v_load(out[r] + c + N_LANES) : v_set(0.0f);
+        }
+        const float * p = b + c;
+        for (int i = 0; i < n; ++i, p += n_columns) {
+            const Vec b0 = v_load(p), b1 = v_load(p + N_LANES);
+            for (int r = 0; r < N_ROWS; ++r) {
+                const Vec x = v_set(a[r][i]);
+                sum[r][0]   = v_fma(x, b0, sum[r][0]);
+                sum[r][1]   = v_fma(x, b1, sum[r][1]);
+            }
+        }
+        for (int r = 0; r < N_ROWS; ++r) {
+            v_store(out[r] + c, sum[r][0]);
+            v_store(out[r] + c + N_LANES, sum[r][1]);
+        }
+    }
+}
+
+template <int... N>
+constexpr std::array<Multiply, MANY_ROWS> multiply_kernels(std::integer_sequence<int, N...>) {
+    return { multiply<N + 1>... };
+}
+constexpr auto multiplies = multiply_kernels(std::make_integer_sequence<int, MANY_ROWS>()); // by rows, less 1
+
 struct Kernels {
     Dot dot[MAX_ROWS]; // by number of rows, less 1
     Mix mix[MAX_ROWS];
@@ -260,7 +299,7 @@ struct Job {
     }
 
     // Few tokens: threads share the cells. Many: they share the tokens.
-    bool few() const { return n_tokens <= MAX_TOKENS; }
+    bool few() const { return n_tokens <= FEW_TOKENS; }
 
     // ALiBi's slope of a head; 1 without it
     float slope(int head) const {
@@ -273,18 +312,19 @@ struct Job {
     }
 };
 
-// A thread's part of the work buffer, in floats. Of each row that it works on it has a sum over the cells that the thread
-// has seen, the largest score there, and the sum of the weights, all relative to that score.
+// A thread's part of the work buffer, in floats. Of each row that it works on it has a sum over the cells that the
+// thread has seen, the largest score there, and the sum of the weights, all relative to that score.
 struct Scratch {
-    int64_t keys, values, sums, size; // where each begins, and the whole
-    int     row;                      // from a row's sum to the next one's
+    int64_t keys, values, transposed, sums, size; // where each begins, and the whole
+    int     row;                                  // from a row's sum to the next one's
 
     explicit Scratch(const Job & job) {
-        row    = job.v.n_blocks * BLOCK + 16; // whole cache lines
-        keys   = 0;
-        values = keys + TILE * job.k.n_blocks * BLOCK;
-        sums   = values + TILE * job.v.n_blocks * BLOCK;
-        size   = sums + (job.few() ? (int64_t) job.n_seqs * job.n_tokens : MAX_TOKENS) * job.n_heads * row;
+        row        = job.v.n_blocks * BLOCK + 16; // whole cache lines
+        keys       = 0;
+        values     = keys + TILE * job.k.n_blocks * BLOCK;
+        transposed = values + TILE * job.v.n_blocks * BLOCK;
+        sums       = transposed + (job.few() ? 0 : TILE * job.k.n_blocks * BLOCK);
+        size       = sums + (job.few() ? (int64_t) job.n_seqs * job.n_tokens : MAX_TOKENS) * job.n_heads * row;
     }
 };
 
@@ -321,7 +361,8 @@ void read_mask(const Job & job, const Tokens & tokens, int at, MaskRows & rows) 
         if (job.mask) {
             const char * row = (const char *) job.mask->data + (tokens.first + t) * job.mask->nb[1] +
                                (tokens.seq % job.mask->ne[3]) * job.mask->nb[3];
-            memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
+            row += at * sizeof(uint16_t);
+            n == TILE ? memcpy(rows[t], row, sizeof rows[t]) : memcpy(rows[t], row, n * sizeof(uint16_t));
         } else {
             memset(rows[t], 0, sizeof rows[t]);
         }
@@ -405,7 +446,7 @@ void softmax(const Job & job, const float * bias, float slope, int n_sums, float
 }
 
 // What a tile adds to the tokens' rows of the query heads that share a KV head.
-// ahead: how far from it the thread's next tile is, in cells; 0: it is not asked for ahead.
+// ahead: how far from it the thread's next tile is, in cells.
 void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & tile, int ahead, const Scratch & scratch,
             float * work) {
     const int       n_rows   = tokens.n * job.group;
@@ -414,11 +455,8 @@ void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & ti
     const Kernels * vk       = job.v.kernels;
     const char *    k[TILE];
     const char *    v[TILE];
-    const auto      next = [&](const char * row, const Cache & c) {
-        return ahead ? row + ahead * c.tensor->nb[1] + kv_head * TILE * c.row_size : nullptr;
-    };
-    const char * k_ahead = next(tile.k[0], job.k);
-    const char * v_ahead = next(tile.v[0], job.v);
+    const char *    k_ahead = tile.k[0] + ahead * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
+    const char *    v_ahead = tile.v[0] + ahead * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
     for (int c = 0; c < tile.n_padded; ++c) {
         k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
     }
@@ -429,8 +467,8 @@ void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & ti
         for (int c = 0; c < tile.n; ++c) {
             float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
             float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
-            prefetch(k_ahead + c * job.k.row_size, k_ahead ? job.k.row_size : 0);
-            prefetch(v_ahead + c * job.v.row_size, v_ahead ? job.v.row_size : 0);
+            prefetch(k_ahead + c * job.k.row_size, job.k.row_size);
+            prefetch(v_ahead + c * job.v.row_size, job.v.row_size);
             kk->unpack(k[c], job.k.n_blocks, key);
             vk->unpack(v[c], job.v.n_blocks, value);
             k[c] = (const char *) key;
@@ -448,7 +486,7 @@ void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & ti
         bool          sees                   = false;
         for (int r = 0; r < n; ++r) {
             const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-            q[r] = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
+            q[r]   = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
                                     head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
             out[r] = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
             sees |= tile.sees[token];
@@ -467,6 +505,55 @@ void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & ti
             }
         }
         vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
+    }
+}
+
+// The same for many rows: the tile is unpacked, its keys with a number of all cells side by side.
+void attend_many(const Job & job, const Tokens & tokens, int kv_head, const Tile & tile, const Scratch & scratch,
+                 float * work) {
+    const int k_size = job.k.n_blocks * BLOCK, v_size = job.v.n_blocks * BLOCK;
+    float *   keys = work + scratch.keys, *values = work + scratch.values, *transposed = work + scratch.transposed;
+    for (int c = 0; c < tile.n; ++c) {
+        job.k.kernels->unpack(tile.k[c] + kv_head * job.k.tensor->nb[2], job.k.n_blocks, keys + c * k_size);
+        job.v.kernels->unpack(tile.v[c] + kv_head * job.v.tensor->nb[2], job.v.n_blocks, values + c * v_size);
+    }
+    // what a short tile lacks: any numbers, which the mask hides
+    std::fill(keys + tile.n * k_size, keys + TILE * k_size, 0.0f);
+    for (int c = 0; c < TILE; c += SQUARE) {
+        for (int i = 0; i < k_size; i += SQUARE) {
+            v_transpose(keys + c * k_size + i, k_size, transposed + i * TILE + c, TILE);
+        }
+    }
+    const int n_rows   = tokens.n * job.group;
+    const int n_passes = (n_rows + MANY_ROWS - 1) / MANY_ROWS;
+    for (int pass = 0; pass < n_passes; ++pass) {
+        const int     first = n_rows * pass / n_passes, end = n_rows * (pass + 1) / n_passes;
+        const float * q[MANY_ROWS];
+        float *       out[MANY_ROWS];
+        float *       score[MANY_ROWS];
+        const float * bias[MANY_ROWS];
+        float         slope[MANY_ROWS];
+        float         scores[MANY_ROWS][TILE];
+        int           n = 0; // rows that see any of the tile
+        for (int r = first; r < end; ++r) {
+            const int token = r / job.group, head = kv_head * job.group + r % job.group;
+            if (tile.sees[token]) {
+                q[n]     = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
+                                        head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+                out[n]   = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
+                score[n] = scores[n];
+                bias[n]  = tile.bias[token];
+                slope[n] = job.slope(head);
+                ++n;
+            }
+        }
+        if (n > 0) {
+            multiplies[n - 1](q, transposed, k_size, TILE, false, score);
+            for (int r = 0; r < n; ++r) {
+                softmax(job, bias[r], slope[r], v_size, score[r], Sum(out[r], scratch.row));
+            }
+            multiplies[n - 1](score, values, tile.n, v_size, true, out);
+        }
     }
 }
 
@@ -545,13 +632,13 @@ void many_tokens(const Job & job, const Scratch & scratch, const ggml_compute_pa
     Tile tile;
     for (int item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int    part = item % n_parts, kv_head = item / n_parts % job.n_kv_heads;
-        const int    first = (int) ((int64_t) job.n_tokens * part / n_parts);
-        const int    end   = (int) ((int64_t) job.n_tokens * (part + 1) / n_parts);
+        const int    first  = (int) ((int64_t) job.n_tokens * part / n_parts);
+        const int    end    = (int) ((int64_t) job.n_tokens * (part + 1) / n_parts);
         const Tokens tokens = { item / n_parts / job.n_kv_heads, first, end - first, sums };
         clear(scratch, sums, (int64_t) tokens.n * job.n_heads);
         for (int at = 0; at < job.n_cells; at += TILE) {
             if (read_tile(job, tokens, at, tile)) {
-                attend(job, tokens, kv_head, tile, 0, scratch, work);
+                attend_many(job, tokens, kv_head, tile, scratch, work);
             }
         }
         for (int t = 0; t < tokens.n; ++t) {

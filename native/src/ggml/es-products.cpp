@@ -174,8 +174,10 @@ struct Q4_1 {
 };
 
 // The same block of N_COLUMNS columns: the bytes four by four.
-template <class Column> struct Packed;
-template <> struct Packed<Q4_0> {
+template <class Column>
+struct Packed;
+template <>
+struct Packed<Q4_0> {
     uint16_t scale[N_COLUMNS];
     uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
 
@@ -191,7 +193,8 @@ template <> struct Packed<Q4_0> {
         return fma(fma(total, set(row.scale), set(row.offset)), s.scale, sum);
     }
 };
-template <> struct Packed<Q4_1> {
+template <>
+struct Packed<Q4_1> {
     uint16_t scale[N_COLUMNS], least[N_COLUMNS];
     uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
 
@@ -209,7 +212,8 @@ template <> struct Packed<Q4_1> {
     }
 };
 
-template <class Column> void pack(const void * data, int64_t n_columns, int64_t n_blocks, void * out) {
+template <class Column>
+void pack(const void * data, int64_t n_columns, int64_t n_blocks, void * out) {
     Packed<Column> * packed = (Packed<Column> *) out;
     for (int64_t first = 0; first < n_columns; first += N_COLUMNS) {
         const Column * columns = (const Column *) data + first * n_blocks;
@@ -231,9 +235,10 @@ void round_row(const float * x, int64_t n_blocks, float zero, RowBlock * out) {
         const __m256 part[] = { _mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
                                 _mm256_loadu_ps(x + 24) };
         const __m256 sign   = _mm256_set1_ps(-0.0f);
-        const __m256 large  = _mm256_max_ps(_mm256_max_ps(_mm256_andnot_ps(sign, part[0]), _mm256_andnot_ps(sign, part[1])),
-                                            _mm256_max_ps(_mm256_andnot_ps(sign, part[2]), _mm256_andnot_ps(sign, part[3])));
-        __m128       m      = _mm_max_ps(_mm256_castps256_ps128(large), _mm256_extractf128_ps(large, 1));
+        const __m256 large =
+            _mm256_max_ps(_mm256_max_ps(_mm256_andnot_ps(sign, part[0]), _mm256_andnot_ps(sign, part[1])),
+                          _mm256_max_ps(_mm256_andnot_ps(sign, part[2]), _mm256_andnot_ps(sign, part[3])));
+        __m128 m            = _mm_max_ps(_mm256_castps256_ps128(large), _mm256_extractf128_ps(large, 1));
         m                   = _mm_max_ps(m, _mm_movehl_ps(m, m));
         const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 
@@ -367,9 +372,9 @@ void es_products(const ggml_compute_params * params, ggml_tensor * node) {
 
     // Threads take columns as they come. Of many rows as many are worked on at a time as fit into the first cache,
     // while the columns stay in the second.
-    constexpr int64_t CACHED  = 20 << 10;
-    const int64_t     at_once = std::max<int64_t>(MAX_ROWS, CACHED / (n_blocks * sizeof(RowBlock)) / MAX_ROWS * MAX_ROWS);
-    const int64_t     n_parts = std::min<int64_t>(n_groups, 4 * params->nth);
+    constexpr int64_t CACHED = 20 << 10;
+    const int64_t at_once = std::max<int64_t>(MAX_ROWS, CACHED / (n_blocks * sizeof(RowBlock)) / MAX_ROWS * MAX_ROWS);
+    const int64_t n_parts = std::min<int64_t>(n_groups, 4 * params->nth);
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
@@ -402,11 +407,11 @@ const char * es_products_name(void) {
 bool es_products_take(const ggml_tensor *) {
     return false;
 }
-void es_products_pack(ggml_tensor *, const void *) {}
+void   es_products_pack(ggml_tensor *, const void *) {}
 size_t es_products_work_size(const ggml_tensor *) {
     return 0;
 }
-void es_products(const ggml_compute_params *, ggml_tensor *) {}
+void         es_products(const ggml_compute_params *, ggml_tensor *) {}
 const char * es_products_name(void) {
     return "stock";
 }
