@@ -5,19 +5,23 @@
 #include "es-vectors.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #ifdef ES_VECTORS
 
 namespace {
 
-constexpr int MAX_TOKENS = 16;   // query rows per sequence; above, llama.cpp's tiles for prompts are better
+constexpr int FEW_TOKENS = 16;   // of a sequence; above, it is a prompt
+constexpr int MAX_TOKENS = 32;   // of a prompt that are worked on together
 constexpr int MAX_HEAD   = 1024; // dimensions
 constexpr int TILE       = 32;   // cells that are worked on at a time
 constexpr int BLOCK      = 32;   // numbers of a row that are read at a time, as quantised types store them
 constexpr int MAX_ROWS   = 4;    // query rows that share what is read of K and V
+constexpr int MANY_ROWS  = N_VECTORS == 32 ? 12 : 6; // the same in prompts: two sums of each fit into registers
 constexpr int N_PARTS    = BLOCK / N_LANES;
 
 constexpr uint16_t MASKED = 0xfc00; // -inf in f16
@@ -188,6 +192,41 @@ void unpack(const char * row, int n_blocks, float * out) {
     }
 }
 
+// For prompts: out[row][c] (+)= sum over i of a[row][i] b[i][c], c below n_columns, a multiple of 32. b's rows are
+// n_columns apart.
+using Multiply = void (*)(const float * const * a, const float * b, int n, int n_columns, bool add,
+                          float * const * out);
+
+template <int N_ROWS>
+void multiply(const float * const * a, const float * b, int n, int n_columns, bool add, float * const * out) {
+    for (int c = 0; c < n_columns; c += 2 * N_LANES) {
+        Vec sum[N_ROWS][2];
+        for (int r = 0; r < N_ROWS; ++r) {
+            sum[r][0] = add ? v_load(out[r] + c) : v_set(0.0f);
+            sum[r][1] = add ? v_load(out[r] + c + N_LANES) : v_set(0.0f);
+        }
+        const float * p = b + c;
+        for (int i = 0; i < n; ++i, p += n_columns) {
+            const Vec b0 = v_load(p), b1 = v_load(p + N_LANES);
+            for (int r = 0; r < N_ROWS; ++r) {
+                const Vec x = v_set(a[r][i]);
+                sum[r][0]   = v_fma(x, b0, sum[r][0]);
+                sum[r][1]   = v_fma(x, b1, sum[r][1]);
+            }
+        }
+        for (int r = 0; r < N_ROWS; ++r) {
+            v_store(out[r] + c, sum[r][0]);
+            v_store(out[r] + c + N_LANES, sum[r][1]);
+        }
+    }
+}
+
+template <int... N>
+constexpr std::array<Multiply, MANY_ROWS> multiply_kernels(std::integer_sequence<int, N...>) {
+    return { multiply<N + 1>... };
+}
+constexpr auto multiplies = multiply_kernels(std::make_integer_sequence<int, MANY_ROWS>()); // by rows, less 1
+
 struct Kernels {
     Dot dot[MAX_ROWS]; // by number of rows, less 1
     Mix mix[MAX_ROWS];
@@ -236,7 +275,6 @@ struct Job {
     const ggml_tensor *q, *mask, *sinks;
     Cache              k, v;
     int                n_tokens, n_heads, n_seqs, n_cells, n_kv_heads, group;
-    int                first_token = 0, first_seq = 0; // of a part of it
     float              scale, max_bias, softcap;
 
     explicit Job(const ggml_tensor * node)
@@ -260,24 +298,8 @@ struct Job {
                n_heads % n_kv_heads == 0 && mask_fits;
     }
 
-    // Many tokens are parts of a few, which need nothing of each other. 0: there are too few parts for the threads.
-    int n_parts(int n_threads) const {
-        const int n = n_seqs * ((n_tokens + MAX_TOKENS - 1) / MAX_TOKENS);
-        return n < 2 * n_threads ? 0 : n;
-    }
-    Job part(int i) const {
-        const int n_blocks = (n_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
-        Job       out      = *this;
-        out.first_seq      = i / n_blocks;
-        out.first_token    = i % n_blocks * MAX_TOKENS;
-        out.n_seqs         = 1;
-        out.n_tokens       = std::min(MAX_TOKENS, n_tokens - out.first_token);
-        return out;
-    }
-    const char * query(int seq, int token, int head) const {
-        return (const char *) q->data + (first_token + token) * q->nb[1] + head * q->nb[2] +
-               (first_seq + seq) * q->nb[3];
-    }
+    // Few tokens: threads share the cells. Many: they share the tokens.
+    bool few() const { return n_tokens <= FEW_TOKENS; }
 
     // ALiBi's slope of a head; 1 without it
     float slope(int head) const {
@@ -290,18 +312,19 @@ struct Job {
     }
 };
 
-// A thread's part of the work buffer, in floats. Of each row of the result it has a sum over the cells that the thread
-// has seen, the largest score there, and the sum of the weights, all relative to that score.
+// A thread's part of the work buffer, in floats. Of each row that it works on it has a sum over the cells that the
+// thread has seen, the largest score there, and the sum of the weights, all relative to that score.
 struct Scratch {
-    int64_t keys, values, sums, size; // where each begins, and the whole
-    int     row;                      // from a row's sum to the next one's
+    int64_t keys, values, transposed, sums, size; // where each begins, and the whole
+    int     row;                                  // from a row's sum to the next one's
 
     explicit Scratch(const Job & job) {
-        row    = job.v.n_blocks * BLOCK + 16; // whole cache lines
-        keys   = 0;
-        values = keys + TILE * job.k.n_blocks * BLOCK;
-        sums   = values + TILE * job.v.n_blocks * BLOCK;
-        size   = sums + (int64_t) job.n_seqs * job.n_tokens * job.n_heads * row;
+        row        = job.v.n_blocks * BLOCK + 16; // whole cache lines
+        keys       = 0;
+        values     = keys + TILE * job.k.n_blocks * BLOCK;
+        transposed = values + TILE * job.v.n_blocks * BLOCK;
+        sums       = transposed + (job.few() ? 0 : TILE * job.k.n_blocks * BLOCK);
+        size       = sums + (job.few() ? (int64_t) job.n_seqs * job.n_tokens : MAX_TOKENS) * job.n_heads * row;
     }
 };
 
@@ -310,6 +333,12 @@ struct Sum {
     float & largest;
     float & weight;
     Sum(float * p, int row) : out(p), largest(p[row - 16]), weight(p[row - 15]) {}
+};
+
+// Tokens of a sequence that are worked on together, and where their rows' sums are, all heads of a token in a row.
+struct Tokens {
+    int     seq, first, n;
+    float * sums;
 };
 
 // TILE neighbouring cells, up to the last one that some token sees. Every cell has a place of its own, whoever else
@@ -326,13 +355,14 @@ struct Tile {
 // The mask's rows for cells [at, at + TILE), as f16: masked beyond the last cell, 0 where there is no mask.
 using MaskRows = uint16_t[MAX_TOKENS][TILE];
 
-void read_mask(const Job & job, int seq, int at, MaskRows & rows) {
+void read_mask(const Job & job, const Tokens & tokens, int at, MaskRows & rows) {
     const int n = std::min(TILE, job.n_cells - at);
-    for (int t = 0; t < job.n_tokens; ++t) {
+    for (int t = 0; t < tokens.n; ++t) {
         if (job.mask) {
-            const char * row = (const char *) job.mask->data + (job.first_token + t) * job.mask->nb[1] +
-                               ((job.first_seq + seq) % job.mask->ne[3]) * job.mask->nb[3];
-            memcpy(rows[t], row + at * sizeof(uint16_t), n * sizeof(uint16_t));
+            const char * row = (const char *) job.mask->data + (tokens.first + t) * job.mask->nb[1] +
+                               (tokens.seq % job.mask->ne[3]) * job.mask->nb[3];
+            row += at * sizeof(uint16_t);
+            n == TILE ? memcpy(rows[t], row, sizeof rows[t]) : memcpy(rows[t], row, n * sizeof(uint16_t));
         } else {
             memset(rows[t], 0, sizeof rows[t]);
         }
@@ -357,15 +387,17 @@ int seen_cells(const MaskRows & rows, int n_tokens, uint16_t (&seen)[TILE]) {
     return n;
 }
 
-// Fill `tile` with cells [at, at + TILE) of a sequence; `rows` is its mask. False if no token sees any.
-bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
+// Fill `tile` with cells [at, at + TILE) of the tokens' sequence. False if none of them sees any.
+bool read_tile(const Job & job, const Tokens & tokens, int at, Tile & tile) {
+    MaskRows rows;
     uint16_t seen[TILE];
-    tile.n = seen_cells(rows, job.n_tokens, seen);
+    read_mask(job, tokens, at, rows);
+    tile.n = seen_cells(rows, tokens.n, seen);
     if (tile.n == 0) {
         return false;
     }
-    const int64_t n_all = job.q->ne[3], at_seq = job.first_seq + seq;
-    const int64_t k_seq = at_seq / (n_all / job.k.tensor->ne[3]), v_seq = at_seq / (n_all / job.v.tensor->ne[3]);
+    const int64_t k_seq = tokens.seq / (job.n_seqs / job.k.tensor->ne[3]);
+    const int64_t v_seq = tokens.seq / (job.n_seqs / job.v.tensor->ne[3]);
     for (int c = 0; c < tile.n; ++c) {
         const int cell = at + (seen[c] ? c : tile.n - 1);
         tile.k[c]      = job.k.row(cell, 0, k_seq);
@@ -373,7 +405,7 @@ bool read_tile(const Job & job, int seq, int at, MaskRows & rows, Tile & tile) {
     }
     tile.n_padded = (tile.n + 7) & ~7;
     std::fill(tile.k + tile.n, tile.k + tile.n_padded, tile.k[tile.n - 1]);
-    for (int t = 0; t < job.n_tokens; ++t) {
+    for (int t = 0; t < tokens.n; ++t) {
         for (int c = 0; c < TILE; c += N_LANES) {
             v_store(tile.bias[t] + c, v_f16(rows[t] + c));
         }
@@ -413,122 +445,207 @@ void softmax(const Job & job, const float * bias, float slope, int n_sums, float
     sum.weight += v_sum(weight);
 }
 
-// What a tile adds to the rows of all heads of a sequence.
+// What a tile adds to the tokens' rows of the query heads that share a KV head.
 // ahead: how far from it the thread's next tile is, in cells.
-void attend(const Job & job, int seq, const Tile & tile, int ahead, const Scratch & scratch, float * work) {
-    const int n_rows   = job.n_tokens * job.group; // of one KV head
-    const int n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
-
-    for (int kv_head = 0; kv_head < job.n_kv_heads; ++kv_head) {
-        const Kernels * kk = job.k.kernels;
-        const Kernels * vk = job.v.kernels;
-        const char *    k[TILE];
-        const char *    v[TILE];
-        const char *    k_ahead = tile.k[0] + ahead * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
-        const char *    v_ahead = tile.v[0] + ahead * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
-        for (int c = 0; c < tile.n_padded; ++c) {
-            k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
-        }
+void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & tile, int ahead, const Scratch & scratch,
+            float * work) {
+    const int       n_rows   = tokens.n * job.group;
+    const int       n_passes = (n_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const Kernels * kk       = job.k.kernels;
+    const Kernels * vk       = job.v.kernels;
+    const char *    k[TILE];
+    const char *    v[TILE];
+    const char *    k_ahead = tile.k[0] + ahead * job.k.tensor->nb[1] + kv_head * TILE * job.k.row_size;
+    const char *    v_ahead = tile.v[0] + ahead * job.v.tensor->nb[1] + kv_head * TILE * job.v.row_size;
+    for (int c = 0; c < tile.n_padded; ++c) {
+        k[c] = tile.k[c] + kv_head * job.k.tensor->nb[2];
+    }
+    for (int c = 0; c < tile.n; ++c) {
+        v[c] = tile.v[c] + kv_head * job.v.tensor->nb[2];
+    }
+    if (n_passes > 1) { // read the cache once
         for (int c = 0; c < tile.n; ++c) {
-            v[c] = tile.v[c] + kv_head * job.v.tensor->nb[2];
+            float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
+            float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
+            prefetch(k_ahead + c * job.k.row_size, job.k.row_size);
+            prefetch(v_ahead + c * job.v.row_size, job.v.row_size);
+            kk->unpack(k[c], job.k.n_blocks, key);
+            vk->unpack(v[c], job.v.n_blocks, value);
+            k[c] = (const char *) key;
+            v[c] = (const char *) value;
         }
-        if (n_passes > 1) { // read the cache once
-            for (int c = 0; c < tile.n; ++c) {
-                float * key   = work + scratch.keys + c * job.k.n_blocks * BLOCK;
-                float * value = work + scratch.values + c * job.v.n_blocks * BLOCK;
-                prefetch(k_ahead + c * job.k.row_size, job.k.row_size);
-                prefetch(v_ahead + c * job.v.row_size, job.v.row_size);
-                kk->unpack(k[c], job.k.n_blocks, key);
-                vk->unpack(v[c], job.v.n_blocks, value);
-                k[c] = (const char *) key;
-                v[c] = (const char *) value;
-            }
-            std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
-            kk = vk = &kernels<F32>;
-            k_ahead = v_ahead = nullptr;
+        std::fill(k + tile.n, k + tile.n_padded, k[tile.n - 1]);
+        kk = vk = &kernels<F32>;
+        k_ahead = v_ahead = nullptr;
+    }
+    for (int pass = 0; pass < n_passes; ++pass) {
+        const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;
+        const float * q[MAX_ROWS];
+        float *       out[MAX_ROWS];
+        float         scores[MAX_ROWS][TILE] = {};
+        bool          sees                   = false;
+        for (int r = 0; r < n; ++r) {
+            const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+            q[r]   = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
+                                    head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+            out[r] = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
+            sees |= tile.sees[token];
         }
-        for (int pass = 0; pass < n_passes; ++pass) {
-            const int     first = n_rows * pass / n_passes, n = n_rows * (pass + 1) / n_passes - first;
-            const float * q[MAX_ROWS];
-            float *       out[MAX_ROWS];
-            float         scores[MAX_ROWS][TILE] = {};
-            bool          sees                   = false;
+        if (!sees) {
+            continue;
+        }
+        kk->dot[n - 1](q, k, tile.n_padded, job.k.n_blocks, job.k.row_size, k_ahead, scores);
+        for (int r = 0; r < n; ++r) {
+            const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
+            if (tile.sees[token]) {
+                softmax(job, tile.bias[token], job.slope(head), job.v.n_blocks * BLOCK, scores[r],
+                        Sum(out[r], scratch.row));
+            } else {
+                memset(scores[r], 0, sizeof scores[r]);
+            }
+        }
+        vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
+    }
+}
+
+// The same for many rows: the tile is unpacked, its keys with a number of all cells side by side.
+void attend_many(const Job & job, const Tokens & tokens, int kv_head, const Tile & tile, const Scratch & scratch,
+                 float * work) {
+    const int k_size = job.k.n_blocks * BLOCK, v_size = job.v.n_blocks * BLOCK;
+    float *   keys = work + scratch.keys, *values = work + scratch.values, *transposed = work + scratch.transposed;
+    for (int c = 0; c < tile.n; ++c) {
+        job.k.kernels->unpack(tile.k[c] + kv_head * job.k.tensor->nb[2], job.k.n_blocks, keys + c * k_size);
+        job.v.kernels->unpack(tile.v[c] + kv_head * job.v.tensor->nb[2], job.v.n_blocks, values + c * v_size);
+    }
+    // what a short tile lacks: any numbers, which the mask hides
+    std::fill(keys + tile.n * k_size, keys + TILE * k_size, 0.0f);
+    for (int c = 0; c < TILE; c += SQUARE) {
+        for (int i = 0; i < k_size; i += SQUARE) {
+            v_transpose(keys + c * k_size + i, k_size, transposed + i * TILE + c, TILE);
+        }
+    }
+    const int n_rows   = tokens.n * job.group;
+    const int n_passes = (n_rows + MANY_ROWS - 1) / MANY_ROWS;
+    for (int pass = 0; pass < n_passes; ++pass) {
+        const int     first = n_rows * pass / n_passes, end = n_rows * (pass + 1) / n_passes;
+        const float * q[MANY_ROWS];
+        float *       out[MANY_ROWS];
+        float *       score[MANY_ROWS];
+        const float * bias[MANY_ROWS];
+        float         slope[MANY_ROWS];
+        float         scores[MANY_ROWS][TILE];
+        int           n = 0; // rows that see any of the tile
+        for (int r = first; r < end; ++r) {
+            const int token = r / job.group, head = kv_head * job.group + r % job.group;
+            if (tile.sees[token]) {
+                q[n]     = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
+                                        head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+                out[n]   = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
+                score[n] = scores[n];
+                bias[n]  = tile.bias[token];
+                slope[n] = job.slope(head);
+                ++n;
+            }
+        }
+        if (n > 0) {
+            multiplies[n - 1](q, transposed, k_size, TILE, false, score);
             for (int r = 0; r < n; ++r) {
-                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-                q[r] = (const float *) job.query(seq, token, head);
-                out[r] =
-                    work + scratch.sums + (((int64_t) seq * job.n_tokens + token) * job.n_heads + head) * scratch.row;
-                sees |= tile.sees[token];
+                softmax(job, bias[r], slope[r], v_size, score[r], Sum(out[r], scratch.row));
             }
-            if (!sees) {
-                continue;
-            }
-            kk->dot[n - 1](q, k, tile.n_padded, job.k.n_blocks, job.k.row_size, k_ahead, scores);
-            for (int r = 0; r < n; ++r) {
-                const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-                if (tile.sees[token]) {
-                    softmax(job, tile.bias[token], job.slope(head), job.v.n_blocks * BLOCK, scores[r],
-                            Sum(out[r], scratch.row));
-                } else {
-                    memset(scores[r], 0, sizeof scores[r]);
-                }
-            }
-            vk->mix[n - 1](scores, v, tile.n, job.v.n_blocks, job.v.row_size, v_ahead, out);
+            multiplies[n - 1](score, values, tile.n, v_size, true, out);
         }
     }
 }
 
-// This thread's share of the cells, over all heads and sequences, into its sums.
-void attend_all(const Job & job, const Scratch & scratch, int ith, int nth, float * work) {
-    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
-    for (int r = 0; r < n_rows; ++r) {
-        float * row = work + scratch.sums + (int64_t) r * scratch.row;
-        memset(row, 0, scratch.row * sizeof(float));
-        Sum(row, scratch.row).largest = -INFINITY;
+// Nothing is summed yet in n_rows rows.
+void clear(const Scratch & scratch, float * sums, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; ++r, sums += scratch.row) {
+        memset(sums, 0, scratch.row * sizeof(float));
+        Sum(sums, scratch.row).largest = -INFINITY;
     }
-    MaskRows rows;
-    Tile     tile;
+}
+
+// Row r of the result from n sums of it, which are `apart` floats apart.
+void write_row(const Job & job, const Scratch & scratch, float * sums, int64_t apart, int n, int64_t r,
+               ggml_tensor * result) {
+    const int   n_sums  = job.v.n_blocks * BLOCK;
+    const float sink    = job.sinks ? ((const float *) job.sinks->data)[r % job.n_heads] : -INFINITY;
+    float       largest = sink;
+    for (int i = 0; i < n; ++i) {
+        largest = std::max(largest, Sum(sums + i * apart, scratch.row).largest);
+    }
+    float * out    = (float *) ((char *) result->data + r * result->nb[1]);
+    float   weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
+    memset(out, 0, n_sums * sizeof(float));
+    for (int i = 0; i < n; ++i) {
+        const Sum sum(sums + i * apart, scratch.row);
+        if (sum.weight != 0.0f) {
+            const float factor = std::exp(sum.largest - largest);
+            for (int j = 0; j < n_sums; j += N_LANES) {
+                v_store(out + j, v_fma(v_load(sum.out + j), v_set(factor), v_load(out + j)));
+            }
+            weight += factor * sum.weight;
+        }
+    }
+    const Vec share = v_set(weight != 0.0f ? 1.0f / weight : 0.0f); // 0 where a token sees nothing
+    for (int j = 0; j < n_sums; j += N_LANES) {
+        v_store(out + j, v_mul(v_load(out + j), share));
+    }
+}
+
+// Few tokens: each thread sums over its share of the cells, then it merges all threads' sums of its share of the rows.
+void few_tokens(const Job & job, const Scratch & scratch, const ggml_compute_params * params, float * all_work,
+                ggml_tensor * result) {
+    const int     ith = params->ith, nth = params->nth;
+    const int64_t n_rows = (int64_t) job.n_seqs * job.n_tokens * job.n_heads;
+    float *       work   = all_work + ith * scratch.size;
+    clear(scratch, work + scratch.sums, n_rows);
+    Tile tile;
     for (int seq = 0; seq < job.n_seqs; ++seq) {
+        const Tokens tokens = { seq, 0, job.n_tokens,
+                                work + scratch.sums + (int64_t) seq * job.n_tokens * job.n_heads * scratch.row };
         // in turns: which thread has a tile does not depend on what other tokens see
         for (int at = ith * TILE; at < job.n_cells; at += nth * TILE) {
-            read_mask(job, seq, at, rows);
-            if (read_tile(job, seq, at, rows, tile)) {
-                attend(job, seq, tile, nth * TILE, scratch, work);
+            if (read_tile(job, tokens, at, tile)) {
+                for (int kv_head = 0; kv_head < job.n_kv_heads; ++kv_head) {
+                    attend(job, tokens, kv_head, tile, nth * TILE, scratch, work);
+                }
             }
         }
     }
+    ggml_barrier(params->threadpool);
+    for (int64_t r = ith; r < n_rows; r += nth) {
+        write_row(job, scratch, all_work + scratch.sums + r * scratch.row, scratch.size, nth, r, result);
+    }
 }
 
-// This thread's share of the rows: the threads' sums become the result. work: of all threads.
-void merge(const Job & job, const Scratch & scratch, int ith, int nth, float * work, ggml_tensor * result) {
-    const int n_rows = job.n_seqs * job.n_tokens * job.n_heads;
-    const int n_sums = job.v.n_blocks * BLOCK;
-    for (int r = ith; r < n_rows; r += nth) {
-        const auto sum_of = [&](int thread) {
-            return Sum(work + thread * scratch.size + scratch.sums + (int64_t) r * scratch.row, scratch.row);
-        };
-        const float sink    = job.sinks ? ((const float *) job.sinks->data)[r % job.n_heads] : -INFINITY;
-        float       largest = sink;
-        for (int t = 0; t < nth; ++t) {
-            largest = std::max(largest, sum_of(t).largest);
-        }
-        const int64_t at     = (job.first_seq * result->ne[2] + job.first_token) * job.n_heads + r;
-        float *       out    = (float *) ((char *) result->data + at * result->nb[1]);
-        float         weight = sink > -INFINITY ? std::exp(sink - largest) : 0.0f;
-        memset(out, 0, n_sums * sizeof(float));
-        for (int t = 0; t < nth; ++t) {
-            const Sum sum = sum_of(t);
-            if (sum.weight != 0.0f) {
-                const float factor = std::exp(sum.largest - largest);
-                for (int i = 0; i < n_sums; i += N_LANES) {
-                    v_store(out + i, v_fma(v_load(sum.out + i), v_set(factor), v_load(out + i)));
-                }
-                weight += factor * sum.weight;
+// Many tokens: threads take a few of them and a KV head as they come.
+void many_tokens(const Job & job, const Scratch & scratch, const ggml_compute_params * params, float * work,
+                 ggml_tensor * result) {
+    const int n_parts = (job.n_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
+    const int n_items = job.n_seqs * job.n_kv_heads * n_parts;
+    float *   sums    = work + scratch.sums;
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    Tile tile;
+    for (int item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int    part = item % n_parts, kv_head = item / n_parts % job.n_kv_heads;
+        const int    first  = (int) ((int64_t) job.n_tokens * part / n_parts);
+        const int    end    = (int) ((int64_t) job.n_tokens * (part + 1) / n_parts);
+        const Tokens tokens = { item / n_parts / job.n_kv_heads, first, end - first, sums };
+        clear(scratch, sums, (int64_t) tokens.n * job.n_heads);
+        for (int at = 0; at < job.n_cells; at += TILE) {
+            if (read_tile(job, tokens, at, tile)) {
+                attend_many(job, tokens, kv_head, tile, scratch, work);
             }
         }
-        const Vec share = v_set(weight != 0.0f ? 1.0f / weight : 0.0f); // 0 where a token sees nothing
-        for (int i = 0; i < n_sums; i += N_LANES) {
-            v_store(out + i, v_mul(v_load(out + i), share));
+        for (int t = 0; t < tokens.n; ++t) {
+            for (int head = kv_head * job.group; head < (kv_head + 1) * job.group; ++head) {
+                const int64_t r = ((int64_t) tokens.seq * job.n_tokens + first + t) * job.n_heads + head;
+                write_row(job, scratch, sums + ((int64_t) t * job.n_heads + head) * scratch.row, 0, 1, r, result);
+            }
         }
     }
 }
@@ -545,38 +662,21 @@ bool wanted() {
 
 size_t es_attention_work_size(const ggml_tensor * node, int n_threads) {
     const Job job(node);
-    if (!wanted() || !job.takes() || (job.n_tokens > MAX_TOKENS && job.n_parts(n_threads) == 0)) {
-        return 0;
-    }
-    return Scratch(job.n_tokens > MAX_TOKENS ? job.part(0) : job).size * n_threads * sizeof(float) + 64;
+    return wanted() && job.takes() ? Scratch(job).size * n_threads * sizeof(float) + 64 : 0;
 }
 
 bool es_attention(const ggml_compute_params * params, ggml_tensor * node) {
-    const int    ith = params->ith, nth = params->nth;
-    const size_t need = params->use_ref ? 0 : es_attention_work_size(node, nth);
-    if (need == 0 || need > params->wsize) { // it was planned for other threads
+    const Job job(node);
+    if (params->use_ref || !wanted() || !job.takes()) {
         return false;
     }
-    const Job job(node);
-    float *   work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
-    if (job.n_tokens <= MAX_TOKENS) {
-        const Scratch scratch(job);
-        attend_all(job, scratch, ith, nth, work + ith * scratch.size);
-        ggml_barrier(params->threadpool);
-        merge(job, scratch, ith, nth, work, node);
-        return true;
-    }
-    const Scratch scratch(job.part(0));
-    const int     n_parts = job.n_parts(nth);
-    for (int round = 0; round * nth < n_parts; ++round) {
-        // later tokens see more cells: back and forth
-        const int i = round * nth + (round % 2 ? nth - 1 - ith : ith);
-        if (i < n_parts) {
-            const Job part = job.part(i);
-            float *   own  = work + ith * scratch.size;
-            attend_all(part, Scratch(part), 0, 1, own);
-            merge(part, Scratch(part), 0, 1, own, node);
-        }
+    const Scratch scratch(job);
+    float *       work = (float *) (((uintptr_t) params->wdata + 63) & ~(uintptr_t) 63);
+    GGML_ASSERT(es_attention_work_size(node, params->nth) <= params->wsize);
+    if (job.few()) {
+        few_tokens(job, scratch, params, work, node);
+    } else {
+        many_tokens(job, scratch, params, work + params->ith * scratch.size, node);
     }
     return true;
 }

@@ -200,6 +200,41 @@ inline float v_largest(Vec x) {
     return vmaxvq_f32(x);
 }
 
+constexpr int SQUARE = 4;
+// out[j][i] = in[i][j] for i and j below SQUARE; rows are in_row and out_row floats apart
+inline void v_transpose(const float * in, size_t in_row, float * out, size_t out_row) {
+    const float32x4_t   r0 = vld1q_f32(in), r1 = vld1q_f32(in + in_row);
+    const float32x4_t   r2 = vld1q_f32(in + 2 * in_row), r3 = vld1q_f32(in + 3 * in_row);
+    const float32x4x2_t a = vtrnq_f32(r0, r1), b = vtrnq_f32(r2, r3);
+    vst1q_f32(out, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+    vst1q_f32(out + out_row, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+    vst1q_f32(out + 2 * out_row, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+    vst1q_f32(out + 3 * out_row, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+}
+
+#endif
+
+#ifndef __aarch64__
+constexpr int SQUARE = 8;
+// out[j][i] = in[i][j] for i and j below SQUARE; rows are in_row and out_row floats apart
+inline void v_transpose(const float * in, size_t in_row, float * out, size_t out_row) {
+    __m256 pair[8], four[8]; // of two rows: their numbers in turns; of four
+    for (int i = 0; i < 8; i += 2) {
+        const __m256 a = _mm256_loadu_ps(in + i * in_row), b = _mm256_loadu_ps(in + (i + 1) * in_row);
+        pair[i]     = _mm256_unpacklo_ps(a, b);
+        pair[i + 1] = _mm256_unpackhi_ps(a, b);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        four[i]     = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+        four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+        four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+        four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * out_row, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+}
 #endif
 
 inline Vec v_add(Vec a, Vec b) {
