@@ -231,7 +231,7 @@ SECTIONS = {
         "lines between are facts worded alike. found: the line itself came back. At 1,000 caches all but the "
         "last 100 are in the log only. Then what comes back for which messages, without a model; right: the "
         "line that was asked for. Sums need several lines, and one comes back. Then facts told in a "
-        "conversation (the user's own sentences among dialogue in eight languages) and asked for; an answer "
+        "conversation (the user's own sentences among English dialogue) and asked for; an answer "
         "is right if it has the word, which the small demo model seldom manages even in the window. "
         "Questions, facts and what the bounds were tuned with: benchmarks/recall_data.",
         untimed=True,
