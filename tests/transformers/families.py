@@ -122,7 +122,7 @@ FALSE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 # keys that ours has and theirs has not: llama.cpp's default is the same
 MORE = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
 _UNUSED = (*(f"ssm.{k}" for k in ("conv_kernel", "group_count", "inner_size", "state_size", "time_step_rank")),)
-_GEMMA4 = tuple(f"tokenizer.ggml.{key}" for key in ("pre", "token_type", "tokens"))
+_GEMMA4 = tuple(f"tokenizer.ggml.{key}" for key in ("pre", "scores", "token_type", "tokens"))
 DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     "glm4": ("tokenizer.ggml.unknown_token_id",),  # a byte-level tokenizer has none
     # theirs describes a mixer that no layer has, and states the same number of key-value heads for each layer
