@@ -17,6 +17,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: make test-transformers")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: make test-transformers")
 
+# no conftest.py here: it would hide that of tests/
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
 import families  # noqa: E402
 import gguf  # noqa: E402
 import llama_cpp_converter as llama_cpp  # noqa: E402

@@ -146,8 +146,9 @@
                     .font(.caption.bold())
                     .foregroundStyle(.secondary)
                 if let recalled = message.recalled {
+                    let when = recalled.when.formatted(.relative(presentation: .named))
                     Label(
-                        localized("chat.recalled \(recalled.when.formatted(.relative(presentation: .named))) \(recalled.text)"),
+                        localized("chat.recalled \(when) \(recalled.text)"),
                         systemImage: "arrow.uturn.backward"
                     )
                     .font(.caption)
