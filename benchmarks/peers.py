@@ -53,6 +53,9 @@ AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(out)
 """
 
 
+_ORIGIN = "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"  # the folder can be moved
+
+
 class Missing(Exception):
     """A peer that cannot be set up; the text says why."""
 
@@ -118,7 +121,7 @@ def stock() -> tuple[Path, Path]:
         run("tar", "-xzf", archive, "-C", STOCK, "--strip-components=1")
         off = [f"-DLLAMA_{what}=OFF" for what in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
         source, build = STOCK / "vendor" / "llama.cpp", STOCK / "build"
-        run("cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *off)
+        run("cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", _ORIGIN, *off)
         run("cmake", "--build", build, "--target", "llama-completion")
     return environment("stock", archive, env={"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"}), Q4_0
 
@@ -153,7 +156,7 @@ PEERS = [
         "stock llama.cpp, Q4_0",
         "llama_cpp",
         stock,
-        {"LLAMA_CPP_LIB_PATH": str(STOCK / "build" / "bin")},
+        {name: str(STOCK / "build" / "bin") for name in ("LLAMA_CPP_LIB_PATH", "LD_LIBRARY_PATH")},
         [str(STOCK / "build" / "bin" / "llama-completion"), *_COMPLETION],
     ),
     Peer("ik_llama.cpp, Q4_0", "ik_llama", gguf("ik_llama", "ik_llama-cpp-python==0.1.5"), {}),
@@ -182,7 +185,8 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("answer "):
                 return json.loads(line.removeprefix("answer "))
-        raise Missing(f"its process ended with status {self._process.wait()}: {' '.join(self.command)} serve")
+        command = " ".join(self.command).replace(f"{ROOT}/", "")
+        raise Missing(f"its process ended with status {self._process.wait()}: {command} serve")
 
     def text(self, n_prompt: int, n: int, seed: int) -> tuple[float, float, float]:
         """Seconds of reading and of writing, and the peak in MiB."""
