@@ -298,6 +298,10 @@ struct Job {
                n_heads % n_kv_heads == 0 && mask_fits;
     }
 
+    const float * query(int64_t seq, int64_t token, int64_t head) const {
+        return (const float *) ((const char *) q->data + token * q->nb[1] + head * q->nb[2] + seq * q->nb[3]);
+    }
+
     // Few tokens: threads share the cells. Many: they share the tokens.
     bool few() const { return n_tokens <= FEW_TOKENS; }
 
@@ -486,8 +490,7 @@ void attend(const Job & job, const Tokens & tokens, int kv_head, const Tile & ti
         bool          sees                   = false;
         for (int r = 0; r < n; ++r) {
             const int token = (first + r) / job.group, head = kv_head * job.group + (first + r) % job.group;
-            q[r]   = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
-                                    head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+            q[r]   = job.query(tokens.seq, tokens.first + token, head);
             out[r] = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
             sees |= tile.sees[token];
         }
@@ -538,8 +541,7 @@ void attend_many(const Job & job, const Tokens & tokens, int kv_head, const Tile
         for (int r = first; r < end; ++r) {
             const int token = r / job.group, head = kv_head * job.group + r % job.group;
             if (tile.sees[token]) {
-                q[n]     = (const float *) ((const char *) job.q->data + (tokens.first + token) * job.q->nb[1] +
-                                        head * job.q->nb[2] + tokens.seq * job.q->nb[3]);
+                q[n]     = job.query(tokens.seq, tokens.first + token, head);
                 out[n]   = tokens.sums + ((int64_t) token * job.n_heads + head) * scratch.row;
                 score[n] = scores[n];
                 bias[n]  = tile.bias[token];
@@ -651,10 +653,7 @@ void many_tokens(const Job & job, const Scratch & scratch, const ggml_compute_pa
 }
 
 bool wanted() {
-    static const bool value = [] {
-        const char * name = getenv("EDGE_STREAM_ATTENTION");
-        return !name || strcmp(name, "stock") != 0;
-    }();
+    static const bool value = is_wanted("EDGE_STREAM_ATTENTION");
     return value;
 }
 

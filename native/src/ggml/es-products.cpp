@@ -7,25 +7,22 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "es-vectors.h"
+
+// 8-bit products of x86: AVX2, or AVX-512 with BW and VL, which all but the first such processors have
+#if defined(ES_VECTORS) && !defined(__aarch64__) &&                                                                    \
+    (!defined(__AVX512F__) || (defined(__AVX512BW__) && defined(__AVX512VL__)))
 #define ES_PRODUCTS
-#ifdef __AVX512VNNI__
-#define INSTRUCTIONS "AVX-512 VNNI"
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define PRODUCTS "AVX-512 VNNI"
+#elif !defined(__AVX512F__) && defined(__AVXVNNI__)
+#define PRODUCTS "AVX-VNNI"
 #else
-#define INSTRUCTIONS "AVX-512"
-#endif
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define ES_PRODUCTS
-#ifdef __AVXVNNI__
-#define INSTRUCTIONS "AVX-VNNI"
-#else
-#define INSTRUCTIONS "AVX2"
+#define PRODUCTS INSTRUCTIONS
 #endif
 #endif
 
 #ifdef ES_PRODUCTS
-
-#include <immintrin.h>
 
 namespace {
 
@@ -33,11 +30,11 @@ namespace {
 // instructions: a vector has four bytes of each of N_COLUMNS columns, or a 32-bit number of each
 //
 
-#ifdef __AVX512BW__
+constexpr int N_COLUMNS = N_LANES;
 
-constexpr int N_COLUMNS = 16;
-using Ints              = __m512i;
-using Floats            = __m512;
+#ifdef __AVX512F__
+
+using Ints = __m512i;
 
 inline Ints load(const void * p) {
     return _mm512_loadu_si512(p);
@@ -57,39 +54,25 @@ inline Ints low(Ints x) {
 inline Ints high(Ints x) {
     return low(_mm512_srli_epi16(x, 4));
 }
-inline Floats set(float x) {
-    return _mm512_set1_ps(x);
-}
-inline Floats f16(const void * p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
-}
-inline Floats fma(Floats a, Floats b, Floats c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-inline void store(float * p, Floats x) {
-    _mm512_storeu_ps(p, x);
-}
 #ifdef __AVX512VNNI__
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
 }
-inline Floats total(Ints sum) {
+inline Vec total(Ints sum) {
     return _mm512_cvtepi32_ps(sum);
 }
 #else
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm512_add_epi16(sum, _mm512_maddubs_epi16(weights, x));
 }
-inline Floats total(Ints sum) {
+inline Vec total(Ints sum) {
     return _mm512_cvtepi32_ps(_mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
 }
 #endif
 
 #else
 
-constexpr int N_COLUMNS = 8;
-using Ints              = __m256i;
-using Floats            = __m256;
+using Ints = __m256i;
 
 inline Ints load(const void * p) {
     return _mm256_loadu_si256((const __m256i *) p);
@@ -109,23 +92,11 @@ inline Ints low(Ints x) {
 inline Ints high(Ints x) {
     return low(_mm256_srli_epi16(x, 4));
 }
-inline Floats set(float x) {
-    return _mm256_set1_ps(x);
-}
-inline Floats f16(const void * p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
-}
-inline Floats fma(Floats a, Floats b, Floats c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
-inline void store(float * p, Floats x) {
-    _mm256_storeu_ps(p, x);
-}
 #ifdef __AVXVNNI__
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm256_dpbusd_avx_epi32(sum, weights, x);
 }
-inline Floats total(Ints sum) {
+inline Vec total(Ints sum) {
     return _mm256_cvtepi32_ps(sum);
 }
 #else
@@ -133,7 +104,7 @@ inline Floats total(Ints sum) {
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, x));
 }
-inline Floats total(Ints sum) {
+inline Vec total(Ints sum) {
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 #endif
@@ -186,11 +157,11 @@ struct Packed<Q4_0> {
     // rounded is the term and the sum.
     static constexpr float ZERO = -8.0f;
     struct Scales {
-        Floats scale;
+        Vec scale;
     };
-    Scales        scales() const { return { f16(scale) }; }
-    static Floats add(Floats sum, Floats total, const Scales & s, const RowBlock & row) {
-        return fma(fma(total, set(row.scale), set(row.offset)), s.scale, sum);
+    Scales     scales() const { return { v_f16(scale) }; }
+    static Vec add(Vec sum, Vec total, const Scales & s, const RowBlock & row) {
+        return v_fma(v_fma(total, v_set(row.scale), v_set(row.offset)), s.scale, sum);
     }
 };
 template <>
@@ -204,11 +175,11 @@ struct Packed<Q4_1> {
     }
     static constexpr float ZERO = 1.0f;
     struct Scales {
-        Floats scale, least;
+        Vec scale, least;
     };
-    Scales        scales() const { return { f16(scale), f16(least) }; }
-    static Floats add(Floats sum, Floats total, const Scales & s, const RowBlock & row) {
-        return fma(total * set(row.scale), s.scale, fma(s.least, set(row.offset), sum));
+    Scales     scales() const { return { v_f16(scale), v_f16(least) }; }
+    static Vec add(Vec sum, Vec total, const Scales & s, const RowBlock & row) {
+        return v_fma(v_mul(total, v_set(row.scale)), s.scale, v_fma(s.least, v_set(row.offset), sum));
     }
 };
 
@@ -269,9 +240,9 @@ void round_row(const float * x, int64_t n_blocks, float zero, RowBlock * out) {
 template <class Column, int N_ROWS>
 void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out) {
     const Packed<Column> * packed = (const Packed<Column> *) columns;
-    Floats                 sum[N_ROWS];
+    Vec                    sum[N_ROWS];
     for (int r = 0; r < N_ROWS; ++r) {
-        sum[r] = set(0.0f);
+        sum[r] = v_set(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b, ++packed, ++rows) {
         Ints dots[N_ROWS];
@@ -295,7 +266,7 @@ void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, flo
         }
     }
     for (int r = 0; r < N_ROWS; ++r) {
-        store(out[r], sum[r]);
+        v_store(out[r], sum[r]);
     }
 }
 
@@ -323,10 +294,7 @@ const Kernels * kernels_of(ggml_type type) {
 }
 
 bool wanted() {
-    static const bool value = [] {
-        const char * name = getenv("EDGE_STREAM_PRODUCTS");
-        return !name || strcmp(name, "stock") != 0;
-    }();
+    static const bool value = is_wanted("EDGE_STREAM_PRODUCTS");
     return value;
 }
 
@@ -399,7 +367,7 @@ void es_products(const ggml_compute_params * params, ggml_tensor * node) {
 }
 
 const char * es_products_name(void) {
-    return wanted() ? "edge-stream (" INSTRUCTIONS ")" : "stock";
+    return wanted() ? "edge-stream (" PRODUCTS ")" : "stock";
 }
 
 #else // no instructions for this machine

@@ -1,9 +1,10 @@
-// Vectors of float32 for es-attention.cpp, in the widest instructions that ggml's CPU backend is compiled for:
-// AVX-512F, AVX2 with FMA and F16C, NEON of 64-bit ARM. Without any of them ES_VECTORS is not defined.
+// Vectors of float32 for es-attention.cpp and es-products.cpp, in the widest instructions that ggml's CPU backend is
+// compiled for: AVX-512F, AVX2 with FMA and F16C, NEON of 64-bit ARM. Without any of them ES_VECTORS is not defined.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
@@ -17,6 +18,12 @@
 #ifdef ES_VECTORS
 
 namespace {
+
+// Whether an environment variable leaves our code on: it is not "stock".
+inline bool is_wanted(const char * variable) {
+    const char * value = std::getenv(variable);
+    return !value || std::strcmp(value, "stock") != 0;
+}
 
 #if defined(__AVX512F__)
 
