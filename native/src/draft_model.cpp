@@ -1,5 +1,6 @@
 #include "draft_model.h"
 
+#include "drafter.h"
 #include "stream.h"
 
 #include <algorithm>
@@ -126,18 +127,9 @@ uint32_t es_draft_model::worth(uint32_t n, double gain, const std::vector<double
         --trials_;
         return std::min(n, n_trial);
     }
-    const double cost = cost_us_ / single_us;
-    double       best = gain, chance = 1, tokens = 1;
-    uint32_t     most = 0;
-    for (uint32_t k = 1; k <= n; ++k) {
-        chance *= hits_ / n_;
-        tokens += chance;
-        const double rate = tokens / (costs[k + 1] + k * cost);
-        if (rate > best) {
-            best = rate;
-            most = k;
-        }
-    }
+    const double   cost = cost_us_ / single_us;
+    const uint32_t most = es_best_length(
+        n, gain, [&](uint32_t) { return hits_ / n_; }, [&](uint32_t k) { return costs[k + 1] + k * cost; });
     if (most == 0 && n > 1) { // not for want of room
         drop_guesses();
         asleep_ = nap_;

@@ -154,18 +154,11 @@ uint32_t es_drafter::worth(uint32_t n) {
     if (n_single_ < n_timings) {
         return 0;
     }
-    double   best = gain, chance = 1, tokens = 1;
-    uint32_t most = 0;
-    for (uint32_t k = 1; k <= n; ++k) {
+    const auto chance = [&](uint32_t k) {
         const score & s = score_of(n_equal_ + k - 1);
-        chance *= s.hits / s.n;
-        tokens += chance;
-        if (tokens / costs_[k + 1] > best) {
-            best = tokens / costs_[k + 1];
-            most = k;
-        }
-    }
-    return most;
+        return s.hits / s.n;
+    };
+    return es_best_length(n, gain, chance, [&](uint32_t k) { return costs_[k + 1]; });
 }
 
 void es_drafter::timed(uint32_t n_rows, int64_t us) {

@@ -13,6 +13,24 @@
 
 class es_draft_model;
 
+// How many tokens of at most n to draft: as many as give the most tokens expected per time, 0 if that is not above
+// least. chance(k): that the k-th comes true if those before did. cost(k): of drafting and verifying k, in single
+// tokens.
+template <class Chance, class Cost>
+uint32_t es_best_length(uint32_t n, double least, Chance && chance, Cost && cost) {
+    double   best = least, all = 1, tokens = 1;
+    uint32_t most = 0;
+    for (uint32_t k = 1; k <= n; ++k) {
+        all *= chance(k);
+        tokens += all;
+        if (tokens / cost(k) > best) {
+            best = tokens / cost(k);
+            most = k;
+        }
+    }
+    return most;
+}
+
 class es_drafter {
 public:
     // n_max: most tokens of a draft. n_min: 0, or draft all there is, if that is so many tokens, whether it pays or
