@@ -69,6 +69,21 @@ class Mamba2:
         }
 
 
+def read_mamba(keys: Keys, inner: int, norm: bool = True) -> Mamba2:
+    """The mixer of a config.json with keys `mamba_*`. inner: the size of all heads, if none is given of one."""
+    heads = keys.count("mamba_n_heads", 128)
+    width = keys.get("mamba_d_head", "auto")
+    return Mamba2(
+        keys.count("mamba_d_conv", 4),
+        keys.count("mamba_d_state", 256),
+        heads,
+        inner // heads if width == "auto" else keys.count("mamba_d_head"),
+        keys.count("mamba_n_groups", 1),
+        keys.flag("mamba_conv_bias", True),
+        norm,
+    )
+
+
 def squeeze(a: NDArray[Any]) -> NDArray[Any]:
     """A convolution over single channels: [channels, 1, kernel] to [channels, kernel]."""
     return a.reshape(a.shape[0], -1)

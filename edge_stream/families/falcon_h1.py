@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes
 from edge_stream.families._layers import attention, mlp, norms
-from edge_stream.families._mamba import Mamba2, check
+from edge_stream.families._mamba import check, read_mamba
 
 _FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
 
@@ -26,20 +26,10 @@ def _read(keys: Keys, _n_layer: int) -> dict[str, Any]:
     if normed and keys.flag("mamba_norm_before_gate", True):
         keys.refuse("mamba_norm_before_gate is not supported")
     inner = keys.get("mamba_d_ssm", None) or keys.count("mamba_expand", 2) * keys.count("hidden_size")
-    heads = keys.count("mamba_n_heads", 128)
-    width = keys.get("mamba_d_head", "auto")
     own: dict[str, Any] = {name: keys.number(f"{name}_multiplier", 1.0, -1e9) for name in _FACTORS}
     own["mlp"] = keys.items("mlp_multipliers", float, 2, (1.0, 1.0))
     own["ssm"] = keys.items("ssm_multipliers", float, 5, (1.0,) * 5)
-    own["mamba"] = Mamba2(
-        keys.count("mamba_d_conv", 4),
-        keys.count("mamba_d_state", 256),
-        heads,
-        inner // heads if width == "auto" else keys.count("mamba_d_head"),
-        keys.count("mamba_n_groups", 1),
-        keys.flag("mamba_conv_bias", True),
-        normed,
-    )
+    own["mamba"] = read_mamba(keys, inner, normed)
     return own
 
 

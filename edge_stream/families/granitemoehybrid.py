@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes, granite
 from edge_stream.families._layers import attention, norms
-from edge_stream.families._mamba import Mamba2, check
+from edge_stream.families._mamba import check, read_mamba
 
 _TYPES = ("mamba", "linear_attention", "attention", "full_attention")
 
@@ -35,17 +35,7 @@ def _read(keys: Keys, n_layer: int) -> dict[str, Any]:
         check(keys)
         if keys.flag("mamba_proj_bias", False):
             keys.refuse("mamba_proj_bias is not supported")
-        heads = keys.count("mamba_n_heads", 128)
-        width = keys.get("mamba_d_head", "auto")
-        inner = keys.count("mamba_expand", 2) * keys.count("hidden_size")
-        own["mamba"] = Mamba2(
-            keys.count("mamba_d_conv", 4),
-            keys.count("mamba_d_state", 256),
-            heads,
-            inner // heads if width == "auto" else keys.count("mamba_d_head"),
-            keys.count("mamba_n_groups", 1),
-            keys.flag("mamba_conv_bias", True),
-        )
+        own["mamba"] = read_mamba(keys, keys.count("mamba_expand", 2) * keys.count("hidden_size"))
     return own
 
 
