@@ -207,7 +207,7 @@ def context_options(n_ctx: int = N_CTX_DEFAULT) -> Callable[[F], F]:
             type=Count(min=0),
             default=0,
             help="When the cache is full, drop at least the oldest N tokens at once. 0: one (bank), 16 (bank, with "
-            "--spec-type), or a sixteenth of the cache (redecode).",
+            "drafts), or a sixteenth of the cache (redecode).",
         ),
     )
 

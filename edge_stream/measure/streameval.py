@@ -110,7 +110,7 @@ def plan(
     distances = list(distances) or _default_distances(n_ctx, per_line)
     if max(distances) * per_line > 50 * n_ctx:
         raise EdgeStreamError(f"a distance of {max(distances)} lines is far too long for a cache of {n_ctx} tokens")
-    asked = schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
+    asked = _schedule([d for _ in range(per_distance) for d in draw.sample(distances, len(distances))], interval)
     stated = {after - lines for after, lines in asked}
 
     facts: dict[int, tuple[_Fact, int]] = {}  # by line: the fact, and the tokens seen when it ended
@@ -135,7 +135,7 @@ def plan(
     return out
 
 
-def schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
+def _schedule(wanted: list[int], interval: int) -> list[tuple[int, int]]:
     """Pairs (lines before a question, distance in lines), in order; each fact is asked for once."""
     wanted, taken, out, after = list(wanted), set[int](), [], 0
     while wanted:
