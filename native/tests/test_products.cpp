@@ -159,7 +159,7 @@ int main() {
         printf("no products of ours on this machine\n");
         return 0;
     }
-    for (ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1 }) {
+    for (ggml_type type : { GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1 }) {
         ggml_tensor matrix = {};
         matrix.type        = type;
         matrix.ne[0] = 64, matrix.ne[1] = 64, matrix.ne[2] = matrix.ne[3] = 1;

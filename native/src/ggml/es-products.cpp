@@ -55,6 +55,7 @@ inline Ints high(Ints x) {
     return low(_mm512_srli_epi16(x, 4));
 }
 #ifdef __AVX512VNNI__
+#define ES_BYTE_PRODUCTS
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
 }
@@ -93,6 +94,7 @@ inline Ints high(Ints x) {
     return low(_mm256_srli_epi16(x, 4));
 }
 #ifdef __AVXVNNI__
+#define ES_BYTE_PRODUCTS
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm256_dpbusd_avx_epi32(sum, weights, x);
 }
@@ -100,7 +102,7 @@ inline Vec total(Ints sum) {
     return _mm256_cvtepi32_ps(sum);
 }
 #else
-// in 16 bits: the eight additions of a block are at most 8 * 2 * 15 * 127
+// in 16 bits: weights must be small, see Halves
 inline Ints add_products(Ints sum, Ints weights, Ints x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, x));
 }
@@ -134,7 +136,11 @@ struct RowBlock {
     int8_t numbers[BLOCK];
 };
 
-// As GGUF has a block of one column (a row of the tensor): the low halves are its first 16 numbers.
+// As GGUF has a block of one column (a row of the tensor). Of 4 bits the low halves are its first 16 numbers.
+struct Q8_0 {
+    uint16_t scale;
+    uint8_t  numbers[BLOCK];
+};
 struct Q4_0 {
     uint16_t scale;
     uint8_t  numbers[BLOCK / 2];
@@ -144,18 +150,63 @@ struct Q4_1 {
     uint8_t  numbers[BLOCK / 2];
 };
 
-// The same block of N_COLUMNS columns: the bytes four by four.
-template <class Column>
-struct Packed;
-template <>
-struct Packed<Q4_0> {
-    uint16_t scale[N_COLUMNS];
-    uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
+// Integer products of a block of four bits: a vector of bytes has the numbers i to i + 3 and, in their high halves,
+// i + 16 to i + 19. In 16 bits this is at most 8 * 2 * 15 * 127.
+struct Halves {
+    Ints sum = zero();
 
-    void put_scales(const Q4_0 & column, int i) { scale[i] = column.scale; }
+    struct Weights {
+        Ints first, second;
+        explicit Weights(Ints bytes) : first(low(bytes)), second(high(bytes)) {}
+    };
+    void add(const Weights & w, const int8_t * x) {
+        sum = add_products(sum, w.first, four(x));
+        in_order(sum);
+        sum = add_products(sum, w.second, four(x + BLOCK / 2));
+        in_order(sum);
+    }
+    Vec total() const { return ::total(sum); }
+};
+
+// Of eight bits, without sign.
+#ifdef ES_BYTE_PRODUCTS
+struct Bytes {
+    Ints sum = zero();
+
+    using Weights = Ints;
+    void add(Ints w, const int8_t * x) { sum = add_products(sum, w, four(x)); }
+    Vec  total() const { return ::total(sum); }
+};
+#else
+// Products of whole bytes do not fit into 16 bits: their halves' do.
+struct Bytes {
+    Ints sum = zero(), sixteenths = zero();
+
+    struct Weights {
+        Ints low, high;
+        explicit Weights(Ints bytes) : low(::low(bytes)), high(::high(bytes)) {}
+    };
+    void add(const Weights & w, const int8_t * x) {
+        const Ints numbers = four(x);
+        sum                = add_products(sum, w.low, numbers);
+        sixteenths         = add_products(sixteenths, w.high, numbers);
+        in_order(sum);
+        in_order(sixteenths);
+    }
+    Vec total() const { return v_fma(::total(sixteenths), v_set(16.0f), ::total(sum)); } // exact: below 2^24
+};
+#endif
+
+// One scale for every column, and a zero that is not 0.
+struct OneScale {
+    uint16_t scale[N_COLUMNS];
+
+    template <class Column>
+    void put_scales(const Column & column, int i) {
+        scale[i] = column.scale;
+    }
     // scale * (n - 8) * x = scale * (n * x + offset). The offset is exact (11 and 12 binary digits), so all that is
     // rounded is the term and the sum.
-    static constexpr float ZERO = -8.0f;
     struct Scales {
         Vec scale;
     };
@@ -164,16 +215,39 @@ struct Packed<Q4_0> {
         return v_fma(v_fma(total, v_set(row.scale), v_set(row.offset)), s.scale, sum);
     }
 };
+
+// The same block of N_COLUMNS columns: the bytes four by four.
+template <class Column>
+struct Packed;
+template <>
+struct Packed<Q8_0> : OneScale {
+    uint8_t numbers[BLOCK / 4][N_COLUMNS][4];
+
+    using Dots                    = Bytes;
+    static constexpr uint8_t FLIP = 0x80; // n + 128 has no sign
+    static constexpr float   ZERO = -128.0f;
+};
+template <>
+struct Packed<Q4_0> : OneScale {
+    uint8_t numbers[BLOCK / 8][N_COLUMNS][4];
+
+    using Dots                    = Halves;
+    static constexpr uint8_t FLIP = 0;
+    static constexpr float   ZERO = -8.0f;
+};
 template <>
 struct Packed<Q4_1> {
     uint16_t scale[N_COLUMNS], least[N_COLUMNS];
     uint8_t  numbers[BLOCK / 8][N_COLUMNS][4];
 
+    using Dots                    = Halves;
+    static constexpr uint8_t FLIP = 0;
+    static constexpr float   ZERO = 1.0f;
+
     void put_scales(const Q4_1 & column, int i) {
         scale[i] = column.scale;
         least[i] = column.least;
     }
-    static constexpr float ZERO = 1.0f;
     struct Scales {
         Vec scale, least;
     };
@@ -192,8 +266,11 @@ void pack(const void * data, int64_t n_columns, int64_t n_blocks, void * out) {
             for (int c = 0; c < N_COLUMNS; ++c) {
                 const Column & column = columns[c * n_blocks + b];
                 packed->put_scales(column, c);
-                for (int i = 0; i < BLOCK / 2; ++i) {
-                    packed->numbers[i / 4][c][i % 4] = column.numbers[i];
+                for (size_t i = 0; i < sizeof column.numbers; i += 4) {
+                    uint32_t four;
+                    memcpy(&four, column.numbers + i, sizeof four);
+                    four ^= Packed<Column>::FLIP * 0x01010101u;
+                    memcpy(packed->numbers[i / 4][c], &four, sizeof four);
                 }
             }
         }
@@ -245,24 +322,16 @@ void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, flo
         sum[r] = v_set(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b, ++packed, ++rows) {
-        Ints dots[N_ROWS];
-        for (int r = 0; r < N_ROWS; ++r) {
-            dots[r] = zero();
-        }
-        for (int i = 0; i < BLOCK / 8; ++i) {
-            const Ints bytes = load(packed->numbers[i]);
-            const Ints first = low(bytes), second = high(bytes);
+        typename Packed<Column>::Dots dots[N_ROWS];
+        for (size_t i = 0; i < sizeof packed->numbers / sizeof packed->numbers[0]; ++i) {
+            const typename Packed<Column>::Dots::Weights weights(load(packed->numbers[i]));
             for (int r = 0; r < N_ROWS; ++r) {
-                const int8_t * x = rows[r * n_blocks].numbers + 4 * i;
-                dots[r]          = add_products(dots[r], first, four(x));
-                in_order(dots[r]);
-                dots[r] = add_products(dots[r], second, four(x + BLOCK / 2));
-                in_order(dots[r]);
+                dots[r].add(weights, rows[r * n_blocks].numbers + 4 * i);
             }
         }
         const auto scales = packed->scales();
         for (int r = 0; r < N_ROWS; ++r) {
-            sum[r] = Packed<Column>::add(sum[r], total(dots[r]), scales, rows[r * n_blocks]);
+            sum[r] = Packed<Column>::add(sum[r], dots[r].total(), scales, rows[r * n_blocks]);
         }
     }
     for (int r = 0; r < N_ROWS; ++r) {
@@ -283,10 +352,13 @@ constexpr Kernels kernels = {
     sizeof(Packed<Column>),
     Packed<Column>::ZERO,
 };
-static_assert(sizeof(Packed<Q4_0>) == sizeof(Q4_0) * N_COLUMNS && sizeof(Packed<Q4_1>) == sizeof(Q4_1) * N_COLUMNS, "");
+template <class Column>
+constexpr bool as_many_bytes = sizeof(Packed<Column>) == sizeof(Column) * N_COLUMNS;
+static_assert(as_many_bytes<Q8_0> && as_many_bytes<Q4_0> && as_many_bytes<Q4_1>, "");
 
 const Kernels * kernels_of(ggml_type type) {
     switch (type) {
+    case GGML_TYPE_Q8_0: return &kernels<Q8_0>;
     case GGML_TYPE_Q4_0: return &kernels<Q4_0>;
     case GGML_TYPE_Q4_1: return &kernels<Q4_1>;
     default: return nullptr;

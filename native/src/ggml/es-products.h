@@ -1,6 +1,6 @@
-// Products with 4-bit matrices (Q4_0, Q4_1), for llama.cpp's CPU backend: native/patches/0009-products.patch asks here
-// when a model is loaded and takes what we take out of llama.cpp's hands. docs/architecture.md, "Products on the CPU",
-// says how it works.
+// Products with quantised matrices (Q8_0, Q4_0, Q4_1), for llama.cpp's CPU backend: native/patches/0009-products.patch
+// asks here when a model is loaded and takes what we take out of llama.cpp's hands. docs/architecture.md, "Products on
+// the CPU", says how it works.
 //
 // EDGE_STREAM_PRODUCTS=stock leaves everything to llama.cpp's own code.
 #pragma once
