@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoint.py OUT                 # Mistral-7B v0.1: 32 layers, about 13.5 GiB
     python benchmarks/make_checkpoint.py OUT --layers 4      # the same with fewer layers
+    python benchmarks/make_checkpoint.py OUT --shape 1b      # TinyLlama: 22 layers, 1.1 billion parameters, about 2 GiB
 
     python benchmarks/make_checkpoint.py OUT --measure       # and convert it: time, peak memory, the disk's own speed
     python benchmarks/make_checkpoint.py OUT --measure --to mlc --quantization q4f16_1
@@ -50,6 +51,21 @@ MISTRAL_7B: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
+}
+SHAPES = {
+    "mistral-7b": MISTRAL_7B,
+    # config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0
+    "1b": MISTRAL_7B
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+    },
 }
 _BLOCK = 1 << 22
 
@@ -139,10 +155,11 @@ def copy_speed(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--layers", type=int, default=32, help="layers (default: 32, as Mistral-7B)")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="mistral-7b", help="the model whose shape it has")
+    parser.add_argument("--layers", type=int, help="layers (default: as the model)")
     parser.add_argument("--measure", action="store_true", help="convert it, and print time and peak memory")
     args, extra = parser.parse_known_args()
-    config = MISTRAL_7B | {"num_hidden_layers": args.layers}
+    config = SHAPES[args.shape] | ({"num_hidden_layers": args.layers} if args.layers else {})
     start = time.monotonic()
     if not args.out.exists():
         total = write_random(args.out, config)

@@ -172,6 +172,7 @@ class Worker:
         self.name = peer.name
         self.command = [str(python), str(WORKER), peer.engine, str(model), str(threads)]
         self.env = {**os.environ, **peer.env}
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip has compiled for the others is kept of ours too
         self.first_command = peer.first or [*self.command, "first"]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(

@@ -58,6 +58,27 @@ SECTIONS = {
         "llama.cpp drops half of the cache and rotates the rest; per token: its extra cost, spread over the tokens "
         "until the next shift.",
     ),
+    "speed": Section(
+        "Decode and what memory allows",
+        (
+            "speed.py -m {work}/demo-q4_0.gguf",
+            "speed.py -m {work}/llama-1b-q4_0.gguf -c 1024 -ctk f16 -n 96",
+            "speed.py -m {work}/demo-q4_0.gguf -c 512 --streams",
+        ),
+        (
+            "speed.py -m {work}/demo-q4_0.gguf -c 256,512 -n 32",
+            "speed.py -m {work}/demo-q4_0.gguf -c 256 -n 16 --streams",
+        ),
+        note="The cache is full and slides with every token. MiB: weights and cache that a token reads; of memory's: "
+        "their share of what as many threads read when they do nothing else, measured between the turns. The 1.1B has "
+        "TinyLlama's shape and random weights.",
+        prepare=(
+            "convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",
+            "make_checkpoint.py --shape 1b {work}/llama-1b",
+            "convert {work}/llama-1b --to gguf --quantize Q4_0 -o {work}/llama-1b-q4_0.gguf",
+        ),
+        quick_prepare=("convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",),
+    ),
     "drafts": Section(
         "Drafts: copying, editing and ordinary chat",
         ("drafts.py -m demo -c 1024", "drafts.py -m {work}/demo-q4_0.gguf -c 1024"),

@@ -38,6 +38,7 @@ class _Service:
             "model_filename": str(engine.model_path),
             "model_type": engine.desc,
             "model_size": engine.n_bytes,
+            "kv_bytes_per_token": engine.kv_bytes_per_token,
             "model_n_params": engine.backend.facts.n_params,
             "n_ctx_train": engine.n_ctx_train,
             "n_threads": engine.backend.n_threads,
