@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 from functools import cached_property
 
-from edge_stream.native import libraries
+from edge_stream.native import bindings, libraries
 
 
 class Vocabulary:
@@ -44,7 +44,10 @@ class Vocabulary:
     @cached_property
     def eog_tokens(self) -> tuple[int, ...]:
         """All tokens that end a generation."""
-        return tuple(token for token in range(self.size) if self.is_eog(token))
+        native = bindings.library()
+        tokens = (C.c_int32 * native.es_vocab_eog(self._vocab, None, 0))()
+        native.es_vocab_eog(self._vocab, tokens, len(tokens))
+        return tuple(tokens)
 
     @cached_property
     def size(self) -> int:

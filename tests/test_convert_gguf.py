@@ -31,6 +31,7 @@ from edge_stream.converters.source import Source
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import gguf_families
 from edge_stream.models.conversion import open_source
+from edge_stream.models.defaults import read_model_defaults
 from edge_stream.native import bindings, libraries
 
 TEXT = "The quick brown fox, naïve 3.14 — 你好! if (x) { return 1; }"
@@ -414,6 +415,10 @@ def test_streaming_defaults(checkpoint: Callable[[str], Path], tmp_path: Path) -
     for name, expected in (("a", (4, 256)), ("b", (7, 99))):
         _, meta = read(tmp_path / f"{name}.gguf")
         assert (meta["edge_stream.n_keep"], meta["edge_stream.n_ctx"]) == expected
+        # the header of a file that took another's place is read again
+        (tmp_path / f"{name}.gguf").replace(tmp_path / "placed.gguf")
+        assert read_model_defaults(tmp_path / "placed.gguf") == dict(zip(("n_keep", "n_ctx"), expected, strict=True))
+    assert read_model_defaults(tmp_path / "missing.gguf") == {}
     with pytest.raises(EdgeStreamError, match="leave no window"):
         convert(checkpoint("mistral-v0.1"), tmp_path / "c.gguf", n_keep=99, n_ctx=99)
 

@@ -25,6 +25,13 @@ def test_a_load_tells_how_far_it_is(tiny: Tiny) -> None:
     assert seen[0] == 0 and seen[-1] == 100 and len(set(seen)) > 10
 
 
+def test_the_tokens_that_end_a_text(tiny: Tiny) -> None:
+    with Engine.load(tiny("gqa"), n_ctx=64) as engine:
+        tokens = engine.backend.vocabulary.eog_tokens
+        assert engine.eos in tokens
+        assert list(tokens) == [token for token in range(engine.n_vocab) if engine.is_eog(token)]
+
+
 def test_what_a_listener_raises_ends_the_load(tiny: Tiny) -> None:
     def stop(percent: int) -> None:
         if percent > 0:

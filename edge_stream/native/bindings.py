@@ -218,6 +218,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_model_can_stream": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_can_shift": (C.c_bool, [C.c_void_p, C.c_char_p, C.c_size_t]),
     "es_model_file_check": (C.c_bool, [C.c_char_p, C.c_char_p, C.c_size_t]),
+    "es_model_file_number": (C.c_bool, [C.c_char_p, C.c_char_p, C.POINTER(C.c_uint32)]),
+    "es_vocab_eog": (C.c_int32, [C.c_void_p, C.POINTER(C.c_int32), C.c_int32]),
     "es_model_fingerprint": (C.c_uint64, [C.c_void_p]),
     "es_model_bytes_per_token": (C.c_uint64, [C.c_void_p, C.c_int32, C.c_int32]),
     "es_context_memory": (None, [C.c_void_p, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)]),

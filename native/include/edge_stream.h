@@ -42,6 +42,14 @@ ES_API bool es_model_can_shift(const struct llama_model * model, char * reason, 
 // llama.cpp abort the process while loading it. Other errors in a file are reported by llama.cpp itself.
 ES_API bool es_model_file_check(const char * path, char * reason, size_t n_reason);
 
+// A non-negative 32-bit integer of a GGUF file's metadata, whose whole key is given; false if it has none there or
+// cannot be read. The header stays in memory until es_model_file_check, so that asking before a load costs nothing.
+ES_API bool es_model_file_number(const char * path, const char * key, uint32_t * value);
+
+// Tokens that end a generation (EOS, end of turn): how many there are; at most n_max of them are written (tokens may be
+// NULL).
+ES_API int32_t es_vocab_eog(const struct llama_vocab * vocab, llama_token * tokens, int32_t n_max);
+
 // 64-bit fingerprint of a model: its metadata, vocabulary and tensor sizes
 ES_API uint64_t es_model_fingerprint(const struct llama_model * model);
 

@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <sys/stat.h>
 #include <vector>
@@ -62,12 +64,11 @@ public:
     }
 
     // -1: there is none
-    int64_t number(const char * key) const {
-        const int64_t id = find(key);
-        if (id < 0) {
-            return -1;
-        }
-        switch (gguf_get_kv_type(file.get(), id)) {
+    int64_t number(const char * key) const { return number_at(find(key)); }
+    int64_t number_of_any(const char * key) const { return number_at(file ? gguf_find_key(file.get(), key) : -1); }
+
+    int64_t number_at(int64_t id) const {
+        switch (id < 0 ? GGUF_TYPE_COUNT : gguf_get_kv_type(file.get(), id)) {
         case GGUF_TYPE_UINT32: return gguf_get_val_u32(file.get(), id);
         case GGUF_TYPE_INT32: return gguf_get_val_i32(file.get(), id);
         default: return -1;
@@ -102,6 +103,37 @@ private:
         return file && !arch.empty() ? gguf_find_key(file.get(), (arch + "." + key).c_str()) : -1;
     }
 };
+
+// A file's facts, kept until somebody takes them who needs them last: reading the vocabulary in a header takes a tenth
+// of a small model's start.
+class Headers {
+public:
+    std::shared_ptr<const gguf_facts> look(const char * path) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        struct stat                       now = {};
+        if (stat(path, &now) != 0 || !facts || path != name || now.st_size != at.st_size || now.st_ino != at.st_ino ||
+            now.st_mtime != at.st_mtime) {
+            facts = std::make_shared<const gguf_facts>(path);
+            name  = path;
+            at    = now;
+        }
+        return facts;
+    }
+    std::shared_ptr<const gguf_facts> take(const char * path) {
+        const auto                        found = look(path);
+        const std::lock_guard<std::mutex> lock(mutex);
+        facts.reset();
+        return found;
+    }
+
+private:
+    std::mutex                        mutex;
+    std::string                       name;
+    struct stat                       at = {};
+    std::shared_ptr<const gguf_facts> facts;
+};
+
+Headers headers;
 
 std::string cut_short(const gguf_facts & facts, const char * path) {
     struct stat st;
@@ -215,14 +247,40 @@ bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     std::string why;
     try {
         if (path) {
-            const gguf_facts facts(path);
-            why = cut_short(facts, path);
-            why = why.empty() ? contradiction(facts) : why;
+            const auto facts = headers.take(path);
+            why              = cut_short(*facts, path);
+            why              = why.empty() ? contradiction(*facts) : why;
         }
     } catch (...) {
         why = ""; // llama.cpp will report it
     }
     return answer(why, reason, n_reason);
+}
+
+bool es_model_file_number(const char * path, const char * key, uint32_t * value) {
+    try {
+        const int64_t found = path && key ? headers.look(path)->number_of_any(key) : -1;
+        if (found >= 0 && value) {
+            *value = (uint32_t) found;
+        }
+        return found >= 0;
+    } catch (...) {
+        return false; // out of memory: whoever loads the file says so
+    }
+}
+
+int32_t es_vocab_eog(const llama_vocab * vocab, llama_token * tokens, int32_t n_max) {
+    int32_t       n        = 0;
+    const int32_t n_tokens = vocab ? llama_vocab_n_tokens(vocab) : 0;
+    for (llama_token token = 0; token < n_tokens; ++token) {
+        if (llama_vocab_is_eog(vocab, token)) {
+            if (tokens && n < n_max) {
+                tokens[n] = token;
+            }
+            ++n;
+        }
+    }
+    return n;
 }
 
 uint64_t es_model_fingerprint(const llama_model * model) {
