@@ -2,7 +2,7 @@
 // ggml.c alone (native/patches/0010-huge-pages.patch).
 //
 // Where the system gives them only to who asks (Linux' default, "madvise"), llama.cpp's buffers lie in pages of 4 KiB,
-// and a token at n_ctx 4096 walks through 40,000 of them. Measured by `python benchmarks/speed.py`.
+// 40,000 of them for a token of a small model at n_ctx 4096. Measured by `python benchmarks/speed.py`.
 //
 // EDGE_STREAM_HUGE_PAGES=off asks for none.
 #pragma once
