@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
+#include <vector>
 
 #include "es-vectors.h"
 
@@ -257,10 +259,11 @@ struct Packed<Q4_1> {
     }
 };
 
+// The columns [begin, end), multiples of N_COLUMNS. data, out: the whole matrix
 template <class Column>
-void pack(const void * data, int64_t n_columns, int64_t n_blocks, void * out) {
-    Packed<Column> * packed = (Packed<Column> *) out;
-    for (int64_t first = 0; first < n_columns; first += N_COLUMNS) {
+void pack(const void * data, int64_t begin, int64_t end, int64_t n_blocks, void * out) {
+    Packed<Column> * packed = (Packed<Column> *) out + begin / N_COLUMNS * n_blocks;
+    for (int64_t first = begin; first < end; first += N_COLUMNS) {
         const Column * columns = (const Column *) data + first * n_blocks;
         for (int64_t b = 0; b < n_blocks; ++b, ++packed) {
             for (int c = 0; c < N_COLUMNS; ++c) {
@@ -341,7 +344,7 @@ void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, flo
 
 struct Kernels {
     void (*multiply[MAX_ROWS])(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out);
-    void (*pack)(const void * data, int64_t n_columns, int64_t n_blocks, void * out);
+    void (*pack)(const void * data, int64_t begin, int64_t end, int64_t n_blocks, void * out);
     size_t block_size; // bytes of N_COLUMNS columns
     float  zero;
 };
@@ -383,7 +386,30 @@ bool es_products_take(const ggml_tensor * matrix) {
 }
 
 void es_products_pack(ggml_tensor * matrix, const void * data) {
-    kernels_of(matrix->type)->pack(data, matrix->ne[1], matrix->ne[0] / BLOCK, matrix->data);
+    // in a large matrix most of the time goes by while the system clears new pages, which threads can share
+    constexpr int64_t PER_THREAD = 2 << 20;
+    const Kernels *   k          = kernels_of(matrix->type);
+    const int64_t     n_columns = matrix->ne[1], n_blocks = matrix->ne[0] / BLOCK;
+    const int64_t     n_parts   = std::clamp<int64_t>(ggml_nbytes(matrix) / PER_THREAD, 1,
+                                                      std::clamp(std::thread::hardware_concurrency(), 1u, 8u));
+    const auto        at        = [&](int64_t part) { return n_columns / N_COLUMNS * part / n_parts * N_COLUMNS; };
+    const auto        pack_part = [&](int64_t part) { k->pack(data, at(part), at(part + 1), n_blocks, matrix->data); };
+
+    std::vector<std::thread> threads;
+    int64_t                  next = 1;
+    try {
+        threads.reserve((size_t) n_parts);
+        for (; next < n_parts; ++next) {
+            threads.emplace_back(pack_part, next);
+        }
+    } catch (const std::exception &) {} // no more threads: this one packs the rest
+    pack_part(0);
+    for (; next < n_parts; ++next) {
+        pack_part(next);
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
 }
 
 size_t es_products_work_size(const ggml_tensor * node) {
