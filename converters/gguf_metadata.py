@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEY_N_KEEP = "edge_stream.n_keep"
 KEY_N_CTX = "edge_stream.n_ctx"
-FILE_TYPES = {
+_FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
@@ -83,7 +83,7 @@ def add_metadata(
 ) -> None:
     """Add all metadata to a writer that has the tensors. model_name: general.name, if not the source's."""
     packed = any(t.dtype == "mxfp4" for t in source.tensors.values())
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if packed else FILE_TYPES[outtype])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if packed else _FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)

@@ -108,7 +108,7 @@ def namer(model: ModelConfig) -> Callable[[str, Place], str]:
 def _placed_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     """The shape of a tensor after its change, which is tried on zeros that take no memory."""
     if place.change is None:
-        return shape
+        return (max(place.rows, shape[0]), *shape[1:]) if place.rows else shape
     zeros = np.broadcast_to(np.float32(0.0), shape[1:] if place.each else shape)
     changed = place.change(zeros).shape
     return (shape[0], *changed) if place.each else changed
@@ -148,8 +148,8 @@ def llama3_divisors(scaling: RopeScaling, base: float, n_rot: int) -> tuple[floa
     """
     wavelength = 2 * np.pi * base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
     turns = scaling.n_ctx_orig / wavelength  # within the original context
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = np.clip(blend, 0.0, 1.0)
+    width = scaling.high_freq_factor - scaling.low_freq_factor  # 0 in Llama 4 Scout: nothing is in between
+    blend = np.clip((turns - scaling.low_freq_factor) / (width or 1e-9), 0.0, 1.0)
     return tuple(float(x) for x in 1.0 / ((1.0 - blend) / scaling.factor + blend))
 
 
@@ -165,6 +165,9 @@ def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
                 yield place.change(blocks) if place.change else blocks
         elif place.change is None:
             yield from _encode_rows(source, name, tensor)
+            shape = source.tensors[name].shape
+            for _ in range(place.rows - shape[0] if place.rows else 0):
+                yield as_type(np.zeros((1, *shape[1:]), np.float32), tensor, name)
         elif place.each:
             for i in range(source.tensors[name].shape[0]):
                 yield as_type(place.change(source.load(name, i, i + 1)[0].astype(np.float32)), tensor, name)

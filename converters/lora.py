@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_stream.converters import gguf_metadata, gguf_tensors, mistral_params, safetensors_files, to_gguf
+from edge_stream.converters import gguf_tensors, mistral_params, safetensors_files, to_gguf
 from edge_stream.converters.config import read_config, text_config
 from edge_stream.converters.gguf_tensors import PlannedTensor
 from edge_stream.converters.hf_source import OTHER_TOWERS, read_json, text_name
@@ -79,7 +79,6 @@ def convert(
     say(f"converts to       {out}, {outtype}, {sum(t.nbytes for t in planned) / 2**20:,.1f} MiB")
 
     def describe(writer: gguf.GGUFWriter) -> None:
-        writer.add_file_type(gguf_metadata.FILE_TYPES[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         metadata = gguf.Metadata.load(None, folder, options.model_name, writer.get_total_parameter_count()[0])
         metadata.name = metadata.name or folder.name
@@ -195,6 +194,11 @@ def _read_pairs(
             raise EdgeStreamError(
                 f"the adapter changes {quoted(match[1], 80)}, but a {model.family.model_type} model {what}has no such "
                 "matrix: it belongs to another base model"
+            )
+        if name.endswith(model.family.gguf.no_adapter):
+            raise EdgeStreamError(
+                f"the adapter changes {quoted(match[1], 80)}, for which llama.cpp's {model.arch} has no adapters: "
+                "merge it into its model"
             )
         if name == "model.embed_tokens.weight" and model.tied:
             raise EdgeStreamError(

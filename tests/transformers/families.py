@@ -98,7 +98,7 @@ def randomise(model: torch.nn.Module) -> None:
             if values.ndim < 2 or "norm" in name.rsplit(".", 2)[-2]:
                 values.add_(torch.empty_like(values).uniform_(-0.2, 0.2))
             else:
-                gain = 2.0 if "embed" in name or "lm_head" in name else 1.5
+                gain = 2.0 if "embed" in name or "lm_head" in name else 0.1 if "_coefs" in name else 1.5
                 values.normal_(0.0, gain / values.shape[-1] ** 0.5)
 
 
