@@ -227,7 +227,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "gemma4",
     ),
-    "gemma3n": ("Gemma3nTextConfig", _GEMMA3N | {"num_hidden_layers": 5, "num_kv_shared_layers": 0}, "spm-gemma"),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        _GEMMA3N | {"num_hidden_layers": 5, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95] * 5},
+        "spm-gemma",
+    ),
     "gemma3n-shared": (
         "Gemma3nTextConfig",
         _GEMMA3N | {"num_hidden_layers": 22, "num_kv_shared_layers": 2},

@@ -45,8 +45,8 @@ def _read(keys: Keys, n_layer: int) -> dict[str, Any]:
             f"the one before it with a window, and others that share these: num_kv_shared_layers = {shared} differs"
         )
     sparse = [_SPARSITY if i < _N_SPARSE else 0.0 for i in range(n_layer)]
-    given = keys.get("activation_sparsity_pattern", sparse)
-    if given != sparse:
+    usual_sparse = sparse if n_layer > _N_SPARSE else [0.0] * n_layer  # transformers' default
+    if keys.get("activation_sparsity_pattern", usual_sparse) != sparse:
         keys.refuse("activation_sparsity_pattern must be 0.95 in the first ten layers, and 0 in others")
     return {"n_own": n_layer - shared, "n_vocab_layer": keys.count("vocab_size_per_layer_input", 262144)}
 
