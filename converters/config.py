@@ -215,8 +215,8 @@ def _rope_scaling(rope: dict[str, Any], r: _Reader, n_ctx_train: int, n_rot: int
     if kind == "llama3":
         low = _number("low_freq_factor", rope.get("low_freq_factor", 1.0), 1e-6)
         high = _number("high_freq_factor", rope.get("high_freq_factor", 4.0), 1e-6)
-        if high <= low:
-            raise EdgeStreamError(f"config.json: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+        if high < low:
+            raise EdgeStreamError(f"config.json: high_freq_factor {high:g} must not be below low_freq_factor {low:g}")
         return RopeScaling(kind, factor, n_ctx_orig, low_freq_factor=low, high_freq_factor=high)
     usual = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
     given = rope.get("attention_factor")

@@ -94,7 +94,8 @@ def add_metadata(
             writer.add_name(model_name)
         return
     _add_general(writer, source, model_name)
-    _add_hyperparameters(writer, source.model)
+    for key, value in hyperparameters(source.model).items():
+        _add(writer, f"{source.model.arch}.{key}", value)
     source.vocab().write(writer)
     chat_templates.write(writer, source.chat_templates)
 
@@ -129,12 +130,10 @@ def _add_general(writer: gguf.GGUFWriter, source: Source, model_name: str | None
     metadata.set_gguf_meta_model(writer)
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, model: ModelConfig) -> None:
-    arch = model.arch
+def hyperparameters(model: ModelConfig) -> dict[str, Any]:
+    """The architecture's keys, without its prefix."""
     values = _usual_keys(model) | _rope_keys(model) | model.family.gguf.keys(model)
-    for key, value in values.items():
-        if value is not None:
-            _add(writer, f"{arch}.{key}", value)
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -91,8 +91,7 @@ class GgufSource:
         info = self.tensors[name]
         rows = info.shape[0]
         stop = rows if stop is None else min(stop, rows)
-        pairs = self.model.family.gguf.permuted and gguf_tensors.is_qk(name)
-        if pairs:  # needs whole heads
+        if gguf_tensors.in_pairs(self.model, name):  # needs whole heads
             head = self.model.head_dim
             first, last = start // head * head, -(-stop // head) * head
             values = gguf_tensors.to_halves(self._rows(name, first, last), head)[start - first : stop - first]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +71,7 @@ def choose_outtype(source: Source, outtype: str, *, exact: bool = False) -> str:
 
 def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     """Every tensor of the output. Raises EdgeStreamError for one that llama.cpp does not have."""
-    model = source.model
-    arch = model.arch
-    by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(by_name[arch], model.n_layer)
+    model, gguf_name = source.model, namer(source.model)
     planned = [
         PlannedTensor(f"{name}.weight", (len(values),), _TYPES["f32"], values=values)
         for name, values in rope_tensors(model).items()
@@ -82,25 +79,36 @@ def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     parts: dict[str, list[tuple[str, Place]]] = {}
     for name in source.tensors:
         for place in model.family.gguf.places(model, name):
-            direct = place.name.startswith("blk.")
-            mapped = place.name if direct else names.get_name(place.name, try_suffixes=(".weight", ".bias"))
-            if mapped is None:
-                raise EdgeStreamError(f"llama.cpp's {arch} has no place for tensor {name}")
-            parts.setdefault(mapped, []).append((name, place))
+            parts.setdefault(gguf_name(name, place), []).append((name, place))
     for mapped, found in parts.items():
         name, place = found[0]
         info = source.tensors[name]
         shape = _placed_shape(info.shape, place)
         shape = (len(found), *shape) if place.stack else shape
-        kind = _TYPES["mxfp4"] if info.dtype == "mxfp4" else _type_of(mapped, shape, outtype)
+        kind = _TYPES["mxfp4"] if info.dtype == "mxfp4" else type_of(mapped, shape, outtype)
         planned.append(PlannedTensor(mapped, shape, kind, tuple(found)))
     return planned
+
+
+def namer(model: ModelConfig) -> Callable[[str, Place], str]:
+    """A function from a tensor and a place of it to GGUF's name; it raises EdgeStreamError if there is none."""
+    by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(by_name[model.arch], model.n_layer)
+
+    def name_of(name: str, place: Place) -> str:
+        direct = place.name.startswith("blk.")
+        mapped = place.name if direct else names.get_name(place.name, try_suffixes=(".weight", ".bias"))
+        if mapped is None:
+            raise EdgeStreamError(f"llama.cpp's {model.arch} has no place for tensor {name}")
+        return mapped
+
+    return name_of
 
 
 def _placed_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     """The shape of a tensor after its change, which is tried on zeros that take no memory."""
     if place.change is None:
-        return shape
+        return (max(place.rows, shape[0]), *shape[1:]) if place.rows else shape
     zeros = np.broadcast_to(np.float32(0.0), shape[1:] if place.each else shape)
     changed = place.change(zeros).shape
     return (shape[0], *changed) if place.each else changed
@@ -113,7 +121,7 @@ _FLOAT32 = re.compile(
 )
 
 
-def _type_of(name: str, shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
+def type_of(name: str, shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
     """Vectors and what llama.cpp needs so become float32; matrices with rows that do not divide into blocks float16."""
     if len(shape) < 2 or _FLOAT32.search(name):
         return _TYPES["f32"]
@@ -140,8 +148,8 @@ def llama3_divisors(scaling: RopeScaling, base: float, n_rot: int) -> tuple[floa
     """
     wavelength = 2 * np.pi * base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
     turns = scaling.n_ctx_orig / wavelength  # within the original context
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = np.clip(blend, 0.0, 1.0)
+    width = scaling.high_freq_factor - scaling.low_freq_factor  # 0 in Llama 4 Scout: nothing is in between
+    blend = np.clip((turns - scaling.low_freq_factor) / (width or 1e-9), 0.0, 1.0)
     return tuple(float(x) for x in 1.0 / ((1.0 - blend) / scaling.factor + blend))
 
 
@@ -157,17 +165,20 @@ def encode(source: Source, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
                 yield place.change(blocks) if place.change else blocks
         elif place.change is None:
             yield from _encode_rows(source, name, tensor)
+            shape = source.tensors[name].shape
+            for _ in range(place.rows - shape[0] if place.rows else 0):
+                yield as_type(np.zeros((1, *shape[1:]), np.float32), tensor, name)
         elif place.each:
             for i in range(source.tensors[name].shape[0]):
-                yield _as_type(place.change(source.load(name, i, i + 1)[0].astype(np.float32)), tensor, name)
+                yield as_type(place.change(source.load(name, i, i + 1)[0].astype(np.float32)), tensor, name)
         else:
-            yield _as_type(place.change(source.load(name).astype(np.float32)), tensor, name)
+            yield as_type(place.change(source.load(name).astype(np.float32)), tensor, name)
 
 
 def _encode_rows(source: Source, name: str, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """A tensor some rows at a time, so that memory does not grow with it."""
     model, shape = source.model, source.tensors[name].shape
-    pairs = model.family.gguf.permuted and is_qk(name)
+    pairs = in_pairs(model, name)
     offset = model.family.norm_offset if name.endswith("norm.weight") else 0.0
     rows, width = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
@@ -179,12 +190,17 @@ def _encode_rows(source: Source, name: str, tensor: PlannedTensor) -> Iterator[N
             values = to_pairs(values, model.head_dim)
         if offset:
             values = values.astype(np.float32) + np.float32(offset)
-        yield _as_type(values, tensor, name)
+        yield as_type(values, tensor, name)
 
 
 def is_qk(name: str) -> bool:
     """Whether a tensor holds queries or keys before they are rotated."""
     return name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias"))
+
+
+def in_pairs(model: ModelConfig, name: str) -> bool:
+    """Whether llama.cpp has the rows of a tensor in another order, see to_pairs."""
+    return model.family.gguf.permuted and is_qk(name)
 
 
 def to_pairs(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
@@ -199,7 +215,8 @@ def to_halves(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
 
 
-def _as_type(values: NDArray[Any], tensor: PlannedTensor, name: str) -> NDArray[Any]:
+def as_type(values: NDArray[Any], tensor: PlannedTensor, name: str) -> NDArray[Any]:
+    """Values in a tensor's type. Raises EdgeStreamError if it cannot hold them. name: for the message."""
     if tensor.type == _TYPES["f16"] and values.dtype != np.float16:
         largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
         if largest > _F16_MAX:

@@ -37,7 +37,7 @@ _USABLE = ("f32", "f16", "bf16", "mxfp4")
 _MAX_JSON = 256 << 20
 # multimodal checkpoints hold the language model under one of these prefixes, beside other towers
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
-_OTHER_TOWERS = (
+OTHER_TOWERS = (
     *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
     *mistral_params.LEFT_OUT,
 )
@@ -204,9 +204,9 @@ class HfSource:
     def _select(self, entries: dict[str, safetensors_files.Entry]) -> Tensors:
         """The language model's tensors by standard name; checks that all are there in the right shapes."""
         plain: dict[str, safetensors_files.Entry] = {}
-        elsewhere = (*_OTHER_TOWERS, *self.model.family.left_out)
+        elsewhere = (*OTHER_TOWERS, *self.model.family.left_out)
         for stored, entry in entries.items():
-            name = mistral_params.name_of(stored) if self._mistral else _text_name(stored, self.model.family)
+            name = mistral_params.name_of(stored) if self._mistral else text_name(stored, self.model.family)
             if stored.startswith(elsewhere) or name.startswith(elsewhere) or name.endswith(_DERIVED):
                 self.left_out.append(stored)
             elif name in plain:
@@ -270,7 +270,8 @@ class HfSource:
             )
 
 
-def _text_name(stored: str, family: Family) -> str:
+def text_name(stored: str, family: Family) -> str:
+    """The usual name of a tensor, which multimodal checkpoints keep under a prefix."""
     for old, new in family.prefixes.items():
         if stored.startswith(old):
             return new + stored.removeprefix(old)

@@ -9,7 +9,8 @@ from edge_stream.converters import chat_templates
 from edge_stream.converters.hf_source import TOKENIZER_FILES
 from edge_stream.errors import EdgeStreamError
 
-_PATTERNS = ("config.json", "generation_config.json", *chat_templates.FILES, *TOKENIZER_FILES)
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_PATTERNS = ("config.json", "generation_config.json", *_ADAPTER, *chat_templates.FILES, *TOKENIZER_FILES)
 
 
 def download(src: str) -> Path:

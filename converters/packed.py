@@ -6,6 +6,7 @@ without zero points), gptq (4 and 8 bits), awq (4 bits), mxfp4. Formats: transfo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,29 +85,24 @@ def _float8(tensors: Mapping[str, Entry], config: Mapping[str, Any], read: Read)
 
 def _scaled(name: str, entry: Entry, scale_name: str, scale: Entry, block: Any, read: Read) -> Rows:
     """Weights times a scale: one, one for each row, or one for each block of rows and columns."""
-    rows, columns = entry.shape if len(entry.shape) == 2 else (0, 0)
-    n = 1
-    for size in scale.shape:
-        n *= size
+    rows, columns = entry.shape if len(entry.shape) == 2 else (-1, 1)
     if not (isinstance(block, list) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
-        block = None
-    if n == 1:
-        grid = (1, 1)
-    elif n == rows and scale.shape in ((rows,), (rows, 1)):
-        grid = (rows, 1)
-    elif block and scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
-        grid = (scale.shape[0], scale.shape[1])
-    else:
+        block = [1, max(1, columns)]
+    one = math.prod(scale.shape) == 1
+    if scale.shape in ((rows,), (rows, 1)):
+        block = [1, max(1, columns)]
+    elif not one and scale.shape != (-(-rows // block[0]), -(-columns // block[1])):
         raise EdgeStreamError(f"tensor {scale_name} is {list(scale.shape)}, which does not fit {list(entry.shape)}")
+    height, width = block
 
     def load(start: int, stop: int) -> NDArray[np.float32]:
-        factors = read(scale_name, scale).astype(np.float32).reshape(grid)
-        if block and grid != (1, 1) and grid != (rows, 1):
-            factors = np.repeat(factors, block[0], axis=0)[start:stop]
-            factors = np.repeat(factors, block[1], axis=1)[:, :columns]
-        elif grid[0] > 1:
-            factors = factors[start:stop]
-        product: NDArray[np.float32] = read(name, entry, start, stop).astype(np.float32) * factors
+        product: NDArray[np.float32] = read(name, entry, start, stop).astype(np.float32)
+        if one:
+            return product * read(scale_name, scale).astype(np.float32).reshape(())
+        first = start // height  # the scales of these rows only
+        factors = read(scale_name, scale, first, -(-stop // height)).astype(np.float32)
+        factors = np.repeat(factors.reshape(-1, -(-columns // width)), height, axis=0)[start - first * height :]
+        product *= np.repeat(factors[: stop - start], width, axis=1)[:, :columns]
         return product
 
     return load

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_stream.converters import gguf_metadata, gguf_tensors, quantize
 from edge_stream.converters.imatrix import read_imatrix
@@ -94,15 +95,7 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
         say(f"note: {note}")
     if options.dry_run:
         return []
-    if out.is_dir() or out.suffix != ".gguf":
-        raise EdgeStreamError(f"{out} is not the name of a GGUF file: it must end in .gguf")
-    original = getattr(source, "path", None)
-    if original is not None and out.exists() and out.samefile(original):
-        raise EdgeStreamError(f"{out} is the source: choose another name for the result")
-    parts = out.parent.glob(f"{glob.escape(out.stem)}-[0-9]*-of-[0-9]*.gguf") if options.split_max_size else ()
-    for path in (out, *parts):
-        check_absent(path, options.overwrite)
-    out = target_of(out)
+    out = target(out, options, getattr(source, "path", None))
     check_space(out, plan.disk)
     with staging_folder(out) as folder:
         if options.quantize is None:
@@ -116,6 +109,18 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
                 say(f"note: {warning}")
             files = sorted(p for p in folder.iterdir() if p.is_file())
         return publish(files, out.parent, options.overwrite)
+
+
+def target(out: Path, options: GgufOptions, original: Path | None = None) -> Path:
+    """The regular file to write. Raises EdgeStreamError if it may not be replaced. original: the source's file."""
+    if out.is_dir() or out.suffix != ".gguf":
+        raise EdgeStreamError(f"{out} is not the name of a GGUF file: it must end in .gguf")
+    if original is not None and out.exists() and out.samefile(original):
+        raise EdgeStreamError(f"{out} is the source: choose another name for the result")
+    parts = out.parent.glob(f"{glob.escape(out.stem)}-[0-9]*-of-[0-9]*.gguf") if options.split_max_size else ()
+    for path in (out, *parts):
+        check_absent(path, options.overwrite)
+    return target_of(out)
 
 
 def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) -> list[str]:
@@ -141,21 +146,35 @@ def describe(source: Source, plan: GgufPlan, options: GgufOptions, out: Path) ->
 
 
 def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, progress: Progress) -> list[Path]:
-    """Write an unquantised GGUF file, tensor by tensor. Returns its parts."""
+    def metadata(writer: gguf.GGUFWriter) -> None:
+        gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
+
     writer = gguf.GGUFWriter(path, source.model.arch, split_max_size=options.split_max_size)
+    write(writer, plan.tensors, lambda tensor: gguf_tensors.encode(source, tensor), metadata, progress)
+    return sorted(path.parent.glob("*.gguf"))
+
+
+def write(
+    writer: gguf.GGUFWriter,
+    tensors: list[gguf_tensors.PlannedTensor],
+    encode: Callable[[gguf_tensors.PlannedTensor], Iterable[NDArray[Any]]],
+    add_metadata: Callable[[gguf.GGUFWriter], None],
+    progress: Progress,
+) -> None:
+    """Write unquantised tensors one by one, each in the parts that `encode` makes of it."""
     try:
-        for tensor in plan.tensors:
+        for tensor in tensors:
             dtype, shape = _stored_as(tensor)
             writer.add_tensor_info(tensor.name, shape, dtype, tensor.nbytes, raw_dtype=tensor.type)
-        gguf_metadata.add_metadata(writer, source, plan.outtype, plan.defaults, options.model_name)
+        add_metadata(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        advance = counter(progress, "converting", sum(t.nbytes for t in plan.tensors))
-        for tensor in plan.tensors:
+        advance = counter(progress, "converting", sum(t.nbytes for t in tensors))
+        for tensor in tensors:
             data = np.empty(tensor.nbytes, dtype=np.uint8)
             done = 0
-            for part in gguf_tensors.encode(source, tensor):
+            for part in encode(tensor):
                 flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
                 data[done : done + flat.size] = flat
                 done += flat.size
@@ -165,7 +184,6 @@ def _write(source: Source, plan: GgufPlan, path: Path, options: GgufOptions, pro
             advance(tensor.nbytes)
     finally:
         writer.close()
-    return sorted(path.parent.glob("*.gguf"))
 
 
 def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], tuple[int, ...]]:

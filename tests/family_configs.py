@@ -44,6 +44,13 @@ _GEMMA4 = {
     "tie_word_embeddings": True,
     "hidden_activation": "gelu_pytorch_tanh",
 }
+_GEMMA3N = {
+    "layer_types": None,
+    "vocab_size_per_layer_input": N_VOCAB - 40,
+    "sliding_window": 16,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _DELTA = {
@@ -220,6 +227,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "gemma4",
     ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        _GEMMA3N | {"num_hidden_layers": 5, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95] * 5},
+        "spm-gemma",
+    ),
+    "gemma3n-shared": (
+        "Gemma3nTextConfig",
+        _GEMMA3N | {"num_hidden_layers": 22, "num_kv_shared_layers": 2},
+        "spm-gemma",
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "interleave_moe_layer_step": 2,
+            "rope_parameters": _LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
+        },
+        "gpt-4o",
+    ),
     "phi3-longrope": (
         "Phi3Config",
         {
@@ -265,7 +294,9 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 # transformers' class -> model_type of the language model
 MODEL_TYPES = {
+    "Gemma3nTextConfig": "gemma3n_text",
     "Gemma4TextConfig": "gemma4_text",
+    "Llama4TextConfig": "llama4_text",
     "LlamaConfig": "llama",
     "SmolLM3Config": "smollm3",
     "Ministral3Config": "ministral3",

@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_models import write_tiny_llama
 
 from edge_stream import EdgeStreamError, Engine
 from edge_stream.errors import SessionError
@@ -96,7 +97,7 @@ def test_bad_adapters_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -
     for file, match in (
         (tmp_path / "none", "does not exist"),
         (bad, "cannot load LoRA"),
-        (foreign, "cannot load LoRA"),
+        (foreign, "is for another architecture, qwen2: the model is llama"),
     ):
         with pytest.raises(EdgeStreamError, match=match):
             Engine.load(tiny("gqa"), n_ctx=64, lora=[(str(file), 1.0)])
@@ -132,3 +133,31 @@ def test_scales_can_change(tiny: Callable[[str], Path], tmp_path: Path, draw: Ca
                 np.testing.assert_array_equal(logits(other), found)
         with Engine.load(tiny("gqa"), **EXACT) as bare:
             np.testing.assert_array_equal(logits(bare), found)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_of_the_embedding(tied: bool, tmp_path: Path, draw: Callable[..., list[int]]) -> None:
+    """A tied one is refused: llama.cpp would use it for the output matrix as well, in the wrong shapes, and abort."""
+    model, tokens = write_tiny_llama(tmp_path / "model.gguf", head_dim=16, tied=tied), draw(20)
+    path, random = tmp_path / "embedding.gguf", np.random.default_rng(0)
+    embedding = next(t for t in gguf.GGUFReader(model).tensors if t.name == "token_embd.weight")
+    n_embd, n_vocab = (int(n) for n in embedding.shape)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", ALPHA)
+    writer.add_tensor("token_embd.weight.lora_a", random.normal(0, 1, (n_vocab, RANK)).astype(np.float32))
+    writer.add_tensor("token_embd.weight.lora_b", random.normal(0, 1, (n_embd, RANK)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if tied:
+        with pytest.raises(EdgeStreamError, match="which is this model's output matrix too"):
+            Engine.load(model, n_ctx=64, lora=[(str(path), 1.0)])
+        return
+    with (
+        Engine.load(model, n_ctx=64, lora=[(str(path), 1.0)]) as engine,
+        Engine.load(model, n_ctx=64) as bare,
+    ):
+        assert np.abs(engine.stream().logits_of(tokens) - bare.stream().logits_of(tokens)).max() > 0.1

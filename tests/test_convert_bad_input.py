@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from family_configs import FAMILIES
+from family_configs import config_of as family_config_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_stream.converters import safetensors_files, to_gguf
+from edge_stream.converters import gguf_metadata, safetensors_files, to_gguf
 from edge_stream.converters.config import read_config, text_config
+from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.errors import EdgeStreamError
+from edge_stream.families import find_family
 from edge_stream.models.conversion import open_source
 from edge_stream.output import staging
 
@@ -506,6 +510,7 @@ def test_damaged_gguf_sources(good: dict[str, Path], tmp_path: Path) -> None:
 QUICK = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+KINDS = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention", "conv", "mamba", "mlp", "moe")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -559,28 +564,38 @@ def test_fuzz_gguf_sources(good: dict[str, Path], tmp_path: Path, data: st.DataO
     _survives(lambda: attempt(str(tmp_path / "x.gguf"), tmp_path / "m.gguf", dry_run=True))
 
 
+def plan(config: dict[str, Any]) -> None:
+    """All that a family's file says about a model."""
+    model = read_config(text_config(config))
+    gguf_metadata.check_supported(model)
+    assert isinstance(gguf_metadata.notes(model), list)
+    if model.n_layer < 100 and model.own.get("n_expert", 0) < 100:
+        gguf_metadata.hyperparameters(model)
+        for name in expected_tensors(model):
+            model.family.gguf.places(model, name)
+
+
 @QUICK
 @given(st.data())
 def test_fuzz_configs(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(tiny.CHECKPOINTS)))
-    config = dict(tiny.config_of(name))
-    extra = [
-        "sliding_window",
-        "layer_types",
-        "rope_parameters",
-        "text_config",
-        "partial_rotary_factor",
-        "attention_bias",
-    ]
-    keys = data.draw(st.lists(st.sampled_from([*config, *extra]), min_size=1, max_size=3))
-    for key in keys:
+    """One to three keys of a good config.json have other values, or there are more keys."""
+    name = data.draw(st.sampled_from(sorted([*tiny.CHECKPOINTS, *FAMILIES])))
+    config = dict(tiny.config_of(name) if name in tiny.CHECKPOINTS else family_config_of(name))
+    family = find_family(config["model_type"])
+    assert family is not None
+    usual = ("sliding_window", "layer_types", "rope_parameters", "text_config", "partial_rotary_factor")
+    keys = sorted({*config, *usual, *family.defaults, "attention_bias", "num_kv_shared_layers", "no_rope_layers"})
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
         config[key] = data.draw(
             JSON
+            | st.integers(-2, 40)
+            | st.lists(st.sampled_from([*KINDS, 0, 1, 0.95]), min_size=4, max_size=5)
             | st.dictionaries(
-                st.sampled_from(["type", "rope_type", "factor"]), JSON | st.sampled_from(["yarn", "llama3", "longrope"])
+                st.sampled_from(["type", "rope_type", "factor", "full_attention"]),
+                JSON | st.sampled_from(["yarn", "llama3", "longrope"]),
             )
         )
-    _survives(lambda: read_config(text_config(config)))
+    _survives(lambda: plan(config))
 
 
 def _survives(call: Callable[[], object]) -> None:

@@ -33,6 +33,10 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT4O = TEKKEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_GPT4O = _GPT4O.replace("]+|[^\\r\\n\\p{L}", f"]+{_ENDS}?|[^\\r\\n\\p{{L}}")
+_GPT4O = _GPT4O.replace(r"]*|\p{N}", rf"]*{_ENDS}?|\p{{N}}")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
@@ -53,11 +57,11 @@ def corpus() -> list[str]:
 
 @cache
 def byte_level(kind: str) -> str:
-    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, qwen35, smollm, gpt2 or tekken."""
+    """tokenizer.json of a trained byte-level BPE; kind: llama3, qwen2, qwen35, smollm, gpt2, tekken or gpt-4o."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind in ("llama3", "tekken")))
-    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "qwen35": _QWEN35, "tekken": TEKKEN}.get(kind)
+    expression = {"llama3": _LLAMA3, "qwen2": _QWEN2, "qwen35": _QWEN35, "tekken": TEKKEN, "gpt-4o": _GPT4O}.get(kind)
     if expression:
         split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
         steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -294,6 +298,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> Iterator[tuple[str,
     model = read_config(text_config(config))
     rng = np.random.default_rng(seed)
     gains = {"q_proj": 1.5, "k_proj": 1.5, "qkv_proj": 1.4, "o_proj": 1.5, "lm_head": 2.0}
+    gains |= {"prediction_coefs": 0.1, "correction_coefs": 0.1}  # of Gemma 3n: larger ones make noise grow by layers
     for name, shape in expected_tensors(model).items():
         part = name.split(".")[-2]
         if name.endswith(".bias"):

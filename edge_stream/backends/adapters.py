@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes as C
+import glob
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +14,33 @@ from pathlib import Path
 from edge_stream.backends import loading
 from edge_stream.errors import EdgeStreamError
 from edge_stream.native import libraries
+from edge_stream.native.gguf_header import GgufHeader
+
+
+def _architecture(model: int) -> str:
+    text = C.create_string_buffer(256)
+    libraries.llama().llama_model_meta_val_str(model, b"general.architecture", text, len(text))
+    return text.value.decode(errors="replace")
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of a model."""
+    match = re.search(r"-\d{5}(-of-\d{5}\.gguf)$", path.name)
+    return sorted(path.parent.glob(glob.escape(path.name[: match.start()]) + "-*" + match[1])) if match else [path]
+
+
+def _has_output(path: Path) -> bool:
+    with GgufHeader(path) as header:
+        return header.has_tensor("output.weight")
 
 
 class Adapters:
     """Adapters loaded for a model (a llama_model *), which frees them. Raises EdgeStreamError.
 
-    chosen: files and scales.
+    path: the model's file. chosen: files and scales.
     """
 
-    def __init__(self, model: int, chosen: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, model: int, path: Path, chosen: Sequence[tuple[str, float]]) -> None:
         llama = libraries.llama()
         self.scales = [scale for _, scale in chosen]
         self._tags = []
@@ -29,6 +49,17 @@ class Adapters:
             file = Path(name).expanduser()
             if not file.is_file():
                 raise EdgeStreamError(f"LoRA adapter {name} does not exist")
+            with GgufHeader(file) as header:
+                what, arch = header.text("general.type"), header.text("general.architecture")
+                embedding = header.has_tensor("token_embd.weight.lora_a")
+            own = _architecture(model)
+            if what == "adapter" and arch != own:
+                raise EdgeStreamError(f"LoRA adapter {name} is for another architecture, {arch}: the model is {own}")
+            if embedding and not any(_has_output(part) for part in _parts(path)):  # llama.cpp would abort
+                raise EdgeStreamError(
+                    f"LoRA adapter {name} changes the embedding, which is this model's output matrix too: llama.cpp "
+                    "cannot apply it, so merge it into its model"
+                )
             handle = llama.llama_adapter_lora_init(model, os.fsencode(file))
             if not handle:
                 raise EdgeStreamError(f"llama.cpp cannot load LoRA adapter {name} for this model{loading.log_hint()}")

@@ -82,7 +82,7 @@ class LlamaBackend:
             raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
         self.vocabulary = Vocabulary(self.model)
         tensors.check_locked(o, int(self._llama.llama_model_size(self.model)))
-        self.adapters = Adapters(self.model, o.lora)
+        self.adapters = Adapters(self.model, self.path, o.lora)
         self.facts = self._read_facts()
         flash_attn, _ = choose_flash_attn(o.flash_attn, o.cache_type_k, o.cache_type_v)
         self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train, flash_attn=flash_attn)

@@ -101,6 +101,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--model-name", metavar="NAME", help="GGUF: name to store in the model. Default: SRC's.")
 @click.option(
+    "--base",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="MODEL",
+    help="GGUF, where SRC is a LoRA adapter: its base model, a folder with config.json or a GGUF file. Default: the "
+    "folder that adapter_config.json names.",
+)
+@click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the quantiser."
 )
 @click.option(
@@ -121,20 +128,28 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags: Any) -> None:
     """Convert SRC (a Hugging Face folder, hf:user/repo, a GGUF file or demo) without torch and in little memory.
 
-    Tensors are converted one by one. The output appears under its name only when it is complete.
+    Tensors are converted one by one. The output appears under its name only when it is complete. A folder with a LoRA
+    adapter (PEFT) becomes a file for --lora.
 
     \b
     edge-stream convert ./Mistral-7B-v0.1 --to gguf --quantize Q4_K_M -o mistral.gguf
     edge-stream convert hf:user/repo --to gguf --outtype q8_0 --verify
     edge-stream convert demo --to mlc --quantization q4f16_1 --device iphone -o demo-mlc
+    edge-stream convert ./my-adapter --to gguf --base ./Mistral-7B-v0.1 -o my-adapter.gguf
     """
     _check_flags(ctx, target, flags)
     try:
-        from edge_stream.models.conversion import open_source
+        from edge_stream.models.conversion import adapter_folder, open_source
     except ImportError as error:
         raise _not_installed(error) from error
     try:
         with _ended_by_signals():
+            adapter = adapter_folder(src)
+            if adapter is not None:
+                _convert_adapter(ctx, adapter, target, out, flags)
+                return
+            if flags["base"]:
+                raise click.UsageError("--base is for LoRA adapters.")
             source = open_source(src)
             try:
                 _convert(source, target, out, flags)
@@ -151,12 +166,32 @@ def _convert(source: Any, target: str, out: Path | None, flags: dict[str, Any]) 
         check(source)
     with Meter(in_bytes=True) as meter:
         written = (_to_gguf if target == "gguf" else _to_mlc)(source, out, flags, meter)
-    for path in written:
-        click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
+    _report(written)
     if flags["verify"] and written:
         from edge_stream.models.conversion import verify
 
         verify(source, target, written[0], meter.note)
+
+
+def _convert_adapter(ctx: click.Context, folder: Path, target: str, out: Path | None, flags: dict[str, Any]) -> None:
+    from edge_stream.converters import lora, to_gguf
+
+    if target != "gguf":
+        raise click.UsageError("A LoRA adapter converts to GGUF only.")
+    for name in ("quantize", "imatrix", "split_max_size", "n_ctx", "n_keep", "n_threads", "verify"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_flag(name)} is not for a LoRA adapter.")
+    if out is None or out.is_dir():
+        out = (out or Path()) / f"{_file_name(flags['model_name'] or folder.resolve().name)}-LoRA.gguf"
+    with Meter(in_bytes=True) as meter:
+        options = _chosen(to_gguf.GgufOptions, flags)
+        written = lora.convert(folder, flags["base"], out, options, meter.note, meter.show)
+    _report(written)
+
+
+def _report(written: list[Path]) -> None:
+    for path in written:
+        click.echo(f"wrote {path} ({_size(path) / 2**20:,.0f} MiB)")
 
 
 @contextmanager
@@ -191,14 +226,18 @@ def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None
     """Refuse flags of the other target, which would have no effect."""
     others = {
         "gguf": ("quantization", "conv_template", "device"),
-        "mlc": ("outtype", "quantize", "imatrix", "split_max_size", "n_threads", "model_name"),
+        "mlc": ("outtype", "quantize", "imatrix", "split_max_size", "n_threads", "model_name", "base"),
     }
     for name in others[target]:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            flag = "--threads" if name == "n_threads" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{flag} is not for --to {target}.")
+            raise click.UsageError(f"{_flag(name)} is not for --to {target}.")
     if flags["verify"] and flags["dry_run"]:
         raise click.UsageError("--verify and --dry-run exclude each other.")
+
+
+def _flag(name: str) -> str:
+    names = {"n_threads": "--threads", "n_ctx": "--ctx-size", "n_keep": "--keep"}
+    return names.get(name, f"--{name.replace('_', '-')}")
 
 
 def _to_gguf(source: Any, out: Path | None, flags: dict[str, Any], meter: Meter) -> list[Path]:

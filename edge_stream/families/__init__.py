@@ -120,12 +120,14 @@ class Place:
 
     change: from the checkpoint's values to GGUF's; it must work on any numbers, also on rows of packed bytes if it only
     moves rows. each: it is applied to every item of the first axis. stack: the tensor is one item of a new first axis.
+    rows: without a change, rows of zeros are added up to this number.
     """
 
     name: str
     change: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     each: bool = False
     stack: bool = False
+    rows: int = 0
 
 
 class ReservedName(NamedTuple):
@@ -163,6 +165,7 @@ class Gguf:
     keys: Callable[[ModelConfig], dict[str, Any]] = lambda _model: {}
     # where a tensor goes, by its name in the checkpoint
     places: Callable[[ModelConfig, str], Sequence[Place]] = lambda _model, name: (Place(name),)
+    no_adapter: tuple[str, ...] = ()  # endings of matrices that llama.cpp multiplies without a LoRA adapter's parts
     notes: Callable[[ModelConfig], list[str]] = lambda _model: []  # what llama.cpp computes differently
     # any other reason that a model cannot be loaded: `needs ...`, `has no ...`
     lacks: Callable[[ModelConfig], str | None] = lambda _model: None

@@ -175,6 +175,7 @@ FAMILY = Family(
         tokenizer="gemma4",
         keys=_keys,
         places=_places,
+        no_adapter=("embed_tokens_per_layer.weight", "per_layer_model_projection.weight"),
         lacks=_lacks,
     ),
     activations=("gelu_pytorch_tanh",),

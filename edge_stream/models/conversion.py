@@ -31,6 +31,17 @@ def open_source(src: str) -> Source:
     return sources.open_source(path if path.is_dir() or sources.is_pickle(path) else names.resolve(src))
 
 
+def adapter_folder(src: str) -> Path | None:
+    """The folder of a LoRA adapter, downloaded if need be; None if src is something else."""
+    if not (src.startswith("hf:") or Path(src).expanduser().is_dir()):
+        return None
+    from edge_stream.converters.hub import download
+    from edge_stream.converters.lora import is_adapter
+
+    folder = download(src) if src.startswith("hf:") else Path(src).expanduser()
+    return folder if is_adapter(folder) else None
+
+
 def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) -> Difference:
     """Load a converted model and compare its logits with the source's on a short text.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import packing
 import safetensors.torch
@@ -46,7 +47,16 @@ def write(folder: Path, name: str) -> transformers.PreTrainedModel:
             token = {"id": tiny.N_VOCAB - 8 + i, "content": text, "special": True, "normalized": False}
             content["added_tokens"].append(token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
         path.write_text(json.dumps(content))
+    if name.startswith("gemma3n"):  # what the conversion's note says
+        kind = transformers.models.gemma3n.modeling_gemma3n.Gemma3nTextMLP
+        kind._gaussian_topk = _sample_topk
     return model.double().eval()
+
+
+def _sample_topk(mlp: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Gemma 3n's sparse activations with the deviation of a sample, as llama.cpp has them."""
+    deviations = torch.distributions.normal.Normal(0, 1).icdf(torch.tensor(mlp.activation_sparsity))
+    return torch.relu(inputs - inputs.mean(-1, keepdim=True) - deviations * inputs.std(-1, keepdim=True))
 
 
 # name -> how the weights are packed
@@ -98,7 +108,7 @@ def randomise(model: torch.nn.Module) -> None:
             if values.ndim < 2 or "norm" in name.rsplit(".", 2)[-2]:
                 values.add_(torch.empty_like(values).uniform_(-0.2, 0.2))
             else:
-                gain = 2.0 if "embed" in name or "lm_head" in name else 1.5
+                gain = 2.0 if "embed" in name or "lm_head" in name else 0.1 if "_coefs" in name else 1.5
                 values.normal_(0.0, gain / values.shape[-1] ** 0.5)
 
 
