@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoint.py OUT                 # Mistral-7B v0.1: 32 layers, about 13.5 GiB
     python benchmarks/make_checkpoint.py OUT --layers 4      # the same with fewer layers
+    python benchmarks/make_checkpoint.py OUT --model ministral-3-3b   # 26 layers, 6.4 GiB
 
     python benchmarks/make_checkpoint.py OUT --measure       # and convert it: time, peak memory, the disk's own speed
     python benchmarks/make_checkpoint.py OUT --measure --to mlc --quantization q4f16_1
@@ -51,14 +52,48 @@ MISTRAL_7B: dict[str, Any] = {
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
 }
+# published with Ministral3ForCausalLM of this shape: huggingface.co/rootlocalghost/ERNIE-Image, pe/config.json; the
+# figures are those of Mistral AI's model card (26 layers, 3072, 32 heads, 8 of them KV, tied, yarn from 16,384 to 262,144)
+MINISTRAL_3_3B: dict[str, Any] = {
+    "architectures": ["Ministral3ForCausalLM"],
+    "model_type": "ministral3",
+    "hidden_size": 3072,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131072,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 16.0,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 16384,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
+    },
+    "sliding_window": None,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "dtype": "bfloat16",
+}
+# name -> config.json, and the kind of tokenizer
+MODELS = {"mistral-7b": (MISTRAL_7B, "spm"), "ministral-3-3b": (MINISTRAL_3_3B, "tekken")}
 _BLOCK = 1 << 22
 
 
-def write_random(folder: Path, config: dict[str, Any], seed: int = 0) -> int:
+def write_random(folder: Path, config: dict[str, Any], tokenizer: str, seed: int = 0) -> int:
     """Write the checkpoint; returns the bytes of its weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    tiny.write_tokenizer(folder, "spm")
+    tiny.write_tokenizer(folder, tokenizer)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     held = 0
     for name, shape in expected_tensors(read_config(config)).items():
@@ -139,13 +174,15 @@ def copy_speed(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--layers", type=int, default=32, help="layers (default: 32, as Mistral-7B)")
+    parser.add_argument("--model", choices=MODELS, default="mistral-7b", help="whose shape (default: mistral-7b)")
+    parser.add_argument("--layers", type=int, help="layers (default: as many as the model has)")
     parser.add_argument("--measure", action="store_true", help="convert it, and print time and peak memory")
     args, extra = parser.parse_known_args()
-    config = MISTRAL_7B | {"num_hidden_layers": args.layers}
+    config, tokenizer = MODELS[args.model]
+    config = config | {"num_hidden_layers": args.layers or config["num_hidden_layers"]}
     start = time.monotonic()
     if not args.out.exists():
-        total = write_random(args.out, config)
+        total = write_random(args.out, config, tokenizer)
         print(f"wrote {total / 2**30:.2f} GiB in {time.monotonic() - start:.0f} s")
     config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
     if not args.measure:

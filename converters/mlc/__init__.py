@@ -69,13 +69,13 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     q = find_quantization(options.quantization)
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
+    streaming = recommend(source.model, options.n_keep, options.n_ctx)
     if options.device != "none":
         from edge_stream.converters.mlc.compile import check_supported
 
-        check_supported(source)
+        check_supported(source, streaming.n_ctx)
     listed = parameters.list_params(source)
     tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]
-    streaming = recommend(source.model, options.n_keep, options.n_ctx)
     files, notes = tokenizer.collect(source)
     texts, ids = tokenizer.special_tokens(source, files)
     conv = conv_templates.choose(
@@ -135,7 +135,7 @@ def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[st
     )
     if source.left_out:
         yield f"left out: {len(source.left_out)} tensors that are not part of the language model"
-    for note in plan.notes:
+    for note in filter(None, (source.model.family.mlc.note, *plan.notes)):
         yield f"note: {note}"
     if options.verbose:
         for tensor in plan.tensors:

@@ -23,6 +23,7 @@ from edge_stream.families import families
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
+    from edge_stream.families import ModelConfig
 
 # tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
 SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization")
@@ -49,26 +50,34 @@ DEVICES = {
 }
 
 
-def check_supported(source: Source) -> None:
+def check_supported(source: Source, n_ctx: int) -> None:
     """Raise EdgeStreamError if the model cannot be compiled here, or TVM is not installed."""
-    lacking = unsupported_reason(source)
+    lacking = unsupported_reason(source.model, n_ctx)
     if lacking:
         raise EdgeStreamError(f"--device cannot compile this model: {lacking}; use --device none")
     require_tvm()
 
 
-def unsupported_reason(source: Source) -> str | None:
+def unsupported_reason(model: ModelConfig, n_ctx: int) -> str | None:
     """Why TVM's sliding cache (tvm.relax.frontend.nn.llm.kv_cache) cannot compute the model; None if it can."""
-    model, family = source.model, source.model.family
+    family, scaling = model.family, model.rope_scaling
     kind = family.model_type
     if model.attn_softcap:
         return f"TVM's attention has no soft cap on scores, which {kind} has"
     if family.own_swa_rope:
         return f"TVM's cache has one rope base for all layers, but {kind} has two"
+    if not all(model.rope_layers):
+        return f"TVM's cache rotates all layers, {kind} only some"
+    if any(model.swa_layers) and not all(model.swa_layers) and model.sliding_window < n_ctx:
+        return f"TVM's cache has one window for all layers, but {kind} has two"
     if not family.compiles:
         return f"the compiled decoder is Llama's, from which {kind} differs"
-    if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
-        return "TVM's sliding cache has no longrope factors"
+    if scaling is not None and scaling.kind not in ("llama3", "yarn"):
+        return f"TVM's sliding cache has no {scaling.kind} factors"
+    # it evicts after attention: a chunk of at most a quarter more is in view
+    if model.own.get("temperature") and scaling is not None and n_ctx + n_ctx // 4 > scaling.n_ctx_orig:
+        largest = scaling.n_ctx_orig * 4 // 5
+        return f"TVM's cache has no attention temperature, which {kind} needs for -c above {largest}"
     if model.n_rot != model.head_dim:
         return "TVM's sliding cache rotates whole heads, this model parts of them"
     return None
@@ -125,7 +134,9 @@ def build(folder: Path, device: str, library: Path) -> None:
     from edge_stream.converters.mlc.decoder_config import DecoderConfig
     from edge_stream.converters.mlc.model import Decoder
     from edge_stream.converters.mlc.quantization import find_quantization
+    from edge_stream.converters.mlc.rope import correct_yarn
 
+    correct_yarn()
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
     q = find_quantization(config["quantization"])
     spec = DEVICES[device]
