@@ -53,7 +53,7 @@ MISTRAL_7B: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 # published with Ministral3ForCausalLM of this shape: huggingface.co/rootlocalghost/ERNIE-Image, pe/config.json; the
-# figures are those of Mistral AI's model card (26 layers, 3072, 32 heads, 8 of them KV, tied, yarn from 16,384 to 262,144)
+# figures are those of Mistral AI's model card (26 layers, 3072, 32 heads, 8 of them KV, tied, yarn to 262,144)
 MINISTRAL_3_3B: dict[str, Any] = {
     "architectures": ["Ministral3ForCausalLM"],
     "model_type": "ministral3",
@@ -145,19 +145,21 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], bits: np.ndarra
 _SMALL_PARENT = """
 import resource, subprocess, sys
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 sys.exit(status != 0)
 """
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command; seconds, and the peak resident memory of its process in MiB."""
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Run a command; seconds, the peak resident memory of its process in MiB, and seconds of CPU time."""
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", _SMALL_PARENT, *command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-    return time.monotonic() - start, int(done.stdout) * scale / 2**20
+    peak, cpu = done.stdout.split()
+    return time.monotonic() - start, int(peak) * scale / 2**20, float(cpu)
 
 
 def copy_speed(folder: Path) -> float:
@@ -194,7 +196,7 @@ def main() -> None:
         flags = extra or ["--to", "gguf", "--quantize", "Q4_0"]
         out = Path(folder) / "model.gguf"
         command = [sys.executable, "-m", "edge_stream.cli", "convert", str(args.out), *flags, "-o", str(out)]
-        seconds, peak = measure(command)
+        seconds, peak, _ = measure(command)
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
         print(f"convert {' '.join(flags)}: {seconds:.0f} s, {size / 2**30:.2f} GiB written")
         print(f"peak resident memory {peak:,.0f} MiB; the limit, 3 x the largest tensor + 300 MiB, is {limit:,.0f} MiB")

@@ -16,9 +16,9 @@ Semantics (``n_past`` counts the tokens seen since the stream began):
   the keys whose in-cache distance is ``>= n_swa``.
 
 Weights come from a GGUF file (F32, or F16 read as stored). Supported architectures: llama (also Mistral,
-SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, gemma3; rope
-scaling none, linear and YaRN. Layers of other
-kinds (without rotation, recurrent, M-RoPE) are in reference_layers.py.
+SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, gemma3;
+rope scaling none, linear and YaRN. Layers of other kinds (without rotation, recurrent, M-RoPE) are in
+reference_layers.py.
 """
 
 from __future__ import annotations

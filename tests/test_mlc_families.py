@@ -1,9 +1,9 @@
-"""Families that the MLC engine computes with more than Llama's layers: yarn and a temperature, layers that do not rotate,
-sliding windows with a rope base of their own.
+"""Families that the MLC engine computes with more than Llama's layers: yarn and a temperature, layers that do not
+rotate, sliding windows with a rope base of their own.
 
-Checkpoints of tiny_checkpoints.py become an MLC folder and a GGUF file; the folder's logits must be those of the float64
-forward pass, and past the end of the cache those of the float64 stream (attention over sinks and window at in-cache
-positions) and of the llama.cpp engine.
+Checkpoints of tiny_checkpoints.py become an MLC folder and a GGUF file; the folder's logits must be those of the
+float64 forward pass, and past the end of the cache those of the float64 stream (attention over sinks and window at
+in-cache positions) and of the llama.cpp engine.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def test_sessions_and_rewinds(model: Model, tokens: list[int], tmp_path: Path) -
             stream.save(tmp_path / "s")
             want = stream.logits_of(tokens[150:])
         with engine.restore(tmp_path / "s") as stream:
-            assert np.array_equal(stream.logits_of(tokens[150:]), want)
+            # the window lies elsewhere in the ring, so that sums have another order
+            assert np.abs(stream.logits_of(tokens[150:]) - want).max() < TOLERANCE
 
 
 def test_convert_verifies(model: Model, tmp_path: Path) -> None:

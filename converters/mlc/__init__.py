@@ -70,10 +70,6 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
     streaming = recommend(source.model, options.n_keep, options.n_ctx)
-    if options.device != "none":
-        from edge_stream.converters.mlc.compile import check_supported
-
-        check_supported(source, streaming.n_ctx)
     listed = parameters.list_params(source)
     tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]
     files, notes = tokenizer.collect(source)
@@ -87,6 +83,10 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     )
     facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
     config = chat_config.build(source, q.name, streaming, facts, conv.value)
+    if options.device != "none":
+        from edge_stream.converters.mlc.compile import check_supported
+
+        check_supported(config)
     size = sum(t.nbytes for t in tensors) + sum(map(len, files.values()))
     # a parameter as stored, its encoded copy, a shard, and a block being quantised
     largest = max(sum(parameters.stored_bytes(t) for t in parameters.stored_tensors(p, q)) for p in listed)

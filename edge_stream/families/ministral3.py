@@ -67,8 +67,8 @@ FAMILY = Family(
         rope_scalings=("yarn",),
         lacks=_lacks,
         config=_mlc_config,
-        note="mlc-llm's own Ministral 3 scales attention otherwise than the checkpoint's: use edge-stream's engine, or a "
-        "library of --device",
+        note="mlc-llm's own Ministral 3 scales attention in another way than the checkpoint: use edge-stream's engine, "
+        "or a library of --device",
     ),
     normal=_normal,
     read=_read,

@@ -73,7 +73,7 @@ class RingCache:
         self.memory = [arguments[name] for name in ("keys", "values", "scores")]
 
     def attention_with_fused_qkv(self, layer: int, qkv: nn.Tensor, n_head: int, sm_scale: float) -> nn.Tensor:
-        """qkv [1, m, heads, head_dim]: [1, m, n_head, head_dim]. The memory is written in place. sm_scale: see scales."""
+        """qkv [1, m, heads, head_dim]: [1, m, n_head, head_dim]. Memory is written in place; sm_scale is in scales."""
         c, m = self.config, int(qkv.shape[1])
         kinds = sorted(set(c.rope_kinds))
         kernel = attention(m, c.n_layer, n_head, c.n_head_kv, c.head_dim, len(kinds), self.dtype, self.lanes)

@@ -40,8 +40,8 @@ def attention(
 
     qkv: [1, m, n_head + 2 n_head_kv, head_dim] float32 before rotation. at_absolute, at_cached: [kinds of layers, 2, m,
     head_dim / 2] float32, cosines and sines of absolute and of in-cache positions. scales: [m] float32, factors on
-    q.k. scores: scratch for [n_head, m, slots]. layers: see LAYER, [3] int32. y: [1, m, n_head, head_dim]. dtype: of keys
-    and values. All rows of a step are sinks, or none is.
+    q.k. scores: scratch for [n_head, m, slots]. layers: see LAYER, [3] int32. y: [1, m, n_head, head_dim]. dtype: of
+    keys and values. All rows of a step are sinks, or none is.
     """
     d, half, group = head_dim, head_dim // 2, n_head // n_head_kv
     width, vector = lanes.block, lanes.of_rows(m)

@@ -28,7 +28,7 @@ def exp(x: Any) -> Any:
 def gated(m: int, n: int, activation: str, lanes: Lanes) -> Any:
     """x [1, m, 2 n], gate then up -> y [1, m, n] = activation(gate) * up, float32.
 
-    Both are gate * sigmoid(z): with z = gate for silu, and for gelu (the tanh form) 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
+    Both are gate * sigmoid(z): z = gate for silu; for gelu (the tanh form) 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
     """
     linear, cubic = (1.0, 0.0) if activation == "silu" else (1.5957691216057308, 1.5957691216057308 * 0.044715)
     width = next(w for w in (lanes.block, lanes.vector, 4, 2, 1) if n % w == 0)
