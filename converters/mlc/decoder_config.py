@@ -26,8 +26,8 @@ class DecoderConfig:
     rope_base_swa: float  # of sliding-window layers, which have no scaling
     rope_scaling: RopeScaling | None
     temperature: float  # how queries grow with the position beyond the original training length; 0: they do not
-    rope_layers: tuple[bool, ...]  # which layers rotate q and k
-    swa_layers: tuple[bool, ...]  # which layers see the last n_swa tokens only
+    rope_layers: tuple[bool, ...]  # which layers rotate q and k; (): all
+    swa_layers: tuple[bool, ...]  # which layers see the last n_swa tokens only; (): none
     n_swa: int
     attn_scale: float  # factor on q.k, but for what yarn adds
     tied: bool
@@ -47,8 +47,12 @@ class DecoderConfig:
     @property
     def rope_kinds(self) -> tuple[str, ...]:
         """How each layer rotates: full, sliding, none."""
-        layers = zip(self.rope_layers, self.swa_layers, strict=True)
-        return tuple(("sliding" if swa else "full") if rotates else "none" for rotates, swa in layers)
+        rope, swa = self.rope_layers or (True,) * self.n_layer, self.swa_layers or (False,) * self.n_layer
+        return tuple(("sliding" if s else "full") if r else "none" for r, s in zip(rope, swa, strict=True))
+
+    def window(self, layer: int) -> int:
+        """How many tokens a layer sees; 0: all."""
+        return self.n_swa if self.swa_layers and self.swa_layers[layer] else 0
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -57,12 +61,12 @@ class DecoderConfig:
         if family is None:
             raise KeyError(config["model_type"])
         m = m | m.get("text_config", {})
-        n_layer, head_dim = m["num_hidden_layers"], m["head_dim"]
+        head_dim = m["head_dim"]
         rope = m["rope_parameters"] if "rope_parameters" in m else m["rope_scaling"]
         # a folder of mlc-llm's lacks it, and Gemma 3 is not computed without
         types = m["layer_types"] if family.own_swa_rope else m.get("layer_types", ())
         return cls(
-            n_layer=n_layer,
+            n_layer=m["num_hidden_layers"],
             n_embd=m["hidden_size"],
             n_ff=m["intermediate_size"],
             n_head=m["num_attention_heads"],
@@ -74,8 +78,8 @@ class DecoderConfig:
             rope_base_swa=m.get("rope_local_base_freq", m["position_embedding_base"]),
             rope_scaling=read_rope_scaling(m | {"rope_parameters": rope}, head_dim),
             temperature=float((rope or {}).get("llama_4_scaling_beta") or 0.0),
-            rope_layers=tuple(bool(x) for x in m.get("no_rope_layers", (1,) * n_layer)),
-            swa_layers=tuple(t == "sliding_attention" for t in types) if types else (False,) * n_layer,
+            rope_layers=tuple(bool(x) for x in m.get("no_rope_layers", ())),
+            swa_layers=tuple(t == "sliding_attention" for t in types),
             n_swa=m["sliding_window"] if "sliding_attention" in types else 0,
             attn_scale=float(m.get("query_pre_attn_scalar", head_dim)) ** -0.5,
             tied=m["tie_word_embeddings"],

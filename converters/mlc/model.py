@@ -149,11 +149,11 @@ class Layer(nn.Module):  # type: ignore[misc]
         self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
         self.self_attn = Attention(config, q, matrix)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
-        self.mlp = MLP(config, q, matrix)
         self.post_norms = config.post_norms
         if config.post_norms:
             self.pre_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
             self.post_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+        self.mlp = MLP(config, q, matrix)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""

@@ -47,7 +47,7 @@ class MlcFolder:
             self._check_sizes()
         except EdgeStreamError as error:  # the converters' checks speak of the file that they usually read
             raise type(error)(re.sub("^config.json", f"{CONFIG} of {path}", str(error))) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
 
     def _check_sizes(self) -> None:
@@ -63,8 +63,10 @@ class MlcFolder:
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {config.n_head} heads share {config.n_head_kv}")
         float(config.rope_base), float(config.norm_eps)
         m = self.config["model_config"]
-        if len(config.rope_layers) != config.n_layer or len(config.swa_layers) != config.n_layer:
+        if any(len(layers) not in (0, config.n_layer) for layers in (config.rope_layers, config.swa_layers)):
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: it does not describe {config.n_layer} layers")
+        if not (config.attn_scale > 0.0 and isinstance(config.n_swa, int) and config.n_swa >= any(config.swa_layers)):
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: n_swa {config.n_swa!r}, {config.attn_scale!r}")
         rope.tables(config)  # refuses what it does not know
         if m.get("attn_logit_softcapping") or m.get("final_logit_softcapping"):
             raise UnsupportedModelError(f"{self.path.name} has soft caps, which the MLC engine does not support")

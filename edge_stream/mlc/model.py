@@ -77,7 +77,7 @@ class RingCache:
         c, m = self.config, int(qkv.shape[1])
         kinds = sorted(set(c.rope_kinds))
         kernel = attention(m, c.n_layer, n_head, c.n_head_kv, c.head_dim, len(kinds), self.dtype, self.lanes)
-        which = [layer, kinds.index(c.rope_kinds[layer]), c.n_swa if c.swa_layers[layer] else NO_WINDOW]
+        which = [layer, kinds.index(c.rope_kinds[layer]), c.window(layer) or NO_WINDOW]
         out = nn.Tensor.placeholder((1, m, n_head, c.head_dim), "float32")
         *self.memory, result = nn.op.tensor_ir_inplace_op(
             kernel,
