@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("-t", dest="n_threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=26)
     parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--skip-fill", action="store_true", help="MLC: random keys and values instead of a prompt")
     parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)  # the process that streams
     args = parser.parse_args()
     if args.stream:
-        print(json.dumps(stream(args.stream, args.n_ctx, args.n_tokens, args.n_threads)))
+        print(json.dumps(stream(args.stream, args)))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.beside:
@@ -84,7 +85,7 @@ def engines(args: argparse.Namespace) -> None:
     )
     for name, model in (("llama.cpp, Q4_K_M", "ministral.gguf"), ("MLC, q4f16_1", "ministral-MLC")):
         words = ["-c", args.n_ctx, "-n", args.n_tokens, "-t", args.n_threads, "--stream", args.folder / model]
-        command = [sys.executable, __file__, args.folder, *words]
+        command = [sys.executable, __file__, args.folder, *words, *(["--skip-fill"] if args.skip_fill else [])]
         done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True)
         r = json.loads(done.stdout.splitlines()[-1])
         memory = " | ".join(f"{mib:,.0f}" for mib in r["memory"])
@@ -92,16 +93,20 @@ def engines(args: argparse.Namespace) -> None:
         print(f"| {name} | {r['prompt']:.1f} | {ms:.0f} | {1000 / ms:.1f} | {r['slides']} | {memory} |", flush=True)
 
 
-def stream(model: Path, n_ctx: int, n_tokens: int, n_threads: int) -> dict[str, Any]:
+def stream(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Fill the cache, then decode token by token."""
+    n_ctx, n_tokens = args.n_ctx, args.n_tokens
     from edge_stream import Engine
     from edge_stream.measure.metrics import resident_mib
 
-    with Engine.load(model, n_ctx=n_ctx, n_threads=n_threads) as engine, engine.stream() as stream:
+    with Engine.load(model, n_ctx=n_ctx, n_threads=args.n_threads) as engine, engine.stream() as stream:
         tokens = [int(t) for t in np.random.default_rng(0).integers(300, engine.n_vocab, n_ctx + 2 * n_tokens)]
+        n_prompt = 256 if args.skip_fill and model.is_dir() else n_ctx
         start = time.perf_counter()
-        stream.feed(tokens[:n_ctx])
-        prompt = n_ctx / (time.perf_counter() - start)
+        stream.feed(tokens[:n_prompt])
+        prompt = n_prompt / (time.perf_counter() - start)
+        if n_prompt < n_ctx:
+            pretend(engine.backend.decoder, stream, tokens[n_prompt:n_ctx])
         memory, times = [resident_mib()], []
         for i, token in enumerate(tokens[n_ctx:]):
             start = time.perf_counter()
@@ -111,6 +116,19 @@ def stream(model: Path, n_ctx: int, n_tokens: int, n_threads: int) -> dict[str, 
                 memory.append(resident_mib())
         ms = 1000 * statistics.median(times)
         return {"prompt": prompt, "ms": ms, "memory": memory, "slides": stream.stats.n_slides}
+
+
+def pretend(decoder: Any, stream: Any, tokens: list[int]) -> None:
+    """Feed tokens without computing anything: what later tokens cost does not depend on what the cache holds."""
+    random = np.random.default_rng(0)
+    for memory in (decoder._keys.np, decoder._values.np):
+        for layer in memory:
+            layer[:] = random.normal(size=layer.shape)
+    decode, decoder.decode = decoder.decode, lambda *_: np.zeros((1, decoder.config.n_vocab), np.float32)
+    try:
+        stream.feed(tokens)
+    finally:
+        decoder.decode = decode
 
 
 def phone(args: argparse.Namespace) -> None:

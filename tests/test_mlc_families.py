@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paged_mlc
 import pytest
 import tiny_checkpoints as tiny
 from click.testing import CliRunner
@@ -60,7 +61,7 @@ class Model:
             config = json.loads(path.read_text())
             config["rope_parameters"] |= rope
             path.write_text(json.dumps(config))
-        write_mlc(self.checkpoint, self.mlc)
+        write_mlc(self.checkpoint, self.mlc, n_ctx=N_CTX)
         source = open_source(str(self.checkpoint))
         to_gguf.convert(source, self.gguf, to_gguf.GgufOptions(outtype="f32"), lambda _line: None)
         source.close()
@@ -139,6 +140,17 @@ def test_both_engines_agree(model: Model, tokens: list[int]) -> None:
     # llama.cpp's GELU is a table in float16
     tolerance = 20 * TOLERANCE if model.reference.config.arch == "gemma3" else TOLERANCE
     assert np.abs(streamed(model.engine(), tokens, 1) - want).max() < tolerance
+
+
+def test_tvms_own_cache(model: Model, tokens: list[int]) -> None:
+    """The libraries for phones are made of it: where it cannot compute the model, it is not compiled."""
+    config = model.reference.config
+    if config.arch != "mistral3" or config.temperature > 0.2:
+        with pytest.raises(EdgeStreamError, match=r"cannot compile this model: TVM's cache (rotates all|has )"):
+            paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP)
+        return
+    engine = paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP, cache_type_k="f32", cache_type_v="f32")
+    assert np.abs(streamed(engine, tokens, 1) - model.reference.stream(N_CTX, N_KEEP).feed(tokens)).max() < TOLERANCE
 
 
 def test_sessions_and_rewinds(model: Model, tokens: list[int], tmp_path: Path) -> None:
