@@ -2,7 +2,8 @@
 
     python benchmarks/make_checkpoint.py OUT                 # Mistral-7B v0.1: 32 layers, about 13.5 GiB
     python benchmarks/make_checkpoint.py OUT --layers 4      # the same with fewer layers
-    python benchmarks/make_checkpoint.py OUT --shape 1b      # TinyLlama: 22 layers, 1.1 billion parameters, about 2 GiB
+    python benchmarks/make_checkpoint.py OUT --model ministral-3-3b   # 26 layers, 6.4 GiB
+    python benchmarks/make_checkpoint.py OUT --model tinyllama-1b     # 22 layers, 2.1 GiB
 
     python benchmarks/make_checkpoint.py OUT --measure       # and convert it: time, peak memory, the disk's own speed
     python benchmarks/make_checkpoint.py OUT --measure --to mlc --quantization q4f16_1
@@ -52,29 +53,63 @@ MISTRAL_7B: dict[str, Any] = {
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
 }
-SHAPES = {
-    "mistral-7b": MISTRAL_7B,
-    # config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0
-    "1b": MISTRAL_7B
-    | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 2048,
-        "sliding_window": None,
+# config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0
+TINYLLAMA_1B: dict[str, Any] = MISTRAL_7B | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "sliding_window": None,
+}
+# published with Ministral3ForCausalLM of this shape: huggingface.co/rootlocalghost/ERNIE-Image, pe/config.json; the
+# figures are those of Mistral AI's model card (26 layers, 3072, 32 heads, 8 of them KV, tied, yarn to 262,144)
+MINISTRAL_3_3B: dict[str, Any] = {
+    "architectures": ["Ministral3ForCausalLM"],
+    "model_type": "ministral3",
+    "hidden_size": 3072,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131072,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 16.0,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 16384,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
     },
+    "sliding_window": None,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "dtype": "bfloat16",
+}
+# name -> config.json, and the kind of tokenizer
+MODELS = {
+    "mistral-7b": (MISTRAL_7B, "spm"),
+    "ministral-3-3b": (MINISTRAL_3_3B, "tekken"),
+    "tinyllama-1b": (TINYLLAMA_1B, "spm"),
 }
 _BLOCK = 1 << 22
 
 
-def write_random(folder: Path, config: dict[str, Any], seed: int = 0) -> int:
+def write_random(folder: Path, config: dict[str, Any], tokenizer: str, seed: int = 0) -> int:
     """Write the checkpoint; returns the bytes of its weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    tiny.write_tokenizer(folder, "spm")
+    tiny.write_tokenizer(folder, tokenizer)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     held = 0
     for name, shape in expected_tensors(read_config(config)).items():
@@ -126,19 +161,21 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], bits: np.ndarra
 _SMALL_PARENT = """
 import resource, subprocess, sys
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 sys.exit(status != 0)
 """
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command; seconds, and the peak resident memory of its process in MiB."""
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Run a command; seconds, the peak resident memory of its process in MiB, and seconds of CPU time."""
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", _SMALL_PARENT, *command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-    return time.monotonic() - start, int(done.stdout) * scale / 2**20
+    peak, cpu = done.stdout.split()
+    return time.monotonic() - start, int(peak) * scale / 2**20, float(cpu)
 
 
 def copy_speed(folder: Path) -> float:
@@ -155,14 +192,15 @@ def copy_speed(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="mistral-7b", help="the model whose shape it has")
-    parser.add_argument("--layers", type=int, help="layers (default: as the model)")
+    parser.add_argument("--model", choices=MODELS, default="mistral-7b", help="whose shape (default: mistral-7b)")
+    parser.add_argument("--layers", type=int, help="layers (default: as many as the model has)")
     parser.add_argument("--measure", action="store_true", help="convert it, and print time and peak memory")
     args, extra = parser.parse_known_args()
-    config = SHAPES[args.shape] | ({"num_hidden_layers": args.layers} if args.layers else {})
+    config, tokenizer = MODELS[args.model]
+    config = config | {"num_hidden_layers": args.layers or config["num_hidden_layers"]}
     start = time.monotonic()
     if not args.out.exists():
-        total = write_random(args.out, config)
+        total = write_random(args.out, config, tokenizer)
         print(f"wrote {total / 2**30:.2f} GiB in {time.monotonic() - start:.0f} s")
     config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
     if not args.measure:
@@ -174,7 +212,7 @@ def main() -> None:
         flags = extra or ["--to", "gguf", "--quantize", "Q4_0"]
         out = Path(folder) / "model.gguf"
         command = [sys.executable, "-m", "edge_stream.cli", "convert", str(args.out), *flags, "-o", str(out)]
-        seconds, peak = measure(command)
+        seconds, peak, _ = measure(command)
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
         print(f"convert {' '.join(flags)}: {seconds:.0f} s, {size / 2**30:.2f} GiB written")
         print(f"peak resident memory {peak:,.0f} MiB; the limit, 3 x the largest tensor + 300 MiB, is {limit:,.0f} MiB")

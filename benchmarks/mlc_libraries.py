@@ -1,6 +1,6 @@
-"""Cross-compile the MLC libraries of a Mistral-7B shape, and list what is in them.
+"""Cross-compile the MLC libraries of a model's shape, and list what is in them.
 
-    python benchmarks/mlc_libraries.py [iphone,metal,cuda] [folder]
+    python benchmarks/mlc_libraries.py [iphone,metal,cuda] [mistral-7b or ministral-3-3b] [folder]
 
 No weights are needed: the shape is given as in mlc-chat-config.json. The libraries are compiled, not run. If nvcc is
 on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it compiles the CUDA source to machine code.
@@ -18,32 +18,33 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from make_checkpoint import MODELS
 
 from edge_stream.converters.mlc.compile import compile_library
 
-SHAPE = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 32000,
-    "rms_norm_eps": 1e-5,
-    "position_embedding_base": 10000.0,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-    "max_batch_size": 1,
-}
-CONFIG = {
-    "model_type": "mistral",
-    "quantization": "q4f16_1",
-    "model_config": SHAPE,
-    "context_window_size": -1,
-    "sliding_window_size": 4096,
-    "attention_sink_size": 4,
-    "prefill_chunk_size": 1023,
-}
+
+def chat_config(model: str, n_ctx: int = 4096) -> dict[str, Any]:
+    """mlc-chat-config.json of a model of make_checkpoint.py, as far as the compiler reads it."""
+    config = MODELS[model][0]
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    rope = config.get("rope_parameters")
+    shape = {name: config[name] for name in (*sizes, "vocab_size", "rms_norm_eps", "tie_word_embeddings")} | {
+        "head_dim": config.get("head_dim", config["hidden_size"] // config["num_attention_heads"]),
+        "position_embedding_base": rope["rope_theta"] if rope else config["rope_theta"],
+        "rope_scaling": rope,
+        "max_batch_size": 1,
+    }
+    return {
+        "model_type": config["model_type"],
+        "quantization": "q4f16_1",
+        "model_config": shape,
+        "context_window_size": -1,
+        "sliding_window_size": n_ctx,
+        "attention_sink_size": 4,
+        "prefill_chunk_size": (n_ctx - 4) // 4,
+    }
 
 
 def macho_symbols(data: bytes) -> list[str]:
@@ -104,9 +105,10 @@ def main() -> None:
     """Compile for each device."""
     devices = sys.argv[1].split(",") if len(sys.argv) > 1 else ["iphone", "metal", "cuda"]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(sys.argv[2] if len(sys.argv) > 2 else scratch)
+        model = sys.argv[2] if len(sys.argv) > 2 else "mistral-7b"
+        folder = Path(sys.argv[3] if len(sys.argv) > 3 else scratch)
         folder.mkdir(exist_ok=True)
-        (folder / "mlc-chat-config.json").write_text(json.dumps(CONFIG))
+        (folder / "mlc-chat-config.json").write_text(json.dumps(chat_config(model)))
         for device in devices:
             out = folder / device
             out.mkdir(exist_ok=True)

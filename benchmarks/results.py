@@ -74,7 +74,7 @@ SECTIONS = {
         "TinyLlama's shape and random weights.",
         prepare=(
             "convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",
-            "make_checkpoint.py --shape 1b {work}/llama-1b",
+            "make_checkpoint.py --model tinyllama-1b {work}/llama-1b",
             "convert {work}/llama-1b --to gguf --quantize Q4_0 -o {work}/llama-1b-q4_0.gguf",
         ),
         quick_prepare=("convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",),
@@ -170,6 +170,13 @@ SECTIONS = {
             "make_checkpoint.py --layers 1 {work}/mistral-small",
             "convert {work}/mistral-small --to gguf --quantize Q4_0 -o {work}/mistral-small-q4_0.gguf",
         ),
+    ),
+    "ministral": Section(
+        "Ministral 3's 3B shape, from a checkpoint to both engines and the iPhone (random weights)",
+        "ministral_story.py {work}/ministral",
+        "ministral_story.py {work}/ministral-small --layers 1 -c 256 -n 8",
+        note="The config is that of published checkpoints, the weights are random: time, memory and speed only. The "
+        "cache is filled with 4,096 tokens and then slides with every token. The library is compiled, not run.",
     ),
     "peers": Section(
         "Beside other engines",

@@ -196,6 +196,13 @@ def _rope_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return dict(full), dict(sliding)
 
 
+def read_rope_scaling(config: Mapping[str, Any], head_dim: int) -> RopeScaling | None:
+    """The scaling alone, of a config or of an MLC model's. Raises EdgeStreamError in one sentence."""
+    r = _Reader(config, {})
+    n_rot = int(head_dim * r.number("partial_rotary_factor", 1.0))
+    return _rope_scaling(_rope_parameters(config)[0], r, r.get("max_position_embeddings", 0), n_rot)
+
+
 def _rope_scaling(rope: dict[str, Any], r: _Reader, n_ctx_train: int, n_rot: int) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     kind = {"su": "longrope"}.get(kind, kind) if isinstance(kind, str) else kind

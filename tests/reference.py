@@ -16,8 +16,9 @@ Semantics (``n_past`` counts the tokens seen since the stream began):
   the keys whose in-cache distance is ``>= n_swa``.
 
 Weights come from a GGUF file (F32, or F16 read as stored). Supported architectures: llama (also Mistral,
-SmolLM2, Llama 3 with ``rope_freqs``), qwen2, qwen3, gemma3; rope scaling none, linear and YaRN. Layers of other
-kinds (without rotation, recurrent, M-RoPE) are in reference_layers.py.
+SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, gemma3;
+rope scaling none, linear and YaRN. Layers of other kinds (without rotation, recurrent, M-RoPE) are in
+reference_layers.py.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Chunk = int | Sequence[int]
 ROPE_NORM = "norm"  # pairs (2i, 2i+1)
 ROPE_NEOX = "neox"  # pairs (i, i + n_rot/2)
 
-_ROPE_TYPE = {"llama": ROPE_NORM, "qwen2": ROPE_NEOX, "qwen3": ROPE_NEOX, "gemma3": ROPE_NEOX}
+_ROPE_TYPE = {"llama": ROPE_NORM, "mistral3": ROPE_NORM, "qwen2": ROPE_NEOX, "qwen3": ROPE_NEOX, "gemma3": ROPE_NEOX}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -68,6 +69,8 @@ class Config:
     yarn_n_ctx_orig: int = 0
     yarn_beta_fast: float = 32.0
     yarn_beta_slow: float = 1.0
+    yarn_log_mul: float = 0.0  # 0: YaRN's magnitude stays; 1: it is taken back
+    temperature: float = 0.0  # queries at position p are multiplied by 1 + this * log(1 + p // yarn_n_ctx_orig)
     n_swa: int = 0
     swa_layers: tuple[bool, ...] = ()
     rope_base_swa: float = 10000.0
@@ -171,6 +174,8 @@ def load_weights(path: str | os.PathLike[str], rope_types: Mapping[str, str] = _
         rope_attn_factor=key("rope.scaling.attn_factor", 1.0),
         yarn=scaling == "yarn",
         yarn_n_ctx_orig=key("rope.scaling.original_context_length", n_ctx_train),
+        yarn_log_mul=key("rope.scaling.yarn_log_multiplier", 0.0),
+        temperature=key("attention.temperature_scale", 0.0),
         n_swa=n_swa,
         swa_layers=swa_layers,
         rope_base_swa=key("rope.freq_base_swa", 10000.0),
@@ -219,6 +224,8 @@ def rope_table(config: Config, n_pos: int, *, swa: bool = False, factors: F64 | 
         factor = 1.0 / config.rope_freq_scale
         mscale = 1.0 if factor <= 1.0 else 0.1 * np.log(factor) + 1.0
         magnitude *= mscale / (1.0 + 0.1 * np.log(factor))
+        if factor > 1.0:
+            magnitude /= 1.0 + 0.1 * config.yarn_log_mul * np.log(factor)
         magnitude *= 1.0 + 0.1 * np.log(1.0 / freq_scale)
     return np.cos(theta) * magnitude, np.sin(theta) * magnitude
 
@@ -469,6 +476,8 @@ class ReferenceStream:
         if rotation is not None:
             cos, sin = rotation
             q = rotate(q, cos[n - m : n], sin[n - m : n], cfg.rope_type)
+            if cfg.temperature:
+                q = q * (1.0 + cfg.temperature * np.log1p(np.arange(n - m, n) // cfg.yarn_n_ctx_orig))[:, None]
             k = rotate(k, cos[:n], sin[:n], cfg.rope_type)
 
         distance = np.arange(n - m, n)[:, None] - np.arange(n)[None, :]  # p_q - p_k, [m, n]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from edge_stream.cli import cli
 from edge_stream.errors import EdgeStreamError
 from edge_stream.ios import export
 from edge_stream.ios.export import ExportRequest, choose
+from edge_stream.ios.mlc_package import memory_plan
 from edge_stream.ios.phones import PHONES
+from edge_stream.mlc.folder import MlcFolder
 from edge_stream.models import names
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +147,52 @@ def test_the_app_imports_it(run: Run, tmp_path: Path) -> None:
     assert "Test whatExportIOSWroteIsImportedAndRuns() passed" in done.stdout
 
 
-def test_a_folder_for_mlc_is_refused(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "mlc-chat-config.json").write_text("{}")
-    result = run("-m", str(tmp_path), "-o", str(tmp_path / "out"))
-    assert result.exit_code == 1 and "is a folder for MLC: the app takes GGUF files" in result.stderr
+@pytest.mark.parametrize("name", ["ministral3", "llama2"])
+def test_an_mlc_folder_becomes_a_package(name: str, run: Run, tmp_path: Path) -> None:
+    """What `mlc_llm package` reads: the model, the library under the name that its symbols have, and the memory."""
+    pytest.importorskip("tvm")
+    from tiny_checkpoints import write_tiny
+
+    checkpoint, folder, out = write_tiny(tmp_path / "hf", name), tmp_path / "mlc", tmp_path / "package"
+    result = CliRunner().invoke(cli, ["convert", str(checkpoint), "--to", "mlc", "-c", "128", "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    result = run("-m", str(folder), "-o", str(out), "--name", "Tiny")
+    assert result.exit_code == 0, result.output
+    library = {"ministral3": "ministral3", "llama2": "llama"}[name] + "_q4f16_1"
+    assert f"Tiny, library {library}" in result.output and "compiled, not run" in result.stderr
+    config = json.loads((out / "mlc-package-config.json").read_text())
+    (model,) = config["model_list"]
+    assert (out / model["model"] / "mlc-chat-config.json").exists() and model["bundle_weight"] is True
+    # mlc_llm package looks for the symbol `<model_lib>___tvm_ffi__library_bin`, and the prefix ends in one underscore
+    assert (
+        config["model_lib_path_for_prepare_libs"] == {model["model_lib"]: "lib.tar"} and model["model_lib"] == library
+    )
+    with tarfile.open(out / "lib.tar") as archive:
+        assert sorted(archive.getnames()) == ["lib0.o", f"{library}_devc.o"]
+    plan = memory_plan(MlcFolder(folder))
+    head = {"ministral3": 32, "llama2": 16}[name]
+    assert plan["cache"] == (128 + 31) * 2 * 2 * 2 * head * 2  # keys and values, 2 layers, 2 heads, float16
+    assert plan["weights"] == sum(p.stat().st_size for p in folder.glob("params_shard_*"))
+    assert model["estimated_vram_bytes"] == sum(plan.values()) - plan["app"]
+    again = run("-m", str(folder), "-o", str(out))
+    assert again.exit_code == 1 and again.stderr == f"error: {out} exists already\n"
+    for arguments, message in (
+        (("--memory", "100M"), "does not fit: it takes "),
+        (("-c", "64"), "-c is not for an MLC folder"),
+        (("-ctk", "q8_0"), "--cache-type-k is not for an MLC folder"),
+    ):
+        result = run("-m", str(folder), "-o", str(tmp_path / "other"), *arguments)
+        assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+        assert not (tmp_path / "other").exists()
+
+
+def test_an_mlc_folder_that_no_library_can_compute(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    from tiny_checkpoints import write_tiny
+
+    folder, out = tmp_path / "mlc", tmp_path / "package"
+    arguments = ["convert", str(write_tiny(tmp_path / "hf", "smollm3")), "--to", "mlc", "-o", str(folder)]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    result = run("-m", str(folder), "-o", str(out))
+    assert result.exit_code == 1 and "TVM's cache rotates all layers, smollm3 only some" in result.stderr
+    assert not out.exists()

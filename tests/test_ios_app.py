@@ -59,16 +59,3 @@ def test_project_and_property_lists_agree() -> None:
     assert target["entitlements"]["properties"]["com.apple.developer.kernel.increased-memory-limit"] is True
     for path in IOS.glob("App/Resources/**/*.json"):
         json.loads(path.read_text())
-
-
-def test_mlc_package_names_what_convert_writes() -> None:
-    from edge_stream.converters.mlc.compile import DEVICES, system_lib_prefix
-
-    config = json.loads((IOS / "MLC/mlc-package-config.json").read_text())
-    (model,) = config["model_list"]
-    # mlc_llm package looks for the symbol `<model_lib>___tvm_ffi__library_bin`, and the prefix ends in one underscore
-    assert system_lib_prefix("llama", "q4f16_1") == model["model_lib"] + "_"
-    assert config["model_lib_path_for_prepare_libs"] == {
-        model["model_lib"]: f"{model['model']}/lib{DEVICES['iphone'].suffix}"
-    }
-    assert model["bundle_weight"] is True  # mlc_llm asks for it where the model is a local folder

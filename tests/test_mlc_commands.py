@@ -114,6 +114,11 @@ def edit(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_model(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "mlc-chat-config.json").read_text())
+    edit(folder, model_config=config["model_config"] | changes)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -125,6 +130,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a config": (lambda f: (f / "mlc-chat-config.json").write_text('{"model'), "it is not JSON"),
     "no sizes": (lambda f: edit(f, model_config={}), "is damaged"),
     "odd sizes": (lambda f: edit(f, model_config={"num_hidden_layers": -1}), "is damaged"),
+    "endless layers": (lambda f: edit_model(f, num_hidden_layers=10**12), "n_layer is 1000000000000"),
+    "layers of another model": (lambda f: edit_model(f, no_rope_layers=[1, 0, 1]), "does not describe 2 layers"),
+    "a window of nothing": (
+        lambda f: edit_model(f, layer_types=["sliding_attention"] * 2, sliding_window=0),
+        "is damaged: n_swa 0",
+    ),
+    "no window": (lambda f: edit_model(f, layer_types=["sliding_attention"] * 2), "'sliding_window'"),
+    "a scale of nothing": (lambda f: edit_model(f, query_pre_attn_scalar=0), "is damaged"),
+    "a scale that is none": (lambda f: edit_model(f, query_pre_attn_scalar=-4), "is damaged"),
+    "a scaling that is none": (lambda f: edit_model(f, rope_scaling=7), "rope_scaling = 7 is not a JSON object"),
+    "soft caps": (lambda f: edit_model(f, final_logit_softcapping=30.0), "has soft caps"),
+    "Gemma 3 of mlc-llm": (lambda f: edit(f, model_type="gemma3_text"), "'layer_types'"),
     "model": (lambda f: edit(f, model_type="mamba"), "does not know model_type 'mamba'"),
     "quantization": (lambda f: edit(f, quantization="q4f32_1"), "lacks the tensor .* in q4f32_1"),
     "unknown quantization": (lambda f: edit(f, quantization="e4m3"), "quantization 'e4m3'; the MLC engine runs q0f32"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ import pytest
 from mlc_models import write_mlc
 from tiny_checkpoints import write_tiny
 
-from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream import EdgeStreamError, Engine
 from edge_stream.converters import mlc
 from edge_stream.converters.gguf_tensors import llama3_divisors
 from edge_stream.converters.mlc import MlcOptions
 from edge_stream.converters.mlc.readback import ReadBack
+from edge_stream.converters.mlc.rope import frequencies
 from edge_stream.converters.reference import logits as numpy_logits
 from edge_stream.families import RopeScaling
-from edge_stream.mlc.rope import frequencies
+from edge_stream.mlc.folder import MlcFolder
 from edge_stream.models.conversion import open_source
 
 N_CTX = 51  # neither a page of TVM's cache nor a block of ours
@@ -140,6 +142,10 @@ def test_float16_cache(load_mlc: Load, draw: Draw) -> None:
         ("smollm", "q0f16"),
         ("qwen2", "q4f32_1"),
         ("phi3", "q4f16_1"),
+        ("ministral3", "q4f16_1"),
+        ("smollm3", "q4f32_1"),
+        ("gemma3", "q4f16_0"),
+        ("gemma", "q4f16_1"),
     ],
 )
 def test_quantised_models_equal_numpy(name: str, quantization: str, tmp_path: Path, tiny_mlc: Any) -> None:
@@ -162,29 +168,36 @@ def test_quantised_models_equal_numpy(name: str, quantization: str, tmp_path: Pa
 
 def test_frequencies_of_llama3() -> None:
     """Against the converter's divisors, which are written independently."""
-    config = SimpleNamespace(
-        head_dim=64,
-        rope_base=500000.0,
-        rope_scaling={
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    )
     plain = 500000.0 ** (-np.arange(0, 64, 2) / 64)
-    divisors = llama3_divisors(RopeScaling("llama3", 8.0, 8192), 500000.0, 64)
-    assert np.allclose(frequencies(config), plain / divisors, rtol=1e-6)
+    scaling = RopeScaling("llama3", 8.0, 8192)
+    divisors = llama3_divisors(scaling, 500000.0, 64)
+    assert np.allclose(frequencies(500000.0, 64, scaling), plain / divisors, rtol=1e-6)
     assert len(set(np.round(divisors, 3))) > 3
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "longrope", "su", "dynamic"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("longrope", "does not know rope scaling longrope"),
+        ("su", "does not know rope scaling longrope"),
+        ("dynamic", "rope scaling 'dynamic' is not supported"),
+        ("yarn", "original_max_position_embeddings = 0 must be"),
+    ],
+)
 @pytest.mark.parametrize("key", ["rope_type", "type"])
-def test_other_scalings_are_refused(key: str, kind: str) -> None:
+def test_other_scalings_are_refused(key: str, kind: str, message: str, tiny_mlc: Any, tmp_path: Path) -> None:
     """Under either name of the key: a folder of another converter may have the older one."""
-    with pytest.raises(UnsupportedModelError, match=kind):
-        frequencies(SimpleNamespace(head_dim=64, rope_base=1e4, rope_scaling={key: kind, "factor": 4.0}))
+    shutil.copytree(tiny_mlc("gqa"), tmp_path / "model")
+    path = tmp_path / "model" / "mlc-chat-config.json"
+    config = json.loads(path.read_text())
+    factors = {f"{length}_factor": [1.0] * 8 for length in ("short", "long")}
+    config["model_config"]["rope_scaling"] = {key: kind, "factor": 4.0} | factors
+    if kind != "yarn":
+        config["model_config"]["rope_scaling"]["original_max_position_embeddings"] = 64
+    path.write_text(json.dumps(config))
+    with pytest.raises(EdgeStreamError, match=message) as error:
+        MlcFolder(tmp_path / "model")
+    assert "mlc-chat-config.json" in str(error.value) or "MLC engine" in str(error.value)
 
 
 @pytest.fixture(scope="module")

@@ -69,13 +69,9 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     q = find_quantization(options.quantization)
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
-    if options.device != "none":
-        from edge_stream.converters.mlc.compile import check_supported
-
-        check_supported(source)
+    streaming = recommend(source.model, options.n_keep, options.n_ctx)
     listed = parameters.list_params(source)
     tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]
-    streaming = recommend(source.model, options.n_keep, options.n_ctx)
     files, notes = tokenizer.collect(source)
     texts, ids = tokenizer.special_tokens(source, files)
     conv = conv_templates.choose(
@@ -87,6 +83,10 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     )
     facts = chat_config.TokenizerFacts(tuple(files), tokenizer.info(files["tokenizer.json"]), ids)
     config = chat_config.build(source, q.name, streaming, facts, conv.value)
+    if options.device != "none":
+        from edge_stream.converters.mlc.compile import check_supported
+
+        check_supported(config)
     size = sum(t.nbytes for t in tensors) + sum(map(len, files.values()))
     # a parameter as stored, its encoded copy, a shard, and a block being quantised
     largest = max(sum(parameters.stored_bytes(t) for t in parameters.stored_tensors(p, q)) for p in listed)
@@ -135,7 +135,7 @@ def _describe(source: Source, plan: MlcPlan, options: MlcOptions) -> Iterator[st
     )
     if source.left_out:
         yield f"left out: {len(source.left_out)} tensors that are not part of the language model"
-    for note in plan.notes:
+    for note in filter(None, (source.model.family.mlc.note, *plan.notes)):
         yield f"note: {note}"
     if options.verbose:
         for tensor in plan.tensors:

@@ -129,8 +129,10 @@ def model_config(source: Source, streaming: StreamingDefaults) -> dict[str, Any]
 
 
 def _rope_scaling(source: Source) -> dict[str, Any] | None:
-    if source.model.rope_scaling is None:
+    scaling = source.model.rope_scaling
+    if scaling is None:
         return None
-    found = source.config.get("rope_parameters") or source.config.get("rope_scaling")
-    scaling = dict(found) if isinstance(found, Mapping) else {}
-    return {"rope_type": source.model.rope_scaling.kind} | scaling | {"rope_type": source.model.rope_scaling.kind}
+    config = source.model.family.normal(dict(source.config))
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    given = dict(found.get("full_attention", found)) if isinstance(found, Mapping) else {}
+    return given | {"rope_type": scaling.kind, "original_max_position_embeddings": scaling.n_ctx_orig}

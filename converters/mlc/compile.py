@@ -13,16 +13,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import families
-
-if TYPE_CHECKING:
-    from edge_stream.converters.source import Source
 
 # tvm 0.27: these classes of tvm.s_tir.dlight.gpu.matmul crash the process in tensorize; the generic schedule takes over
 SCHEDULES_OFF = ("MetalMatmul", "MatmulTensorization", "MatmulInt8Tensorization")
@@ -49,28 +47,34 @@ DEVICES = {
 }
 
 
-def check_supported(source: Source) -> None:
-    """Raise EdgeStreamError if the model cannot be compiled here, or TVM is not installed."""
-    lacking = unsupported_reason(source)
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Raise EdgeStreamError if an mlc-chat-config.json's model cannot be compiled here, or TVM is not installed."""
+    lacking = unsupported_reason(config)
     if lacking:
         raise EdgeStreamError(f"--device cannot compile this model: {lacking}; use --device none")
     require_tvm()
 
 
-def unsupported_reason(source: Source) -> str | None:
+def unsupported_reason(config: Mapping[str, Any]) -> str | None:
     """Why TVM's sliding cache (tvm.relax.frontend.nn.llm.kv_cache) cannot compute the model; None if it can."""
-    model, family = source.model, source.model.family
-    kind = family.model_type
-    if model.attn_softcap:
+    c, m, kind = DecoderConfig.read(config), config["model_config"], config["model_type"]
+    n_ctx, scaling = config["sliding_window_size"], c.rope_scaling
+    if m.get("attn_logit_softcapping"):
         return f"TVM's attention has no soft cap on scores, which {kind} has"
-    if family.own_swa_rope:
-        return f"TVM's cache has one rope base for all layers, but {kind} has two"
-    if not family.compiles:
-        return f"the compiled decoder is Llama's, from which {kind} differs"
-    if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
-        return "TVM's sliding cache has no longrope factors"
-    if model.n_rot != model.head_dim:
+    if m.get("final_logit_softcapping"):
+        return f"the decoder has no soft cap on logits, which {kind} has"
+    if "sliding" in c.rope_kinds:
+        return f"TVM's cache has one rope base and one window for all layers, but {kind} has two"
+    if "none" in c.rope_kinds:
+        return f"TVM's cache rotates all layers, {kind} only some"
+    if scaling is not None and scaling.kind not in ("llama3", "yarn"):
+        return f"TVM's sliding cache has no {scaling.kind} factors"
+    if m.get("partial_rotary_factor", 1.0) != 1.0:
         return "TVM's sliding cache rotates whole heads, this model parts of them"
+    # it evicts after attention, so that a whole chunk more is in view
+    if c.temperature and scaling is not None and n_ctx + c.prefill_chunk > scaling.n_ctx_orig:
+        largest = scaling.n_ctx_orig * 4 // 5
+        return f"TVM's cache has no attention temperature, which {kind} needs above -c {largest}"
     return None
 
 
@@ -90,6 +94,7 @@ def compile_library(folder: Path, device: str, say: Callable[[str], None], out: 
 
     Raises EdgeStreamError with the last line of the compiler's output if it fails, and with the signal if it crashes.
     """
+    check_supported(json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8")))
     spec = DEVICES[device]
     library = (out or folder) / f"lib{spec.suffix}"
     # the subprocess must import this same package; not resolved, since converters may be a link
@@ -122,10 +127,11 @@ def build(folder: Path, device: str, library: Path) -> None:
     from tvm import relax
     from tvm.target import Target
 
-    from edge_stream.converters.mlc.decoder_config import DecoderConfig
     from edge_stream.converters.mlc.model import Decoder
     from edge_stream.converters.mlc.quantization import find_quantization
+    from edge_stream.converters.mlc.rope import correct_yarn
 
+    correct_yarn()
     config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
     q = find_quantization(config["quantization"])
     spec = DEVICES[device]

@@ -18,6 +18,7 @@ from tvm.target import Target
 
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.quantization import Quantization
+from edge_stream.converters.mlc.rope import scaling_for_tvm
 
 
 class Matrix(nn.Module):  # type: ignore[misc]
@@ -55,10 +56,10 @@ class Matrix(nn.Module):  # type: ignore[misc]
         out = nn.op.matmul(x, weight, out_dtype=out_dtype)
         return out + self.bias if self.has_bias else out
 
-    def gated(self, x: nn.Tensor) -> nn.Tensor:
-        """For a matrix with gate's rows, then up's: silu(gate(x)) * up(x), [.., rows / 2]."""
+    def gated(self, x: nn.Tensor, activation: str) -> nn.Tensor:
+        """For a matrix with gate's rows, then up's: activation(gate(x)) * up(x), [.., rows / 2]."""
         gate, up = nn.op.split(self(x), 2, axis=-1)
-        return nn.op.silu(gate) * up
+        return (nn.op.silu(gate) if activation == "silu" else nn.op.gelu(gate, approximate="tanh")) * up
 
     def _dequantise(self, words: nn.Tensor, scales: nn.Tensor, rows: Any, *, transposed: bool) -> nn.Tensor:
         q, columns = self.q, self.columns
@@ -99,8 +100,11 @@ class Attention(nn.Module):  # type: ignore[misc]
     def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
         c = self.config = config
-        qkv = matrix((c.n_head + 2 * c.n_head_kv) * c.head_dim, c.n_embd, q, bias=c.qkv_bias)
-        setattr(self, c.qkv_name, qkv)
+        heads = {"q_proj": c.n_head, "k_proj": c.n_head_kv, "v_proj": c.n_head_kv}
+        if c.qkv_name:
+            heads = {c.qkv_name: sum(heads.values())}
+        for name, n in heads.items():
+            setattr(self, name, matrix(n * c.head_dim, c.n_embd, q, bias=c.qkv_bias))
         if c.qk_norm:
             self.q_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
             self.k_norm = RMSNorm(c.head_dim, c.norm_eps, q.dtype)
@@ -110,41 +114,54 @@ class Attention(nn.Module):  # type: ignore[misc]
         """x [b, n, d]: [b, n, d]."""
         c = self.config
         b, n, _ = x.shape
-        qkv = getattr(self, c.qkv_name)(x)
-        qkv = nn.op.reshape(qkv, (b, n, c.n_head + 2 * c.n_head_kv, c.head_dim))
+        if c.qkv_name:
+            qkv = nn.op.reshape(getattr(self, c.qkv_name)(x), (b, n, c.n_head + 2 * c.n_head_kv, c.head_dim))
+            q, k, v = nn.op.split(qkv, [c.n_head, c.n_head + c.n_head_kv], axis=2) if c.qk_norm else (None,) * 3
+        else:
+            q, k, v = (nn.op.reshape(getattr(self, f"{p}_proj")(x), (b, n, -1, c.head_dim)) for p in "qkv")
         if c.qk_norm:
-            q, k, v = nn.op.split(qkv, [c.n_head, c.n_head + c.n_head_kv], axis=2)
-            qkv = nn.op.concat([self.q_norm(q), self.k_norm(k), v], dim=2)
-        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=c.head_dim**-0.5)
+            q, k = self.q_norm(q), self.k_norm(k)
+        if q is not None:
+            qkv = nn.op.concat([q, k, v], dim=2)
+        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=c.score_scale)
         return self.o_proj(nn.op.reshape(out, (b, n, c.n_head * c.head_dim)))
 
 
 class MLP(nn.Module):  # type: ignore[misc]
-    """down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
+        self.activation = config.activation
         self.gate_up_proj = matrix(2 * config.n_ff, config.n_embd, q)
         self.down_proj = matrix(config.n_embd, config.n_ff, q)
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
-        return self.down_proj(self.gate_up_proj.gated(x))
+        return self.down_proj(self.gate_up_proj.gated(x, self.activation))
 
 
 class Layer(nn.Module):  # type: ignore[misc]
-    """Attention and MLP, each with a norm before and a residual connection."""
+    """Attention and MLP, each with a norm before, perhaps one after, and a residual connection."""
 
     def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
         self.self_attn = Attention(config, q, matrix)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+            self.post_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
         self.mlp = MLP(config, q, matrix)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
-        x = x + self.self_attn(self.input_layernorm(x), cache, layer)
+        h = self.self_attn(self.input_layernorm(x), cache, layer)
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(h)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + h
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -156,9 +173,11 @@ class Body(nn.Module):  # type: ignore[misc]
         self.embed_tokens = matrix(config.n_vocab, config.n_embd, q, linear=False)
         self.layers = nn.ModuleList([Layer(config, q, matrix) for _ in range(config.n_layer)])
         self.norm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
+        self.scale = config.embed_scale
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache) -> nn.Tensor:
         """x [b, n, d]: [b, n, d], normed."""
+        x = x if self.scale == 1.0 else x * self.scale
         for i, layer in enumerate(self.layers):
             x = layer(x, cache, i)
         return self.norm(x)
@@ -248,7 +267,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             rope_mode=kv_cache.RopeMode.NORMAL,
             rope_scale=1,
             rope_theta=c.rope_base,
-            rope_scaling=c.rope_scaling or {},
+            rope_scaling=scaling_for_tvm(c),
             rope_ext_factors=relax.prim_value(0),
             rotary_dim=c.head_dim,
             enable_disaggregation=False,

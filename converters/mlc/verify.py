@@ -1,10 +1,8 @@
-"""Logits of a converted MLC model, for `convert --verify`."""
+"""Logits of a converted MLC model without an engine, for `convert --verify`."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.converters import reference
-from edge_stream.converters.mlc import compile as compiler
 from edge_stream.converters.mlc.readback import ReadBack
 from edge_stream.errors import EdgeStreamError
 
@@ -20,28 +17,16 @@ if TYPE_CHECKING:
     from edge_stream.converters.source import Source
 
 
-def engine_logits(
-    folder: Path, source: Source, text: str, n_tokens: int, say: Callable[[str], None]
-) -> tuple[list[int], NDArray[np.float64]]:
-    """The first n_tokens tokens of a text, and their logits [n, n_vocab].
-
-    The model runs on TVM's runtime, compiled for this machine if the folder has no lib.so. A model that cannot be
-    compiled is computed in NumPy from the converted weights, with a note, which verifies only the weights.
-    """
-    tokens = tokenize(folder, text)[:n_tokens]
-    config = json.loads((folder / "mlc-chat-config.json").read_text(encoding="utf-8"))
-    lacking = compiler.unsupported_reason(source)
-    if lacking:
-        say(f"note: {lacking}; so the converted weights are verified, in NumPy, and no library")
-        return tokens, reference.logits(ReadBack(folder, source, config["quantization"]), tokens)  # type: ignore[arg-type]
-    compiler.require_tvm()
+def library_logits(folder: Path, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Logits [n, n_vocab] by the folder's lib.so, on TVM's runtime."""
     from edge_stream.converters.mlc.runtime import MlcLibrary
 
-    with tempfile.TemporaryDirectory(prefix="edge-stream-") as scratch:
-        library = folder / "lib.so"
-        if not library.exists():
-            library = compiler.compile_library(folder, "cpu", lambda _line: None, out=Path(scratch))
-        return tokens, MlcLibrary(folder, library).feed(tokens).astype(np.float64)
+    return MlcLibrary(folder).feed(tokens).astype(np.float64)
+
+
+def weights_logits(folder: Path, source: Source, quantization: str, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Logits [n, n_vocab] by a forward pass in NumPy over the converted weights."""
+    return reference.logits(ReadBack(folder, source, quantization), tokens)  # type: ignore[arg-type]
 
 
 def tokenize(folder: Path, text: str) -> list[int]:

@@ -64,25 +64,34 @@ from edge_stream.ios.phones import PHONES
     help="List the phones with the source of each figure, and exit.",
 )
 def main(model: str, out: Path, device: str, limit: int | None, name: str | None, **flags: Any) -> None:
-    """Package a model for the iOS app: choose a cache that fits the phone's memory, and write FOLDER.
+    """Package a model for an iOS app: choose a cache that fits the phone's memory, and write FOLDER.
 
-    Copy FOLDER to the phone (Files, AirDrop, Finder) and import it in the app, which verifies its checksum. Memory is
-    computed for this machine's backend; the app computes it again before it loads the model.
+    Of a GGUF file, for the app in ios_demo: copy FOLDER to the phone (Files, AirDrop, Finder) and import it in the app,
+    which verifies its checksum. Memory is computed for this machine's backend; the app computes it again before it
+    loads the model.
+
+    Of an MLC folder, for MLC's app: FOLDER is what `mlc_llm package` takes, with the library compiled for iPhones.
+    Sinks and window are those of the folder.
 
     \b
     edge-stream export-ios -m model.gguf -o for-my-phone --device iphone-15-pro
+    edge-stream export-ios -m model-MLC -o for-mlc
     """
     from edge_stream.cli.meter import Meter
     from edge_stream.ios import export
     from edge_stream.models import names
 
     path = names.resolve(model)
-    if path.is_dir():
-        raise EdgeStreamError(f"{path.name} is a folder for MLC: the app takes GGUF files (edge-stream convert)")
-    if names.is_split(path):
-        raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     phone = PHONES[device]
     allowed = limit or phone.limit.n_bytes
+    if path.is_dir():
+        given = [key for key, value in flags.items() if value is not None]
+        if given:
+            flag = {"n_ctx": "-c", "n_keep": "--keep"}.get(given[0], "--" + given[0].replace("_", "-"))
+            raise EdgeStreamError(f"{flag} is not for an MLC folder, which has its settings from convert")
+        return _package(path, out, name, allowed)
+    if names.is_split(path):
+        raise EdgeStreamError(f"{path.name} is one part of several: merge them first (llama-gguf-split --merge)")
     choice = export.choose(path, export.ExportRequest(**flags), allowed)
     if choice.note:
         click.echo(f"note: {choice.note}; --chat-template gives another", err=True)
@@ -103,6 +112,21 @@ def main(model: str, out: Path, device: str, limit: int | None, name: str | None
         f"{choice.memory['cache'] / 2**20:,.0f}, the same again while it is saved, scratch "
         f"{choice.memory['compute'] / 2**20:,.0f}, {export.RESERVE / 2**20:,.0f} for the app) of "
         f"{allowed / 2**20:,.0f} MiB on {manifest['device']}"
+    )
+
+
+def _package(path: Path, out: Path, name: str | None, allowed: int) -> None:
+    from edge_stream.ios import mlc_package
+    from edge_stream.mlc.folder import MlcFolder
+
+    config, plan = mlc_package.package(
+        MlcFolder(path), out, name or path.resolve().name, allowed, lambda line: click.echo(line, err=True)
+    )
+    (model,) = config["model_list"]
+    parts = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in plan.items())
+    click.echo(
+        f"wrote {out}: {model['model_id']}, library {model['model_lib']}\n"
+        f"about {sum(plan.values()) / 2**20:,.0f} MiB ({parts}) of {allowed / 2**20:,.0f} MiB"
     )
 
 

@@ -177,13 +177,14 @@ class Gguf:
 
 @dataclass(frozen=True)
 class Mlc:
-    """A family in mlc-llm: what its model definition and loader expect."""
+    """A family in MLC folders: what mlc-llm's model definition and loader expect, if it has one."""
 
-    known: bool = True  # False: mlc-llm has no such model
+    known: bool = True  # False: no folders of it are written
     qkv_name: str = "qkv_proj"  # the matrix that q, k and v are fused into; "": they stay separate
     qkv_bias: bool = False
     rope_scalings: tuple[str, ...] = ()
     lacks: Callable[[ModelConfig], str | None] = lambda _model: None  # as in Gguf
+    note: str = ""  # what mlc-llm's own definition computes differently: a folder is for our engine and our libraries
     rename: Callable[[str], str] = lambda name: name  # from Llama's parameter name
     # model_config of mlc-chat-config.json, from the keys that all families have
     config: Callable[[ModelConfig, dict[str, Any]], dict[str, Any]] = lambda _model, config: config
@@ -239,7 +240,7 @@ class Family:
     @property
     def compiles(self) -> bool:
         """Whether the decoder compiled with TVM (converters/mlc/model.py) supports it."""
-        return self.mlc.known and self.activation == "silu" and not (self.post_norms or self.scaled_embedding)
+        return self.mlc.known and self.plain
 
 
 @lru_cache(maxsize=1)

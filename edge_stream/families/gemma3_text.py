@@ -15,8 +15,13 @@ def _mlc_config(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
         "query_pre_attn_scalar": model.attn_scale**-2,
         "sliding_window": model.sliding_window,
         "rope_local_base_freq": model.rope_base_swa,
+        "layer_types": [("full", "sliding")[swa] + "_attention" for swa in model.swa_layers],
     }
     return {"text_config": text, "is_text_model": True} | {key: config[key] for key in _SIZES}
+
+
+def _mlc_lacks(model: ModelConfig) -> str | None:
+    return "has no soft caps, which this checkpoint has" if model.logit_softcap or model.attn_softcap else None
 
 
 FAMILY = Family(
@@ -38,7 +43,14 @@ FAMILY = Family(
             "rope_local_base_freq": 10000.0,
         },
     ),
-    mlc=Mlc(qkv_name="", rename=lambda name: f"language_model.{name}", config=_mlc_config),
+    mlc=Mlc(
+        qkv_name="",
+        rope_scalings=("linear",),
+        lacks=_mlc_lacks,
+        rename=lambda name: f"language_model.{name}",
+        config=_mlc_config,
+        note="mlc-llm's own Gemma 3 has neither sliding windows nor their rope base: use edge-stream's engine",
+    ),
     activations=("gelu_pytorch_tanh",),
     qk_norm=True,
     post_norms=True,

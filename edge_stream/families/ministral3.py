@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_stream.families import Family, Gguf, Keys, ModelConfig
+from edge_stream.families import Family, Gguf, Keys, Mlc, ModelConfig
 from edge_stream.families.mistral import FAMILY as MISTRAL
 
 _ROPE = {
@@ -46,6 +46,10 @@ def _lacks(model: ModelConfig) -> str | None:
     return None if yarn or not model.own["temperature"] else "needs yarn for its attention temperature"
 
 
+def _mlc_config(_model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"rope_parameters": config["rope_scaling"], "context_window_size": -1}
+
+
 FAMILY = Family(
     model_type="ministral3",
     hf_class="Ministral3ForCausalLM",
@@ -58,6 +62,13 @@ FAMILY = Family(
         rope_scalings=("yarn",),
         keys=_keys,
         lacks=_lacks,
+    ),
+    mlc=Mlc(
+        rope_scalings=("yarn",),
+        lacks=_lacks,
+        config=_mlc_config,
+        note="mlc-llm's own Ministral 3 scales attention in another way than the checkpoint: use edge-stream's engine, "
+        "or a library of --device",
     ),
     normal=_normal,
     read=_read,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edge_stream.families import Family, Gguf, Keys, ModelConfig
+from typing import Any
+
+from edge_stream.families import Family, Gguf, Keys, Mlc, ModelConfig
 
 _STEP = 4  # llama.cpp knows no other
 
@@ -19,11 +21,20 @@ def _lacks(model: ModelConfig) -> str | None:
     return None if model.rope_layers == usual else "leaves every fourth layer without rotation, and no other"
 
 
+def _mlc_config(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"no_rope_layers": [int(rotates) for rotates in model.rope_layers]}
+
+
 FAMILY = Family(
     model_type="smollm3",
     hf_class="SmolLM3ForCausalLM",
     models="SmolLM3",
     gguf=Gguf(arch="smollm3", permuted=True, partial_rotary=False, qkv_bias=False, lacks=_lacks),
+    mlc=Mlc(
+        lacks=lambda model: "has no sliding windows, which this checkpoint has" if model.sliding_window else None,
+        config=_mlc_config,
+        note="mlc-llm has no SmolLM3: the folder is for edge-stream's engine",
+    ),
     rotated=_rotated,
     window_flag="use_sliding_window",
     windowed=lambda layer, _count: (layer + 1) % _STEP == 0,

@@ -93,7 +93,9 @@ def library(
 ) -> tuple[Path, Lanes]:
     """The library for a model shape on this machine, built if it is not cached. Raises EdgeStreamError."""
     target, lanes = _processor()
-    shape = dataclasses.asdict(config) | {"prefill_chunk": 0, "rope_base": 0, "rope_scaling": None}  # not compiled in
+    shape = dataclasses.asdict(config) | {"rope_kinds": config.rope_kinds}
+    for name in ("prefill_chunk", "rope_base", "rope_base_swa", "rope_scaling", "temperature", "attn_scale"):
+        del shape[name]  # not compiled in
     path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
     if not _is_intact(path):
         say("compiling the model's kernels for this processor (once)")

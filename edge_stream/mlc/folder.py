@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,10 +45,13 @@ class MlcFolder:
         self.family = family
         try:
             self._check_sizes()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except EdgeStreamError as error:  # the converters' checks speak of the file that they usually read
+            raise type(error)(re.sub("^config.json", f"{CONFIG} of {path}", str(error))) from error
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise EdgeStreamError(f"{CONFIG} of {path} is damaged: {error!r} is missing or not valid") from error
 
     def _check_sizes(self) -> None:
+        from edge_stream.converters.mlc import rope
         from edge_stream.converters.mlc.decoder_config import DecoderConfig
 
         config = DecoderConfig.read(self.config)
@@ -59,6 +63,13 @@ class MlcFolder:
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {config.n_head} heads share {config.n_head_kv}")
         float(config.rope_base), float(config.norm_eps)
         m = self.config["model_config"]
+        if any(len(layers) not in (0, config.n_layer) for layers in (config.rope_layers, config.swa_layers)):
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: it does not describe {config.n_layer} layers")
+        if not (config.attn_scale > 0.0 and isinstance(config.n_swa, int) and config.n_swa >= any(config.swa_layers)):
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: n_swa {config.n_swa!r}, {config.attn_scale!r}")
+        rope.tables(config)  # refuses what it does not know
+        if m.get("attn_logit_softcapping") or m.get("final_logit_softcapping"):
+            raise UnsupportedModelError(f"{self.path.name} has soft caps, which the MLC engine does not support")
         if m.get("partial_rotary_factor", 1.0) != 1.0:
             raise UnsupportedModelError(f"{self.path.name} rotates only parts of heads, which the MLC engine cannot")
         if m.get("attention_bias", False) and not self.family.mlc.qkv_bias:
@@ -108,7 +119,9 @@ class MlcFolder:
         from edge_stream.converters.mlc.params import Param, stored_tensors
 
         c, q = self.decoder_config, self.quantization
-        n_qkv = (c.n_head + 2 * c.n_head_kv) * c.head_dim
+        heads = {"q_proj": c.n_head, "k_proj": c.n_head_kv, "v_proj": c.n_head_kv}
+        if c.qkv_name:
+            heads = {c.qkv_name: sum(heads.values())}
         found: list[tuple[str, tuple[int, ...], str]] = []
 
         def add(name: str, *shape: int, kind_of: str = "") -> None:
@@ -120,14 +133,18 @@ class MlcFolder:
         for i in range(c.n_layer):
             p = f"model.layers.{i}."
             add(p + "input_layernorm.weight", c.n_embd)
-            add(f"{p}self_attn.{c.qkv_name}.weight", n_qkv, c.n_embd)
-            if c.qkv_bias:
-                add(f"{p}self_attn.{c.qkv_name}.bias", n_qkv)
+            for part, n in heads.items():
+                add(f"{p}self_attn.{part}.weight", n * c.head_dim, c.n_embd)
+                if c.qkv_bias:
+                    add(f"{p}self_attn.{part}.bias", n * c.head_dim)
             if c.qk_norm:
                 add(p + "self_attn.q_norm.weight", c.head_dim)
                 add(p + "self_attn.k_norm.weight", c.head_dim)
             add(p + "self_attn.o_proj.weight", c.n_embd, c.n_head * c.head_dim)
             add(p + "post_attention_layernorm.weight", c.n_embd)
+            if c.post_norms:
+                add(p + "pre_feedforward_layernorm.weight", c.n_embd)
+                add(p + "post_feedforward_layernorm.weight", c.n_embd)
             add(p + "mlp.gate_up_proj.weight", 2 * c.n_ff, c.n_embd)
             add(p + "mlp.down_proj.weight", c.n_embd, c.n_ff)
         add("model.norm.weight", c.n_embd)

@@ -15,8 +15,8 @@ from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.model import Decoder
 from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.mlc.kernels import ROWS, Lanes, linear
-from edge_stream.mlc.kernels.attention import attention
-from edge_stream.mlc.kernels.elementwise import gated_silu
+from edge_stream.mlc.kernels.attention import NO_WINDOW, attention
+from edge_stream.mlc.kernels.elementwise import gated
 
 
 def blocked(lanes: Lanes) -> type[Any]:
@@ -50,11 +50,11 @@ def blocked(lanes: Lanes) -> type[Any]:
             out = self._call(kernel, "matmul", m, x, (1, m, self.rows))
             return out + self.bias if self.has_bias else out
 
-        def gated(self, x: nn.Tensor) -> nn.Tensor:
+        def gated(self, x: nn.Tensor, activation: str) -> nn.Tensor:
             """See Matrix.gated."""
             m, n = int(x.shape[1]), self.rows // 2
             out = nn.Tensor.placeholder((1, m, n), "float32")
-            return nn.op.tensor_ir_op(gated_silu(m, n, lanes), "gated_silu", [self(x)], out)
+            return nn.op.tensor_ir_op(gated(m, n, activation, lanes), "gated", [self(x)], out)
 
         def _call(self, kernel: Any, name: str, m: int, x: nn.Tensor, shape: tuple[int, ...]) -> nn.Tensor:
             function = kernel(m, self.rows, self.columns, lanes)
@@ -69,19 +69,21 @@ class RingCache:
 
     def __init__(self, config: DecoderConfig, dtype: tuple[str, str], lanes: Lanes, **arguments: nn.Tensor) -> None:
         self.config, self.dtype, self.lanes = config, dtype, lanes
-        self.inputs = [arguments[name] for name in ("at_absolute", "at_cached", "rows", "ring")]
+        self.inputs = [arguments[name] for name in ("at_absolute", "at_cached", "scales", "rows", "ring")]
         self.memory = [arguments[name] for name in ("keys", "values", "scores")]
 
     def attention_with_fused_qkv(self, layer: int, qkv: nn.Tensor, n_head: int, sm_scale: float) -> nn.Tensor:
-        """qkv [1, m, heads, head_dim]: [1, m, n_head, head_dim]. The memory is written in place."""
+        """qkv [1, m, heads, head_dim]: [1, m, n_head, head_dim]. Memory is written in place; sm_scale is in scales."""
         c, m = self.config, int(qkv.shape[1])
-        kernel = attention(m, c.n_layer, n_head, c.n_head_kv, c.head_dim, self.dtype, self.lanes)
+        kinds = sorted(set(c.rope_kinds))
+        kernel = attention(m, c.n_layer, n_head, c.n_head_kv, c.head_dim, len(kinds), self.dtype, self.lanes)
+        which = [layer, kinds.index(c.rope_kinds[layer]), c.window(layer) or NO_WINDOW]
         out = nn.Tensor.placeholder((1, m, n_head, c.head_dim), "float32")
         *self.memory, result = nn.op.tensor_ir_inplace_op(
             kernel,
             "attention",
-            [qkv, *self.inputs, *self.memory, nn.Tensor.from_const(np.array([layer], np.int32))],
-            [5, 6, 7, -1],
+            [qkv, *self.inputs, *self.memory, nn.Tensor.from_const(np.array(which, np.int32))],
+            [6, 7, 8, -1],
             [*self.memory, out],
         )
         return result
@@ -102,6 +104,7 @@ class StepDecoder(Decoder):
         input_ids: nn.Tensor,
         at_absolute: nn.Tensor,
         at_cached: nn.Tensor,
+        scales: nn.Tensor,
         rows: nn.Tensor,
         ring: nn.Tensor,
         keys: nn.Tensor,
@@ -111,8 +114,8 @@ class StepDecoder(Decoder):
         """[m] int32: [1, m, d], normed."""
         m = int(input_ids.shape[0])
         cache = RingCache(
-            self.config, self.dtype, self.lanes, at_absolute=at_absolute, at_cached=at_cached, rows=rows, ring=ring,
-            keys=keys, values=values, scores=scores,
+            self.config, self.dtype, self.lanes, at_absolute=at_absolute, at_cached=at_cached, scales=scales, rows=rows,
+            ring=ring, keys=keys, values=values, scores=scores,
         )  # fmt: skip
         x = nn.op.reshape(self.embed(input_ids), (1, m, self.config.n_embd))
         return self.model(x, cache)
@@ -120,13 +123,15 @@ class StepDecoder(Decoder):
     def spec(self) -> dict[str, Any]:
         """The inputs of every function, for export_tvm."""
         c, width = self.config, self.lanes.block
+        angles = (len(set(c.rope_kinds)), 2)
         packed = {"param_mode": "packed", "effect_mode": "none"}
         found: dict[str, Any] = {}
         for m in ROWS:
             found[f"hidden_{m}"] = {
                 "input_ids": nn.spec.Tensor([m], "int32"),
-                "at_absolute": nn.spec.Tensor([2, m, c.head_dim // 2], "float32"),
-                "at_cached": nn.spec.Tensor([2, m, c.head_dim // 2], "float32"),
+                "at_absolute": nn.spec.Tensor([*angles, m, c.head_dim // 2], "float32"),
+                "at_cached": nn.spec.Tensor([*angles, m, c.head_dim // 2], "float32"),
+                "scales": nn.spec.Tensor([m], "float32"),
                 "rows": nn.spec.Tensor([m, 3], "int32"),
                 "ring": nn.spec.Tensor([4], "int32"),
                 "keys": nn.spec.Tensor([c.n_layer, c.n_head_kv, "n_blocks", c.head_dim, width], self.dtype[0]),

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_stream.converters.mlc import rope
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.converters.mlc.tensor_cache import TensorCacheReader
 from edge_stream.errors import EdgeStreamError
 from edge_stream.mlc import layout
 from edge_stream.mlc.kernels import ROWS, Lanes, count_blocks
-from edge_stream.mlc.rope import frequencies
 from edge_stream.mlc.runtime import Tensor
 
 F32 = NDArray[np.float32]
@@ -94,7 +94,8 @@ class RingDecoder:
         self._values = Tensor((c.n_layer, c.n_head_kv, n, self.width, c.head_dim), dtype[1])
         self._rows = {m: _Rows(m, c, n, self.width) for m in ROWS}
         self._ring = Tensor((4,), "int32")
-        self._frequencies = frequencies(c)
+        self._tables = rope.tables(c)
+        self._kinds = [sorted(set(c.rope_kinds)).index(kind) for kind in c.rope_kinds]
         self._offset = 0
 
     def decode(self, tokens: NDArray[np.int32], step: Step, all_logits: bool) -> F32:
@@ -144,7 +145,8 @@ class RingDecoder:
         self._ring.np[:] = (sink_blocks, start, ring_size, sink_blocks + -(-reach // self.width))
         self._angles(rows.at_absolute.np, position)
         self._angles(rows.at_cached.np, position - step.pos_sinks)
-        arguments = [t.tvm for t in (rows.ids, rows.at_absolute, rows.at_cached, rows.rows, self._ring)]
+        rows.scales.np[:count] = self.config.score_scale * self._temperature(position - step.pos_sinks)
+        arguments = [t.tvm for t in (rows.ids, rows.at_absolute, rows.at_cached, rows.scales, rows.rows, self._ring)]
         memory = [t.tvm for t in (self._keys, self._values, rows.scores)]
         return self._vm[f"hidden_{m}"](*arguments, *memory, self._weights)
 
@@ -153,9 +155,14 @@ class RingDecoder:
 
     def _angles(self, out: NDArray[np.float32], position: NDArray[np.int64]) -> None:
         """Cosines and sines in float64, rounded once."""
-        angle = position[:, None] * self._frequencies
-        out[0, : len(position)] = np.cos(angle)
-        out[1, : len(position)] = np.sin(angle)
+        angle = position[:, None] * self._tables[:, None]
+        out[:, 0, : len(position)] = np.cos(angle)
+        out[:, 1, : len(position)] = np.sin(angle)
+
+    def _temperature(self, position: NDArray[np.int64]) -> Any:
+        """Factor on queries at in-cache positions: it grows in steps beyond the original training length."""
+        beta, scaling = self.config.temperature, self.config.rope_scaling
+        return 1.0 + beta * np.log1p(position // scaling.n_ctx_orig) if scaling else 1.0
 
     def _layout(self, step: Step) -> tuple[int, int]:
         """Blocks of sinks, and slots of the ring."""
@@ -171,10 +178,10 @@ class RingDecoder:
         """Rotate the window's keys back by delta positions. Slots and sinks do not change."""
         slots = self._slots(step)[step.n_sinks :]
         half = self.config.head_dim // 2
-        angle = -delta * self._frequencies
-        cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+        angles = -delta * self._tables[..., None, None]
         block, lane = slots // self.width, slots % self.width
-        for layer in self._keys.np:  # [kv heads, blocks, head_dim, block]
+        for kind, layer in zip(self._kinds, self._keys.np, strict=True):  # [kv heads, blocks, head_dim, block]
+            cos, sin = np.cos(angles[kind]), np.sin(angles[kind])
             keys = layer[:, block, :, lane].astype(np.float64).T  # [head_dim, kv heads, n]
             a, b = keys[:half], keys[half:]
             layer[:, block, :, lane] = np.concatenate([a * cos - b * sin, a * sin + b * cos]).T
@@ -212,8 +219,10 @@ class _Rows:
 
     def __init__(self, m: int, c: DecoderConfig, n_blocks: int, width: int) -> None:
         self.ids = Tensor((m,), "int32")
-        self.at_absolute = Tensor((2, m, c.head_dim // 2), "float32")
-        self.at_cached = Tensor((2, m, c.head_dim // 2), "float32")
+        angles = (len(set(c.rope_kinds)), 2, m, c.head_dim // 2)
+        self.at_absolute = Tensor(angles, "float32")
+        self.at_cached = Tensor(angles, "float32")
+        self.scales = Tensor((m,), "float32")
         self.rows = Tensor((m, 3), "int32")
         self.scores = Tensor((c.n_head, m, n_blocks, width), "float32")
         self.hidden = Tensor((1, m, c.n_embd), "float32")

@@ -21,7 +21,7 @@ MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
 
 def write(folder: Path, name: str) -> transformers.PreTrainedModel:
     """Write a checkpoint of FAMILIES; the model, in float64."""
-    kind, changes, tokenizer = FAMILIES[name]
+    kind, changes, tokenizer = (FAMILIES | MLC_ONLY)[name]
     shape = {k: v for k, v in (SHAPE | changes).items() if k != "head_dim" or v}
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     torch.manual_seed(0)
@@ -59,6 +59,23 @@ def _sample_topk(mlp: Any, inputs: torch.Tensor) -> torch.Tensor:
     return torch.relu(inputs - inputs.mean(-1, keepdim=True) - deviations * inputs.std(-1, keepdim=True))
 
 
+# families whose GGUF files tests/test_convert_gguf.py covers
+MLC_ONLY: dict[str, tuple[str, dict[str, object], str]] = {
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "query_pre_attn_scalar": 24,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        "spm-gemma",
+    ),
+}
 # name -> how the weights are packed
 PACKED = {"gpt_oss-mxfp4": "mxfp4", "ministral3-fp8": "fp8", "qwen3-gptq": "gptq", "qwen3-ct-int4": "ct-int4"}
 

@@ -25,12 +25,16 @@ def exp(x: Any) -> Any:
 
 
 @cache  # parsing takes longer than compiling
-def gated_silu(m: int, n: int, lanes: Lanes) -> Any:
-    """x [1, m, 2 n], gate then up -> y [1, m, n] = silu(gate) * up, float32."""
+def gated(m: int, n: int, activation: str, lanes: Lanes) -> Any:
+    """x [1, m, 2 n], gate then up -> y [1, m, n] = activation(gate) * up, float32.
+
+    Both are gate * sigmoid(z): z = gate for silu; for gelu (the tanh form) 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
+    """
+    linear, cubic = (1.0, 0.0) if activation == "silu" else (1.5957691216057308, 1.5957691216057308 * 0.044715)
     width = next(w for w in (lanes.block, lanes.vector, 4, 2, 1) if n % w == 0)
 
     @T.prim_func(private=True, s_tir=True)
-    def gated(x: T.Buffer((1, m, 2 * n), "float32"), y: T.Buffer((1, m, n), "float32")):
+    def function(x: T.Buffer((1, m, 2 * n), "float32"), y: T.Buffer((1, m, n), "float32")):
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         for i in T.serial(m):
             for b in T.serial(n // width):
@@ -38,8 +42,9 @@ def gated_silu(m: int, n: int, lanes: Lanes) -> Any:
                     with T.sblock("element"):
                         at: T.let[T.int32] = b * width + j
                         gate: T.let[T.float32] = x[0, i, at]
-                        e: T.let[T.float32] = exp(T.float32(0) - T.max(gate, T.float32(0) - gate))  # of -|gate|
-                        sigmoid: T.let[T.float32] = T.Select(gate < T.float32(0), e, T.float32(1)) / (T.float32(1) + e)
+                        z: T.let[T.float32] = gate * (T.float32(linear) + T.float32(cubic) * gate * gate)
+                        e: T.let[T.float32] = exp(T.float32(0) - T.max(z, T.float32(0) - z))  # of -|z|
+                        sigmoid: T.let[T.float32] = T.Select(z < T.float32(0), e, T.float32(1)) / (T.float32(1) + e)
                         y[0, i, at] = gate * sigmoid * x[0, i, n + at]
 
-    return gated
+    return function

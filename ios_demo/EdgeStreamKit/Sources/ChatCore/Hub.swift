@@ -4,6 +4,9 @@ import Foundation
 public struct HubRepository: Sendable, Equatable {
     public let name: String
 
+    /// Offered before anything is typed: sizes that a phone can hold.
+    public static let suggested = ["mistralai/Ministral-3-3B-Instruct-2512-GGUF"]
+
     /// `user/repo`, with or without `hf:` or the address before it. Nil for anything else.
     public init?(_ text: String) {
         var rest = text.trimmingCharacters(in: .whitespacesAndNewlines)[...]

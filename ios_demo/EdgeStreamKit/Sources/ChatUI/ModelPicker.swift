@@ -85,6 +85,12 @@
                         .keyboardType(.URL)
                     #endif
                     .onSubmit { search() }
+                ForEach(repository.isEmpty ? HubRepository.suggested : [], id: \.self) { name in
+                    Button(name) {
+                        repository = name
+                        search()
+                    }
+                }
                 Button(localized("models.search")) { search() }
                     .disabled(HubRepository(repository) == nil || isSearching)
                 if let searchFailure {

@@ -116,6 +116,7 @@ import Testing
     }
 
     @Test func hubRepositories() throws {
+        #expect(HubRepository.suggested.allSatisfy { HubRepository($0)?.name == $0 })
         #expect(HubRepository("user/repo-1.5_b")?.name == "user/repo-1.5_b")
         #expect(HubRepository(" hf:user/repo\n")?.name == "user/repo")
         #expect(HubRepository("https://huggingface.co/user/repo")?.name == "user/repo")
