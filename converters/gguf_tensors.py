@@ -74,7 +74,8 @@ def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
     model = source.model
     arch = model.arch
     by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(by_name[arch], model.n_layer)
+    # an architecture that the gguf package does not know yet has Llama's names, and its family places the others
+    names = gguf.get_tensor_name_map(by_name.get(arch, gguf.MODEL_ARCH.LLAMA), model.n_layer)
     planned = [
         PlannedTensor(f"{name}.weight", (len(values),), _TYPES["f32"], values=values)
         for name, values in rope_tensors(model).items()
