@@ -2,9 +2,9 @@
 
     python benchmarks/sink_training.py TEXT FOLDER [--plot FILE.png] [--seeds 0,1,2] [--tokens N]
 
-For each kind of `edge-stream train --sink` and each seed a model is trained on TEXT, unless FOLDER has it already; a run
-that was stopped goes on. All have the same text, order and weights to begin with. Each is converted to GGUF, and streams
-the text that was held out, with caches of several lengths, token by token.
+For each kind of `edge-stream train --sink` and each seed a model is trained on TEXT, unless FOLDER has it already; a
+run that was stopped goes on. All have the same text, order and weights to begin with. Each is converted to GGUF, and
+streams the text that was held out, with caches of several lengths, token by token.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="to train on")
+    parser.add_argument("--done", action="store_true", help="measure what FOLDER has, and train nothing")
     parser.add_argument("--plot", metavar="FILE.png")
     args = parser.parse_args()
     plots.check_plot(args.plot)
@@ -99,23 +100,27 @@ def main() -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     text = args.text.read_text(encoding="utf-8")
     held_out = text[len(text) - len(text) // HELD_OUT :]
-    files = {(kind, seed): model(args.text, args.folder, kind, seed, args.tokens) for seed in seeds for kind in SINKS}
+    wanted = [(kind, seed) for seed in seeds for kind in SINKS]
+    if args.done:
+        wanted = [(kind, seed) for kind, seed in wanted if (args.folder / f"{kind}-{seed}").is_dir()]
+    files = {(kind, seed): model(args.text, args.folder, kind, seed, args.tokens) for kind, seed in wanted}
+    seeds_of = {kind: [seed for other, seed in wanted if other == kind] for kind in SINKS}
     logs = {
         key: json.loads((args.folder / f"{key[0]}-{key[1]}" / "training.json").read_text(encoding="utf-8"))
         for key in files
     }
     found = {key: streamed(path, held_out) for key, path in files.items()}
     rows = [
-        {"trained with": kind, "cache": n_ctx}
-        | {f"{k} sinks": spread([found[kind, seed][n_ctx, k] for seed in seeds]) for k in KEPT}
+        {"trained with": kind, "seeds": len(seeds_of[kind]), "cache": n_ctx}
+        | {f"{k} sinks": spread([found[kind, seed][n_ctx, k] for seed in seeds_of[kind]]) for k in KEPT}
         for n_ctx in CACHES
         for kind in SINKS
     ]
     with Engine.load(files[SINKS[0], seeds[0]], n_ctx=64) as engine:
         n_params = engine.backend.facts.n_params
     print(
-        f"{n_params / 1e6:.2f} M parameters, {args.tokens:,} tokens in samples of {LENGTH}; {len(seeds)} seeds: mean and "
-        f"standard deviation.\n"
+        f"{n_params / 1e6:.2f} M parameters, {args.tokens:,} tokens in samples of {LENGTH}; mean and standard "
+        "deviation over the seeds.\n"
     )
     print(markdown(rows, list(rows[0])))
     maps, shares = {}, []
@@ -124,13 +129,15 @@ def main() -> None:
         with Engine.load(path, n_ctx=256) as engine:
             tokens = corpus.read_tokens(engine, held_out, None, LENGTH)
         maps[kind] = attention.maps(path, tokens, {})
-        last = [logs[kind, seed]["log"][-1]["held_out"] for seed in seeds]
+        last = [logs[kind, seed]["log"][-1]["held_out"] for seed in seeds_of[kind]]
         mass = {f"layer {row['layer']}": row["first 1"] for row in attention.mass(maps[kind])}
         shares.append({"trained with": kind, "held-out loss": spread(last)} | mass)
-    print("\nHeld-out loss in nats, and the share of attention that each layer gives to the first token (first seed):\n")
+    print(
+        "\nHeld-out loss in nats, and the share of attention that each layer gives to the first token (first seed):\n"
+    )
     print(markdown(shares, list(shares[0])))
     if args.plot:
-        draw(args.plot, {kind: [logs[kind, seed]["log"] for seed in seeds] for kind in SINKS}, maps)
+        draw(args.plot, {kind: [logs[kind, seed]["log"] for seed in seeds_of[kind]] for kind in SINKS}, maps)
 
 
 if __name__ == "__main__":

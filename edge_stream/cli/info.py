@@ -185,7 +185,7 @@ def _text(facts: dict[str, Any]) -> str:
             *(_proof(m["proof"]) if m["proof"] else []),
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
             f"trained length    {_tokens(m['n_ctx_train'])}",
-            *(_SINKS[m["trained_with_sink"]] if m["trained_with_sink"] in _SINKS else ()),
+            *_SINKS.get(m["trained_with_sink"], ()),
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import click
 from edge_stream.cli.console import read_text
 from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.meter import Meter
+from edge_stream.cli.options import F
 from edge_stream.errors import EdgeStreamError
 from edge_stream.training.settings import SINKS, Settings, Shape
 
 _NEW, _DEFAULT = Shape(), Settings()
 
 
-def _count(*names: str, default: int, help: str, least: int = 1) -> Any:
+def _count(*names: str, default: int, help: str, least: int = 1) -> Callable[[F], F]:
     return click.option(
         *names, type=click.IntRange(min=least), default=default, show_default=True, metavar="N", help=help
     )
@@ -43,7 +45,9 @@ def _count(*names: str, default: int, help: str, least: int = 1) -> Any:
 @_count("--heads", "n_head", default=_NEW.n_head, help="Attention heads of a new model.")
 @_count("-c", "--ctx-size", "length", default=_DEFAULT.length, least=2, help="Tokens of text per sample.")
 @_count("-b", "--batch-size", "batch", default=_DEFAULT.batch, help="Samples per step.")
-@_count("-n", "--tokens", "n_tokens", default=_DEFAULT.n_tokens, help="Tokens to train on, in as many rounds as needed.")
+@_count(
+    "-n", "--tokens", "n_tokens", default=_DEFAULT.n_tokens, help="Tokens to train on, in as many rounds as needed."
+)
 @click.option(
     "--lr", type=click.FloatRange(min=0, min_open=True), default=_DEFAULT.lr, show_default=True, help="Learning rate."
 )
@@ -51,7 +55,11 @@ def _count(*names: str, default: int, help: str, least: int = 1) -> Any:
 @_count("--save-every", "every", default=_DEFAULT.every, help="Steps from one evaluation and checkpoint to the next.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: torch's.")
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: CUDA if there."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: CUDA if there.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew where a checkpoint of an unfinished run is found.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")

@@ -73,5 +73,10 @@ FAMILY = Family(
     layer=_layer,
     rotated=_rotated,
     windowed=lambda layer, _count: layer % 4 != 0,
-    defaults={"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 8192, "sliding_window": 128},
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+        "sliding_window": 128,
+    },
 )

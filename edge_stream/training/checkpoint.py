@@ -40,7 +40,7 @@ def restore(path: Path, run: Run, about: dict[str, Any]) -> None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["edge_stream"])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise EdgeStreamError(f"{path} cannot be read as a checkpoint ({error}): --restart begins anew") from None
     for key, value in about.items():

@@ -38,7 +38,9 @@ def train_tokenizer(texts: Sequence[str], n_vocab: int) -> Tokenizer:
 def put_in_front(tokenizer: Tokenizer, token: str) -> None:
     """Let the tokenizer put a token in front of every text, as it does with BOS."""
     ids = [(token, tokenizer.token_to_id(token))]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{token} $A", pair=f"{token} $A $B", special_tokens=ids)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A $B", special_tokens=ids
+    )
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -98,7 +100,7 @@ class Samples:
 
 
 def in_order(tokens: torch.Tensor, length: int, n_max: int) -> torch.Tensor:
-    """The first samples, at most n_max, [n, length + 1], int64: what is evaluated on. Raises EdgeStreamError if none."""
+    """The first samples, at most n_max, [n, length + 1], int64: to evaluate on. Raises EdgeStreamError if none."""
     n = min(n_max, (len(tokens) - 1) // length)
     if n < 1:
         raise EdgeStreamError(

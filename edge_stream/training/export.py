@@ -31,7 +31,11 @@ def folder(
         new = staging / out.name
         new.mkdir()
         tied = set(model.all_tied_weights_keys)
-        write({n: t.detach() for n, t in model.state_dict().items() if n not in tied}, new / "model.safetensors", {"format": "pt"})
+        write(
+            {n: t.detach() for n, t in model.state_dict().items() if n not in tied},
+            new / "model.safetensors",
+            {"format": "pt"},
+        )
         model.config.architectures = [type(model).__name__]
         for name, value in (("config", model.config), ("generation_config", model.generation_config)):
             (new / f"{name}.json").write_text(value.to_json_string(), encoding="utf-8")

@@ -82,9 +82,7 @@ def run(
     if file.exists():
         checkpoint.restore(file, state, about)
         note(f"going on from step {state.step:,} of {n_steps:,} ({file})")
-    loop.train(
-        state, samples, evaluated, settings, begin.sink, lambda r: checkpoint.save(file, r, about), show
-    )
+    loop.train(state, samples, evaluated, settings, begin.sink, lambda r: checkpoint.save(file, r, about), show)
     log = {"settings": asdict(settings), "base": base.name if base else asdict(shape), "log": state.log}
     export.folder(out, begin.model.cpu(), begin.tokenizer, begin.tokenizer_config, log)
     file.unlink(missing_ok=True)
@@ -102,6 +100,7 @@ def _about(settings: Settings, tokens: torch.Tensor, begin: Start) -> dict[str, 
 def _new(texts: Sequence[str], settings: Settings, shape: Shape) -> Start:
     tokenizer = data.train_tokenizer(texts, shape.n_vocab)
     end = tokenizer.token_to_id(END_TOKEN)
+    assert end is not None
     begin = Start(model.new(shape, settings.length, end, settings.seed), tokenizer, {}, None)
     begin.tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -131,7 +130,9 @@ def _continued(base: Source, settings: Settings) -> Start:
         begin.model.generation_config.eos_token_id = ends
     in_front = tokenizer.encode("").ids
     if len(in_front) > 1:
-        raise EdgeStreamError(f"the tokenizer of {base.name} puts several tokens around a text: train cannot add a sink")
+        raise EdgeStreamError(
+            f"the tokenizer of {base.name} puts several tokens around a text: train cannot add a sink"
+        )
     if settings.sink == "token" and not in_front:
         _add_sink(begin, settings.seed)
     elif in_front:  # it has one, which is learned like any other token, or on its own
@@ -143,6 +144,7 @@ def _add_sink(begin: Start, seed: int) -> None:
     """Put SINK_TOKEN into the tokenizer, in front of every text, into the vocabulary and into the chat template."""
     begin.tokenizer.add_special_tokens([SINK_TOKEN])
     begin.sink = begin.tokenizer.token_to_id(SINK_TOKEN)
+    assert begin.sink is not None
     data.put_in_front(begin.tokenizer, SINK_TOKEN)
     model.add_token(begin.model, begin.sink, seed)
     template = begin.tokenizer_config.get("chat_template")

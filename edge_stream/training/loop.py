@@ -38,7 +38,9 @@ def start(model: transformers.PreTrainedModel, settings: Settings) -> Run:
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return Run(model, torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.95), fused=True))
+    return Run(
+        model, torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.95), fused=True)
+    )
 
 
 def rate(settings: Settings, step: int) -> float:
@@ -94,7 +96,9 @@ def evaluate(model: transformers.PreTrainedModel, held_out: torch.Tensor, sink: 
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        parts = [loss(model, part.to(device), sink, shared=True).item() * len(part) for part in held_out.split(_EVALUATED)]
+        parts = [
+            loss(model, part.to(device), sink, shared=True).item() * len(part) for part in held_out.split(_EVALUATED)
+        ]
     return sum(parts) / len(held_out)
 
 

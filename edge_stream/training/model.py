@@ -43,12 +43,14 @@ def new(shape: Shape, length: int, end: int, seed: int) -> transformers.PreTrain
 
 
 def read(source: Source) -> transformers.PreTrainedModel:
-    """The model of a checkpoint, in float32. Raises EdgeStreamError unless it is a Llama, or what softmax1 made of one."""
+    """The model of a checkpoint, in float32. Raises EdgeStreamError unless it is of Llama's type."""
     kinds = (transformers.LlamaConfig, transformers.GraniteSWAConfig)
     kind = next((k for k in kinds if k.model_type == source.model.family.model_type), None)
     if kind is None:
         raise EdgeStreamError(f"train continues models of Llama's type, not {source.model.family.model_type}")
-    config = kind(**{key: value for key, value in source.config.items() if key not in ("model_type", "dtype", "torch_dtype")})
+    config = kind(
+        **{key: value for key, value in source.config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     weights = {name: torch.from_numpy(source.load(name).astype("float32")) for name in source.tensors}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -81,8 +83,8 @@ def learn_only(model: transformers.PreTrainedModel, token: int) -> None:
 def with_zero_sink(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """The same weights with a logit of 0 beside those of the keys (softmax1: exp(x) / (1 + sum of exp)).
 
-    transformers and llama.cpp have a Llama with a learned logit per head, Granite SWA; here the logits are 0, all layers
-    see everything, and Granite's factors change nothing.
+    transformers and llama.cpp have a Llama with a learned logit per head, Granite SWA; here the logits are 0, all
+    layers see everything, and Granite's factors change nothing.
     """
     if any("sinks" in name and bool(values.any()) for name, values in model.named_parameters()):
         raise EdgeStreamError("this model has learned sinks, and softmax1 would replace them by zeros")
@@ -129,7 +131,9 @@ def _attention(
     return out[:, :, 1:].transpose(1, 2).contiguous(), None
 
 
-def loss(model: transformers.PreTrainedModel, batch: torch.Tensor, sink: int | None, *, shared: bool = False) -> torch.Tensor:
+def loss(
+    model: transformers.PreTrainedModel, batch: torch.Tensor, sink: int | None, *, shared: bool = False
+) -> torch.Tensor:
     """Mean negative log-likelihood in nats of the tokens after each. batch: [n, length + 1].
 
     sink: a token in front of every sample, from which its first token is predicted as well; shared: that is left out,

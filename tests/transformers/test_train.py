@@ -160,7 +160,9 @@ test_train.train({out!r}, sink="token", show=lambda step, _: step == 15 and os.k
 
 def test_resumed_after_kill_9_is_bit_identical(trained: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    code = f"from pathlib import Path\n{_KILLED.format(paths=sys.path, out='OUT')}".replace("'OUT'", f"Path({str(out)!r})")
+    code = f"from pathlib import Path\n{_KILLED.format(paths=sys.path, out='OUT')}".replace(
+        "'OUT'", f"Path({str(out)!r})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["killed.checkpoint"]
@@ -232,7 +234,8 @@ def test_nan_later_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"shape": Shape(320, 3, 64, 2)}, "model"), ({"lr": 1e-3}, "lr"), ({"sink": "token"}, "sink")]
+    ("changes", "named"),
+    [({"shape": Shape(320, 3, 64, 2)}, "model"), ({"lr": 1e-3}, "lr"), ({"sink": "token"}, "sink")],
 )
 def test_a_checkpoint_of_another_run(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(RuntimeError):
@@ -267,7 +270,7 @@ def small_disk() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_disk")
 def test_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(EdgeStreamError, match="cannot write .*File too large") as error:
+    with pytest.raises(EdgeStreamError, match=r"cannot write .*File too large") as error:
         train(tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
