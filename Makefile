@@ -56,7 +56,7 @@ $(TRANSFORMERS)/.stamp: $(BIN)/.stamp-python
 	$(BIN)/python -m venv $(TRANSFORMERS)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > "$$($(TRANSFORMERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
-	$(TRANSFORMERS)/bin/python -m pip install --quiet torch 'transformers>=5' tokenizers
+	$(TRANSFORMERS)/bin/python -m pip install --quiet torch 'transformers>=5.24' tokenizers
 	echo "$(CURDIR)" >> "$$($(TRANSFORMERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
 	touch $@
 

@@ -210,6 +210,17 @@ SECTIONS = {
         "eval sinks -m demo -c 128 --max-tokens 600 --chunk 8 --untimed",
         untimed=True,
     ),
+    "sink-training": Section(
+        "One sink suffices for a model that was trained with it (the paper's table 3, in small)",
+        "sink_training.py {text} {work}/sink_training --plot {images}/sink_training.png",
+        "sink_training.py {text} {work}/sink_training_quick --seeds 0 --tokens 20000 --plot {images}/sink_training.png",
+        "sink_training.png",
+        "Models of the same shape, trained on the same text in the same order from the same weights: as usual (none), "
+        "with a zero beside the logits of attention (softmax1), and with a learned token in front of every sample "
+        "(token, whose first sink it is). Perplexity of 4,096 tokens that were held out, read token by token past the "
+        "end of the cache; the cache's length counts the sinks. Needs the extra `train`.",
+        untimed=True,
+    ),
     "sinks-swa": Section(
         "How many sinks a sliding-window model needs",
         (

@@ -17,6 +17,7 @@ from edge_stream.families import REFUSED, Family, ModelConfig, RopeScaling, fami
 _MAX_COUNT = 1 << 31
 _REQUIRED = object()
 # keys that a multimodal checkpoint may have at the top level only
+SINK = "attention_sink"  # a key of `edge-stream train`
 _SHARED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "vision_config")
 
 
@@ -142,6 +143,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: partial_rotary_factor = {partial:g} rotates {n_rot} of {head_dim} dimensions"
         )
     window, layers = _sliding_window(r, family, n_layer)
+    sink = r.get(SINK, "")
+    if sink not in ("", "token", "softmax1"):
+        raise EdgeStreamError(f"config.json: {SINK} = {quoted(sink)} is neither token nor softmax1")
     qkv_bias = family.qkv_bias or r.flag("attention_bias", False)
     scalar = r.number("query_pre_attn_scalar", head_dim, 1e-9)
     return ModelConfig(
@@ -175,6 +179,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         attn_softcap=_number("attn_logit_softcapping", r.get("attn_logit_softcapping", 0.0)),
         logit_softcap=_number("final_logit_softcapping", r.get("final_logit_softcapping", 0.0)),
         rope_layers=tuple(family.rotated(r, n_layer)),
+        sink=sink,
         own=family.read(r, n_layer),
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY_N_KEEP = "edge_stream.n_keep"
 KEY_N_CTX = "edge_stream.n_ctx"
+KEY_SINK = "edge_stream.sink"
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
@@ -87,6 +88,8 @@ def add_metadata(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint32(KEY_N_KEEP, defaults.n_keep)
     writer.add_uint32(KEY_N_CTX, defaults.n_ctx)
+    if source.model.sink:
+        writer.add_string(KEY_SINK, source.model.sink)
     fields = getattr(source, "gguf_fields", None)
     if fields is not None:
         copy_fields(writer, {k: v for k, v in fields.items() if k != "general.name" or model_name is None})

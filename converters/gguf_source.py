@@ -225,6 +225,8 @@ class GgufSource:
             token = self._meta.get(f"tokenizer.ggml.{name}_token_id")
             if token is not None:
                 config[f"{name}_token_id"] = token
+        if "edge_stream.sink" in self._meta:
+            config["attention_sink"] = self._meta["edge_stream.sink"]
         if family.activation != "silu":
             config["hidden_activation"] = family.activation
         if "query_pre_attn_scalar" in family.defaults:

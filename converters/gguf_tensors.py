@@ -93,7 +93,8 @@ def plan_tensors(source: Source, outtype: str) -> list[PlannedTensor]:
 def namer(model: ModelConfig) -> Callable[[str, Place], str]:
     """A function from a tensor and a place of it to GGUF's name; it raises EdgeStreamError if there is none."""
     by_name = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(by_name[model.arch], model.n_layer)
+    # an architecture that the gguf package does not know yet has Llama's names, and its family places the others
+    names = gguf.get_tensor_name_map(by_name.get(model.arch, gguf.MODEL_ARCH.LLAMA), model.n_layer)
 
     def name_of(name: str, place: Place) -> str:
         direct = place.name.startswith("blk.")

@@ -9,6 +9,7 @@ from edge_stream.families import ModelConfig
 
 DEFAULT_N_KEEP = 4  # sinks: enough for every model that Xiao et al. tried (arXiv 2309.17453, table 2)
 DEFAULT_N_CTX = 4096
+_TRAINED = 1  # of a model that was trained with a token in front of every sample (the same, table 3)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def recommend(model: ModelConfig, n_keep: int | None = None, n_ctx: int | None =
     if model.sliding_window and all(model.swa_layers):
         limit = min(limit, model.sliding_window)
     n_ctx = n_ctx or limit
-    n_keep = min(DEFAULT_N_KEEP, n_ctx - 1) if n_keep is None else n_keep
+    usual = _TRAINED if model.sink == "token" else DEFAULT_N_KEEP
+    n_keep = min(usual, n_ctx - 1) if n_keep is None else n_keep
     if n_keep >= n_ctx:
         raise EdgeStreamError(f"{n_keep} sinks leave no window in a cache of {n_ctx} tokens")
     return StreamingDefaults(n_keep, n_ctx)

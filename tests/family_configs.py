@@ -78,6 +78,13 @@ _GRANITE4 = {
     "attention_multiplier": 0.2,
     **_MAMBA,
 }
+_SWASH = {
+    "head_dim": None,
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+}
 _HYBRID = {"layer_types": ["mamba", "attention", "mamba", "mamba"], "position_embedding_type": "nope"}
 _FALCON = {
     "mamba_d_ssm": 128,
@@ -167,6 +174,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "smollm",
     ),
+    "granite_swa": ("GraniteSWAConfig", _SWASH | {"sliding_window": 16}, "smollm"),
+    "granite_swa-whole": ("GraniteSWAConfig", _SWASH | {"layer_types": ["full_attention"] * 4}, "gpt2"),
     "qwen3_moe": ("Qwen3MoeConfig", _EXPERTS | {"norm_topk_prob": True}, "qwen2"),
     "qwen3_5": ("Qwen3_5TextConfig", _DELTA, "qwen35"),
     "qwen3_5-equal-heads": ("Qwen3_5TextConfig", _DELTA | {"linear_num_value_heads": 2}, "qwen35"),
@@ -306,6 +315,7 @@ MODEL_TYPES = {
     "Cohere2Config": "cohere2",
     "Glm4Config": "glm4",
     "GraniteConfig": "granite",
+    "GraniteSWAConfig": "granite_swa",
     "Qwen3Config": "qwen3",
     "Qwen3MoeConfig": "qwen3_moe",
     "Qwen3_5TextConfig": "qwen3_5_text",

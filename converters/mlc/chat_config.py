@@ -62,6 +62,7 @@ def build(
         "sliding_window_size": streaming.n_ctx,
         "prefill_chunk_size": chunk,
         "attention_sink_size": streaming.n_keep,
+        **({"attention_sink": source.model.sink} if source.model.sink else {}),
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
         **_sampling(source.generation_config),

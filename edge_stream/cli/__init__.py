@@ -21,6 +21,7 @@ COMMANDS = {
     "recall": "Search the log that chat --recall keeps, or delete from it.",
     "demo": "Watch a stream outgrow its cache, in under two minutes.",
     "convert": "Convert a Hugging Face checkpoint to a GGUF file or an MLC model.",
+    "train": "Train a small model, or continue one, so that one sink is enough.",
     "export-ios": "Package a model for the iOS app, with a cache that fits the phone.",
     "bench": "Measure speed, latency and memory, beside other methods.",
     "eval": "Measure perplexity and recall along a stream, or run a soak test.",

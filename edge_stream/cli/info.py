@@ -13,6 +13,11 @@ import click
 from edge_stream.cli import options, package_version
 from edge_stream.cli.llama_flags import Command
 
+_SINKS = {
+    "token": ["trained with      a sink token, which is in front of every text: one sink is enough"],
+    "softmax1": ["trained with      softmax1: a sink of 0 beside the logits of the keys"],
+}
+
 
 @click.command("info", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -68,6 +73,7 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "n_ctx_train": None if engine.model_path.is_dir() else engine.n_ctx_train,
         "n_ctx": engine.n_ctx,
         "n_keep": engine.n_keep,
+        "trained_with_sink": engine.metadata.get("edge_stream.sink") or engine.metadata.get("attention_sink"),
         "recurrent": engine.is_recurrent,
         "proof": asdict(engine.proof) if engine.proof and engine.proof.distance else None,
         "kv_bytes_per_token": engine.kv_bytes_per_token,
@@ -179,6 +185,7 @@ def _text(facts: dict[str, Any]) -> str:
             *(_proof(m["proof"]) if m["proof"] else []),
             f"chat template     {'its own' if m['chat_template'] else 'none (ChatML would be used)'}",
             f"trained length    {_tokens(m['n_ctx_train'])}",
+            *_SINKS.get(m["trained_with_sink"], ()),
             f"KV cache          {m['kv_bytes_per_token']:,} bytes per token, {m['kv_mib']:,.1f} MiB for "
             f"{m['n_ctx']:,} tokens however long the stream",
         ]

@@ -40,14 +40,15 @@ class Meter:
             self._progress.stop()
             self._progress, self._task, self._name = None, None, ""
 
-    def show(self, task: str, done: int, total: int) -> None:
-        """How far a task is. A new name begins a new bar."""
+    def show(self, task: str, done: int, total: int, now: str = "") -> None:
+        """How far a task is. A new name begins a new bar. now: shown beside the name."""
+        shown = f"{task} {now}".rstrip()
         if total < self._min_total or time.monotonic() - self._began < self._delay:
             return
         if not sys.stderr.isatty():
             if time.monotonic() - self._last_line >= _LINE_SECONDS:
                 self._last_line = time.monotonic()
-                click.echo(f"{task} {self._amount(done)} of {self._amount(total)}", err=True)
+                click.echo(f"{shown} {self._amount(done)} of {self._amount(total)}", err=True)
             return
         if self._progress is None:
             self._progress = self._start()
@@ -55,7 +56,7 @@ class Meter:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task, self._name = self._progress.add_task(task, total=total), task
-        self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, description=shown, completed=done, total=total)
 
     def note(self, text: str) -> None:
         """Print a sentence that stays."""

@@ -103,6 +103,7 @@ class ModelConfig:
     attn_softcap: float  # 0: none
     logit_softcap: float
     rope_layers: tuple[bool, ...] = ()  # which layers rotate q and k; (): all
+    sink: str = ""  # what it was trained with by `edge-stream train`: token, softmax1
     # what Family.read returned, and `fused`: the experts of a layer are in one tensor
     own: Mapping[str, Any] = field(default_factory=dict)
 
