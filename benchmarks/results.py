@@ -79,6 +79,13 @@ SECTIONS = {
         ),
         quick_prepare=("convert demo --to gguf --quantize Q4_0 -o {work}/demo-q4_0.gguf",),
     ),
+    "speed-aims": Section(
+        "Speed: the aims, met and missed",
+        "speed_aims.py",
+        "speed_aims.py",
+        note="From the sections named, which say how each was measured. All on two cores with AVX2, FMA and F16C.",
+        untimed=True,
+    ),
     "drafts": Section(
         "Drafts: copying, editing and ordinary chat",
         ("drafts.py -m demo -c 1024", "drafts.py -m {work}/demo-q4_0.gguf -c 1024"),
