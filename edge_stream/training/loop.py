@@ -99,7 +99,7 @@ def evaluate(model: transformers.PreTrainedModel, held_out: torch.Tensor, sink: 
         parts = [
             loss(model, part.to(device), sink, shared=True).item() * len(part) for part in held_out.split(_EVALUATED)
         ]
-    return sum(parts) / len(held_out)
+    return float(sum(parts) / len(held_out))
 
 
 def _check(value: float, run: Run) -> None:
