@@ -51,7 +51,7 @@ class GgufSource:
 
     def _read(self) -> None:
         path = self.path
-        readers = [(part, _open(part)) for part in _parts(path)]
+        readers = open_parts(path)
         self.gguf_fields: dict[str, gguf.ReaderField] = dict(readers[0][1].fields)
         self._meta = {
             key: field.contents()
@@ -364,6 +364,11 @@ def _parts(path: Path) -> list[Path]:
         if not part.exists():
             raise EdgeStreamError(f"{path.name} is split and its part {part.name} is missing")
     return parts
+
+
+def open_parts(path: Path) -> list[tuple[Path, GgufReader]]:
+    """All files of a model. Raises EdgeStreamError for a damaged or a missing one."""
+    return [(part, _open(part)) for part in _parts(path)]
 
 
 def _open(path: Path) -> GgufReader:

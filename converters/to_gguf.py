@@ -105,7 +105,8 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
             inner.mkdir()
             unquantised = _write(source, plan, inner / out.name, options, progress)
             say(f"quantising to {options.quantize} (libllama)")
-            for warning in _quantise(plan, unquantised, folder / out.name, options, progress):
+            sizes = {t.name: t.nbytes for t in plan.tensors}
+            for warning in _quantise(sizes, unquantised, folder / out.name, options, progress):
                 say(f"note: {warning}")
             files = sorted(p for p in folder.iterdir() if p.is_file())
         return publish(files, out.parent, options.overwrite)
@@ -192,12 +193,43 @@ def _stored_as(tensor: gguf_tensors.PlannedTensor) -> tuple[np.dtype[np.uint8], 
     return np.dtype(np.uint8), (*tensor.shape[:-1], tensor.shape[-1] // block * size)
 
 
-def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOptions, progress: Progress) -> list[str]:
+def quantise_file(path: Path, out: Path, options: GgufOptions, say: Say, progress: Progress = silent) -> list[Path]:
+    """Have libllama quantise a GGUF file of an architecture that is not read here; all else stays as it is."""
+    from edge_stream.converters.gguf_source import open_parts
+
+    if options.quantize is None:
+        raise EdgeStreamError(f"{path.name} is of an architecture that can only be quantised: use --quantize")
+    quantize.file_type(options.quantize)
+    readers = open_parts(path)
+    sizes = {str(t.name): int(t.n_bytes) for _, reader in readers for t in reader.tensors}
+    say(f"source            {path.name}, {len(sizes)} tensors, {sum(sizes.values()) / 2**20:,.0f} MiB")
+    say(f"converts to       {out}, {options.quantize} (libllama)")
+    if options.dry_run:
+        return []
+    out = target(out, options, path)
+    check_space(out, sum(sizes.values()))
+    defaults = {gguf_metadata.KEY_N_KEEP: options.n_keep, gguf_metadata.KEY_N_CTX: options.n_ctx}
+    with staging_folder(out) as folder:
+        given = {key: value for key, value in defaults.items() if value is not None}
+        parts = [part for part, _ in readers]
+        for warning in _quantise(sizes, parts, folder / out.name, options, progress, given):
+            say(f"note: {warning}")
+        return publish(sorted(p for p in folder.iterdir() if p.is_file()), out.parent, options.overwrite)
+
+
+def _quantise(
+    sizes: dict[str, int],
+    parts: list[Path],
+    target: Path,
+    options: GgufOptions,
+    progress: Progress,
+    integers: dict[str, int] | None = None,
+) -> list[str]:
+    """integers: further metadata of a file that may be quantised already; None: it is an intermediate one of ours."""
     assert options.quantize is not None
     imatrix = read_imatrix(options.imatrix) if options.imatrix else None
     if len(parts) > 1:  # libllama appends the part numbers
         target = target.with_name(re.sub(r"\.gguf$", "", target.name))
-    sizes = {t.name: t.nbytes for t in plan.tensors}
     advance = counter(progress, "quantising", sum(sizes.values()))
     last: list[str] = []
 
@@ -214,4 +246,6 @@ def _quantise(plan: GgufPlan, parts: list[Path], target: Path, options: GgufOpti
         n_threads=options.n_threads,
         verbose=options.verbose,
         started=started,
+        integers=integers or {},
+        allow_requantize=integers is not None,
     )

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from click.testing import CliRunner
 from family_configs import FAMILIES, MODEL_TYPES, config_of
 
 from edge_stream import Engine
+from edge_stream.cli import cli
 from edge_stream.converters import to_gguf
 from edge_stream.converters.config import read_config
+from edge_stream.converters.gguf_reader import GgufReader
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import REFUSED, families
 from edge_stream.models.conversion import open_source
@@ -224,3 +227,27 @@ def test_every_end_is_an_end(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "m.gguf"))
     assert set(source.generation_config["eos_token_id"]) >= {2, a, b}
     assert (source.vocab().special["eot"], source.vocab().special["eom"]) == (a, b)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "llama4", "granite-4-hybrid"])
+def test_a_gguf_file_that_is_not_read_can_be_quantised(name: str, tmp_path: Path) -> None:
+    """libllama does it with the whole file; all metadata stay."""
+    write(tmp_path / "model", name)
+    convert(tmp_path / "model", tmp_path / "m.gguf", outtype="bf16")
+    command = ["convert", str(tmp_path / "m.gguf"), "--to", "gguf", "-o", str(tmp_path / "q.gguf")]
+    done = CliRunner().invoke(cli, [*command, "--quantize", "Q8_0", "--keep", "7"])
+    assert done.exit_code == 0, done.output
+    old, new = ({k: f.contents() for k, f in GgufReader(tmp_path / n).fields.items()} for n in ("m.gguf", "q.gguf"))
+    changed = {key for key in new if key in old and old[key] != new[key]}
+    assert changed <= {"edge_stream.n_keep", "general.file_type", "GGUF.kv_count"}
+    assert new["edge_stream.n_keep"] == 7
+    with (
+        Engine.load(tmp_path / "m.gguf", n_ctx=64, n_threads=1) as whole,
+        Engine.load(tmp_path / "q.gguf", n_ctx=64, n_threads=1) as engine,
+    ):
+        want, got = (one.stream().logits_of([20, 30, 40, 50]) for one in (whole, engine))
+    assert 0 < np.abs(got - want).max() < 0.1 * np.abs(want).max()
+    done = CliRunner().invoke(cli, command)
+    assert "can only be quantised: use --quantize" in done.output
+    done = CliRunner().invoke(cli, [*command, "--quantize", "Q8_0", "--outtype", "f16"])
+    assert "--outtype is not for a GGUF file of this architecture" in done.output

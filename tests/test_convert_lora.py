@@ -265,6 +265,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_adapters(case: str, tmp_path: Path) -> None:
+    assert len(BAD) >= 25
     tensors = checkpoint(tmp_path / "base", "llama3")
     adapter(tmp_path / "adapter", tmp_path / "base", tensors, lambda n: ATTENTION.search(n) is not None)
     change, message = BAD[case]

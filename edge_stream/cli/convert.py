@@ -139,7 +139,7 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
     """
     _check_flags(ctx, target, flags)
     try:
-        from edge_stream.models.conversion import adapter_folder, open_source
+        from edge_stream.models.conversion import adapter_folder, open_source, unread_gguf
     except ImportError as error:
         raise _not_installed(error) from error
     try:
@@ -150,6 +150,10 @@ def main(ctx: click.Context, /, src: str, target: str, out: Path | None, **flags
                 return
             if flags["base"]:
                 raise click.UsageError("--base is for LoRA adapters.")
+            unread = unread_gguf(src) if target == "gguf" else None
+            if unread is not None:
+                _quantise(ctx, unread, out, flags)
+                return
             source = open_source(src)
             try:
                 _convert(source, target, out, flags)
@@ -178,15 +182,31 @@ def _convert_adapter(ctx: click.Context, folder: Path, target: str, out: Path | 
 
     if target != "gguf":
         raise click.UsageError("A LoRA adapter converts to GGUF only.")
-    for name in ("quantize", "imatrix", "split_max_size", "n_ctx", "n_keep", "n_threads", "verify"):
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{_flag(name)} is not for a LoRA adapter.")
+    others = ("quantize", "imatrix", "split_max_size", "n_ctx", "n_keep", "n_threads", "verify")
+    _refuse(ctx, others, "a LoRA adapter")
     if out is None or out.is_dir():
         out = (out or Path()) / f"{_file_name(flags['model_name'] or folder.resolve().name)}-LoRA.gguf"
     with Meter(in_bytes=True) as meter:
         options = _chosen(to_gguf.GgufOptions, flags)
         written = lora.convert(folder, flags["base"], out, options, meter.note, meter.show)
     _report(written)
+
+
+def _quantise(ctx: click.Context, path: Path, out: Path | None, flags: dict[str, Any]) -> None:
+    from edge_stream.converters import to_gguf
+
+    _refuse(ctx, ("outtype", "split_max_size", "model_name", "verify"), "a GGUF file of this architecture")
+    if out is None or out.is_dir():
+        out = (out or Path()) / f"{_file_name(path.stem)}-{str(flags['quantize']).upper()}.gguf"
+    with Meter(in_bytes=True) as meter:
+        written = to_gguf.quantise_file(path, out, _chosen(to_gguf.GgufOptions, flags), meter.note, meter.show)
+    _report(written)
+
+
+def _refuse(ctx: click.Context, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_flag(name)} is not for {what}.")
 
 
 def _report(written: list[Path]) -> None:
@@ -228,9 +248,7 @@ def _check_flags(ctx: click.Context, target: str, flags: dict[str, Any]) -> None
         "gguf": ("quantization", "conv_template", "device"),
         "mlc": ("outtype", "quantize", "imatrix", "split_max_size", "n_threads", "model_name", "base"),
     }
-    for name in others[target]:
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{_flag(name)} is not for --to {target}.")
+    _refuse(ctx, others[target], f"--to {target}")
     if flags["verify"] and flags["dry_run"]:
         raise click.UsageError("--verify and --dry-run exclude each other.")
 

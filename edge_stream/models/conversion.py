@@ -44,6 +44,21 @@ def adapter_folder(src: str) -> Path | None:
     return folder if is_adapter(folder) else None
 
 
+def unread_gguf(src: str) -> Path | None:
+    """The GGUF file that src names, if its architecture is not one that converters read."""
+    from edge_stream.families import families, gguf_families
+    from edge_stream.native import bindings
+    from edge_stream.native.gguf_header import GgufHeader
+
+    path = Path(src).expanduser()
+    if not path.is_file() or sources.is_pickle(path):
+        return None
+    bindings.library().es_log_set(False)
+    with GgufHeader(path) as header:
+        arch = header.text("general.architecture")
+    return path if arch in {f.gguf.arch for f in families().values()} - gguf_families().keys() else None
+
+
 def verify(source: Source, target: str, path: Path, say: Callable[[str], None]) -> Difference:
     """Load a converted model and compare its logits with the source's on a short text.
 

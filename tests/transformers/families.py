@@ -168,3 +168,6 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
 }
 # theirs leaves the factor on the logits out, so that the embedding's is used for both
 MORE_TENSORS = {"falcon_h1-tied": {"output.weight"}}
+# llama.cpp cannot load theirs: it demands keys of layers that share others, which transformers 5 leaves out
+_SHARED = ("attn_k.weight", "attn_k_norm.weight", "attn_v.weight")
+MORE_TENSORS["gemma3n-shared"] = {f"blk.{layer}.{name}" for layer in (20, 21) for name in _SHARED}
