@@ -163,6 +163,12 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     # vocabulary to the embedding; the second model has no soft cap on logits, which theirs does not say
     "gemma4": _GEMMA4,
     "gemma4-experts": (*_GEMMA4, "final_logit_softcapping"),
+    # theirs states the same width for each layer, and no unknown token; see MORE_TENSORS
+    "gemma3n": ("feed_forward_length", "tokenizer.ggml.unknown_token_id"),
+    "gemma3n-shared": (
+        *("feed_forward_length", "tokenizer.ggml.unknown_token_id"),
+        *("GGUF.tensor_count", "general.size_label"),
+    ),
     "phi3-longrope": ("rope.scaling.type",),  # theirs leaves the kind of scaling out
     "falcon_h1-tied": ("GGUF.tensor_count", "general.size_label"),  # see MORE_TENSORS
 }

@@ -44,7 +44,8 @@ def streamed_logits(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
                 n_calls += 1
                 keys = k[:1].repeat(n, 1, 1, 1)  # one item per query
                 keys[:, :, :N_KEEP] = k[(torch.arange(n) - N_CTX + 1).clamp(min=0), :, :N_KEEP]
-                window = more.get("sliding_window") or getattr(module, "sliding_window", None)
+                usual = getattr(module, "sliding_window", None)  # some pass None for a layer without one
+                window = more.get("sliding_window", usual)
                 out, _ = plain(
                     module,
                     q[0].transpose(0, 1)[:, :, None],

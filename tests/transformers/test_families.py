@@ -139,4 +139,6 @@ def test_equal_to_llama_cpp(case: tuple[str, Path, Path, Any]) -> None:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, (int, float)):
         return bool(np.isclose(a, b, rtol=1e-6))
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
