@@ -80,7 +80,7 @@ def convert(args: argparse.Namespace) -> None:
 def engines(args: argparse.Namespace) -> None:
     """A full cache that slides with every token, in a process of its own for each engine."""
     print(
-        f"| engine, n_ctx {args.n_ctx} | prompt, tok/s | sliding, ms per token | tok/s | slides | MiB when full | "
+        f"| engine, n_ctx {args.n_ctx} | prompt, tok/s | sliding, ms per token | best | slides | MiB when full | "
         f"after {args.n_tokens} more tokens | after {2 * args.n_tokens} |\n|---|--:|--:|--:|--:|--:|--:|--:|"
     )
     for name, model in (("llama.cpp, Q4_K_M", "ministral.gguf"), ("MLC, q4f16_1", "ministral-MLC")):
@@ -89,8 +89,9 @@ def engines(args: argparse.Namespace) -> None:
         done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True)
         r = json.loads(done.stdout.splitlines()[-1])
         memory = " | ".join(f"{mib:,.0f}" for mib in r["memory"])
-        ms = r["ms"]
-        print(f"| {name} | {r['prompt']:.1f} | {ms:.0f} | {1000 / ms:.1f} | {r['slides']} | {memory} |", flush=True)
+        print(
+            f"| {name} | {r['prompt']:.1f} | {r['ms']:.0f} | {r['best']:.0f} | {r['slides']} | {memory} |", flush=True
+        )
 
 
 def stream(model: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def stream(model: Path, args: argparse.Namespace) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
             if (i + 1) % n_tokens == 0:
                 memory.append(resident_mib())
-        ms = 1000 * statistics.median(times)
-        return {"prompt": prompt, "ms": ms, "memory": memory, "slides": stream.stats.n_slides}
+        ms, best = 1000 * statistics.median(times), 1000 * min(times)
+        return {"prompt": prompt, "ms": ms, "best": best, "memory": memory, "slides": stream.stats.n_slides}
 
 
 def pretend(decoder: Any, stream: Any, tokens: list[int]) -> None:
