@@ -224,7 +224,7 @@ SECTIONS = {
         "sink_training.png",
         "Models of the same shape, trained on the same text in the same order from the same weights: as usual (none), "
         "with a zero beside the logits of attention (softmax1), and with a learned token in front of every sample "
-        "(token, whose first sink it is). Perplexity of 4,096 tokens that were held out, read token by token past the "
+        "(token, whose first sink it is). Perplexity of 2,048 tokens that were held out, read token by token past the "
         "end of the cache; the cache's length counts the sinks. Needs the extra `train`.",
         untimed=True,
     ),

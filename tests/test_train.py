@@ -1,6 +1,6 @@
 """`edge-stream train` without torch, and what `convert` and `info` make of a checkpoint that it wrote.
 
-tests/transformers/test_train.py has the training itself, which needs torch.
+tests/transformers/test_training.py has the training itself, which needs torch.
 """
 
 from __future__ import annotations
