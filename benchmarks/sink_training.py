@@ -28,7 +28,7 @@ TRAINING = ("-c", str(LENGTH), "-b", "8", "--lr", "0.004", "--save-every", "100"
 TOKENS = 1_200_000
 CACHES = (32, 64, 96, 128)
 KEPT = (0, 1, 2, 4)
-STREAMED = 4096  # tokens that are scored
+STREAMED = 2048  # tokens that are scored
 HELD_OUT = 20  # the last part of the text in so many, as train holds it out
 
 

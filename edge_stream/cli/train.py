@@ -53,6 +53,7 @@ def _count(*names: str, default: int, help: str, least: int = 1) -> Callable[[F]
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights and the order.")
 @_count("--save-every", "every", default=_DEFAULT.every, help="Steps from one evaluation and checkpoint to the next.")
+@_count("--eval-samples", "n_held_out", default=_DEFAULT.n_held_out, help="Most samples to evaluate on.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: torch's.")
 @click.option(
     "--device",
@@ -87,7 +88,7 @@ def main(texts: tuple[str, ...], out: Path, **flags: Any) -> None:
         raise EdgeStreamError(f"train needs {error.name}: pip install 'edge-stream[train]'") from error
     settings = Settings(
         only_sink=flags["freeze"] is not None,
-        **{name: flags[name] for name in ("sink", "length", "batch", "n_tokens", "lr", "seed", "every")},
+        **{name: flags[name] for name in ("sink", "length", "batch", "n_tokens", "lr", "seed", "every", "n_held_out")},
     )
     shape = Shape(**{name: flags[name] for name in ("n_vocab", "n_layer", "n_embd", "n_head")})
     if flags["threads"]:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from edge_stream.converters.source import Source
 
-_MAX_HELD_OUT = 64  # samples
-
 
 @dataclass
 class Start:
@@ -59,7 +57,7 @@ def run(
     end = begin.tokenizer.token_to_id(END_TOKEN) if base is None else begin.model.config.eos_token_id
     tokens = data.encode(begin.tokenizer, texts, end if isinstance(end, int) else None)
     samples = data.Samples(tokens, settings.length, settings.batch, settings.seed)
-    evaluated = data.in_order(data.encode(begin.tokenizer, held_out, None), settings.length, _MAX_HELD_OUT)
+    evaluated = data.in_order(data.encode(begin.tokenizer, held_out, None), settings.length, settings.n_held_out)
     if settings.sink == "softmax1":
         begin.model = model.with_zero_sink(begin.model)
     if settings.only_sink:

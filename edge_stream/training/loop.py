@@ -95,11 +95,11 @@ def evaluate(model: transformers.PreTrainedModel, held_out: torch.Tensor, sink: 
     """Mean negative log-likelihood in nats of the tokens that are predicted with and without a sink token alike."""
     model.eval()
     device = next(model.parameters()).device
+    total = 0.0
     with torch.no_grad():
-        parts = [
-            loss(model, part.to(device), sink, shared=True).item() * len(part) for part in held_out.split(_EVALUATED)
-        ]
-    return float(sum(parts) / len(held_out))
+        for part in held_out.split(_EVALUATED):
+            total += float(loss(model, part.to(device), sink, shared=True)) * len(part)
+    return total / len(held_out)
 
 
 def _check(value: float, run: Run) -> None:

@@ -28,7 +28,7 @@ class Shape:
 class Settings:
     """sink: one of SINKS. only_sink: nothing but the sink token's embedding is learned. length: tokens of text per
     sample, to which the sink token is added. n_tokens: of text, repeated ones counted. every: steps from one evaluation
-    and checkpoint to the next. lr: the highest learning rate.
+    and checkpoint to the next. n_held_out: most samples to evaluate on. lr: the highest learning rate.
     """
 
     sink: str = "none"
@@ -39,6 +39,7 @@ class Settings:
     lr: float = 3e-3
     seed: int = 0
     every: int = 100
+    n_held_out: int = 64
 
     @property
     def n_steps(self) -> int:

@@ -158,6 +158,8 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
     # theirs claims a context of 2^20 for hybrids without rotation, ours what config.json says
     "granite-4-hybrid": ("context_length",),
     "granite-4-hybrid-dense": ("context_length", "expert_count", "expert_shared_feed_forward_length"),
+    # theirs is a file on which llama.cpp aborts: no layer has a window
+    "granite_swa-whole": ("attention.sliding_window", "attention.sliding_window_pattern"),
     "nemotron_h-experts": ("context_length", "rope.dimension_count"),  # nothing is rotated
     # the name of the pre-tokenizer follows from the tokenizer's; theirs takes <pad> for text, and does not fill up the
     # vocabulary to the embedding; the second model has no soft cap on logits, which theirs does not say
