@@ -47,6 +47,7 @@ class StreamStats:
     n_drafts: int
     n_drafted: int
     n_accepted: int
+    n_recalled: int
     sink_move: str
 
 
@@ -280,6 +281,22 @@ class Stream:
         if n < 0:
             raise EdgeStreamError(f"cannot rewind {n} tokens")
         self.call(self._native.es_stream_rewind, self.handle, n)
+
+    def recall(self, text: str | Sequence[int]) -> int:
+        """Put earlier text between sinks and window, in place of what was recalled before; returns its tokens' number.
+
+        The window sees it from now on; n_past, tokens() and the logits stay as they are: see es_stream_recall. Raises
+        EdgeStreamError if it has more tokens than a quarter of the window, UnsupportedModelError if the model has
+        recurrent layers or the sinks are moved by redecoding.
+        """
+        tokens = self.backend.vocabulary.tokenize(text) if isinstance(text, str) else text
+        array = token_array(tokens)
+        self.call(self._native.es_stream_recall, self.handle, array, len(array))
+        return len(array)
+
+    def unrecall(self) -> None:
+        """Take out what was recalled."""
+        self.call(self._native.es_stream_unrecall, self.handle)
 
     def rebase(self) -> None:
         """Reduce absolute positions if they have grown by n_ctx or more. For idle moments."""

@@ -63,6 +63,7 @@ typedef struct es_stream_stats {
     int64_t  n_drafts;    // decodes of a token and guesses of what follows it
     int64_t  n_drafted;   // these guesses
     int64_t  n_accepted;  // those that came true
+    uint32_t n_recalled;  // recalled tokens between sinks and window; in none of the other counts
 } es_stream_stats;
 
 typedef struct es_logit_bias {
