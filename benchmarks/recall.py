@@ -41,6 +41,7 @@ LANGUAGES = ("dutch", "english", "french", "german", "italian", "portuguese", "s
 TUNED_WITH = ("ai", "computers", "emotion", "health", "humor", "literature", "psychology", "sports", "trivia")
 REPETITIVE = "tech_support"  # a few lines over and over
 N_TOKENS = 64  # --recall
+RECALL_EVERY = 64  # tokens, where it is forced
 GREEDY = Sampling(temp=0)
 Message = dict[str, str]
 
@@ -215,26 +216,28 @@ def search_row(log: Log, n_tokens: int, question: str) -> dict[str, Any]:
 def perplexity(args: argparse.Namespace) -> None:
     """Of a text, with a line recalled every 64 tokens whether or not it belongs there, and without."""
     lines = Path(args.text).read_text(encoding="utf-8").splitlines()[: args.lines]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with Engine.load(args.model, n_ctx=args.ctx_size, n_keep=4) as engine:
-        for every in (0, 64):
+        for how in ("off", "as text", "between sinks and window"):
             nll, n_notes, since = [], 0, 0
             with engine.stream() as stream, Log() as log:
                 seen = StreamLog(stream, log)
                 stream.feed(lines[0] + "\n")
                 for i, line in enumerate(lines[1:], 1):
-                    if every and since >= every and stream.stats.n_evicted:
+                    if how != "off" and since >= RECALL_EVERY and stream.stats.n_evicted:
                         hits = [h for h in log.search(lines[i - 1]) if h.turn < seen.first_held]
                         if hits:
-                            stream.feed(hits[0].text + "\n")
+                            if how == "as text":
+                                stream.feed(hits[0].text + "\n")
+                            else:
+                                stream.recall(hits[0].block)
                             n_notes, since = n_notes + 1, 0
                     tokens = engine.tokenize(line + "\n")
                     seen.add(line, stream.stats.n_past)
                     since += len(tokens)
                     nll += list(stream.score(tokens, chunk=32))
-            rows.append({"recalled every": every or None, "notes": n_notes, "tokens": len(nll), "ppl": ppl(nll)})
-    rows[1]["ppl / off"] = rows[1]["ppl"] / rows[0]["ppl"]
-    rows[0]["ppl / off"] = 1.0
+            rows.append({"recalled": how, "lines": n_notes, "tokens": len(nll), "ppl": ppl(nll)})
+            rows[-1]["ppl / off"] = rows[-1]["ppl"] / rows[0]["ppl"]
     print(markdown(rows, list(rows[0])))
 
 
@@ -414,7 +417,7 @@ def main() -> None:
     sub.add_argument("text")
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)
-    sub.add_argument("--lines", type=int, default=240)
+    sub.add_argument("--lines", type=int, default=150)
     sub = command(chat)
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)

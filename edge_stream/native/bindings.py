@@ -65,6 +65,7 @@ class StreamStats(C.Structure):
         ("n_drafted", C.c_int64),
         ("n_accepted", C.c_int64),
         ("n_recalled", C.c_uint32),
+        ("n_recall_max", C.c_uint32),
     ]
 
 

@@ -64,6 +64,7 @@ typedef struct es_stream_stats {
     int64_t  n_drafted;   // these guesses
     int64_t  n_accepted;  // those that came true
     uint32_t n_recalled;  // recalled tokens between sinks and window; in none of the other counts
+    uint32_t n_recall_max; // most tokens that can be; 0: none, see es_stream_recall
 } es_stream_stats;
 
 typedef struct es_logit_bias {

@@ -25,6 +25,7 @@ struct es_stream {
     int32_t rewind(size_t n);
     int32_t recall(const llama_token * tokens, size_t n);
     int32_t unrecall();
+    bool    can_recall() const; // with this model and this way of moving sinks
     int32_t mark();
     int32_t rebase();
     int32_t reset();

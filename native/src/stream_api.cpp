@@ -100,6 +100,7 @@ int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
     out->n_drafted      = stream->n_drafted;
     out->n_accepted     = stream->n_accepted;
     out->n_recalled     = w.n_recalled();
+    out->n_recall_max   = stream->can_recall() ? w.n_recall_max() : 0;
     return ES_OK;
 }
 

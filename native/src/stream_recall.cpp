@@ -6,18 +6,16 @@
 #include <algorithm>
 #include <string>
 
+bool es_stream::can_recall() const {
+    return !stateful && (ctx ? mover && mover->can_recall() : decoder.can_recall);
+}
+
 int32_t es_stream::check_recall(size_t n) const {
-    if (stateful) {
-        return es_fail(ES_ERR_UNSUPPORTED,
-                       "nothing can be recalled: the state of the model's recurrent layers cannot take in earlier text "
-                       "behind what came later");
-    }
-    if (ctx && !mover->can_recall()) {
-        return es_fail(ES_ERR_UNSUPPORTED, "nothing can be recalled: it needs the sink bank, which this llama.cpp lacks "
-                                           "or --sink-move redecode replaces");
-    }
-    if (!ctx && !decoder.can_recall) {
-        return es_fail(ES_ERR_UNSUPPORTED, "nothing can be recalled: this decoder holds sinks and window only");
+    if (!can_recall()) {
+        return es_fail(ES_ERR_UNSUPPORTED, "nothing can be recalled: %s",
+                       stateful ? "the state of the model's recurrent layers cannot take in what came before"
+                       : ctx    ? "it needs the sink bank, which this llama.cpp lacks or --sink-move redecode replaces"
+                                : "this decoder holds sinks and window only");
     }
     if (window.n_sinks() < window.params().n_keep) {
         return es_fail(ES_ERR_INVALID, "nothing can be recalled before the stream holds its %u sinks",
