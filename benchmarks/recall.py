@@ -3,6 +3,7 @@
     python benchmarks/recall.py gate            what comes back for facts, the world's knowledge and requests
     python benchmarks/recall.py passkey TEXT    a passkey among a million tokens, and the time of a search
     python benchmarks/recall.py perplexity TEXT what a recalled line does to a text that has no use for it
+    python benchmarks/recall.py place           where a line that comes back is of most use in a conversation
     python benchmarks/recall.py chat -m demo    facts told in a conversation and asked for 10 and 100 caches later
     python benchmarks/recall.py speed -m demo   what recall costs: time to the first token, tokens per second, memory
 
@@ -247,6 +248,57 @@ def ppl(nll: list[float]) -> float:
 
 
 #
+# place
+#
+
+REMARK = 'The user said: "{}" Use this to answer.'
+
+
+def turn(role: str, text: str) -> str:
+    """A message as ChatML, the demo model's template, writes it."""
+    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+
+# what is held between sinks and window, and what is put in front of the question
+PLACES = {
+    "a remark in the message": ("", REMARK + "\n\n"),
+    "behind the sinks: the line": ("{}\n", ""),
+    "behind the sinks: the user's message": (turn("user", "{}"), ""),
+    "behind the sinks: a system message": (turn("system", REMARK), ""),
+    "both: message and remark": (turn("user", "{}"), REMARK + "\n\n"),
+}
+
+
+def place(_args: argparse.Namespace) -> None:
+    """Right answers of the demo model, in a cache full of dialogue, by where the right line is put (facts-tune)."""
+    facts, right = table("facts-tune"), dict.fromkeys(PLACES, 0)
+    talks = [
+        turn("assistant" if i % 2 else "user", t) for talk in dialogues(False, ("english",)) for i, t in enumerate(talk)
+    ]
+    with Engine.load("demo", n_ctx=512, n_keep=4) as engine, engine.stream() as stream:
+        stream.feed(
+            turn("system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), special=True
+        )
+        stream.feed("".join(talks)[:5000], special=True)
+        for fact, question, answers in facts:
+            for name, (held, before) in PLACES.items():
+                stream.unrecall()
+                if held:
+                    stream.recall(engine.tokenize(held.format(fact), special=True))
+                n_past = stream.stats.n_past
+                stream.feed(turn("user", before.format(fact) + question) + "<|im_start|>assistant\n", special=True)
+                right[name] += is_right("".join(t.text for t in stream.generate(24, sampling=GREEDY)), answers)
+                stream.rewind(stream.stats.n_past - n_past)
+    rows = [{"the line is": name, "n": len(facts), "right": n} for name, n in right.items()]
+    print(markdown(rows, list(rows[0])))
+
+
+def is_right(said: str, answers: str) -> bool:
+    """Whether an answer has one of the words, which | separates."""
+    return any(re.search(rf"\b{re.escape(a)}", said, re.IGNORECASE) for a in answers.split("|"))
+
+
+#
 # chat
 #
 
@@ -304,8 +356,7 @@ class Talk:
     def _answer(self, question: str, answers: str, n_tokens: int) -> tuple[bool, bool]:
         self._resume(n_tokens)
         said = "".join(t.text for t in self._conversation.reply(question, max_tokens=24, sampling=GREEDY))
-        right = any(re.search(rf"\b{re.escape(a)}", said, re.IGNORECASE) for a in answers.split("|"))
-        return right, self._conversation.recalled is not None
+        return is_right(said, answers), self._conversation.recalled is not None
 
     def _resume(self, n_tokens: int) -> None:
         self._conversation.close()
@@ -418,6 +469,7 @@ def main() -> None:
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)
     sub.add_argument("--lines", type=int, default=150)
+    command(place)
     sub = command(chat)
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)

@@ -77,9 +77,7 @@ def expected(reference: Any) -> Callable[..., np.ndarray]:
 @pytest.mark.parametrize("rebase_at", [0, N_CTX + 20])
 @pytest.mark.parametrize("n_keep", [0, 1, 4])
 @pytest.mark.parametrize("name", ["gqa", "mha", "linear", "yarn", "factors", "qwen2", "gemma3", "head64"])
-def test_logits_equal_reference(
-    name: str, n_keep: int, rebase_at: int, load: Load, expected: Any, draw: Draw
-) -> None:
+def test_logits_equal_reference(name: str, n_keep: int, rebase_at: int, load: Load, expected: Any, draw: Draw) -> None:
     """With a block and without, before and after slides and rebases."""
     engine = load(name, n_ctx=N_CTX, n_keep=n_keep, sink_move="bank", rebase_at=rebase_at)
     with engine.stream() as stream:

@@ -34,10 +34,11 @@ _ENDS: dict[str | None, int] = {
 class Conversation:
     """Messages between a user and a model on one stream, with the system prompt and the tools pinned.
 
-    chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. recall: see use_log. Raises
-    EdgeStreamError if the template is broken, or if more than three quarters of the cache would be pinned. `n_read`:
-    tokens read for the newest answer, up to its first. `recalled`: the entry of the log that was read with the newest
-    message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log is used no longer.
+    chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. recall: a
+    log, see use_log. Raises EdgeStreamError if the template is broken, or if more than three quarters of the cache
+    would be pinned. `n_read`: tokens read for the newest answer, up to its first. `recalled`: the entry of the log that
+    was read with the newest message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log
+    is used no longer.
     """
 
     def __init__(

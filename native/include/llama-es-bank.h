@@ -64,7 +64,8 @@ LLAMA_API size_t llama_es_bank_state_get(struct llama_context * ctx, llama_seq_i
 LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src,
                                           size_t size);
 
-// A block with its values as bytes (0: it cannot be copied), and such a block in free cells at positions pos, pos+1, ...
+// A block with its values as bytes (0: it cannot be copied), and such a block in free cells at positions pos, pos+1,
+// ...
 LLAMA_API size_t  llama_es_bank_copy(struct llama_context * ctx, llama_seq_id seq, int32_t part, uint8_t * dst,
                                      size_t size);
 LLAMA_API int32_t llama_es_bank_paste(struct llama_context * ctx, llama_seq_id seq, int32_t part, llama_pos pos,

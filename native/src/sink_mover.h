@@ -29,8 +29,8 @@ public:
     virtual std::vector<uint8_t> copy_recalled() { return {}; }
     virtual int32_t paste_recalled(const std::vector<uint8_t> & /*copy*/, llama_pos /*pos*/) { return ES_OK; }
 
-    // Moving the sinks, and what is recalled, from position `from` to `to`: prepare may decode, and changes nothing if it fails; then the
-    // caller frees the target positions; commit completes the move.
+    // Moving the sinks, and what is recalled, from position `from` to `to`: prepare may decode, and changes nothing if
+    // it fails; then the caller frees the target positions; commit completes the move.
     virtual int32_t prepare(llama_pos /*to*/) { return ES_OK; }
     virtual int32_t commit(llama_pos /*from*/, llama_pos /*to*/) { return ES_OK; }
 

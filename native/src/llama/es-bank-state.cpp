@@ -78,16 +78,15 @@ bool each_piece(const es_kv_cache & kv, llama_seq_id seq, const std::vector<uint
 }
 
 // What a copy has besides the rows, by layer.
-template <typename F> bool each_of_cells(const es_bank & bank, es_bank_key key, int32_t il, F && f) {
+template <typename F>
+bool each_of_cells(const es_bank & bank, es_bank_key key, int32_t il, F && f) {
     const auto & b  = bank.blocks.at(key);
     const auto   it = bank.rotations.find(il);
     for (const auto & layer : bank.kv.layers()) {
         if ((int32_t) layer.il != il) {
             continue;
         }
-        const auto piece = [&](ggml_tensor * t) {
-            return [&f, t](size_t at, size_t n) { return f(t, at, n); };
-        };
+        const auto piece    = [&](ggml_tensor * t) { return [&f, t](size_t at, size_t n) { return f(t, at, n); }; };
         const bool has_keys = it == bank.rotations.end() || !it->second.rotated;
         if ((has_keys && !each_piece(bank.kv, key.first, b.cells, layer.k, false, piece(layer.k))) ||
             (layer.v && !each_piece(bank.kv, key.first, b.cells, layer.v, bank.kv.v_trans(), piece(layer.v)))) {
@@ -151,13 +150,15 @@ int32_t read_block(llama_context & ctx, es_bank & bank, es_bank_key key, llama_p
             return ES_BANK_FORMAT;
         }
         ggml_backend_tensor_set(t, rows, 0, ggml_nbytes(t));
-        const bool whole = pos < 0 || each_of_cells(bank, key, il, [&](ggml_tensor * x, size_t at, size_t n) {
-                               const uint8_t * p = in.next(n);
-                               if (p) {
-                                   ggml_backend_tensor_set(x, p, at, n);
-                               }
-                               return p != nullptr;
-                           });
+        const bool whole = pos < 0 || each_of_cells(
+                                          bank, key, il,
+                                          [&](ggml_tensor * x, size_t at, size_t n) {
+                                              const uint8_t * p = in.next(n);
+                                              if (p) {
+                                                  ggml_backend_tensor_set(x, p, at, n);
+                                              }
+                                              return p != nullptr;
+                                          });
         if (!whole) {
             return ES_BANK_FORMAT;
         }
@@ -208,8 +209,7 @@ size_t llama_es_bank_copy(llama_context * ctx, llama_seq_id seq, int32_t part, u
     llama_synchronize(ctx);
     writer        out = { dst, size };
     const int32_t rc  = es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
-        return bank.kv.has_cell_ext() ? (int32_t) ES_BANK_UNSUPPORTED
-                                       : write_block(bank, { seq, part }, true, out);
+        return bank.kv.has_cell_ext() ? (int32_t) ES_BANK_UNSUPPORTED : write_block(bank, { seq, part }, true, out);
     });
     return rc == ES_BANK_OK ? out.at : 0;
 }
