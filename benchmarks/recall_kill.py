@@ -24,7 +24,7 @@ class Talk:
     """A running `edge-stream chat`."""
 
     def __init__(self, model: str, session: Path, n_ctx: int) -> None:
-        flags = ["-c", str(n_ctx), "-n", "6", "--temp", "0", "--recall", "32", "--session", str(session)]
+        flags = ["-c", str(n_ctx), "-n", "6", "--temp", "0", "--recall", "64", "--session", str(session)]
         command = [sys.executable, "-m", "edge_stream.cli", "chat", "-m", model, *flags]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
