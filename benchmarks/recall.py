@@ -3,6 +3,7 @@
     python benchmarks/recall.py gate            what comes back for facts, the world's knowledge and requests
     python benchmarks/recall.py passkey TEXT    a passkey among a million tokens, and the time of a search
     python benchmarks/recall.py perplexity TEXT what a recalled line does to a text that has no use for it
+    python benchmarks/recall.py place           where a line that comes back is of most use in a conversation
     python benchmarks/recall.py chat -m demo    facts told in a conversation and asked for 10 and 100 caches later
     python benchmarks/recall.py speed -m demo   what recall costs: time to the first token, tokens per second, memory
 
@@ -41,6 +42,7 @@ LANGUAGES = ("dutch", "english", "french", "german", "italian", "portuguese", "s
 TUNED_WITH = ("ai", "computers", "emotion", "health", "humor", "literature", "psychology", "sports", "trivia")
 REPETITIVE = "tech_support"  # a few lines over and over
 N_TOKENS = 64  # --recall
+RECALL_EVERY = 64  # tokens, where it is forced
 GREEDY = Sampling(temp=0)
 Message = dict[str, str]
 
@@ -215,32 +217,85 @@ def search_row(log: Log, n_tokens: int, question: str) -> dict[str, Any]:
 def perplexity(args: argparse.Namespace) -> None:
     """Of a text, with a line recalled every 64 tokens whether or not it belongs there, and without."""
     lines = Path(args.text).read_text(encoding="utf-8").splitlines()[: args.lines]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with Engine.load(args.model, n_ctx=args.ctx_size, n_keep=4) as engine:
-        for every in (0, 64):
+        for how in ("off", "as text", "between sinks and window"):
             nll, n_notes, since = [], 0, 0
             with engine.stream() as stream, Log() as log:
                 seen = StreamLog(stream, log)
                 stream.feed(lines[0] + "\n")
                 for i, line in enumerate(lines[1:], 1):
-                    if every and since >= every and stream.stats.n_evicted:
+                    if how != "off" and since >= RECALL_EVERY and stream.stats.n_evicted:
                         hits = [h for h in log.search(lines[i - 1]) if h.turn < seen.first_held]
                         if hits:
-                            stream.feed(hits[0].text + "\n")
+                            if how == "as text":
+                                stream.feed(hits[0].text + "\n")
+                            else:
+                                stream.recall(hits[0].block)
                             n_notes, since = n_notes + 1, 0
                     tokens = engine.tokenize(line + "\n")
                     seen.add(line, stream.stats.n_past)
                     since += len(tokens)
                     nll += list(stream.score(tokens, chunk=32))
-            rows.append({"recalled every": every or None, "notes": n_notes, "tokens": len(nll), "ppl": ppl(nll)})
-    rows[1]["ppl / off"] = rows[1]["ppl"] / rows[0]["ppl"]
-    rows[0]["ppl / off"] = 1.0
+            rows.append({"recalled": how, "lines": n_notes, "tokens": len(nll), "ppl": ppl(nll)})
+            rows[-1]["ppl / off"] = rows[-1]["ppl"] / rows[0]["ppl"]
     print(markdown(rows, list(rows[0])))
 
 
 def ppl(nll: list[float]) -> float:
     """Perplexity of negative log-likelihoods in nats."""
     return math.exp(sum(nll) / len(nll))
+
+
+#
+# place
+#
+
+REMARK = 'The user said: "{}" Use this to answer.'
+
+
+def turn(role: str, text: str) -> str:
+    """A message as ChatML, the demo model's template, writes it."""
+    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+
+# what is held between sinks and window, and what is put in front of the question
+PLACES = {
+    "a remark in the message": ("", REMARK + "\n\n"),
+    "behind the sinks: the line": ("{}\n", ""),
+    "behind the sinks: the user's message": (turn("user", "{}"), ""),
+    "behind the sinks: a system message": (turn("system", REMARK), ""),
+    "both: message and remark": (turn("user", "{}"), REMARK + "\n\n"),
+}
+
+
+def place(_args: argparse.Namespace) -> None:
+    """Right answers of the demo model, in a cache full of dialogue, by where the right line is put (facts-tune)."""
+    facts, right = table("facts-tune"), dict.fromkeys(PLACES, 0)
+    talks = [
+        turn("assistant" if i % 2 else "user", t) for talk in dialogues(False, ("english",)) for i, t in enumerate(talk)
+    ]
+    with Engine.load("demo", n_ctx=512, n_keep=4) as engine, engine.stream() as stream:
+        stream.feed(
+            turn("system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), special=True
+        )
+        stream.feed("".join(talks)[:5000], special=True)
+        for fact, question, answers in facts:
+            for name, (held, before) in PLACES.items():
+                stream.unrecall()
+                if held:
+                    stream.recall(engine.tokenize(held.format(fact), special=True))
+                n_past = stream.stats.n_past
+                stream.feed(turn("user", before.format(fact) + question) + "<|im_start|>assistant\n", special=True)
+                right[name] += is_right("".join(t.text for t in stream.generate(24, sampling=GREEDY)), answers)
+                stream.rewind(stream.stats.n_past - n_past)
+    rows = [{"the line is": name, "n": len(facts), "right": n} for name, n in right.items()]
+    print(markdown(rows, list(rows[0])))
+
+
+def is_right(said: str, answers: str) -> bool:
+    """Whether an answer has one of the words, which | separates."""
+    return any(re.search(rf"\b{re.escape(a)}", said, re.IGNORECASE) for a in answers.split("|"))
 
 
 #
@@ -301,8 +356,7 @@ class Talk:
     def _answer(self, question: str, answers: str, n_tokens: int) -> tuple[bool, bool]:
         self._resume(n_tokens)
         said = "".join(t.text for t in self._conversation.reply(question, max_tokens=24, sampling=GREEDY))
-        right = any(re.search(rf"\b{re.escape(a)}", said, re.IGNORECASE) for a in answers.split("|"))
-        return right, self._conversation.recalled is not None
+        return is_right(said, answers), self._conversation.recalled is not None
 
     def _resume(self, n_tokens: int) -> None:
         self._conversation.close()
@@ -414,7 +468,8 @@ def main() -> None:
     sub.add_argument("text")
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)
-    sub.add_argument("--lines", type=int, default=240)
+    sub.add_argument("--lines", type=int, default=150)
+    command(place)
     sub = command(chat)
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)

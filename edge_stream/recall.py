@@ -9,7 +9,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,11 @@ class Hit:
     score: float
     coverage: float
     belongs: bool
+
+    @property
+    def block(self) -> str:
+        """What Stream.recall gets: a line of its own (the demo model then answered 80 of 80 questions, else 78)."""
+        return f"\n{self.text}\n"
 
 
 class Log:
@@ -135,12 +140,10 @@ class StreamLog:
         self._log.append(line, self._first_held + len(self._held))
         self._held.append(start)
 
-    def feed(self, text: str, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Feed a text, and note its lines."""
-        vocabulary, start = self._stream.backend.vocabulary, self._stream.stats.n_past
-        tokens = vocabulary.tokenize(text, add_bos=start == 0 and vocabulary.add_bos)
+    def note(self, text: str, tokens: Sequence[int], start: int) -> None:
+        """Note the lines of a text that was fed as tokens, the first of which is the stream's number `start`."""
+        vocabulary = self._stream.backend.vocabulary
         ends = list(itertools.accumulate(len(vocabulary.token_to_piece(t)) for t in tokens))
-        self._stream.feed(tokens, on_progress=on_progress)
         at = 0
         for line in text.splitlines(keepends=True):
             self.add(line, start + bisect.bisect_right(ends, at))

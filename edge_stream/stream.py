@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_stream.backends import Backend
+    from edge_stream.recall import Hit, Log, StreamLog
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StreamStats:
     n_drafts: int
     n_drafted: int
     n_accepted: int
+    n_recalled: int
+    n_recall_max: int
     sink_move: str
 
 
@@ -63,6 +66,7 @@ class Stream:
         self.sampler = C.c_void_p()
         self._native = bindings.library()
         self._sampling: tuple[Sampling, bool] | None = None
+        self._lines: StreamLog | None = None
         self.handle = backend.init_stream(params)
 
     def call(self, function: Any, *arguments: Any, late: bool = False) -> None:
@@ -110,11 +114,14 @@ class Stream:
             tokens = text
         if len(tokens) == 0:
             raise EdgeStreamError("there is no text to feed: the prompt is empty")
+        before = self.stats.n_past
         step = len(tokens) if on_progress is None else max(64, self.stats.n_chunk)
         for start in range(0, len(tokens), step):
             self.feed_tokens(tokens[start : start + step])
             if on_progress is not None:
                 on_progress(min(start + step, len(tokens)), len(tokens))
+        if self._lines and isinstance(text, str):
+            self._lines.note(text, tokens, before)
         return len(tokens)
 
     def feed_tokens(
@@ -295,7 +302,46 @@ class Stream:
     def reset(self) -> None:
         """Forget everything."""
         self.call(self._native.es_stream_reset, self.handle)
+        self._lines = None
         self.forget_sampling()
+
+    #
+    # what has left the window
+    #
+
+    def use_log(self, log: Log | None, n_tokens: int = 64) -> None:
+        """Note the lines of the texts that are fed from now on, for `search`. log: an empty one.
+
+        n_tokens: of a line that `search` finds.
+        """
+        from edge_stream.recall import StreamLog
+
+        self._lines = StreamLog(self, log, n_tokens) if log else None
+
+    def search(self, question: str) -> Hit | None:
+        """The line that belongs to a question and has left the window, wholly or in part: see es_log_recall.
+
+        Raises EdgeStreamError without `use_log`.
+        """
+        if not self._lines:
+            raise EdgeStreamError("nothing was noted that could be searched: call use_log before feeding texts")
+        return self._lines.find(question)
+
+    def recall(self, text: str | Sequence[int]) -> int:
+        """Put earlier text between sinks and window, in place of what was recalled before; returns its tokens' number.
+
+        The window sees it from now on; n_past, tokens() and the logits stay as they are: see es_stream_recall. Raises
+        EdgeStreamError if it has more than stats.n_recall_max tokens, UnsupportedModelError if that is 0: the model has
+        recurrent layers, or its sinks are moved by redecoding.
+        """
+        tokens = self.backend.vocabulary.tokenize(text) if isinstance(text, str) else text
+        array = token_array(tokens)
+        self.call(self._native.es_stream_recall, self.handle, array, len(array))
+        return len(array)
+
+    def unrecall(self) -> None:
+        """Take out what was recalled."""
+        self.call(self._native.es_stream_unrecall, self.handle)
 
     #
     # sessions

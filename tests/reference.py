@@ -13,7 +13,9 @@ Semantics (``n_past`` counts the tokens seen since the stream began):
 * ``n_slide`` > 0 makes every eviction take at least ``n_slide`` tokens (at most the whole window);
 * a chunk that starts while ``n_past < n_keep`` ends where the sinks end;
 * every token attends to sinks + window + the earlier tokens of its own chunk. Sliding-window layers mask
-  the keys whose in-cache distance is ``>= n_swa``.
+  the keys whose in-cache distance is ``>= n_swa``;
+* recalled tokens are held between sinks and window: in-cache positions n_keep.., the window follows. They are decoded
+  as if only the sinks were cached, and take room from the window, whose oldest tokens are evicted for them.
 
 Weights come from a GGUF file (F32, or F16 read as stored). Supported architectures: llama (also Mistral,
 SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, gemma3;
@@ -304,6 +306,7 @@ class Window:
             raise ValueError(f"n_slide must not be negative, got {n_slide}")
         self.n_ctx, self.n_keep, self.n_slide = n_ctx, n_keep, n_slide
         self.n_past = 0
+        self.n_recalled = 0
         self.cached: list[int] = []
 
     @property
@@ -338,7 +341,14 @@ class Window:
 
     def admit(self, m: int) -> int:
         """Evict what must go before ``m`` tokens, append them; returns how many were evicted."""
-        need = len(self.cached) + m - self.n_ctx
+        evict = self.make_room(m)
+        self.cached.extend(range(self.n_past, self.n_past + m))
+        self.n_past += m
+        return evict
+
+    def make_room(self, m: int) -> int:
+        """Evict until there is room for ``m`` tokens; returns how many were evicted."""
+        need = len(self.cached) + self.n_recalled + m - self.n_ctx
         n_window = len(self.cached) - self.n_sinks
         evict = 0
         if need > 0:
@@ -346,8 +356,6 @@ class Window:
             if evict < need:
                 raise ValueError(f"{m} tokens do not fit n_ctx={self.n_ctx} beside {self.n_sinks} sinks")
             del self.cached[self.n_sinks : self.n_sinks + evict]
-        self.cached.extend(range(self.n_past, self.n_past + m))
-        self.n_past += m
         return evict
 
 
@@ -398,17 +406,36 @@ class ReferenceStream:
             start += m
         return out
 
+    def recall(self, tokens: Sequence[int]) -> None:
+        """Hold ``tokens`` between sinks and window, instead of what was held there."""
+        self.unrecall()
+        n_sinks = self.window.n_sinks
+        self._remove(n_sinks, self.window.make_room(len(tokens)))
+        held = self._k, self._v
+        self._k, self._v = ([x[:, :n_sinks] for x in kv] for kv in held)
+        self._run(np.asarray(tokens, dtype=np.int64))
+        for kv, before in zip((self._k, self._v), held, strict=True):
+            kv[:] = [np.concatenate([x, y[:, n_sinks:]], axis=1) for x, y in zip(kv, before, strict=True)]
+        self.window.n_recalled = len(tokens)
+
+    def unrecall(self) -> None:
+        """Hold nothing there."""
+        self.window.n_recalled, n = 0, self.window.n_recalled
+        self._remove(self.window.n_sinks, n)
+
+    def _remove(self, start: int, n: int) -> None:
+        self._k, self._v = ([np.delete(x, slice(start, start + n), axis=1) for x in kv] for kv in (self._k, self._v))
+
     def _decode(self, ids: NDArray[np.int64]) -> F64:
         """One chunk: evict, run every layer; logits [m, n_vocab]."""
-        cfg, w = self.config, self.weights
-        m = len(ids)
         n_sinks = self.window.n_sinks
-        evicted = self.window.admit(m)
-        if evicted:
-            gone = slice(n_sinks, n_sinks + evicted)
-            self._k = [np.delete(k, gone, axis=1) for k in self._k]
-            self._v = [np.delete(v, gone, axis=1) for v in self._v]
+        evicted = self.window.admit(len(ids))
+        self._remove(n_sinks + self.window.n_recalled, evicted)
+        return self._run(ids)
 
+    def _run(self, ids: NDArray[np.int64]) -> F64:
+        """Every layer, over what is cached and ``ids``; logits [m, n_vocab]."""
+        cfg, w = self.config, self.weights
         x = w["token_embd.weight"][ids] * cfg.embd_scale  # [m, n_embd]
         for il in range(cfg.n_layer):
             x = self._layer(il, x)

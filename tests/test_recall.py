@@ -261,8 +261,7 @@ def test_a_question_is_read_with_what_has_left_the_window(load_each: Callable[..
 
 
 def test_what_is_in_the_window_does_not_come_back(load: Callable[..., Any]) -> None:
-    conversation = Conversation(load("chat", n_ctx=512))
-    conversation.use_log(Log())
+    conversation = Conversation(load("chat", n_ctx=512), recall=Log())
     list(conversation.reply("My friend Anna owns a blue kite.", max_tokens=4, sampling=Sampling(temp=0)))
     list(conversation.reply("What does my friend Anna own?", max_tokens=4, sampling=Sampling(temp=0)))
     assert conversation.recalled is None
@@ -361,11 +360,32 @@ def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[s
     prompt = f"{prose}{fact}\n{prose}{prose}\nThe secret word of Anna Bell is"
     arguments = ["run", "-m", str(tiny("gqa")), "-c", "256", "-n", "2", "--temp", "0", "--echo", "-p"]
     result = run(*arguments, prompt, "--recall", "64")
+    as_text = run(*arguments, prompt, "--recall", "64", "--sink-move", "redecode")  # it is read as text there
+    assert f"(recalled: line 21: {fact})" in as_text.stderr and as_text.exit_code == 0
     assert f"(recalled: line 21: {fact})" in result.stderr and result.exit_code == 0
     assert "recalled" not in run(*arguments, prompt).stderr
     for near in (f"{prose}{fact}\nThe secret word of Anna Bell is", "The secret word of Anna Bell is"):
         assert "recalled" not in run(*arguments, near, "--recall", "64").stderr
     assert "recalled" not in run(*arguments, prompt, "--recall", "4").stderr
+
+
+def test_a_stream_finds_what_left_its_window(load_each: Callable[..., Any]) -> None:
+    fact = "The secret word of Anna Bell is mango."
+    with load_each("gqa", n_ctx=256).stream() as stream:
+        with pytest.raises(EdgeStreamError, match="call use_log"):
+            stream.search(fact)
+        stream.use_log(Log())
+        stream.feed(f"It begins.\n{fact}\n")
+        assert stream.search("The secret word of Anna Bell is") is None  # it is in the window
+        stream.feed("".join(f"It was {i} o'clock.\n" for i in range(40)))
+        hit = stream.search("The secret word of Anna Bell is")
+        assert hit and (hit.text, hit.turn) == (fact, 1)
+        n = stream.recall(hit.block)
+        assert stream.stats.n_recalled == n > len(fact) // 8
+        stream.unrecall()
+        stream.reset()
+        with pytest.raises(EdgeStreamError, match="call use_log"):
+            stream.search(fact)
 
 
 def test_a_log_can_be_looked_into(tmp_path: Path) -> None:

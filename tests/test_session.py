@@ -146,7 +146,7 @@ def saved(load: Load, draw: Draw, tmp_path: Path) -> tuple[Any, Path]:
         ("half", "cut short"),
         ("flipped", "checksum"),
         ("longer", "bytes follow"),
-        ("newer", "version 3"),
+        ("newer", "version 4"),
         ("missing", "No such file"),
         ("folder", "not a regular file"),
     ],
@@ -161,7 +161,7 @@ def test_bad_files(name: str, match: str, saved: tuple[Any, Path], tmp_path: Pat
         "half": good[: len(good) // 2],
         "flipped": good[:-100] + bytes([good[-100] ^ 1]) + good[-99:],
         "longer": good + b"x",
-        "newer": good[:8] + b"\x03" + good[9:],
+        "newer": good[:8] + b"\x04" + good[9:],
     }
     if name == "folder":
         bad.mkdir()

@@ -121,7 +121,7 @@ class TvmBackend:
     def init_stream(self, params: bindings.StreamParams) -> C.c_void_p:
         """See Backend."""
         o, handle = self.options, C.c_void_p()
-        decoder = bindings.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions)
+        decoder = bindings.Decoder(None, o.n_ctx, min(o.n_batch, o.n_ubatch), *self._functions, True)
         bindings.check(bindings.library().es_stream_init_decoder(self._model, decoder, params, C.byref(handle)))
         return handle
 
@@ -153,7 +153,7 @@ def _decoder_functions(decoder: RingDecoder, callbacks: Callbacks) -> tuple[Any,
 
     def convert(step: Any) -> Step:
         s = step.contents
-        return Step(s.n_ctx, s.n_keep, s.n_sinks, s.n_window, s.pos_sinks)
+        return Step(s.n_ctx, s.n_keep, s.n_sinks, s.n_window, s.pos_sinks, s.n_recalled, s.recalls)
 
     def decode(_user: object, step: Any) -> int:
         s = step.contents

@@ -34,10 +34,11 @@ _ENDS: dict[str | None, int] = {
 class Conversation:
     """Messages between a user and a model on one stream, with the system prompt and the tools pinned.
 
-    chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. Raises
-    EdgeStreamError if the template is broken, or if more than three quarters of the cache would be pinned. `n_read`:
-    tokens read for the newest answer, up to its first. `recalled`: the entry of the log that was read with the newest
-    message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log is used no longer.
+    chat: the template and how thinking is treated. tools: what the model may call, as in OpenAI's requests. recall: a
+    log, see use_log. Raises EdgeStreamError if the template is broken, or if more than three quarters of the cache
+    would be pinned. `n_read`: tokens read for the newest answer, up to its first. `recalled`: the entry of the log that
+    was read with the newest message ("text", "role", "turn", "when", "coverage"), or None. `recall_error`: why the log
+    is used no longer.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Conversation:
         n_keep: int = 4,
         chat: ChatOptions | None = None,
         tools: Sequence[dict[str, Any]] = (),
+        recall: Log | None = None,
         _stream: Stream | None = None,
     ) -> None:
         self.engine = engine
@@ -67,6 +69,8 @@ class Conversation:
         self._handle = C.c_void_p()
         self._call("init", self._core.handle, self.stream.handle, options, C.byref(self._handle))
         self._free = weakref.finalize(self, self._native.es_conversation_free, self._handle)
+        if recall is not None:
+            self.use_log(recall)
 
     def use_log(self, log: Log | None, n_tokens: int = 64) -> None:
         """Keep what is said in a log as well, and read a message with what belongs to it and has left the window.

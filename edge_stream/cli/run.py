@@ -19,7 +19,7 @@ from edge_stream.cli.meter import Meter
 from edge_stream.errors import EdgeStreamError
 from edge_stream.measure.metrics import Latencies, MemoryWatch, is_full, resident_mib
 from edge_stream.output.files import check_writable, replace_text
-from edge_stream.recall import Log, StreamLog
+from edge_stream.recall import Hit, Log
 
 if TYPE_CHECKING:
     from edge_stream.engine import Engine
@@ -160,16 +160,26 @@ def _read(stream: Stream, prompt: str, stats: _Stats, interrupt: Interrupt, n_re
             body, question = _last_line(prompt) if n_recall else ("", prompt)
             if body:
                 with Log() as log:
-                    lines = StreamLog(stream, log, n_recall)
-                    lines.feed(body, watched)
-                    hit = lines.find(question)
+                    stream.use_log(log, n_recall)
+                    stream.feed(body, on_progress=watched)
+                    hit = stream.search(question)
+                    stream.use_log(None)
                 if hit:
-                    question = f"{hit.text}\n{question}"
                     click.echo(f"(recalled: line {hit.turn + 1}: {hit.text})", err=True)
+                    question = _recalled(stream, hit) + question
             stream.feed(question, on_progress=watched)
         except Stopped:
             pass  # the caller sees that interrupt is pending
     stats.read(stream.stats.n_past - before, time.monotonic() - start)
+
+
+def _recalled(stream: Stream, hit: Hit) -> str:
+    """Recall a line; returns what must be read of it, where it cannot be held between sinks and window."""
+    tokens = stream.backend.vocabulary.tokenize(hit.block)
+    if len(tokens) > stream.stats.n_recall_max:
+        return f"{hit.text}\n"
+    stream.recall(tokens)
+    return ""
 
 
 def _last_line(prompt: str) -> tuple[str, str]:

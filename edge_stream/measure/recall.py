@@ -2,7 +2,7 @@
 
 Lines of prose, of which a quarter are facts, so that what is asked for is one of many that are worded alike. Every few
 lines one of them is asked for, and no fact twice. Both answers are to the same stream: without recall first, then,
-after a rewind, with the line that recall found before the question. The right answer stays in the stream, so that
+after a rewind, with the line that recall found between sinks and window. The right answer stays in the stream, so that
 mistakes do not add up. Up to 100 caches every token is streamed; what lies further back is in the log only.
 """
 
@@ -139,13 +139,13 @@ class _Run:
         assert line.fact
         question, answer = streameval.split(self._engine, *line.fact)
         self._flush()
+        self._stream.unrecall()
         hit: Hit | None = self._log.find(line.fact[0])
-        off = self._is_right(question, answer)
-        self._stream.rewind(len(question) + len(answer) - 1)
-        on = self._is_right(self._tokens(hit.text + "\n") + question, answer) if hit else off
-        if not hit:
-            self._stream.feed_tokens([*question, *answer[:-1]])
-        # a recalled line stays before its question, as it does in use
+        on = off = self._is_right(question, answer)
+        if hit:
+            self._stream.rewind(len(question) + len(answer) - 1)
+            self._stream.recall(hit.block)
+            on = self._is_right(question, answer)
         self._pending = [answer[-1], *self._tokens(".\n")]
         return on, off, hit is not None and hit.text == line.text.strip()
 

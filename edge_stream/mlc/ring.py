@@ -2,7 +2,8 @@
 
 Positions and slots: a stream's window tokens have consecutive absolute positions, and the one at position p is in ring
 slot (p + offset) mod ring size; `offset` changes only at a rebase. Nothing is moved, and evictions and rewinds need no
-bookkeeping: the step determines which slots are visible.
+bookkeeping: the step determines which slots are visible. Recalled tokens are further sinks: their slots follow those of
+the sinks, and memory for them is taken when there are some.
 """
 
 from __future__ import annotations
@@ -36,16 +37,23 @@ class Step:
     n_sinks: int
     n_window: int
     pos_sinks: int
+    n_recalled: int
+    recalls: bool
+
+    @property
+    def n_pinned(self) -> int:
+        """Sinks, and what was recalled."""
+        return self.n_sinks + self.n_recalled
 
     @property
     def pos_window(self) -> int:
         """Absolute position of the oldest window token."""
-        return self.pos_sinks + self.n_sinks
+        return self.pos_sinks + self.n_pinned
 
     @property
     def n_cached(self) -> int:
-        """Sinks and window."""
-        return self.n_sinks + self.n_window
+        """All of these."""
+        return self.n_pinned + self.n_window
 
 
 def load_weights(
@@ -85,22 +93,40 @@ class RingDecoder:
         n_ctx: int,
     ) -> None:
         self.config, self.width = config, lanes.block
-        c = config
         self._vm = functions
         self._weights = [w.tvm for w in weights]
         self.n_cells = n_ctx
-        n = count_blocks(n_ctx, lanes)
-        self._keys = Tensor((c.n_layer, c.n_head_kv, n, c.head_dim, self.width), dtype[0])
-        self._values = Tensor((c.n_layer, c.n_head_kv, n, self.width, c.head_dim), dtype[1])
-        self._rows = {m: _Rows(m, c, n, self.width) for m in ROWS}
+        self._dtype = dtype
+        self._n_more = 0  # blocks for recalled tokens
+        self._take_memory(count_blocks(n_ctx, lanes))
         self._ring = Tensor((4,), "int32")
-        self._tables = rope.tables(c)
-        self._kinds = [sorted(set(c.rope_kinds)).index(kind) for kind in c.rope_kinds]
+        self._tables = rope.tables(config)
+        self._kinds = [sorted(set(config.rope_kinds)).index(kind) for kind in config.rope_kinds]
         self._offset = 0
+
+    def _take_memory(self, n_blocks: int) -> None:
+        c, n = self.config, n_blocks
+        self._keys = Tensor((c.n_layer, c.n_head_kv, n, c.head_dim, self.width), self._dtype[0])
+        self._values = Tensor((c.n_layer, c.n_head_kv, n, self.width, c.head_dim), self._dtype[1])
+        self._rows = {m: _Rows(m, c, n, self.width) for m in ROWS}
+
+    def _make_room(self, step: Step, n_recalled: int) -> None:
+        """Take memory for so many recalled tokens, between the sinks' and the ring's."""
+        old, n_old = (self._keys.np, self._values.np), self._layout(step)[0]
+        n_more = -(-(step.n_keep + n_recalled) // self.width) - n_old
+        if n_more <= 0:
+            return
+        self._n_more += n_more
+        self._take_memory(old[0].shape[2] + n_more)
+        for new, was in zip((self._keys.np, self._values.np), old, strict=True):
+            new[:, :, :n_old] = was[:, :, :n_old]
+            new[:, :, n_old + n_more :] = was[:, :, n_old:]
 
     def decode(self, tokens: NDArray[np.int32], step: Step, all_logits: bool) -> F32:
         """Logits [n or 1, n_vocab] of tokens that follow the cached ones."""
         n = len(tokens)
+        if step.recalls:
+            self._make_room(step, step.n_recalled + n)
         most = max(ROWS)
         out = np.empty((n if all_logits else 1, self.config.n_vocab), np.float32)
         at = 0
@@ -121,31 +147,32 @@ class RingDecoder:
     def _hidden(self, tokens: NDArray[np.int32], m: int, step: Step, done: int) -> Any:
         """Run some of a step's tokens, `done` of which are already cached, through all layers."""
         rows, count = self._rows[m], len(tokens)
-        sinks = step.n_sinks < step.n_keep
-        n_sinks = step.n_sinks + (done if sinks else 0)
-        n_window = step.n_window + (0 if sinks else done)
+        pinned = step.n_sinks < step.n_keep or step.recalls
+        n_pinned = step.n_pinned + (done if pinned else 0)
+        n_window = step.n_window + (0 if pinned else done)
         index = np.arange(count)
-        position = step.pos_sinks + step.n_sinks + step.n_window + done + index
+        cached = n_pinned + (0 if pinned else n_window) + index  # in-cache positions
+        position = step.pos_sinks + cached
         rows.ids.np[:count] = tokens
         rows.ids.np[count:] = 0
         table = rows.rows.np
         table[count:] = (-1, 0, 0)
         sink_blocks, ring_size = self._layout(step)
-        if sinks:
-            table[:count, 0] = n_sinks + index
-            table[:count, 1] = n_sinks + index + 1
+        if pinned:
+            table[:count, 0] = n_pinned + index
+            table[:count, 1] = n_pinned + index + 1
             table[:count, 2] = 0
         else:
             table[:count, 0] = sink_blocks * self.width + (position + self._offset) % ring_size
-            table[:count, 1] = n_sinks
+            table[:count, 1] = n_pinned
             table[:count, 2] = n_window + index + 1
         start = (step.pos_window + self._offset) % ring_size
         end = start + n_window + count
-        reach = 0 if sinks else ring_size if end > ring_size else end
+        reach = 0 if pinned else ring_size if end > ring_size else end
         self._ring.np[:] = (sink_blocks, start, ring_size, sink_blocks + -(-reach // self.width))
-        self._angles(rows.at_absolute.np, position)
-        self._angles(rows.at_cached.np, position - step.pos_sinks)
-        rows.scales.np[:count] = self.config.score_scale * self._temperature(position - step.pos_sinks)
+        self._angles(rows.at_absolute.np, cached if pinned else position)  # pinned keys are never moved
+        self._angles(rows.at_cached.np, cached)
+        rows.scales.np[:count] = self.config.score_scale * self._temperature(cached)
         arguments = [t.tvm for t in (rows.ids, rows.at_absolute, rows.at_cached, rows.scales, rows.rows, self._ring)]
         memory = [t.tvm for t in (self._keys, self._values, rows.scores)]
         return self._vm[f"hidden_{m}"](*arguments, *memory, self._weights)
@@ -165,18 +192,18 @@ class RingDecoder:
         return 1.0 + beta * np.log1p(position // scaling.n_ctx_orig) if scaling else 1.0
 
     def _layout(self, step: Step) -> tuple[int, int]:
-        """Blocks of sinks, and slots of the ring."""
-        return -(-step.n_keep // self.width), step.n_ctx - step.n_keep
+        """Blocks of pinned tokens, and slots of the ring."""
+        return -(-step.n_keep // self.width) + self._n_more, step.n_ctx - step.n_keep
 
     def _slots(self, step: Step) -> NDArray[np.int64]:
         """Slots of the cached tokens, in order."""
         sink_blocks, ring_size = self._layout(step)
         window = (step.pos_window + np.arange(step.n_window) + self._offset) % ring_size
-        return np.concatenate([np.arange(step.n_sinks), sink_blocks * self.width + window])
+        return np.concatenate([np.arange(step.n_pinned), sink_blocks * self.width + window])
 
     def rebase(self, step: Step, delta: int) -> None:
         """Rotate the window's keys back by delta positions. Slots and sinks do not change."""
-        slots = self._slots(step)[step.n_sinks :]
+        slots = self._slots(step)[step.n_pinned :]
         half = self.config.head_dim // 2
         angles = -delta * self._tables[..., None, None]
         block, lane = slots // self.width, slots % self.width
@@ -204,6 +231,7 @@ class RingDecoder:
         """Restore what `state` returned; False if the size differs."""
         if len(data) != self.state_size(step):
             return False
+        self._make_room(step, step.n_recalled)
         c = self.config
         shape = (step.n_cached, c.n_layer, c.n_head_kv, c.head_dim)
         split = len(data) * self._keys.np.itemsize // (self._keys.np.itemsize + self._values.np.itemsize)

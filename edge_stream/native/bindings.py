@@ -37,6 +37,7 @@ class StreamParams(C.Structure):
         ("n_draft", C.c_uint32),
         ("n_draft_min", C.c_uint32),
         ("n_match", C.c_uint32),
+        ("n_recall_bytes", C.c_uint64),
     ]
 
 
@@ -63,6 +64,8 @@ class StreamStats(C.Structure):
         ("n_drafts", C.c_int64),
         ("n_drafted", C.c_int64),
         ("n_accepted", C.c_int64),
+        ("n_recalled", C.c_uint32),
+        ("n_recall_max", C.c_uint32),
     ]
 
 
@@ -78,6 +81,8 @@ class DecoderStep(C.Structure):
         ("n_window", C.c_uint32),
         ("pos_sinks", C.c_int32),
         ("all_logits", C.c_bool),
+        ("n_recalled", C.c_uint32),
+        ("recalls", C.c_bool),
     ]
 
 
@@ -101,6 +106,7 @@ class Decoder(C.Structure):
         ("state_size", StateSizeFunction),
         ("state_get", StateGetFunction),
         ("state_set", StateSetFunction),
+        ("can_recall", C.c_bool),
     ]
 
 
@@ -238,6 +244,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "es_stream_tokens": (C.c_size_t, [C.c_void_p, token_p, C.c_size_t]),
     "es_stream_mark": (C.c_int32, [C.c_void_p]),
     "es_stream_rewind": (C.c_int32, [C.c_void_p, C.c_size_t]),
+    "es_stream_recall": (C.c_int32, [C.c_void_p, token_p, C.c_size_t]),
+    "es_stream_unrecall": (C.c_int32, [C.c_void_p]),
     "es_stream_rebase": (C.c_int32, [C.c_void_p]),
     "es_stream_set_n_past": (C.c_int32, [C.c_void_p, C.c_int64]),
     "es_stream_reset": (C.c_int32, [C.c_void_p]),

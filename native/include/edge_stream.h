@@ -82,6 +82,7 @@ typedef struct es_stream_params {
     uint32_t n_draft;            // most tokens drafted ahead of the stream (default 0: none); see es_stream_feed
     uint32_t n_draft_min;        // 0: as many as are expected to pay; N: all there are, whenever these are N or more
     uint32_t n_match;            // a draft goes on as the text did after the newest N tokens before; 0 = 2
+    uint64_t n_recall_bytes;     // keys and values that are kept of recalled blocks, the newest (default 64 MiB)
 } es_stream_params;
 
 // Called for each decoded token in stream order. index: its 0-based index in the stream.
@@ -99,26 +100,30 @@ typedef struct es_decoder_step {
     uint32_t            n_tokens;
     uint32_t            n_ctx, n_keep;     // of the stream
     uint32_t            n_sinks, n_window; // cached now, without evicted and rewound tokens
-    int32_t             pos_sinks;         // absolute position of the first sink; the window follows the sinks
+    int32_t             pos_sinks;         // absolute position of the first sink; the others follow it, then the rest
     bool                all_logits;
+    uint32_t            n_recalled; // recalled tokens, cached between sinks and window
+    bool                recalls;    // tokens follow these, and attend to sinks and recalled tokens only
 } es_decoder_step;
 
 // The caller's own decoder, on any runtime, in place of a llama_context: the stream decides what is evicted and when;
 // the decoder holds keys and values and computes. It is not told of evictions: at each step the cached tokens are the
-// sinks, from position pos_sinks on, and the newest n_window tokens, from pos_sinks + n_sinks on. Either all tokens of
-// a step are sinks (n_sinks < n_keep) or none is. Callbacks return false (NULL, 0) on failure.
+// sinks, from position pos_sinks on, n_recalled tokens after them, and the newest n_window tokens, from pos_sinks +
+// n_sinks + n_recalled on. Either all tokens of a step are sinks (n_sinks < n_keep) or none is. Recalled tokens are
+// replaced by a step with recalls and n_recalled = 0. Callbacks return false (NULL, 0) on failure.
 typedef struct es_decoder {
     void *   user;
     uint32_t n_cells; // tokens it can hold
     uint32_t n_batch; // most tokens per step
     // The logits of every token, or of the last one: n_vocab floats each, valid until the next call.
     const float * (*decode)(void * user, const es_decoder_step * step);
-    // Lowers the position of everything cached by delta; n_tokens is 0.
+    // Lowers the position of everything cached by delta, which may be negative; n_tokens is 0.
     bool (*rebase)(void * user, const es_decoder_step * now, int32_t delta);
     // For sessions: size and content of the cached keys and values; n_tokens is 0.
     size_t (*state_size)(void * user, const es_decoder_step * now);
     bool (*state_get)(void * user, const es_decoder_step * now, void * out, size_t size);
     bool (*state_set)(void * user, const es_decoder_step * now, const void * data, size_t size);
+    bool can_recall; // it knows n_recalled and recalls; otherwise es_stream_recall is refused
 } es_decoder;
 
 // A stream over a decoder. vocab: a model (vocab_only will do) that must outlive the stream. seq_id, scratch_seq_id and
@@ -183,6 +188,16 @@ ES_API int32_t es_stream_mark(es_stream * stream);
 // feeds the tokens from there again. If there is none: ES_ERR_INVALID with nothing changed; reset the stream and feed
 // it.
 ES_API int32_t es_stream_rewind(es_stream * stream, size_t n);
+
+// Puts tokens of earlier text between sinks and window, in place of those that were recalled before. They are decoded
+// behind the sinks, as if nothing else had been said; from then on the window sees them, and slides move them together
+// with the sinks. The stream is the same without them: n_past, its tokens and its logits do not change. They take cells
+// from the window, at most a quarter of n_ctx - n_keep. What was recalled lately is kept (n_recall_bytes) and comes
+// back without a decode. ES_ERR_INVALID: too many, or sinks are missing; ES_ERR_UNSUPPORTED: recurrent layers, whose
+// state cannot skip what follows the block, or sinks that are decoded again (redecode). On other failures nothing is
+// recalled, but the oldest window tokens may be gone.
+ES_API int32_t es_stream_recall(es_stream * stream, const llama_token * tokens, size_t n_tokens);
+ES_API int32_t es_stream_unrecall(es_stream * stream); // takes them out again
 
 // Call it when idle: rebases (brings absolute positions back to small numbers) if they have grown by n_ctx or more, so
 // that a key is re-rotated at most once in its life. Otherwise a rebase is done when needed.

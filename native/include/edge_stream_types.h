@@ -44,25 +44,27 @@ ES_API const char * es_status_name(int32_t status);
 ES_API const char * es_last_error(void); // of this thread; "" if none; valid until its next failing call
 
 typedef struct es_stream_stats {
-    int64_t  n_past;      // tokens seen since the stream's start
-    int64_t  n_evicted;   // tokens evicted; n_past = n_cached + n_evicted
-    int64_t  n_slides;    // evictions (each may evict several tokens)
-    int64_t  n_rebases;   // times absolute positions were brought back to small numbers
-    int64_t  t_slide_us;  // time in slides (bookkeeping and, for redecode, decoding the sinks)
-    int64_t  t_rebase_us; // time in rebases
-    int64_t  t_decode_us; // time in decodes of the stream's own tokens (bank: the sinks move inside this)
-    uint32_t n_ctx;       // cache capacity
-    uint32_t n_keep;      // sinks wanted
-    uint32_t n_sinks;     // sinks present: min(n_keep, n_past)
-    uint32_t n_window;    // window tokens present
-    uint32_t n_chunk;     // most tokens per decode once eviction began
-    uint32_t n_slide;     // least tokens per slide
-    int32_t  pos_next;    // absolute position of the next token (what llama_decode will see)
-    int32_t  pos_sinks;   // absolute position of the first sink
-    int32_t  sink_move;   // es_sink_move in use, never AUTO
-    int64_t  n_drafts;    // decodes of a token and guesses of what follows it
-    int64_t  n_drafted;   // these guesses
-    int64_t  n_accepted;  // those that came true
+    int64_t  n_past;       // tokens seen since the stream's start
+    int64_t  n_evicted;    // tokens evicted; n_past = n_cached + n_evicted
+    int64_t  n_slides;     // evictions (each may evict several tokens)
+    int64_t  n_rebases;    // times absolute positions were brought back to small numbers
+    int64_t  t_slide_us;   // time in slides (bookkeeping and, for redecode, decoding the sinks)
+    int64_t  t_rebase_us;  // time in rebases
+    int64_t  t_decode_us;  // time in decodes of the stream's own tokens (bank: the sinks move inside this)
+    uint32_t n_ctx;        // cache capacity
+    uint32_t n_keep;       // sinks wanted
+    uint32_t n_sinks;      // sinks present: min(n_keep, n_past)
+    uint32_t n_window;     // window tokens present
+    uint32_t n_chunk;      // most tokens per decode once eviction began
+    uint32_t n_slide;      // least tokens per slide
+    int32_t  pos_next;     // absolute position of the next token (what llama_decode will see)
+    int32_t  pos_sinks;    // absolute position of the first sink
+    int32_t  sink_move;    // es_sink_move in use, never AUTO
+    int64_t  n_drafts;     // decodes of a token and guesses of what follows it
+    int64_t  n_drafted;    // these guesses
+    int64_t  n_accepted;   // those that came true
+    uint32_t n_recalled;   // recalled tokens between sinks and window; in none of the other counts
+    uint32_t n_recall_max; // most tokens that can be; 0: none, see es_stream_recall
 } es_stream_stats;
 
 typedef struct es_logit_bias {

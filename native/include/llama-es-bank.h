@@ -1,9 +1,10 @@
 // llama-es-bank.h: what edge-stream adds to libllama. Internal: apps use edge_stream.h.
 //
-// The sink bank holds pristine float32 copies of the keys of pinned cells, one block per sequence. After pinned cells
-// get new positions, the next llama_decode re-derives their keys from the bank within its own graph: rotated by the
-// distance from the captured position, converted to the cache's type. Window keys are not touched, nothing is copied to
-// the host, and errors do not accumulate.
+// The sink bank holds pristine float32 copies of the keys of pinned cells. A sequence has up to two blocks of them: its
+// sinks, and what was recalled, which follows them. After pinned cells get new positions, the next llama_decode
+// re-derives their keys from the bank within its own graph: rotated by the distance from the captured position,
+// converted to the cache's type. Window keys are not touched, nothing is copied to the host, and errors do not
+// accumulate.
 //
 // Return codes: 0 success, negative enum es_bank_status. On failure nothing changed unless stated otherwise.
 #pragma once
@@ -27,30 +28,48 @@ enum es_bank_status {
 // 0 if ctx can have a bank; otherwise a code, and *why_not (unless NULL) says why, valid until the thread's next call
 LLAMA_API int32_t llama_es_bank_check(struct llama_context * ctx, const char ** why_not);
 
-// Allocates a block of n_rows pinned rows for seq, replacing an older one, to be filled by captures.
-LLAMA_API int32_t llama_es_bank_alloc(struct llama_context * ctx, llama_seq_id seq, uint32_t n_rows);
-LLAMA_API void    llama_es_bank_free(struct llama_context * ctx, llama_seq_id seq);
+enum es_bank_part {
+    ES_BANK_SINKS    = 0,
+    ES_BANK_RECALLED = 1,
+};
+
+// Allocates a block of n_rows pinned rows for a part of seq, replacing an older one, to be filled by captures.
+LLAMA_API int32_t llama_es_bank_alloc(struct llama_context * ctx, llama_seq_id seq, int32_t part, uint32_t n_rows);
+LLAMA_API void    llama_es_bank_free(struct llama_context * ctx, llama_seq_id seq, int32_t part);
 
 // The next llama_decode must be exactly n tokens of seq at positions pos, pos+1, ..., in one ubatch: their keys become
 // the next n rows. Rows are captured in order at consecutive positions. capture_end fails if there was no such decode.
 // keep = false: the decode failed, and the rows will be captured again.
-LLAMA_API int32_t llama_es_bank_capture_begin(struct llama_context * ctx, llama_seq_id seq, uint32_t n, llama_pos pos);
-LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq, bool keep);
+LLAMA_API int32_t llama_es_bank_capture_begin(struct llama_context * ctx, llama_seq_id seq, int32_t part, uint32_t n,
+                                              llama_pos pos);
+LLAMA_API int32_t llama_es_bank_capture_end(struct llama_context * ctx, llama_seq_id seq, int32_t part, bool keep);
 
 // Gives the block's cells the positions pos, pos+1, ... This changes metadata only; every llama_decode until
 // llama_es_bank_move_end writes the keys (again is harmless; not writing them makes the graph smaller).
-LLAMA_API int32_t llama_es_bank_move(struct llama_context * ctx, llama_seq_id seq, llama_pos pos);
-LLAMA_API int32_t llama_es_bank_move_end(struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API int32_t llama_es_bank_move(struct llama_context * ctx, llama_seq_id seq, int32_t part, llama_pos pos);
+LLAMA_API int32_t llama_es_bank_move_end(struct llama_context * ctx, llama_seq_id seq, int32_t part);
+
+// Takes the cells of seq at positions >= from out of it, or puts them back: in between, tokens before them can be
+// decoded, as llama_decode only takes tokens that follow all others of their sequence.
+LLAMA_API int32_t llama_es_bank_hide(struct llama_context * ctx, llama_seq_id seq, llama_pos from);
+LLAMA_API int32_t llama_es_bank_unhide(struct llama_context * ctx, llama_seq_id seq);
 
 // Adds delta to the position of every cell of seq that is not pinned, rotating its key in place, and to the position of
 // a recurrent state of seq. If the backend fails half-way, the keys of seq are undefined: clear the sequence.
 LLAMA_API int32_t llama_es_bank_shift_window(struct llama_context * ctx, llama_seq_id seq, llama_pos delta);
 
-// The block of seq as bytes, for session files. Returns the size; dst may be NULL.
+// The blocks of seq as bytes, for session files. Returns the size; dst may be NULL.
 LLAMA_API size_t llama_es_bank_state_get(struct llama_context * ctx, llama_seq_id seq, uint8_t * dst, size_t size);
-// Restores a block whose cells llama_state_seq_set_data has restored.
+// Restores blocks whose cells llama_state_seq_set_data has restored.
 LLAMA_API int32_t llama_es_bank_state_set(struct llama_context * ctx, llama_seq_id seq, const uint8_t * src,
                                           size_t size);
+
+// A block with its values as bytes (0: it cannot be copied), and such a block in free cells at positions pos, pos+1,
+// ...
+LLAMA_API size_t  llama_es_bank_copy(struct llama_context * ctx, llama_seq_id seq, int32_t part, uint8_t * dst,
+                                     size_t size);
+LLAMA_API int32_t llama_es_bank_paste(struct llama_context * ctx, llama_seq_id seq, int32_t part, llama_pos pos,
+                                      const uint8_t * src, size_t size);
 
 // The position from which on the model's attention depends on absolute positions, and *what: the property that does;
 // or the largest llama_pos and NULL.

@@ -10,6 +10,10 @@
 #pragma weak llama_es_bank_capture_end
 #pragma weak llama_es_bank_move
 #pragma weak llama_es_bank_move_end
+#pragma weak llama_es_bank_hide
+#pragma weak llama_es_bank_unhide
+#pragma weak llama_es_bank_copy
+#pragma weak llama_es_bank_paste
 #pragma weak llama_es_bank_shift_window
 #pragma weak llama_es_bank_state_get
 #pragma weak llama_es_bank_state_set

@@ -188,8 +188,8 @@ private:
 
     // Decodes the first n_sinks tokens on their own, as a stream does.
     bool sinks(llama_seq_id seq, llama_pos pos, bool capture) {
-        if (capture && (llama_es_bank_alloc(ctx.get(), seq, n_sinks) != ES_BANK_OK ||
-                        llama_es_bank_capture_begin(ctx.get(), seq, n_sinks, pos) != ES_BANK_OK)) {
+        if (capture && (llama_es_bank_alloc(ctx.get(), seq, ES_BANK_SINKS, n_sinks) != ES_BANK_OK ||
+                        llama_es_bank_capture_begin(ctx.get(), seq, ES_BANK_SINKS, n_sinks, pos) != ES_BANK_OK)) {
             return false;
         }
         batch.clear();
@@ -197,13 +197,13 @@ private:
             add(seq, i, pos + i, i + 1 == n_sinks); // some graphs (Chameleon) need an output
         }
         const bool ok = batch.decode(ctx.get()) == 0;
-        return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ok) == ES_BANK_OK) && ok;
+        return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ES_BANK_SINKS, ok) == ES_BANK_OK) && ok;
     }
 
     bool move() {
         // without a window this moves only the position of a recurrent state
         return llama_es_bank_shift_window(ctx.get(), MOVED, d) == ES_BANK_OK &&
-               llama_es_bank_move(ctx.get(), MOVED, d) == ES_BANK_OK;
+               llama_es_bank_move(ctx.get(), MOVED, ES_BANK_SINKS, d) == ES_BANK_OK;
     }
 
     // Keys rotated to D in two steps and back in one: the same keys up to the precision of float32 angles there. The

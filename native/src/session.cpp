@@ -86,7 +86,7 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
     if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
         return fail("its cache holds other positions");
     }
-    if (stream.mover->set_state(bank, stream.window.sinks()) != ES_OK) {
+    if (stream.mover->set_state(bank, stream.window.sinks(), stream.window.n_recalled()) != ES_OK) {
         return fail("the pinned sinks do not fit");
     }
     return stream.keep_state();
@@ -245,6 +245,7 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         const int32_t n_vocab = stream->n_vocab();
         const auto    foreign = [&](llama_token t) { return t < 0 || t >= n_vocab; };
         if (std::any_of(toks.tokens.begin(), toks.tokens.end(), foreign) ||
+            std::any_of(toks.recalled.begin(), toks.recalled.end(), foreign) ||
             std::any_of(smpl.last.begin(), smpl.last.end(), foreign)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: it holds a token outside the vocabulary", path);
         }

@@ -7,7 +7,7 @@
 #include <map>
 #include <vector>
 
-constexpr uint32_t es_session_version = 2; // 1: the sampler's state has no aim
+constexpr uint32_t es_session_version = 3; // 2: nothing is recalled; 1: the sampler's state has no aim
 
 using es_bytes    = std::vector<uint8_t>;
 using es_sections = std::map<uint32_t, es_bytes>; // by tag

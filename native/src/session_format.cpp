@@ -72,6 +72,11 @@ es_bytes es_pack(const es_window::state & s) {
     append(out, s.tokens.data(), s.tokens.size());
     append(out, &n_marks, 1);
     append(out, s.marks.data(), s.marks.size());
+    if (!s.recalled.empty()) {
+        const uint64_t n_recalled = s.recalled.size();
+        append(out, &n_recalled, 1);
+        append(out, s.recalled.data(), s.recalled.size());
+    }
     return out;
 }
 
@@ -94,6 +99,9 @@ bool es_unpack(const es_bytes & data, es_window::state & s) {
     r.get(&s.base, 1);
     r.get_vector(s.tokens);
     r.get_vector(s.marks);
+    if (!r.done()) {
+        r.get_vector(s.recalled);
+    }
     return r.done();
 }
 

@@ -25,50 +25,84 @@ int32_t from_bank(int32_t rc, const char * what) {
 class bank_mover : public es_sink_mover {
 public:
     bank_mover(llama_context * ctx, const es_stream_params & p) : ctx(ctx), seq(p.seq_id), n_keep(p.n_keep) {}
-    ~bank_mover() override {
-        if (allocated) {
-            llama_es_bank_free(ctx, seq);
-        }
-    }
+    ~bank_mover() override { reset(); }
 
     int32_t before_sinks(uint32_t n, llama_pos pos) override {
-        int32_t rc = allocated ? (int32_t) ES_BANK_OK : llama_es_bank_alloc(ctx, seq, n_keep);
-        if (rc == ES_BANK_OK) {
-            allocated = true;
-            rc        = llama_es_bank_capture_begin(ctx, seq, n, pos);
-        }
-        return from_bank(rc, "pinning the sinks");
+        return from_bank(begin(ES_BANK_SINKS, n_keep, n, pos), "pinning the sinks");
     }
     int32_t after_sinks(const llama_token *, uint32_t n) override {
-        return from_bank(llama_es_bank_capture_end(ctx, seq, n > 0), "pinning the sinks");
+        return from_bank(llama_es_bank_capture_end(ctx, seq, ES_BANK_SINKS, n > 0), "pinning the sinks");
     }
+
+    bool    can_recall() const override { return true; }
+    int32_t before_recalled(uint32_t n_block, uint32_t n, llama_pos pos, llama_pos window) override {
+        const int32_t rc = llama_es_bank_hide(ctx, seq, window);
+        hidden           = rc == ES_BANK_OK;
+        return from_bank(hidden ? begin(ES_BANK_RECALLED, n_block, n, pos) : rc, "recalling");
+    }
+    int32_t after_recalled(uint32_t n) override {
+        const int32_t rc = llama_es_bank_capture_end(ctx, seq, ES_BANK_RECALLED, n > 0);
+        if (hidden) {
+            (void) llama_es_bank_unhide(ctx, seq);
+        }
+        hidden = false;
+        return n > 0 ? from_bank(rc, "recalling") : (int32_t) ES_OK;
+    }
+    void forget_recalled() override {
+        if (has[ES_BANK_RECALLED]) {
+            llama_es_bank_free(ctx, seq, ES_BANK_RECALLED);
+        }
+        has[ES_BANK_RECALLED] = false;
+    }
+    std::vector<uint8_t> copy_recalled() override {
+        std::vector<uint8_t> out(llama_es_bank_copy(ctx, seq, ES_BANK_RECALLED, nullptr, 0));
+        (void) llama_es_bank_copy(ctx, seq, ES_BANK_RECALLED, out.data(), out.size());
+        return out;
+    }
+    int32_t paste_recalled(const std::vector<uint8_t> & copy, llama_pos pos) override {
+        has[ES_BANK_RECALLED] = moving = true;
+        written                        = false;
+        return from_bank(llama_es_bank_paste(ctx, seq, ES_BANK_RECALLED, pos, copy.data(), copy.size()), "recalling");
+    }
+
     int32_t commit(llama_pos, llama_pos to) override {
-        moving  = true;
-        written = false;
-        return from_bank(llama_es_bank_move(ctx, seq, to), "moving the sinks");
+        moving     = true;
+        written    = false;
+        int32_t rc = ES_BANK_OK;
+        for (const int32_t part : { ES_BANK_SINKS, ES_BANK_RECALLED }) {
+            if (rc == ES_BANK_OK && has[part]) {
+                rc = llama_es_bank_move(ctx, seq, part, part == ES_BANK_SINKS ? to : to + (llama_pos) n_keep);
+            }
+        }
+        return from_bank(rc, "moving the sinks");
     }
     void decoded() override { written = true; }
     bool can_rebase_idle() const override { return true; }
     void end_move() override {
         if (moving && written) {
             moving = false;
-            (void) llama_es_bank_move_end(ctx, seq);
+            for (const int32_t part : { ES_BANK_SINKS, ES_BANK_RECALLED }) {
+                if (has[part]) {
+                    (void) llama_es_bank_move_end(ctx, seq, part);
+                }
+            }
         }
     }
     int32_t rebase(llama_pos from, llama_pos delta) override {
         const int32_t rc = from_bank(llama_es_bank_shift_window(ctx, seq, -delta), "rebasing");
-        return rc != ES_OK || !allocated ? rc : commit(from, from - delta);
+        return rc != ES_OK ? rc : commit(from, from - delta);
     }
     int32_t reset() override {
-        if (allocated) {
-            llama_es_bank_free(ctx, seq);
+        forget_recalled();
+        if (has[ES_BANK_SINKS]) {
+            llama_es_bank_free(ctx, seq, ES_BANK_SINKS);
         }
-        allocated = moving = false;
+        has[ES_BANK_SINKS] = moving = false;
         return ES_OK;
     }
     int32_t get_state(std::vector<uint8_t> & out) override {
         out.clear();
-        if (allocated) {
+        if (has[ES_BANK_SINKS] || has[ES_BANK_RECALLED]) {
             out.resize(llama_es_bank_state_get(ctx, seq, nullptr, 0));
             if (out.empty() || llama_es_bank_state_get(ctx, seq, out.data(), out.size()) != out.size()) {
                 return es_fail(ES_ERR_INVALID, "the sinks are not all decoded yet");
@@ -76,13 +110,16 @@ public:
         }
         return ES_OK;
     }
-    int32_t set_state(const std::vector<uint8_t> & state, const std::vector<llama_token> &) override {
+    int32_t set_state(const std::vector<uint8_t> & state, const std::vector<llama_token> & sinks,
+                      uint32_t n_recalled) override {
         reset();
         if (state.empty()) {
             return ES_OK;
         }
-        allocated = moving = true;
-        written            = false;
+        has[ES_BANK_SINKS]    = !sinks.empty();
+        has[ES_BANK_RECALLED] = n_recalled > 0;
+        moving                = true;
+        written               = false;
         return from_bank(llama_es_bank_state_set(ctx, seq, state.data(), state.size()), "restoring the sinks");
     }
 
@@ -90,9 +127,17 @@ private:
     llama_context * ctx;
     llama_seq_id    seq;
     uint32_t        n_keep;
-    bool            allocated = false;
-    bool            moving    = false; // decodes write the sinks' keys
-    bool            written   = true;  // a decode has written them since the last move
+    bool            has[2]  = { false, false }; // blocks, by es_bank_part
+    bool            hidden  = false;            // the window is, see before_recalled
+    bool            moving  = false;            // decodes write the pinned keys
+    bool            written = true;             // a decode has written them since the last move
+
+    // Announces the capture of n rows of a block of n_block.
+    int32_t begin(es_bank_part part, uint32_t n_block, uint32_t n, llama_pos pos) {
+        const int32_t rc = has[part] ? (int32_t) ES_BANK_OK : llama_es_bank_alloc(ctx, seq, part, n_block);
+        has[part]        = has[part] || rc == ES_BANK_OK;
+        return rc == ES_BANK_OK ? llama_es_bank_capture_begin(ctx, seq, part, n, pos) : rc;
+    }
 };
 
 class redecode_mover : public es_sink_mover {
@@ -147,7 +192,7 @@ public:
         pending = false;
         return ES_OK;
     }
-    int32_t set_state(const std::vector<uint8_t> &, const std::vector<llama_token> & tokens) override {
+    int32_t set_state(const std::vector<uint8_t> &, const std::vector<llama_token> & tokens, uint32_t) override {
         sinks = tokens;
         return ES_OK;
     }

@@ -16,8 +16,21 @@ public:
     virtual int32_t before_sinks(uint32_t /*n*/, llama_pos /*pos*/) { return ES_OK; }
     virtual int32_t after_sinks(const llama_token * /*tokens*/, uint32_t /*n*/) { return ES_OK; }
 
-    // Moving the sinks from position `from` to `to`: prepare may decode, and changes nothing if it fails; then the
-    // caller frees the target positions; commit completes the move.
+    // Around the decode of n of the n_block tokens that are recalled, at position pos; window: where it begins. Failed:
+    // n = 0. forget_recalled: their cells are freed by the caller.
+    virtual bool    can_recall() const { return false; }
+    virtual int32_t before_recalled(uint32_t /*n_block*/, uint32_t /*n*/, llama_pos /*pos*/, llama_pos /*window*/) {
+        return ES_OK;
+    }
+    virtual int32_t after_recalled(uint32_t /*n*/) { return ES_OK; }
+    virtual void    forget_recalled() {}
+
+    // The recalled tokens' keys and values (empty: not to be had), and putting them in free cells at position pos.
+    virtual std::vector<uint8_t> copy_recalled() { return {}; }
+    virtual int32_t paste_recalled(const std::vector<uint8_t> & /*copy*/, llama_pos /*pos*/) { return ES_OK; }
+
+    // Moving the sinks, and what is recalled, from position `from` to `to`: prepare may decode, and changes nothing if
+    // it fails; then the caller frees the target positions; commit completes the move.
     virtual int32_t prepare(llama_pos /*to*/) { return ES_OK; }
     virtual int32_t commit(llama_pos /*from*/, llama_pos /*to*/) { return ES_OK; }
 
@@ -44,7 +57,8 @@ public:
         out.clear();
         return ES_OK;
     }
-    virtual int32_t set_state(const std::vector<uint8_t> & /*state*/, const std::vector<llama_token> & /*sinks*/) {
+    virtual int32_t set_state(const std::vector<uint8_t> & /*state*/, const std::vector<llama_token> & /*sinks*/,
+                              uint32_t /*n_recalled*/) {
         return ES_OK;
     }
 };

@@ -23,6 +23,7 @@ es_decoder_step es_stream::now() const {
     step.n_sinks         = window.n_sinks();
     step.n_window        = window.n_window();
     step.pos_sinks       = window.pos_sinks();
+    step.n_recalled      = window.n_recalled();
     return step;
 }
 
@@ -60,6 +61,7 @@ int32_t es_stream::reset() {
     last_logits.clear();
     broken = state_lost = false;
     checkpoints.clear();
+    kept_blocks.clear();
     saved_sampler.reset();
     n_slides = n_rebases = n_drafts = n_drafted = n_accepted = t_slide_us = t_rebase_us = t_decode_us = 0;
     if (!mover) {
@@ -75,7 +77,7 @@ int32_t es_stream::slide(uint32_t n_evict) {
     const int64_t   t0   = llama_time_us();
     const llama_pos from = window.pos_sinks();
     const llama_pos to   = from + (llama_pos) n_evict;
-    const bool      move = window.n_sinks() > 0;
+    const bool      move = window.n_sinks() + window.n_recalled() > 0;
 
     int32_t rc = move ? mover->prepare(to) : (int32_t) ES_OK;
     if (rc != ES_OK) {
@@ -100,28 +102,33 @@ int32_t es_stream::rebase() {
         return ES_OK;
     }
     settle();
-    const int64_t   t0   = llama_time_us();
-    const llama_pos from = window.pos_sinks();
-    int32_t         rc   = mover->rebase(from, from);
+    const int64_t t0 = llama_time_us();
+    const int32_t rc = shift(window.pos_sinks());
+    if (rc == ES_OK) {
+        window.rebase();
+        n_rebases++;
+        t_rebase_us += llama_time_us() - t0;
+    }
+    return rc;
+}
+
+// Lowers the positions of all that is cached.
+int32_t es_stream::shift(llama_pos fall) {
+    int32_t rc = mover->rebase(window.pos_sinks(), fall);
     if (rc == ES_OK && !ctx) {
         const es_decoder_step step = now();
-        if (!decoder.rebase(decoder.user, &step, from)) {
+        if (!decoder.rebase(decoder.user, &step, fall)) {
             rc = es_fail(ES_ERR_DECODE, "the decoder could not bring its positions back");
         }
     }
-    if (rc != ES_OK) {
-        broken = true; // some keys may be rotated already
-        return rc;
-    }
-    window.rebase();
-    n_rebases++;
-    t_rebase_us += llama_time_us() - t0;
-    return ES_OK;
+    broken = rc != ES_OK; // some keys may be rotated already
+    return rc;
 }
 
-void es_stream::add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const {
+void es_stream::add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, llama_pos pos,
+                             bool all_logits) const {
     for (uint32_t i = 0; i < m; ++i) {
-        out.add(tokens[i], window.pos_next() + (llama_pos) i, params.seq_id, all_logits || i + 1 == m);
+        out.add(tokens[i], pos + (llama_pos) i, params.seq_id, all_logits || i + 1 == m);
     }
 }
 
@@ -133,25 +140,26 @@ static int32_t decode_error(llama_context * ctx, int32_t rc, uint32_t m) {
                    : es_fail(ES_ERR_DECODE, "llama_decode returned %d for %u tokens", rc, m);
 }
 
-int32_t es_stream::decode(const llama_token * tokens, uint32_t m, bool all_logits) {
+// pos: of the first token; step: what is cached.
+int32_t es_stream::decode(const llama_token * tokens, uint32_t m, llama_pos pos, es_decoder_step step,
+                          bool all_logits) {
     const int64_t t0 = llama_time_us();
     if (!ctx) {
-        es_decoder_step step = now();
-        step.tokens          = tokens;
-        step.n_tokens        = m;
-        step.all_logits      = all_logits;
-        rows                 = decoder.decode(decoder.user, &step);
-        n_rows               = all_logits ? m : 1;
+        step.tokens     = tokens;
+        step.n_tokens   = m;
+        step.all_logits = all_logits;
+        rows            = decoder.decode(decoder.user, &step);
+        n_rows          = all_logits ? m : 1;
         t_decode_us += llama_time_us() - t0;
         return rows ? (int32_t) ES_OK : es_fail(ES_ERR_DECODE, "the decoder failed on %u tokens", m);
     }
     batch->clear();
-    add_to_batch(*batch, tokens, m, all_logits);
+    add_to_batch(*batch, tokens, m, pos, all_logits);
     const int32_t rc = batch->decode(ctx);
     t_decode_us += llama_time_us() - t0;
     if (rc != 0) {
         // llama.cpp removes the failed part of a batch; the stream only keeps whole chunks
-        remove(window.pos_next(), -1);
+        remove(pos, -1);
         state_lost = stateful;
         return decode_error(ctx, rc, m);
     }
@@ -301,7 +309,7 @@ int32_t es_stream::feed_each(es_stream * const * streams, const llama_token * to
     const int64_t t0 = llama_time_us();
     for (size_t i = 0; i < n; ++i) {
         streams[i]->last_logits.clear();
-        streams[i]->add_to_batch(batch, tokens + i, 1, false);
+        streams[i]->add_to_batch(batch, tokens + i, 1, streams[i]->window.pos_next(), false);
     }
     const int32_t rc = batch.decode(ctx);
     const int64_t t  = llama_time_us() - t0;

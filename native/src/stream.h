@@ -23,6 +23,9 @@ struct es_stream {
     static int32_t feed_each(es_stream * const * streams, const llama_token * tokens, size_t n);
 
     int32_t rewind(size_t n);
+    int32_t recall(const llama_token * tokens, size_t n);
+    int32_t unrecall();
+    bool    can_recall() const; // with this model and this way of moving sinks
     int32_t mark();
     int32_t rebase();
     int32_t reset();
@@ -93,14 +96,30 @@ private:
     bool     take_draft(llama_token token);
     void     push(const llama_token * tokens, uint32_t m);
 
+    // Recalled blocks' keys and values, the newest last.
+    struct kept_block {
+        std::vector<llama_token> tokens;
+        std::vector<uint8_t>     copy;
+    };
+    std::deque<kept_block> kept_blocks;
+
+    int32_t check_recall(size_t n) const;
+    int32_t shift(llama_pos fall);
+    int32_t read_recalled();
+    void    keep_recalled();
+    int32_t decode_recalled();
+
     int32_t to_state_of(int64_t n_past); // back to the first n_past tokens
 
     int32_t check(es_window_params & out) const;
     int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
     int32_t make_room(uint32_t m);
     int32_t slide(uint32_t n_evict);
-    void    add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, bool all_logits) const;
-    int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits);
+    void    add_to_batch(es_batch & out, const llama_token * tokens, uint32_t m, llama_pos pos, bool all_logits) const;
+    int32_t decode(const llama_token * tokens, uint32_t m, bool all_logits) {
+        return decode(tokens, m, window.pos_next(), now(), all_logits);
+    }
+    int32_t decode(const llama_token * tokens, uint32_t m, llama_pos pos, es_decoder_step step, bool all_logits);
     int32_t keep_logits(int32_t i);
     void    remove(llama_pos from, llama_pos to) const;
 

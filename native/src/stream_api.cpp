@@ -9,6 +9,7 @@ es_stream_params es_stream_default_params(void) {
     p.scratch_seq_id   = 1;
     p.n_keep           = 4;
     p.sink_move        = ES_SINK_MOVE_AUTO;
+    p.n_recall_bytes   = 64 << 20;
     return p;
 }
 
@@ -98,6 +99,8 @@ int32_t es_stream_get_stats(const es_stream * stream, es_stream_stats * out) {
     out->n_drafts       = stream->n_drafts;
     out->n_drafted      = stream->n_drafted;
     out->n_accepted     = stream->n_accepted;
+    out->n_recalled     = w.n_recalled();
+    out->n_recall_max   = stream->can_recall() ? w.n_recall_max() : 0;
     return ES_OK;
 }
 
@@ -135,16 +138,26 @@ int32_t es_stream_set_n_past(es_stream * stream, int64_t n_past) {
     ES_REQUIRE(stream);
     return es_guard([&]() -> int32_t {
         es_window & w = stream->window;
-        if (w.n_cached() < w.params().n_ctx || n_past < w.n_past()) {
+        if (w.n_free() > 0 || n_past < w.n_past()) {
             return es_fail(ES_ERR_INVALID,
                            "n_past can be set once its cache is full, and not before where it is: %lld of "
                            "%u cells, %lld tokens",
-                           (long long) w.n_cached(), w.params().n_ctx, (long long) w.n_past());
+                           (long long) w.n_used(), w.params().n_ctx, (long long) w.n_past());
         }
         w.age(n_past - w.n_past());
         stream->forget_states();
         return ES_OK;
     });
+}
+
+int32_t es_stream_recall(es_stream * stream, const llama_token * tokens, size_t n_tokens) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->recall(tokens, n_tokens); });
+}
+
+int32_t es_stream_unrecall(es_stream * stream) {
+    ES_REQUIRE(stream);
+    return es_guard([&] { return stream->unrecall(); });
 }
 
 int32_t es_stream_reset(es_stream * stream) {

@@ -47,7 +47,7 @@ uint32_t es_stream::room_ahead() const {
     constexpr uint32_t       n_step = 256;
     const es_window_params & p      = window.params();
     const uint32_t           n_left = (uint32_t) std::max(1, p.rebase_at - window.pos_next());
-    return std::min({ p.n_ctx - window.n_cached(), p.n_batch, n_left, n_step - window.n_cached() % n_step });
+    return std::min({ window.n_free(), p.n_batch, n_left, n_step - window.n_used() % n_step });
 }
 
 // Sizes may differ by unused entries at the end.

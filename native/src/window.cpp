@@ -17,20 +17,18 @@ uint32_t es_window::next_chunk(size_t n_left) const {
         // the sinks are decoded on their own, to be captured by the bank
         return at_most(std::min(params_.n_keep - n_sinks(), params_.n_batch));
     }
-    const uint32_t n_free = params_.n_ctx - n_cached();
-    if (n_left <= n_free || n_free >= params_.n_chunk) {
-        return at_most(std::min(n_free, params_.n_batch)); // fits without an eviction
+    if (n_left <= n_free() || n_free() >= params_.n_chunk) {
+        return at_most(std::min(n_free(), params_.n_batch)); // fits without an eviction
     }
     return at_most(params_.n_chunk);
 }
 
 uint32_t es_window::to_evict(uint32_t m) const {
-    const uint32_t n_free = params_.n_ctx - n_cached();
-    if (m <= n_free) {
+    if (m <= n_free()) {
         return 0;
     }
-    assert(m <= params_.n_ctx - params_.n_keep);
-    uint32_t e = std::min(std::max(m - n_free, params_.n_slide), n_window());
+    assert(m <= params_.n_ctx - params_.n_keep - n_recalled());
+    uint32_t e = std::min(std::max(m - n_free(), params_.n_slide), n_window());
 
     if (params_.n_boundary > 0) {
         // index of the first token to stay; a mark shortly after it is a better place
@@ -58,7 +56,7 @@ void es_window::evict(uint32_t e) {
 }
 
 void es_window::push(const int32_t * tokens, uint32_t m) {
-    assert(n_cached() + m <= params_.n_ctx);
+    assert(m <= n_free());
     for (uint32_t i = 0; i < m; ++i) {
         if (n_sinks() < params_.n_keep) {
             sinks_.push_back(tokens[i]);
@@ -76,6 +74,17 @@ void es_window::rewind(uint32_t n) {
     while (!marks_.empty() && marks_.back() > n_past_) {
         marks_.pop_back();
     }
+}
+
+void es_window::recall(const int32_t * tokens, uint32_t n) {
+    assert(n <= n_free() && recalled_.empty() && base_ >= (int32_t) n);
+    recalled_.assign(tokens, tokens + n);
+    base_ -= (int32_t) n;
+}
+
+void es_window::forget_recalled() {
+    base_ += (int32_t) n_recalled();
+    recalled_.clear();
 }
 
 int32_t es_window::rebase() {
@@ -102,22 +111,25 @@ void es_window::clear() {
     n_past_ = 0;
     base_   = 0;
     sinks_.clear();
+    recalled_.clear();
     window_.clear();
     marks_.clear();
 }
 
 es_window::state es_window::get_state() const {
-    state s = { n_past_, base_, sinks_, { marks_.begin(), marks_.end() } };
+    state s = { n_past_, base_, sinks_, { marks_.begin(), marks_.end() }, recalled_ };
     s.tokens.insert(s.tokens.end(), window_.begin(), window_.end());
     return s;
 }
 
 bool es_window::set_state(const state & s) {
     const size_t n_cached = s.tokens.size();
+    const size_t n_used   = n_cached + s.recalled.size();
     const size_t n_sinks  = std::min<size_t>(n_cached, params_.n_keep);
     // after an eviction all sinks must be present
-    const bool ok = n_cached <= params_.n_ctx && s.n_past >= (int64_t) n_cached && s.base >= 0 &&
-                    (int64_t) s.base + (int64_t) n_cached <= params_.rebase_at &&
+    const bool ok = n_used <= params_.n_ctx && s.n_past >= (int64_t) n_cached && s.base >= 0 &&
+                    (int64_t) s.base + (int64_t) n_used <= params_.rebase_at &&
+                    (s.recalled.empty() || (s.recalled.size() <= n_recall_max() && n_sinks == params_.n_keep)) &&
                     (s.n_past == (int64_t) n_cached || n_sinks == params_.n_keep) &&
                     std::is_sorted(s.marks.begin(), s.marks.end()) &&
                     (s.marks.empty() || (s.marks.front() >= 0 && s.marks.back() <= s.n_past));
@@ -127,6 +139,7 @@ bool es_window::set_state(const state & s) {
     n_past_ = s.n_past;
     base_   = s.base;
     sinks_.assign(s.tokens.begin(), s.tokens.begin() + n_sinks);
+    recalled_ = s.recalled;
     window_.assign(s.tokens.begin() + n_sinks, s.tokens.end());
     marks_.assign(s.marks.begin(), s.marks.end());
     return true;

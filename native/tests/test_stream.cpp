@@ -362,7 +362,7 @@ void sessions(int32_t move) {
     write_file(broken, good + "x");
     assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_FORMAT);
     std::string newer = good;
-    newer[8]          = 3;
+    newer[8]          = 4;
     write_file(broken, newer);
     assert(es_session_load(b.s, c1.type_k, GGML_TYPE_F32, broken.c_str()) == ES_ERR_VERSION);
     assert(b.stats().n_past == before);
@@ -373,6 +373,50 @@ void sessions(int32_t move) {
     unlink(broken.c_str());
     es_sampler_free(s0);
     es_sampler_free(s1);
+}
+
+// A block comes back from its copy, or from a session, as it was decoded; beside another stream with one of its own.
+void recalled(ggml_type type, bool flash, bool unified) {
+    const std::string path = "test_recalled-" + std::to_string(getpid()) + ".session";
+    const auto        t = text(400), first = text(9, 8), second = text(14, 9);
+    context           c0(512, type, flash, 2, unified), c1(512, type, flash, 2, unified);
+    es_stream_params  p = es_stream_default_params();
+    p.n_ctx             = 64;
+    p.rebase_at         = 150;
+    stream a(c0, p);
+    p.n_recall_bytes = 0;
+    stream b(c1, p);
+    p.seq_id = 1;
+    stream     other(c0, p);
+    const auto recall = [](stream & s, const std::vector<llama_token> & block) {
+        assert(es_stream_recall(s.s, block.data(), block.size()) == ES_OK && s.stats().n_recalled == block.size());
+    };
+    other.feed(text(100, 3));
+    recall(other, second);
+    for (stream * s : { &a, &b }) {
+        s->feed({ t.begin(), t.begin() + 30 });
+        for (size_t i = 30; i < 300; ++i) {
+            if (i % 30 == 0) {
+                recall(*s, i % 60 ? first : second);
+            }
+            s->feed({ t[i] });
+        }
+        assert(s->stats().n_rebases > 0 && s->stats().n_window == 64 - 4 - s->stats().n_recalled);
+        assert(es_stream_recall(s->s, t.data(), 16) == ES_ERR_INVALID && s->stats().n_recalled == first.size());
+    }
+    const double rounding = type == GGML_TYPE_F32 && !flash ? 1e-4 : 0.1;
+    assert(max_diff(a.logits(), b.logits()) < rounding);
+    assert(es_session_save(a.s, nullptr, type, type, path.c_str(), nullptr, 0) == ES_OK);
+    a.feed({ t[300], t[301] });
+    const auto want = a.logits();
+    assert(es_session_load(a.s, type, type, path.c_str()) == ES_OK && a.stats().n_recalled == first.size());
+    a.feed({ t[300], t[301] });
+    assert(max_diff(a.logits(), want) < rounding);
+    other.feed({ t[5] });
+    assert(es_stream_unrecall(a.s) == ES_OK && es_stream_unrecall(a.s) == ES_OK && a.stats().n_recalled == 0);
+    a.feed({ t.begin() + 302, t.end() });
+    assert(a.stats().n_window == 60 && other.stats().n_recalled == second.size());
+    unlink(path.c_str());
 }
 
 void samplers() {
@@ -504,6 +548,8 @@ void drafts_are_taken_back() {
         both([](stream & s) { assert(es_stream_rewind(s.s, 5) == ES_OK); });
         both([](stream & s) { assert(es_stream_rewind(s.s, 0) == ES_OK && es_stream_mark(s.s) == ES_OK); });
         both([](stream & s) { assert(es_stream_rebase(s.s) == ES_OK); });
+        both([&](stream & s) { assert(es_stream_recall(s.s, t.data() + round, 5) == ES_OK); });
+        both([](stream & s) { assert(es_stream_unrecall(s.s) == ES_OK); });
         both([&](stream & s) { s.feed({ t.begin() + i, t.begin() + i + 30 }); });
         both([&](stream & s) {
             es_stream *       streams[] = { s.s, &s == &a ? a2.s : b2.s };
@@ -574,6 +620,10 @@ int main(int argc, char ** argv) {
     bad_parameters();
     sessions(ES_SINK_MOVE_BANK);
     sessions(ES_SINK_MOVE_REDECODE);
+    recalled(GGML_TYPE_F32, false, false);
+    recalled(GGML_TYPE_F32, false, true);
+    recalled(GGML_TYPE_F16, true, true);
+    recalled(GGML_TYPE_Q8_0, true, false);
     samplers();
     drafts_leave_no_trace(ES_SINK_MOVE_BANK, false);
     drafts_leave_no_trace(ES_SINK_MOVE_BANK, true);

@@ -80,7 +80,7 @@ static int32_t reserve(llama_context * ctx) {
     // the same sequences have blocks in every cache
     es_bank & first = caches[0].bank();
     uint32_t  n     = 0;
-    for (const auto & [seq, b] : first.blocks) {
+    for (const auto & [key, b] : first.blocks) {
         n += b.n_rows;
     }
     if (n <= first.n_reserved) {
@@ -102,7 +102,7 @@ static bool has_pending_shift(llama_context * ctx) {
     return std::any_of(caches.begin(), caches.end(), [](const es_kv_cache & kv) { return kv.has_pending_shift(); });
 }
 
-int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, uint32_t n_rows) {
+int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, int32_t part, uint32_t n_rows) {
     if (n_rows == 0) {
         return ES_BANK_INVALID;
     }
@@ -112,24 +112,24 @@ int32_t llama_es_bank_alloc(llama_context * ctx, llama_seq_id seq, uint32_t n_ro
     }
     llama_synchronize(ctx); // an old block's buffers may be in use
     ctx->es_graph_changed();
-    const auto    alloc = [&](es_bank & bank) -> int32_t { return bank.alloc(seq, n_rows); };
-    const int32_t done  = es_for_each_bank(*ctx, seq, false, alloc);
+    const auto    alloc = [&](es_bank & bank) -> int32_t { return bank.alloc({ seq, part }, n_rows); };
+    const int32_t done  = es_for_each_bank(*ctx, { seq, part }, false, alloc);
     return done == ES_BANK_OK ? reserve(ctx) : done;
 }
 
-void llama_es_bank_free(llama_context * ctx, llama_seq_id seq) {
+void llama_es_bank_free(llama_context * ctx, llama_seq_id seq, int32_t part) {
     llama_synchronize(ctx);
     ctx->es_graph_changed();
-    (void) es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
-        bank.blocks.erase(seq);
+    (void) es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
+        bank.blocks.erase({ seq, part });
         return ES_BANK_OK;
     });
 }
 
-int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, uint32_t n, llama_pos pos) {
+int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, int32_t part, uint32_t n, llama_pos pos) {
     ctx->es_graph_changed();
-    return es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
-        auto & b = bank.blocks.at(seq);
+    return es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
+        auto & b = bank.blocks.at({ seq, part });
         if (n == 0 || n > b.n_rows - b.n_filled || (b.n_filled > 0 && pos != b.pos + (llama_pos) b.n_filled)) {
             return ES_BANK_INVALID;
         }
@@ -142,12 +142,12 @@ int32_t llama_es_bank_capture_begin(llama_context * ctx, llama_seq_id seq, uint3
     });
 }
 
-int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq, bool keep) {
+int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq, int32_t part, bool keep) {
     llama_synchronize(ctx);
     ctx->es_graph_changed();
     int32_t       res = ES_BANK_OK;
-    const int32_t rc  = es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
-        auto & b = bank.blocks.at(seq);
+    const int32_t rc  = es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
+        auto & b = bank.blocks.at({ seq, part });
         if (!keep) {
             b.n_capture = 0;
             return ES_BANK_OK;
@@ -156,7 +156,7 @@ int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq, bool ke
             res = ES_BANK_INVALID;
         } else {
             b.n_filled += b.n_capture;
-            if (b.n_filled == b.n_rows && bank.find_cells(seq) != ES_BANK_OK) {
+            if (b.n_filled == b.n_rows && bank.find_cells({ seq, part }) != ES_BANK_OK) {
                 b.n_filled -= b.n_capture;
                 res = ES_BANK_INVALID;
             }
@@ -167,19 +167,19 @@ int32_t llama_es_bank_capture_end(llama_context * ctx, llama_seq_id seq, bool ke
     return rc != ES_BANK_OK ? rc : res;
 }
 
-int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos) {
+int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, int32_t part, llama_pos pos) {
     if (has_pending_shift(ctx)) {
         return ES_BANK_PENDING_SHIFT;
     }
     if (pos < 0) {
         return ES_BANK_INVALID;
     }
-    return es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
-        auto & b = bank.blocks.at(seq);
+    return es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
+        auto & b = bank.blocks.at({ seq, part });
         if (b.n_filled != b.n_rows) {
             return ES_BANK_INVALID;
         }
-        const int32_t rc = bank.move(*ctx, seq, pos);
+        const int32_t rc = bank.move(*ctx, { seq, part }, pos);
         if (rc == ES_BANK_OK && !b.moving) {
             b.moving = true;
             ctx->es_graph_changed();
@@ -188,13 +188,44 @@ int32_t llama_es_bank_move(llama_context * ctx, llama_seq_id seq, llama_pos pos)
     });
 }
 
-int32_t llama_es_bank_move_end(llama_context * ctx, llama_seq_id seq) {
-    return es_for_each_bank(*ctx, seq, true, [&](es_bank & bank) -> int32_t {
-        auto & b = bank.blocks.at(seq);
+int32_t llama_es_bank_move_end(llama_context * ctx, llama_seq_id seq, int32_t part) {
+    return es_for_each_bank(*ctx, { seq, part }, true, [&](es_bank & bank) -> int32_t {
+        auto & b = bank.blocks.at({ seq, part });
         if (b.moving) {
             b.moving = false;
             ctx->es_graph_changed();
         }
+        return ES_BANK_OK;
+    });
+}
+
+// Hidden cells belong to a sequence that no one else uses.
+static constexpr llama_seq_id seq_hidden = LLAMA_MAX_SEQ - 1;
+
+static void give(llama_kv_cells & cells, llama_seq_id from, llama_seq_id to, llama_pos p0) {
+    const auto all = cells.seq_pos_get(from);
+    for (const auto & [pos, idx] : all) {
+        if (pos >= p0) {
+            cells.seq_add(idx, to);
+            cells.seq_rm(idx, from);
+        }
+    }
+}
+
+int32_t llama_es_bank_hide(llama_context * ctx, llama_seq_id seq, llama_pos from) {
+    return es_for_each_bank(*ctx, { seq, 0 }, false, [&](es_bank & bank) -> int32_t {
+        auto & cells = bank.kv.cells_of(seq);
+        if (seq == seq_hidden || !cells.seq_pos_get(seq_hidden).empty()) {
+            return ES_BANK_INVALID;
+        }
+        give(cells, seq, seq_hidden, from);
+        return ES_BANK_OK;
+    });
+}
+
+int32_t llama_es_bank_unhide(llama_context * ctx, llama_seq_id seq) {
+    return es_for_each_bank(*ctx, { seq, 0 }, false, [&](es_bank & bank) -> int32_t {
+        give(bank.kv.cells_of(seq), seq_hidden, seq, 0);
         return ES_BANK_OK;
     });
 }
@@ -205,7 +236,7 @@ int32_t llama_es_bank_shift_window(llama_context * ctx, llama_seq_id seq, llama_
     }
     llama_synchronize(ctx);
     ctx->es_graph_changed(); // the scheduler will compute other graphs
-    const int32_t rc = es_for_each_bank(*ctx, seq, false,
+    const int32_t rc = es_for_each_bank(*ctx, { seq, 0 }, false,
                                         [&](es_bank & bank) -> int32_t { return bank.shift_window(*ctx, seq, delta); });
     if (rc == ES_BANK_OK) {
         llama_es_state_add(ctx, seq, delta);

@@ -85,8 +85,12 @@ int32_t es_bank::shift_window(llama_context & ctx, llama_seq_id seq, llama_pos d
     auto &       cells = kv.cells_of(seq);
     const size_t first = (size_t) kv.stream_of(seq) * kv.n_cells();
 
-    const auto                  it     = blocks.find(seq);
-    const std::vector<uint32_t> pinned = it != blocks.end() ? it->second.cells : std::vector<uint32_t>();
+    std::vector<uint32_t> pinned;
+    for (const auto & [key, b] : blocks) {
+        if (key.first == seq) {
+            pinned.insert(pinned.end(), b.cells.begin(), b.cells.end());
+        }
+    }
 
     std::vector<int32_t>  shift((size_t) kv.n_cells() * kv.n_streams(), 0);
     std::vector<uint32_t> idxs;

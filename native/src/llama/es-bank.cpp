@@ -15,7 +15,7 @@ es_bank & es_kv_cache::bank() const {
 
 ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) {
     rotations[il] = es_key_rotation::of(k_cur, pos_per_row(), kv.n_embd_head_k(il));
-    for (auto & [seq, b] : blocks) {
+    for (auto & [key, b] : blocks) {
         const auto it = b.k.find(il);
         // reserve passes build graphs of other sizes: only the announced decode is captured
         if (b.n_capture == 0 || k_cur->ne[1] != b.n_capture || it == b.k.end()) {
@@ -38,7 +38,7 @@ ggml_tensor * es_bank::capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t 
 }
 
 ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * stored, int32_t il) const {
-    for (const auto & [seq, b] : blocks) {
+    for (const auto & [key, b] : blocks) {
         const auto it = b.k.find(il);
         // a key that is not rotated is the same at every position
         if (!(b.moving || reserving) || it == b.k.end() || !rotations.at(il).rotated) {
@@ -69,7 +69,7 @@ ggml_tensor * es_bank::place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * 
 // blocks
 //
 
-int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
+int32_t es_bank::alloc(es_bank_key key, uint32_t n_rows) {
     es_bank_block b;
     b.n_rows = n_rows;
     b.delta.resize(n_rows * pos_per_row());
@@ -120,20 +120,20 @@ int32_t es_bank::alloc(llama_seq_id seq, uint32_t n_rows) {
         b.bufs.emplace_back(std::move(ctx), std::move(buf));
     }
 
-    blocks[seq] = std::move(b);
+    blocks[key] = std::move(b);
     return ES_BANK_OK;
 }
 
-int32_t es_bank::find_cells(llama_seq_id seq) {
-    auto &       b     = blocks.at(seq);
-    const auto & cells = kv.cells_of(seq);
+int32_t es_bank::find_cells(es_bank_key key) {
+    auto &       b     = blocks.at(key);
+    const auto & cells = kv.cells_of(key.first);
 
     b.cells.clear();
     std::vector<int64_t> rows;
-    for (const auto & [pos, idx] : cells.seq_pos_get(seq)) {
+    for (const auto & [pos, idx] : cells.seq_pos_get(key.first)) {
         if (pos == b.pos + (llama_pos) b.cells.size() && b.cells.size() < b.n_rows) {
             b.cells.push_back(idx);
-            rows.push_back((int64_t) kv.stream_of(seq) * kv.n_cells() + idx);
+            rows.push_back((int64_t) kv.stream_of(key.first) * kv.n_cells() + idx);
         }
     }
     if (b.cells.size() != b.n_rows) {
@@ -147,6 +147,19 @@ int32_t es_bank::find_cells(llama_seq_id seq) {
         }
     }
     return ES_BANK_OK;
+}
+
+int32_t es_bank::take_cells(es_bank_key key) {
+    const auto & b     = blocks.at(key);
+    auto &       cells = kv.cells_of(key.first);
+    uint32_t     n     = 0;
+    for (uint32_t i = 0; i < cells.size() && n < b.n_rows; ++i) {
+        if (cells.is_empty(i)) {
+            cells.pos_set(i, b.pos + (llama_pos) n++);
+            cells.seq_add(i, key.first);
+        }
+    }
+    return find_cells(key); // fails if there were too few
 }
 
 // The backend whose default buffer type this is, or null (such as for the CPU with pinned memory of a GPU).
@@ -197,13 +210,13 @@ void es_bank::write_delta(llama_context & ctx, es_bank_block & b) const {
     }
 }
 
-int32_t es_bank::move(llama_context & ctx, llama_seq_id seq, llama_pos pos) {
-    auto & b     = blocks.at(seq);
-    auto & cells = kv.cells_of(seq);
+int32_t es_bank::move(llama_context & ctx, es_bank_key key, llama_pos pos) {
+    auto & b     = blocks.at(key);
+    auto & cells = kv.cells_of(key.first);
 
     for (uint32_t i = 0; i < b.n_rows; ++i) {
         const uint32_t idx = b.cells[i];
-        if (cells.is_empty(idx) || !cells.seq_has(idx, seq) || cells.pos_get(idx) != b.pos + (llama_pos) i) {
+        if (cells.is_empty(idx) || !cells.seq_has(idx, key.first) || cells.pos_get(idx) != b.pos + (llama_pos) i) {
             return ES_BANK_INVALID;
         }
     }

@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-// The pinned rows of one sequence in one KV cache.
+// Pinned rows of one sequence in one KV cache.
 struct es_bank_block {
     uint32_t  n_rows   = 0;     // pinned cells
     uint32_t  n_filled = 0;     // rows captured so far
@@ -39,6 +39,9 @@ struct es_bank_block {
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
 };
 
+// A sequence, and which of its blocks.
+using es_bank_key = std::pair<llama_seq_id, int32_t>;
+
 // One per cache. Everything goes through backend buffers and ggml ops.
 class es_bank {
 public:
@@ -49,9 +52,10 @@ public:
     ggml_tensor * capture(ggml_context * ctx, ggml_tensor * k_cur, int32_t il);
     ggml_tensor * place(ggml_context * ctx, ggml_tensor * k, ggml_tensor * stored, int32_t il) const;
 
-    int32_t alloc(llama_seq_id seq, uint32_t n_rows);
-    int32_t move(llama_context & ctx, llama_seq_id seq, llama_pos pos);
-    int32_t find_cells(llama_seq_id seq); // by position, when the rows are complete
+    int32_t alloc(es_bank_key key, uint32_t n_rows);
+    int32_t move(llama_context & ctx, es_bank_key key, llama_pos pos);
+    int32_t find_cells(es_bank_key key); // by position, when the rows are complete
+    int32_t take_cells(es_bank_key key); // free ones
     void    write_delta(llama_context & ctx, es_bank_block & b) const;
 
     // rotate the keys of the cells whose shift is not 0; shift: [kv_size*n_stream]
@@ -59,7 +63,7 @@ public:
     int32_t shift_window(llama_context & lctx, llama_seq_id seq, llama_pos delta);
 
     const es_kv_cache                            kv;
-    std::map<llama_seq_id, es_bank_block>        blocks;
+    std::map<es_bank_key, es_bank_block>         blocks;
     std::unordered_map<int32_t, es_key_rotation> rotations; // model layer -> how its graph rotates keys
     bool     reserving  = false;                            // buffers are being reserved: every block counts as moving
     uint32_t n_reserved = 0;                                // rows that buffers are reserved for
@@ -69,16 +73,16 @@ private:
     void    spread(int32_t * out, const int32_t * pos, int64_t n) const;
 };
 
-// Calls f on the bank of each cache of ctx until one fails; throws nothing. need_block: seq must have a block.
+// Calls f on the bank of each cache of ctx until one fails; throws nothing. need_block: there must be such a block.
 template <typename F>
-int32_t es_for_each_bank(llama_context & ctx, llama_seq_id seq, bool need_block, F && f) {
+int32_t es_for_each_bank(llama_context & ctx, es_bank_key key, bool need_block, F && f) {
     try {
         const auto caches = es_caches_of(ctx);
         if (caches.empty()) {
             return ES_BANK_UNSUPPORTED;
         }
         for (const es_kv_cache & kv : caches) {
-            if (!kv.has_seq(seq) || (need_block && kv.bank().blocks.count(seq) == 0)) {
+            if (!kv.has_seq(key.first) || (need_block && kv.bank().blocks.count(key) == 0)) {
                 return ES_BANK_INVALID;
             }
         }

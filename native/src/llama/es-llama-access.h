@@ -37,6 +37,9 @@ ES_EXPECT(&llama_kv_cells::seq_pos_get,
           const std::set<std::pair<llama_pos, uint32_t>> & (llama_kv_cells::*) (llama_seq_id) const);
 ES_EXPECT(&llama_kv_cells::pos_get, llama_pos (llama_kv_cells::*)(uint32_t) const);
 ES_EXPECT(&llama_kv_cells::pos_add, bool (llama_kv_cells::*)(uint32_t, llama_pos));
+ES_EXPECT(&llama_kv_cells::pos_set, void (llama_kv_cells::*)(uint32_t, llama_pos));
+ES_EXPECT(&llama_kv_cells::seq_add, void (llama_kv_cells::*)(uint32_t, llama_seq_id));
+ES_EXPECT(&llama_kv_cells::seq_rm, bool (llama_kv_cells::*)(uint32_t, llama_seq_id));
 ES_EXPECT(&llama_kv_cells::reset_shift, void (llama_kv_cells::*)());
 
 // A KV cache (an iSWA memory has two). It may be divided into streams of get_size() cells each; a sequence lives in
@@ -73,6 +76,8 @@ public:
     }
     int64_t n_embd_head_k(int32_t il) const { return kv->hparams.n_embd_head_k(il); }
     int64_t n_embd_k_gqa(int32_t il) const { return kv->hparams.n_embd_k_gqa(il); }
+    bool    v_trans() const { return kv->v_trans; } // values are stored transposed: a cell's are n_cells apart
+    bool    has_cell_ext() const { return kv->has_cell_ext(); } // cells know more than positions and sequences
     int64_t n_head_kv(int32_t il) const { return kv->hparams.n_head_kv(il); }
     int64_t n_pos_per_token() const { return kv->hparams.n_pos_per_embd(); } // 4 with M-RoPE, else 1
     bool    has_learned_positions() const { return kv->model.pos_embd != nullptr; }
@@ -90,6 +95,7 @@ private:
     ES_EXPECT(llama_kv_cache::model, const llama_model &);
     ES_EXPECT(llama_kv_cache::hparams, const llama_hparams &);
     ES_EXPECT(llama_kv_cache::other, llama_kv_cache *);
+    ES_EXPECT(llama_kv_cache::v_trans, bool);
     ES_EXPECT(llama_kv_cache::n_stream, const uint32_t);
     ES_EXPECT(llama_kv_cache::n_seq_max, const uint32_t);
     ES_EXPECT(llama_kv_cache::seq_to_stream, std::vector<uint32_t>);
@@ -100,6 +106,7 @@ private:
     ES_EXPECT(llama_kv_cache::kv_layer::v, ggml_tensor *);
     ES_EXPECT(llama_kv_cache::attn_rot_hadamard, std::unordered_map<int64_t, std::vector<float>>);
     ES_EXPECT(&llama_kv_cache::get_size, uint32_t (llama_kv_cache::*)() const);
+    ES_EXPECT(&llama_kv_cache::has_cell_ext, bool (llama_kv_cache::*)() const);
     ES_EXPECT(&llama_kv_cache::get_has_shift, bool (llama_kv_cache::*)() const);
     ES_EXPECT(&llama_kv_cache::build_input_k_rot, ggml_tensor * (llama_kv_cache::*) (ggml_context *) const);
     ES_EXPECT(&llama_kv_cache::set_input_k_rot, void (llama_kv_cache::*)(ggml_tensor *) const);
