@@ -106,6 +106,12 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
     "a hybrid without states": ("granitehybrid", "ssm.state_size", 0, "cannot load"),
     "a hybrid without groups": ("qwen35", "ssm.group_count", 0, "cannot load"),
     "attention every 0th layer": ("qwen35", "full_attention_interval", 0, "full_attention_interval is 0"),
+    "a sliding window of no layer": (
+        "granite_swa",
+        "attention.sliding_window_pattern",
+        [False] * 4,
+        "no layer that uses",
+    ),
     "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
 }
 

@@ -95,6 +95,17 @@ public:
         return { data, data + gguf_get_arr_n(file.get(), id) };
     }
 
+    // an array of truth values, none of which is true
+    bool none_of(const char * key) const {
+        const int64_t id = find(key);
+        if (id < 0 || gguf_get_kv_type(file.get(), id) != GGUF_TYPE_ARRAY ||
+            gguf_get_arr_type(file.get(), id) != GGUF_TYPE_BOOL) {
+            return false;
+        }
+        const auto * data = (const int8_t *) gguf_get_arr_data(file.get(), id);
+        return std::all_of(data, data + gguf_get_arr_n(file.get(), id), [](int8_t x) { return x == 0; });
+    }
+
 private:
     gguf_context_ptr file;
     std::string      arch;
@@ -151,6 +162,9 @@ std::string contradiction(const gguf_facts & facts) {
             snprintf(text, sizeof(text), "its %s is 0", key);
             return text;
         }
+    }
+    if (facts.number("attention.sliding_window") > 0 && facts.none_of("attention.sliding_window_pattern")) {
+        return "it has a sliding window and no layer that uses it";
     }
     const std::vector<int32_t> sections = facts.numbers("rope.dimension_sections");
     if (!sections.empty()) {
