@@ -107,14 +107,15 @@ class Stream:
         A text at the stream's start gets BOS if the model expects it. special: see Vocabulary.tokenize.
         on_progress(done, total) is called as tokens are decoded. Raises EdgeStreamError for an empty input.
         """
+        before = 0
         if isinstance(text, str):
-            add_bos = self.stats.n_past == 0 and self.backend.vocabulary.add_bos
+            before = self.stats.n_past
+            add_bos = before == 0 and self.backend.vocabulary.add_bos
             tokens: Sequence[int] = self.backend.vocabulary.tokenize(text, add_bos=add_bos, special=special)
         else:
             tokens = text
         if len(tokens) == 0:
             raise EdgeStreamError("there is no text to feed: the prompt is empty")
-        before = self.stats.n_past
         step = len(tokens) if on_progress is None else max(64, self.stats.n_chunk)
         for start in range(0, len(tokens), step):
             self.feed_tokens(tokens[start : start + step])

@@ -139,3 +139,11 @@ def test_a_hub_that_fails_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
         server.shutdown()
         asked = [path for path in server.asked if path.startswith("/api/models/")]  # type: ignore[attr-defined]
         assert asked == ["/api/models/me/none"]
+
+
+def test_the_files_of_a_split_model(tmp_path: Path) -> None:
+    for name in ("a-00001-of-00002", "a-00002-of-00002", "a-00001-of-00003", "b-00001-of-00002", "a"):
+        (tmp_path / f"{name}.gguf").touch()
+    found = names.parts(tmp_path / "a-00002-of-00002.gguf")
+    assert [path.name for path in found] == ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]
+    assert names.parts(tmp_path / "a.gguf") == [tmp_path / "a.gguf"]

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import ctypes as C
-import glob
 import hashlib
 import os
-import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 from edge_stream.backends import loading
 from edge_stream.errors import EdgeStreamError
+from edge_stream.models import names
 from edge_stream.native import libraries
 from edge_stream.native.gguf_header import GgufHeader
-
-
-def _architecture(model: int) -> str:
-    text = C.create_string_buffer(256)
-    libraries.llama().llama_model_meta_val_str(model, b"general.architecture", text, len(text))
-    return text.value.decode(errors="replace")
-
-
-def _parts(path: Path) -> list[Path]:
-    """All files of a model."""
-    match = re.search(r"-\d{5}(-of-\d{5}\.gguf)$", path.name)
-    return sorted(path.parent.glob(glob.escape(path.name[: match.start()]) + "-*" + match[1])) if match else [path]
 
 
 def _has_output(path: Path) -> bool:
@@ -37,10 +24,10 @@ def _has_output(path: Path) -> bool:
 class Adapters:
     """Adapters loaded for a model (a llama_model *), which frees them. Raises EdgeStreamError.
 
-    path: the model's file. chosen: files and scales.
+    path, architecture: the model's. chosen: files and scales.
     """
 
-    def __init__(self, model: int, path: Path, chosen: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, model: int, path: Path, architecture: str, chosen: Sequence[tuple[str, float]]) -> None:
         llama = libraries.llama()
         self.scales = [scale for _, scale in chosen]
         self._tags = []
@@ -52,10 +39,11 @@ class Adapters:
             with GgufHeader(file) as header:
                 what, arch = header.text("general.type"), header.text("general.architecture")
                 embedding = header.has_tensor("token_embd.weight.lora_a")
-            own = _architecture(model)
-            if what == "adapter" and arch != own:
-                raise EdgeStreamError(f"LoRA adapter {name} is for another architecture, {arch}: the model is {own}")
-            if embedding and not any(_has_output(part) for part in _parts(path)):  # llama.cpp would abort
+            if what == "adapter" and arch != architecture:
+                raise EdgeStreamError(
+                    f"LoRA adapter {name} is for another architecture, {arch}: the model is {architecture}"
+                )
+            if embedding and not any(_has_output(part) for part in names.parts(path)):  # llama.cpp would abort
                 raise EdgeStreamError(
                     f"LoRA adapter {name} changes the embedding, which is this model's output matrix too: llama.cpp "
                     "cannot apply it, so merge it into its model"

@@ -82,7 +82,7 @@ class LlamaBackend:
             raise UnsupportedModelError(f"{self.path.name} cannot stream: {missing}")
         self.vocabulary = Vocabulary(self.model)
         tensors.check_locked(o, int(self._llama.llama_model_size(self.model)))
-        self.adapters = Adapters(self.model, self.path, o.lora)
+        self.adapters = Adapters(self.model, self.path, self._architecture(), o.lora)
         self.facts = self._read_facts()
         flash_attn, _ = choose_flash_attn(o.flash_attn, o.cache_type_k, o.cache_type_v)
         self.options = replace(o, n_ctx=o.n_ctx or self.facts.n_ctx_train, flash_attn=flash_attn)
@@ -153,7 +153,7 @@ class LlamaBackend:
         keys = [self._text(llama.llama_model_meta_key_by_index, i) for i in range(count)]
         return ModelFacts(
             desc=self._text(llama.llama_model_desc),
-            architecture=self._text(llama.llama_model_meta_val_str, b"general.architecture"),
+            architecture=self._architecture(),
             metadata={key: self._text(llama.llama_model_meta_val_str_by_index, i) for i, key in enumerate(keys)},
             n_ctx_train=int(llama.llama_model_n_ctx_train(model)),
             n_params=int(llama.llama_model_n_params(model)),
@@ -163,6 +163,9 @@ class LlamaBackend:
             is_recurrent=bool(llama.llama_model_is_recurrent(model)),
             weights_tag=self.adapters.tag(loading.weights_tag(self.path)),
         )
+
+    def _architecture(self) -> str:
+        return self._text(self._llama.llama_model_meta_val_str, b"general.architecture")
 
     def _text(self, function: Any, *args: Any) -> str:
         size = function(self.model, *args, None, 0)

@@ -143,6 +143,19 @@ def is_split(path: Path) -> bool:
     return _SPLIT.search(path.name) is not None
 
 
+def parts(path: Path) -> list[Path]:
+    """The files of a model that are there, in order, given one of them."""
+    split = _SPLIT.search(path.name)
+    if split is None:
+        return [path]
+    return sorted(
+        file
+        for file in path.parent.iterdir()
+        if (other := _SPLIT.search(file.name))
+        and (file.name[: other.start()], other[1]) == (path.name[: split.start()], split[1])
+    )
+
+
 def choose_quant(files: list[str], quant: str, repo: str) -> list[str]:
     """The file (or parts) of a quantisation; if none is given, of Q4_K_M, else of the only model.
 
