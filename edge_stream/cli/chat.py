@@ -153,10 +153,12 @@ def _open_log(flags: dict[str, Any], session: Path | None) -> Log | None:
     try:
         return Log(path, space)
     except SessionError as error:
-        if given:
-            raise
-        _print_note(f"note: {error}: nothing that was said before is recalled")
-        return Log(None, space)
+        return _log_in_memory(error, space)
+
+
+def _log_in_memory(error: SessionError, space: int) -> Log:
+    _print_note(f"note: {error}: the chat goes on without it")
+    return Log(None, space)
 
 
 def _print_note(text: str) -> None:
@@ -192,7 +194,14 @@ class Chat:
         self._log_error: str | None = None
 
     def _use_log(self) -> None:
-        self._conversation.use_log(self._log, self._flags["n_recall"])
+        n_tokens = self._flags["n_recall"]
+        try:
+            self._conversation.use_log(self._log, n_tokens)
+        except SessionError as error:
+            assert self._log
+            self._log.close()
+            self._log = _log_in_memory(error, self._flags["recall_space"] << 20)
+            self._conversation.use_log(self._log, n_tokens)
 
     def loop(self, first: str | None = None) -> None:
         """Answer the first message, if there is one, then read and answer others until Ctrl-D or /exit."""

@@ -86,6 +86,12 @@ std::vector<std::string_view> parts_of(std::string_view text) {
 
 } // namespace
 
+std::string es_log_text(std::string_view text) {
+    std::string out = es_utf8_valid(std::string(text));
+    out.erase(std::remove(out.begin(), out.end(), '\0'), out.end()); // an entry ends at a zero
+    return out;
+}
+
 es_log::~es_log() {
     if (fd_ >= 0) {
         close(fd_);
@@ -192,6 +198,9 @@ int32_t es_log::read(const std::string & file) {
     while (file.size() - at >= n_record) {
         uint32_t h[4];
         memcpy(h, &file[at], sizeof(h));
+        if (h[0] > n_entry) {
+            return damaged("an entry is too long");
+        }
         if (h[0] > file.size() - at - n_record) {
             break;
         }
@@ -246,13 +255,11 @@ int32_t es_log::append(int64_t turn, int32_t kind, int64_t when, std::string_vie
     if (!entries_.empty() && turn < turn_of(size() - 1)) {
         return es_fail(ES_ERR_INVALID, "turn %lld is before the log's newest", (long long) turn);
     }
-    const std::string valid(es_utf8_valid(std::string(text)));
-    std::string       clean; // an entry ends at a zero
-    std::copy_if(valid.begin(), valid.end(), std::back_inserter(clean), [](char c) { return c != '\0'; });
-    const uint32_t turn_kind = (uint32_t) turn << 2 | (uint32_t) kind;
-    std::string    bytes;
-    const size_t   n_before = size();
-    auto           parts    = parts_of(clean);
+    const std::string clean     = es_log_text(text);
+    const uint32_t    turn_kind = (uint32_t) turn << 2 | (uint32_t) kind;
+    std::string       bytes;
+    const size_t      n_before = size();
+    auto              parts    = parts_of(clean);
     if (parts.empty()) {
         parts.emplace_back();
     }

@@ -9,6 +9,9 @@
 #include <string_view>
 #include <vector>
 
+// A text as a log has it: valid UTF-8, without zeros.
+std::string es_log_text(std::string_view text);
+
 struct es_log {
 
     ~es_log();
