@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edge_stream.measure.table import markdown
 from edge_stream.recall import Log
 
 
@@ -96,7 +97,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(run(args.model, Path(folder), args.kills, args.ctx_size))
+        row = run(args.model, Path(folder), args.kills, args.ctx_size)
+    print(markdown([row], list(row)))
 
 
 if __name__ == "__main__":

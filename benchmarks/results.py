@@ -301,19 +301,21 @@ SECTIONS = {
     ),
     "recall-chat": Section(
         "Recall in a conversation",
-        ("recall.py place", "recall.py chat -m demo"),
-        ("recall.py place", "recall.py chat -m demo --caches 2 --facts 4 --questions 4"),
+        ("recall.py place", "recall.py chat -m demo", "recall_kill.py -m demo --kills 20"),
+        ("recall.py place", "recall.py chat -m demo --caches 2 --facts 4 --questions 4", "recall_kill.py --kills 2"),
         note="First where the right line is of most use, with the texts that the gate was tuned with. Then facts that "
         "the user told among English dialogue, asked for later. An answer is right if it has the word, which the small "
-        "demo model often misses even in the window.",
+        "demo model often misses even in the window. Last, a chat that is killed at random moments: what the log lacks of "
+        "turns that were finished, and how often it has the message that was being answered.",
         untimed=True,
     ),
     "recall-cost": Section(
         "What recall costs",
-        "recall.py speed -m demo",
-        "recall.py speed -m demo --caches 2 --rounds 2",
+        ("recall.py speed -m demo", "recall.py memory -m demo"),
+        ("recall.py speed -m demo --rounds 2", "recall.py memory -m demo --caches 4"),
         note="first_ms: to the first token of an answer to a question that something is recalled for; more_ms: than "
-        "without, in turns. Memory before and after 98 more caches of dialogue: the log is also kept in memory.",
+        "without, in turns; tokens: that are read or held besides the question. Then memory at the beginning and the "
+        "end of 100 caches of dialogue as a text, in MiB: the log is also kept in memory.",
     ),
     "qa": Section(
         "Streaming question answering",
