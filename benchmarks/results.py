@@ -305,8 +305,8 @@ SECTIONS = {
         ("recall.py place", "recall.py chat -m demo --caches 2 --facts 4 --questions 4", "recall_kill.py --kills 2"),
         note="First where the right line is of most use, with the texts that the gate was tuned with. Then facts that "
         "the user told among English dialogue, asked for later. An answer is right if it has the word, which the small "
-        "demo model often misses even in the window. Last, a chat that is killed at random moments: what the log lacks of "
-        "turns that were finished, and how often it has the message that was being answered.",
+        "demo model often misses even in the window. Last, a chat that is killed at random moments: what the log lacks "
+        "of turns that were finished, and how often it has the message that was being answered.",
         untimed=True,
     ),
     "recall-cost": Section(
