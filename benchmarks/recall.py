@@ -230,11 +230,12 @@ def perplexity(args: argparse.Namespace) -> None:
                 for i, line in enumerate(lines[1:], 1):
                     if how != "off" and since >= RECALL_EVERY and stream.stats.n_evicted:
                         hits = [h for h in log.search(lines[i - 1]) if h.turn < seen.first_held]
-                        if hits:
+                        hit = seen.fitted(hits[0]) if hits else None
+                        if hit:
                             if how == "as text":
-                                stream.feed(hits[0].text + "\n")
+                                stream.feed(hit.text + "\n")
                             else:
-                                stream.recall(hits[0].block)
+                                stream.recall(hit.block)
                             n_notes, since = n_notes + 1, 0
                     tokens = engine.tokenize(line + "\n")
                     seen.add(line, stream.stats.n_past)

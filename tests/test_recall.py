@@ -19,7 +19,7 @@ from edge_stream.chat.conversation import Conversation
 from edge_stream.cli import cli
 from edge_stream.errors import SessionError
 from edge_stream.measure.recall import _lines
-from edge_stream.recall import Log
+from edge_stream.recall import Log, StreamLog
 
 FACTS = {
     "My friend Anna owns a blue kite.": "What does my friend Anna own?",
@@ -529,21 +529,26 @@ def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[s
 
 def test_a_stream_finds_what_left_its_window(load_each: Callable[..., Any]) -> None:
     fact = "The secret word of Anna Bell is mango."
-    with load_each("gqa", n_ctx=256).stream() as stream:
+    with load_each("gqa", n_ctx=512).stream() as stream:
         with pytest.raises(EdgeStreamError, match="call use_log"):
             stream.search(fact)
         stream.use_log(Log())
         stream.feed(f"It begins.\n{fact}\n")
         assert stream.search("The secret word of Anna Bell is") is None  # it is in the window
-        stream.feed("".join(f"It was {i} o'clock.\n" for i in range(40)))
+        stream.feed("".join(f"It was {i} o'clock.\n" for i in range(80)))
         hit = stream.search("The secret word of Anna Bell is")
         assert hit and (hit.text, hit.turn) == (fact, 1)
+        assert hit.block == f"\n{fact}\n"
         n = stream.recall(hit.block)
         assert stream.stats.n_recalled == n > len(fact) // 8
         stream.unrecall()
         stream.reset()
         with pytest.raises(EdgeStreamError, match="call use_log"):
             stream.search(fact)
+        n_line = len(stream.backend.vocabulary.tokenize(fact))
+        for n_tokens, n_copies in ((n_line - 1, 0), (n_line, 1), (2 * n_line + 2, 1), (2 * n_line + 3, 2)):
+            found = StreamLog(stream, Log(), n_tokens).fitted(hit)
+            assert (found.n_copies if found else 0) == n_copies
 
 
 def test_a_log_can_be_looked_into(tmp_path: Path) -> None:
