@@ -538,7 +538,7 @@ def test_a_stream_finds_what_left_its_window(load_each: Callable[..., Any]) -> N
         stream.feed("".join(f"It was {i} o'clock.\n" for i in range(80)))
         hit = stream.search("The secret word of Anna Bell is")
         assert hit and (hit.text, hit.turn) == (fact, 1)
-        assert hit.block == f"\n{fact}\n"
+        assert hit.block == "\n" + 2 * f"{fact}\n"  # said as often as there is room
         n = stream.recall(hit.block)
         assert stream.stats.n_recalled == n > len(fact) // 8
         stream.unrecall()
