@@ -18,6 +18,7 @@ from edge_stream import EdgeStreamError, Engine, Sampling
 from edge_stream.chat.conversation import Conversation
 from edge_stream.cli import cli
 from edge_stream.errors import SessionError
+from edge_stream.measure.metrics import resident_mib
 from edge_stream.measure.recall import _lines
 from edge_stream.recall import Log, StreamLog
 
@@ -134,7 +135,8 @@ def test_a_file_is_as_it_was_left(tmp_path: Path) -> None:
         with pytest.raises(EdgeStreamError, match="nothing of turn 0"):
             log.forget(0)
     assert b"Anna" not in path.read_bytes() and b"8841" in path.read_bytes()
-    assert path.stat().st_size == 12 + 16 + 16 + len("The code of the safe is 8841.")
+    n_words = 6  # code of safe is 8841 the
+    assert path.stat().st_size == 12 + 16 + 4 + 16 + 4 * n_words + len("The code of the safe is 8841.") + 3
     with Log(path) as log:
         assert [h.turn for h in log.search("Anna safe code")] == [1]
         with pytest.raises(EdgeStreamError, match="before the log's newest"):
@@ -158,7 +160,13 @@ def test_every_cut_of_the_file_leaves_whole_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "match"), [(b"GGUF" * 20, "no log|not a log"), (b"EDGESLOG\xff\0\0\0", "version 255"), (b"", "")]
+    ("data", "match"),
+    [
+        (b"GGUF" * 20, "no log|not a log"),
+        (b"EDGESLOG\xff\0\0\0", "version 255"),
+        (b"EDGESLOG\1\0\0\0", "version 1"),
+        (b"", ""),
+    ],
 )
 def test_what_is_no_log_is_refused_and_left_alone(data: bytes, match: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
@@ -190,6 +198,20 @@ def test_the_oldest_leaves_a_log_that_is_full(tmp_path: Path) -> None:
             log.append(f"The number {turn} is a number.", turn)
             assert (tmp_path / "log").stat().st_size <= 10_000
         assert log.stats.n_dropped > 700 and log.search("999")[0].turn == 999 and not log.search("7")
+
+
+def test_a_log_takes_no_memory_between_searches(tmp_path: Path) -> None:
+    with Log(tmp_path / "log") as log:
+        for turn in range(2000):
+            log.append(f"The number {turn} is a number.", turn)
+        log.search("the number 5")
+        before = resident_mib()
+        for turn in range(2000, 100_000):
+            log.append(f"The number {turn} is a number.", turn)
+        assert [h.turn for h in log.search("number 77777")][:1] == [77777]
+        after = resident_mib()
+        assert before is not None and after is not None and log.stats.n_bytes > 6 << 20
+        assert after - before < 1
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
@@ -484,7 +506,7 @@ def test_a_chat_goes_on_without_a_log_that_is_bad(
 
     chat(f"{next(iter(FACTS))}\n" + "".join(f"The hour of the day is {i}.\n" for i in range(12)))
     whole = data = path.read_bytes()
-    n = data.index(b"The hour") - 16
+    n = data.index(b"The hour")
     if how == "no log":
         data = b"x" * 100
     elif how == "newer":
@@ -492,14 +514,14 @@ def test_a_chat_goes_on_without_a_log_that_is_bad(
     elif how == "a bit":
         data = data.replace(b"kite", b"kits")
     elif how == "a length":
-        data = data[:n] + b"\xff\xff" + data[n + 2 :]
+        data = data[:12] + b"\xff\xff" + data[14:]
     elif how == "foreign":
         with Log(tmp_path / "x") as other:
             for i in range(4):
                 other.append("My friend Anna owns a horse.", i, "user")
         data = (tmp_path / "x").read_bytes()
     else:
-        data = data[: n + 20]
+        data = data[: n + 4]
     path.write_bytes(data)
     out, err = chat(f"{QUESTION}\n")
     notes = [line for line in err.splitlines() if line.startswith("note:")]

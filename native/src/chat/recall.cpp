@@ -17,27 +17,34 @@ bool is_of(const es_log & log, const es_transcript & transcript) {
     const auto   dropped  = (int64_t) transcript.n_dropped();
     const auto   end      = transcript.count() - (transcript.has_answer() ? 1 : 0);
     if (transcript.count() == 0) {
-        return log.size() == 0 || log.turn_of(log.size() - 1) < n_unfinished;
+        return log.stats().n_turns <= n_unfinished;
     }
-    int64_t     turn = -1;
-    size_t      at   = 0; // where in what was said the turn's next entry is looked for
+    const es_log_entries entries(log);
+    if (!entries.is_there()) {
+        return false;
+    }
+    bool        is_so = true;
+    int64_t     turn  = -1;
+    size_t      at    = 0; // where in what was said the turn's next entry is looked for
     std::string said;
-    for (size_t i = 0; i < log.size() && log.turn_of(i) < end; ++i) {
-        const std::string_view text = log.text_of(i);
-        if (log.turn_of(i) < dropped || text.empty()) { // empty: forgotten, or there was nothing
-            continue;
+    entries.each([&](const es_log_entry & e) {
+        if (e.turn >= end) {
+            return false;
         }
-        if (log.turn_of(i) != turn) {
-            turn = log.turn_of(i);
+        if (e.turn < dropped || e.text.empty()) { // empty: forgotten, or there was nothing
+            return true;
+        }
+        if (e.turn != turn) {
+            turn = e.turn;
             at   = 0;
             said = es_log_text(messages[(size_t) (turn - dropped)].text);
         }
-        if ((at = said.find(text, at)) == std::string::npos) {
-            return false;
-        }
-        at += text.size();
-    }
-    return true;
+        at    = said.find(e.text, at);
+        is_so = at != std::string::npos;
+        at += e.text.size();
+        return is_so;
+    });
+    return is_so;
 }
 
 } // namespace
