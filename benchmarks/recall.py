@@ -482,6 +482,7 @@ def text_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         def answer(block: list[int]) -> Timed:
             stream.unrecall()
+            stream.feed_tokens(rest[:BLOCK])  # the cache is full again
             start = time.perf_counter()
             if block:
                 stream.recall(block)
@@ -504,12 +505,13 @@ def text_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Resident memory of a text's reader after 2 caches and after many, without recall and with a log in a file.
+    """Resident memory of a text's reader after 2 caches and after many: with a log, or also a block after each cache.
 
-    With recall a line comes back after each cache. Each is measured in a process of its own.
+    Each is measured in a process of its own. The same lines come again and again, in less than two caches: the model's
+    file is mapped, and more of it is resident with each token that is new.
     """
     rows = []
-    for how in ("off", "on"):
+    for how in ("off", "a log that is searched", "a log, and a block for each cache"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(memory_row, (how, args.model, args.ctx_size, args.caches)))
     print(markdown(rows, list(rows[0])))
@@ -517,23 +519,30 @@ def memory(args: argparse.Namespace) -> None:
 
 def memory_row(how: str, model: str, n_ctx: int, caches: int) -> dict[str, Any]:
     """Memory in MiB; log_mib: the log's file."""
-    lines = itertools.cycle(text for talk in dialogues(False) for text in talk)
-    resident = []
+    texts = [text + "\n" for talk in dialogues(False, ("english",)) for text in talk]
+    resident, pending = [], list[int]()
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine.load(model, n_ctx=n_ctx, n_keep=4) as engine,
         engine.stream() as stream,
         Log(Path(folder) / "log") as log,
     ):
-        if how == "on":
-            stream.use_log(log)
+        seen = StreamLog(stream, log)
+        ends = itertools.accumulate(len(engine.tokenize(text)) for text in texts)
+        lines = itertools.cycle([text for text, end in zip(texts, ends, strict=True) if end < 1.5 * n_ctx])
         for n_caches in range(1, caches + 1):
             while stream.stats.n_past < n_caches * n_ctx:
-                stream.feed("".join(next(lines) + "\n" for _ in range(8)))
-            if how == "on":
-                hit = log.search(next(lines), 1)
-                if hit and len(engine.tokenize(hit[0].block)) <= N_TOKENS:
-                    stream.recall(hit[0].block)
+                line = next(lines)
+                if how != "off":
+                    seen.add(line, stream.stats.n_past + len(pending))
+                pending += engine.tokenize(line)
+                while len(pending) >= BLOCK:  # always as many at once
+                    stream.feed_tokens(pending[:BLOCK])
+                    del pending[:BLOCK]
+            hits = log.search(next(lines), 1)
+            hit = seen.fitted(hits[0]) if hits else None
+            if hit and "block" in how:
+                stream.recall(hit.block)
             if n_caches in (2, caches):
                 resident.append(resident_mib())
         n_bytes = log.stats.n_bytes

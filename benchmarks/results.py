@@ -315,7 +315,7 @@ SECTIONS = {
         ("recall.py speed -m demo --rounds 2", "recall.py memory -m demo --caches 4"),
         note="first_ms: to the first token of an answer to a question that something is recalled for; more_ms: than "
         "without, in turns; tokens: that are read or held besides the question. Then memory at the beginning and the "
-        "end of 100 caches of dialogue as a text, in MiB: the log is also kept in memory.",
+        "end of 100 caches of dialogue as a text, in MiB. The newest blocks are kept, in 64 MiB at most.",
     ),
     "qa": Section(
         "Streaming question answering",

@@ -476,7 +476,7 @@ def test_chat_says_what_it_recalls(tiny: Callable[[str], Path], tmp_path: Path) 
     assert b"kite" in log.read_bytes()
     chat("--recall", "64", "--session", str(session), lines="/forget 0\n")
     assert b"kite" not in log.read_bytes()
-    assert "recalled" not in chat(lines=lines)
+    assert "recalled" not in chat("--recall", "0", lines=lines)
 
 
 @pytest.mark.parametrize("given", [False, True])

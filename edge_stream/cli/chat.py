@@ -77,14 +77,14 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
     help="Print thoughts, dimmed, or leave them out.",
 )
 @options.recall_option(
-    "Read a message with what belongs to it and has left the window, of at most N tokens (try 64). 0: never."
+    "Read a message with what belongs to it and has left the window, of at most N tokens. 0: never.", default=64
 )
 @options.option(
     "--recall-log",
     "recall_log",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Keep what is said in FILE, to be recalled. Default with --recall: beside --session, else in memory.",
+    help="Keep what is said in FILE, to be recalled. Default: beside --session, else in memory.",
 )
 @options.option(
     "--recall-space",
@@ -327,7 +327,7 @@ class Chat:
         if not argument.isdigit():
             raise EdgeStreamError("/forget needs the number of a message, as in `recalled` lines")
         if not self._log:
-            raise EdgeStreamError("there is no log: nothing was kept without --recall or --recall-log")
+            raise EdgeStreamError("there is no log: with --recall 0 and no --recall-log, nothing is kept")
         self._log.forget(int(argument))
         _print_note(f"message {argument} is out of the log (what is still in the window is not)")
 
