@@ -415,6 +415,8 @@ def tokens(n: int, seed: int = 0) -> list[int]:
         ("ministral3", "q0f32", 1e-4),
         ("gemma", "q4f32_1", 1e-4),
         ("qwen3-moe", "q4f32_1", 1e-4),
+        ("smollm3", "q4f32_1", 1e-4),
+        ("gemma3", "q4f32_1", 1e-4),
     ],
 )
 def test_library_computes_what_the_converted_weights_say(
@@ -546,8 +548,6 @@ def test_what_cannot_be_compiled_is_refused_and_verified_in_numpy(
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("smollm3", {}, "TVM's cache rotates all layers, smollm3 only some"),
-        ("gemma3", {}, "one rope base and one window for all layers, but gemma3_text has two"),
         # yarn's original length is 512 here; a chunk is a quarter of the window
         ("ministral3", {"n_ctx": 412, "n_keep": 4}, "no attention temperature, which ministral3 needs above -c 409"),
     ],

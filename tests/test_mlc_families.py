@@ -146,9 +146,8 @@ def test_both_engines_agree(model: Model, tokens: list[int]) -> None:
 
 def test_tvms_own_cache(model: Model, tokens: list[int]) -> None:
     """The libraries for phones are made of it: where it cannot compute the model, it is not compiled."""
-    config = model.reference.config
-    if config.arch not in ("mistral3", "qwen3moe") or config.temperature > 0.2:
-        with pytest.raises(EdgeStreamError, match=r"cannot compile this model: TVM's cache (rotates all|has )"):
+    if model.reference.config.temperature > 0.2:
+        with pytest.raises(EdgeStreamError, match="cannot compile this model: TVM's cache has no attention temp"):
             paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP)
         return
     engine = paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP, cache_type_k="f32", cache_type_v="f32")

@@ -18,6 +18,7 @@ from tvm.relax.frontend.nn.llm import kv_cache
 from tvm.target import Target
 
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
+from edge_stream.converters.mlc.layer_kinds import scale_of
 from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.converters.mlc.rope import scaling_for_tvm
 
@@ -163,7 +164,7 @@ class Attention(nn.Module):  # type: ignore[misc]
             q, k = self.q_norm(q), self.k_norm(k)
         if q is not None:
             qkv = nn.op.concat([q, k, v], dim=2)
-        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=c.score_scale)
+        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=scale_of(c, layer))
         return self.o_proj(nn.op.reshape(out, (b, n, c.n_head * c.head_dim)))
 
 
@@ -380,7 +381,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             mla_original_qk_head_dim=0,
             mla_original_v_head_dim=0,
             rope_mode=kv_cache.RopeMode.NORMAL,
-            rope_scale=1,
+            rope_scale=1.0 / c.rope_scaling.factor if c.rope_scaling and c.rope_scaling.kind == "linear" else 1,
             rope_theta=c.rope_base,
             rope_scaling=scaling_for_tvm(c),
             rope_ext_factors=relax.prim_value(0),
