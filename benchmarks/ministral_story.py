@@ -64,6 +64,7 @@ class Story:
         self.path = args.folder / "story.json"
         self.settings = {name: getattr(args, name) for name in ("n_ctx", "n_tokens", "n_threads", "layers")}
         self.steps: dict[str, dict[str, Any]] = {}
+        self.told: set[str] = set()  # the steps of this run's tables
         if self.path.exists():
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             if kept["settings"] != self.settings:
@@ -72,6 +73,7 @@ class Story:
 
     def step(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The step's measurements, now or earlier."""
+        self.told.add(name)
         if name not in self.steps:
             print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
             when, start = time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
@@ -83,12 +85,12 @@ class Story:
         return self.steps[name]
 
     def seconds(self) -> float:
-        """The time that all steps took."""
-        return sum(float(step["whole"]) for step in self.steps.values())
+        """The time that the steps took."""
+        return sum(float(self.steps[name]["whole"]) for name in self.told)
 
     def began(self) -> str:
         """When the first step began."""
-        return min(str(step["when"]) for step in self.steps.values())
+        return min(str(self.steps[name]["when"]) for name in self.told)
 
 
 def convert(story: Story, args: argparse.Namespace) -> None:
