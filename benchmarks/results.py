@@ -185,8 +185,8 @@ SECTIONS = {
         "ministral_story.py {work}/ministral-small --layers 1 -c 256 -n 8",
         note="The config is that of published checkpoints (3.43 billion weights), the weights are random: time, memory "
         "and speed only. Each step is a process. A step with far more seconds than CPU seconds waited for other work "
-        "on the machine; reading and speed did not. Each engine reads as many tokens as its cache has cells, and slides "
-        "with each of 64 more; then it is loaded again, goes on from the saved stream, and is timed. Files that "
+        "on the machine; reading and speed did not. Each engine reads as many tokens as its cache has cells, and "
+        "slides with each of 64 more; then it is loaded again, goes on from the saved stream, and is timed. Files that "
         "export-ios maps count in its peak. The library is compiled, not run.",
         untimed=True,
     ),
