@@ -153,7 +153,12 @@ class TableGelu(torch.nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 
 # the tokenizer's kind -> strings that llama.cpp cannot tokenise as the original does; the conversion says so
-KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {"tekken": mixed_case, "qwen2": decomposed, "qwen35": decomposed}
+KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {
+    "tekken": mixed_case,
+    "gpt-4o": mixed_case,
+    "qwen2": decomposed,
+    "qwen35": decomposed,
+}
 NOT_IN_LLAMA_CPP: dict[str, str] = {
     "nemotron_h": "with transformers 5 its converter takes every Nemotron-H for one with experts",
 }
