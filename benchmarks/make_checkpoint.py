@@ -96,11 +96,66 @@ MINISTRAL_3_3B: dict[str, Any] = {
     "eos_token_id": 2,
     "dtype": "bfloat16",
 }
+# the shapes of published checkpoints, from memory
+SMOLLM3_3B: dict[str, Any] = {
+    "model_type": "smollm3",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 128256,
+    "max_position_embeddings": 65536,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000000.0,
+    "no_rope_layer_interval": 4,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "dtype": "bfloat16",
+}
+GEMMA_3_1B: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 262144,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "dtype": "bfloat16",
+}
+GEMMA_3_4B = GEMMA_3_1B | {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "sliding_window": 1024,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
 # name -> config.json, and the kind of tokenizer
 MODELS = {
     "mistral-7b": (MISTRAL_7B, "spm"),
     "ministral-3-3b": (MINISTRAL_3_3B, "tekken"),
     "tinyllama-1b": (TINYLLAMA_1B, "spm"),
+    "smollm3-3b": (SMOLLM3_3B, "llama3"),
+    "gemma-3-1b": (GEMMA_3_1B, "spm-gemma"),
+    "gemma-3-4b": (GEMMA_3_4B, "spm-gemma"),
 }
 _BLOCK = 1 << 22
 

@@ -1,21 +1,28 @@
 """Ministral 3's 3B shape from a checkpoint to both engines and to an iPhone, with time, memory and speed of each step.
 
-    python benchmarks/ministral_story.py FOLDER [-c 4096] [-n 64] [--layers 26] [--beside]
+    python benchmarks/ministral_story.py FOLDER [-c 4096] [-n 32] [--layers 26] [--mlc-c 1024] [--under COMMAND]
 
-The weights are random (make_checkpoint.py has the config and its source); speed and memory do not depend on them. Each
-step is a process of its own, whose peak memory is shown; a step whose output is in FOLDER already is not repeated, but
-for streaming. Takes 20 GB of disk. --beside: other programs were running, which the output then says.
+The weights are random (make_checkpoint.py has the config and its source); speed and memory do not depend on them. Every
+step is a process of its own, and what it measured is kept in FOLDER/story.json: after an interruption the same command
+goes on with the next step. Reading: an empty cache is filled with a prompt of its length, then slides with each of 2n
+tokens; that stream is saved. Speed: the saved stream goes on for n tokens, one at a time, first on one engine, then on
+the other. These steps take a minute each; --under runs them with another command, such as one that pauses other work.
+--mlc-c: a smaller cache for MLC, which reads more slowly. Takes 16 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +30,73 @@ import numpy as np
 from make_checkpoint import measure
 
 HERE = Path(__file__).parent
+ENGINES = {"llama.cpp, Q4_K_M": "ministral.gguf", "MLC, q4f16_1": "ministral-MLC"}
 
 
 def main() -> None:
-    """Run the steps, and print a table."""
+    """Run the steps, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("-c", dest="n_ctx", type=int, default=4096)
-    parser.add_argument("-n", dest="n_tokens", type=int, default=64, help="tokens decoded one by one, twice")
+    parser.add_argument("--mlc-c", dest="mlc_n_ctx", type=int, metavar="N", help="n_ctx of the MLC engine (-c)")
+    parser.add_argument("-n", dest="n_tokens", type=int, default=32, help="tokens decoded one by one")
     parser.add_argument("-t", dest="n_threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=26)
-    parser.add_argument("--beside", action="store_true")
-    parser.add_argument("--skip-fill", action="store_true", help="MLC: random keys and values instead of a prompt")
-    parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)  # the process that streams
+    parser.add_argument("--under", metavar="COMMAND", default="", help="runs the steps that measure speed")
+    parser.add_argument("--reading", type=Path, metavar="MODEL", help=argparse.SUPPRESS)  # one step
+    parser.add_argument("--speed", type=Path, metavar="MODEL", help=argparse.SUPPRESS)  # another
     args = parser.parse_args()
-    if args.stream:
-        print(json.dumps(stream(args.stream, args)))
+    if args.reading or args.speed:
+        print(json.dumps(fill(args.reading, args) if args.reading else speed(args.speed, args)))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    if args.beside:
-        print("Beside other work: times are longer than on a quiet machine.\n")
-    convert(args)
-    print()
-    engines(args)
-    print()
+    story = Story(args)
+    convert(story, args)
+    engines(story, args)
     phone(args)
+    print(f"\nAll steps together: {story.seconds() / 60:.0f} minutes, the first begun at {story.began()}.")
 
 
-def convert(args: argparse.Namespace) -> None:
+class Story:
+    """What the steps measured, in story.json; a step that is there is not repeated."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = args.folder / "story.json"
+        self.settings = {name: getattr(args, name) for name in ("n_ctx", "n_tokens", "n_threads", "layers")}
+        self.steps: dict[str, dict[str, Any]] = {}
+        self.told: set[str] = set()  # the steps of this run's tables
+        if self.path.exists():
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["settings"] != self.settings:
+                raise SystemExit(f"{self.path} was measured with other options: name another folder, or remove it")
+            self.steps = kept["steps"]
+
+    def step(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The step's measurements, now or earlier."""
+        self.told.add(name)
+        if name not in self.steps:
+            print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+            when, start = time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
+            self.steps[name] = do() | {"when": when, "whole": time.monotonic() - start}
+            temporary = self.path.with_suffix(".tmp")
+            kept = {"settings": self.settings, "steps": self.steps}
+            temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            os.replace(temporary, self.path)
+        return self.steps[name]
+
+    def seconds(self) -> float:
+        """The time that the steps took."""
+        return sum(float(self.steps[name]["whole"]) for name in self.told)
+
+    def began(self) -> str:
+        """When the first step began."""
+        return min(str(self.steps[name]["when"]) for name in self.told)
+
+
+def convert(story: Story, args: argparse.Namespace) -> None:
     """The checkpoint, and what becomes of it."""
     folder, checkpoint = args.folder, args.folder / "checkpoint"
-    gguf, mlc = folder / "ministral.gguf", folder / "ministral-MLC"
+    gguf, mlc = (folder / name for name in ENGINES.values())
     size, phone = ("-c", args.n_ctx), ("--device", "iphone-15-pro")
     steps: dict[str, tuple[Path, tuple[Any, ...]]] = {
         "checkpoint, bf16": (checkpoint, ("--model", "ministral-3-3b", "--layers", args.layers)),
@@ -67,69 +110,108 @@ def convert(args: argparse.Namespace) -> None:
     }
     print("| step | seconds | of CPU | peak MiB | MiB on disk |\n|---|--:|--:|--:|--:|")
     for name, (out, words) in steps.items():
-        took = " | | "
-        if not out.exists():
-            program = [str(HERE / "make_checkpoint.py"), out] if out == checkpoint else ["-m", "edge_stream.cli"]
-            target = () if out == checkpoint else ("-o", out)
-            seconds, peak, cpu = measure([str(word) for word in (sys.executable, *program, *words, *target)])
-            took = f"{seconds:,.0f} | {cpu:,.0f} | {peak:,.0f}"
-        files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
-        print(f"| {name} | {took} | {sum(path.stat().st_size for path in files) / 2**20:,.0f} |", flush=True)
-
-
-def engines(args: argparse.Namespace) -> None:
-    """A full cache that slides with every token, in a process of its own for each engine."""
-    print(
-        f"| engine, n_ctx {args.n_ctx} | prompt, tok/s | sliding, ms per token | best | slides | MiB when full | "
-        f"after {args.n_tokens} more tokens | after {2 * args.n_tokens} |\n|---|--:|--:|--:|--:|--:|--:|--:|"
-    )
-    for name, model in (("llama.cpp, Q4_K_M", "ministral.gguf"), ("MLC, q4f16_1", "ministral-MLC")):
-        words = ["-c", args.n_ctx, "-n", args.n_tokens, "-t", args.n_threads, "--stream", args.folder / model]
-        command = [sys.executable, __file__, args.folder, *words, *(["--skip-fill"] if args.skip_fill else [])]
-        done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True)
-        r = json.loads(done.stdout.splitlines()[-1])
-        memory = " | ".join(f"{mib:,.0f}" for mib in r["memory"])
+        made = story.step(name, lambda out=out, words=words: make(out, words, checkpoint))
         print(
-            f"| {name} | {r['prompt']:.1f} | {r['ms']:.0f} | {r['best']:.0f} | {r['slides']} | {memory} |", flush=True
+            f"| {name} | {made['seconds']:,.0f} | {made['cpu']:,.0f} | {made['peak']:,.0f} | {made['size']:,.0f} |",
+            flush=True,
         )
 
 
-def stream(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Fill the cache, then decode token by token."""
+def make(out: Path, words: tuple[Any, ...], checkpoint: Path) -> dict[str, Any]:
+    """Run a command that writes a file or folder; an unfinished one is removed first."""
+    if out.is_dir():
+        shutil.rmtree(out)
+    out.unlink(missing_ok=True)
+    own = [str(HERE / "make_checkpoint.py"), out, *words]
+    program = own if out == checkpoint else ["-m", "edge_stream.cli", *words, "-o", out]
+    seconds, peak, cpu = measure([str(word) for word in (sys.executable, *program)])
+    files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "size": sum(p.stat().st_size for p in files) / 2**20}
+
+
+def engines(story: Story, args: argparse.Namespace) -> None:
+    """Both engines read a whole cache and slide; then both are timed."""
+    n, sizes = args.n_tokens, dict(zip(ENGINES, (args.n_ctx, args.mlc_n_ctx or args.n_ctx), strict=True))
+
+    def step(kind: str, engine: str) -> dict[str, Any]:
+        n_ctx = sizes[engine]
+        name = engine if n_ctx == args.n_ctx else f"{engine}, n_ctx {n_ctx}"
+        return story.step(f"{name}: {kind}", lambda: run(f"--{kind}", ENGINES[engine], n_ctx, args))
+
+    filled = {name: step("reading", name) for name in ENGINES}
+    timed = {name: step("speed", name) for name in ENGINES}
+    print(
+        f"\n| engine | n_ctx, all of it read | seconds | of CPU | slides | MiB when full | after {n} more "
+        f"tokens | after {2 * n} | sliding, ms per token | best |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for name in ENGINES:
+        read, went = filled[name], timed[name]
+        memory = " | ".join(f"{mib:,.1f}" for mib in read["memory"])
+        print(
+            f"| {name} | {sizes[name]:,} | {read['seconds']:,.0f} | {read['cpu']:,.0f} | {read['slides']} "
+            f"| {memory} | {went['ms']:.0f} | {went['best']:.0f} |",
+            flush=True,
+        )
+    print()
+
+
+def run(kind: str, model: str, n_ctx: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A step on an engine, in a process of its own."""
+    words = ["-c", n_ctx, "-n", args.n_tokens, "-t", args.n_threads, kind, args.folder / model]
+    command = [sys.executable, __file__, args.folder, *words]
+    under = shlex.split(args.under) if kind == "--speed" else []
+    done = subprocess.run([*under, *(str(word) for word in command)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{kind} of {model} failed")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def fill(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Fill an empty cache, then slide token by token, and save the stream."""
     n_ctx, n_tokens = args.n_ctx, args.n_tokens
     from edge_stream import Engine
     from edge_stream.measure.metrics import resident_mib
 
     with Engine.load(model, n_ctx=n_ctx, n_threads=args.n_threads) as engine, engine.stream() as stream:
-        tokens = [int(t) for t in np.random.default_rng(0).integers(300, engine.n_vocab, n_ctx + 2 * n_tokens)]
-        n_prompt = 256 if args.skip_fill and model.is_dir() else n_ctx
-        start = time.perf_counter()
-        stream.feed(tokens[:n_prompt])
-        prompt = n_prompt / (time.perf_counter() - start)
-        if n_prompt < n_ctx:
-            pretend(engine.backend.decoder, stream, tokens[n_prompt:n_ctx])
-        memory, times = [resident_mib()], []
+        tokens = random_tokens(engine.n_vocab, n_ctx + 2 * n_tokens)
+        start, cpu = time.perf_counter(), time.process_time()
+        stream.feed(tokens[:n_ctx])
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        memory = [resident_mib()]
         for i, token in enumerate(tokens[n_ctx:]):
+            stream.feed([token])
+            if (i + 1) % n_tokens == 0:
+                memory.append(resident_mib())
+        slides = stream.stats.n_slides
+        stream.save(session(model))
+    return {"seconds": seconds, "cpu": cpu, "memory": memory, "slides": slides}
+
+
+def speed(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The time of tokens that follow the saved stream."""
+    from edge_stream import Engine
+
+    with Engine.load(model, n_ctx=args.n_ctx, n_threads=args.n_threads) as engine:
+        stream = engine.restore(session(model))
+        times = []
+        for token in random_tokens(engine.n_vocab, 2 + args.n_tokens):
             start = time.perf_counter()
             stream.feed([token])
             times.append(time.perf_counter() - start)
-            if (i + 1) % n_tokens == 0:
-                memory.append(resident_mib())
-        ms, best = 1000 * statistics.median(times), 1000 * min(times)
-        return {"prompt": prompt, "ms": ms, "best": best, "memory": memory, "slides": stream.stats.n_slides}
+        stream.close()
+    times = times[2:]  # the first ones touch memory for the first time
+    return {"ms": 1000 * statistics.median(times), "best": 1000 * min(times), "times": times}
 
 
-def pretend(decoder: Any, stream: Any, tokens: list[int]) -> None:
-    """Feed tokens without computing anything: what later tokens cost does not depend on what the cache holds."""
-    random = np.random.default_rng(0)
-    for memory in (decoder._keys.np, decoder._values.np):
-        for layer in memory:
-            layer[:] = random.normal(size=layer.shape)
-    decode, decoder.decode = decoder.decode, lambda *_: np.zeros((1, decoder.config.n_vocab), np.float32)
-    try:
-        stream.feed(tokens)
-    finally:
-        decoder.decode = decode
+def session(model: Path) -> Path:
+    """Where the stream of a model is kept."""
+    return model.parent / f"{model.name}.session"
+
+
+def random_tokens(n_vocab: int, n: int) -> list[int]:
+    """Tokens that are no special ones."""
+    return [int(t) for t in np.random.default_rng(0).integers(300, n_vocab, n)]
 
 
 def phone(args: argparse.Namespace) -> None:

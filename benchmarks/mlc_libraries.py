@@ -1,6 +1,6 @@
 """Cross-compile the MLC libraries of a model's shape, and list what is in them.
 
-    python benchmarks/mlc_libraries.py [iphone,metal,cuda] [mistral-7b or ministral-3-3b] [folder]
+    python benchmarks/mlc_libraries.py [iphone,metal,cuda] [mistral-7b, ministral-3-3b, smollm3-3b, ...] [folder]
 
 No weights are needed: the shape is given as in mlc-chat-config.json. The libraries are compiled, not run. If nvcc is
 on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it compiles the CUDA source to machine code.
@@ -9,6 +9,7 @@ on PATH (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl and nvidia-nvvm), it comp
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import struct
@@ -18,33 +19,42 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from make_checkpoint import MODELS
 
+from edge_stream.converters.config import read_config
+from edge_stream.converters.mlc.chat_config import model_config, prefill_chunk_size
 from edge_stream.converters.mlc.compile import compile_library
+from edge_stream.converters.streaming_defaults import StreamingDefaults
+from edge_stream.ios.mlc_package import memory_plan
+from edge_stream.mlc.folder import MlcFolder
 
 
-def chat_config(model: str, n_ctx: int = 4096) -> dict[str, Any]:
+def chat_config(name: str, n_ctx: int = 4096) -> dict[str, Any]:
     """mlc-chat-config.json of a model of make_checkpoint.py, as far as the compiler reads it."""
-    config = MODELS[model][0]
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    rope = config.get("rope_parameters")
-    shape = {name: config[name] for name in (*sizes, "vocab_size", "rms_norm_eps", "tie_word_embeddings")} | {
-        "head_dim": config.get("head_dim", config["hidden_size"] // config["num_attention_heads"]),
-        "position_embedding_base": rope["rope_theta"] if rope else config["rope_theta"],
-        "rope_scaling": rope,
-        "max_batch_size": 1,
-    }
+    config = MODELS[name][0]
+    model, streaming = read_config(config), StreamingDefaults(n_ctx=n_ctx, n_keep=4)
     return {
-        "model_type": config["model_type"],
+        "model_type": model.family.model_type,
         "quantization": "q4f16_1",
-        "model_config": shape,
+        "model_config": model_config(SimpleNamespace(model=model, config=config), streaming),  # type: ignore[arg-type]
         "context_window_size": -1,
         "sliding_window_size": n_ctx,
         "attention_sink_size": 4,
-        "prefill_chunk_size": (n_ctx - 4) // 4,
+        "prefill_chunk_size": prefill_chunk_size(streaming),
     }
+
+
+def print_plan(path: Path) -> None:
+    """The memory that `edge-stream export-ios` would plan for."""
+    folder = MlcFolder(path)
+    stored = (np.dtype(dtype).itemsize * math.prod(shape) for _, shape, dtype in folder.expected_tensors())
+    plan = memory_plan(folder) | {"weights": sum(stored)}
+    parts = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in plan.items())
+    print(f"memory on a phone, MiB: {parts}, together {sum(plan.values()) / 2**20:,.0f}")
 
 
 def macho_symbols(data: bytes) -> list[str]:
@@ -109,6 +119,7 @@ def main() -> None:
         folder = Path(sys.argv[3] if len(sys.argv) > 3 else scratch)
         folder.mkdir(exist_ok=True)
         (folder / "mlc-chat-config.json").write_text(json.dumps(chat_config(model)))
+        print_plan(folder)
         for device in devices:
             out = folder / device
             out.mkdir(exist_ok=True)

@@ -48,7 +48,8 @@ def logits(source: Source, tokens: Sequence[int]) -> F64:
             x = x + norm(source, p + "post_feedforward_layernorm.weight", h)
         else:
             x = x + h * residual
-            x = x + mlp(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x)) * residual
+            forward = experts if family.experts else mlp
+            x = x + forward(source, p + "mlp.", norm(source, p + "post_attention_layernorm.weight", x)) * residual
     x = norm(source, "model.norm.weight", x)
     out = linear(source, "model.embed_tokens.weight" if model.tied else "lm_head.weight", x)
     out /= model.own.get("logits_scaling", 1.0)
@@ -117,6 +118,28 @@ def mlp(source: Source, p: str, x: F64) -> F64:
     else:
         gate = 0.5 * gate * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)))
     return linear(source, p + "down_proj.weight", gate * up)
+
+
+def experts(source: Source, p: str, x: F64) -> F64:
+    """The sum of the best experts' MLPs, by their share of the router's softmax, which is made to add up to 1."""
+    own, out = source.model.own, np.zeros_like(x)
+    scores = linear(source, p + "gate.weight", x)  # [n, experts]
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, : own["n_expert_used"]]
+    weights = np.exp(np.take_along_axis(scores, chosen, 1) - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    for expert in np.unique(chosen):
+        rows, which = np.nonzero(chosen == expert)
+        if own.get("fused"):
+            both, down = (
+                source.load(f"{p}experts.{name}", expert, expert + 1)[0].astype(np.float64)
+                for name in ("gate_up_proj", "down_proj")
+            )
+            gate, up = np.split(x[rows] @ both.T, 2, axis=1)
+            h = (gate * 0.5 * (1.0 + np.tanh(0.5 * gate)) * up) @ down.T
+        else:
+            h = mlp(source, f"{p}experts.{expert}.", x[rows])
+        out[rows] += h * weights[rows, which][:, None]
+    return out
 
 
 def rotate(x: F64, cos: F64, sin: F64) -> F64:

@@ -44,7 +44,7 @@ class Difference:
 
 def check(source: Source) -> None:
     """Raise EdgeStreamError if a source cannot be compared: before it is converted."""
-    if source.model.family.plain:
+    if source.model.family.computed:
         return
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         raise EdgeStreamError(
@@ -55,7 +55,7 @@ def check(source: Source) -> None:
 
 
 def _logits(source: Source, tokens: Sequence[int]) -> NDArray[np.float64]:
-    if source.model.family.plain:
+    if source.model.family.computed:
         return reference.logits(source, tokens)
     check(source)
     import torch

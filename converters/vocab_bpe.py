@@ -111,7 +111,10 @@ def from_tokenizer_json(tokenizer: dict[str, Any], n_vocab: int) -> Vocab:
     if ignores_merges(vocab.pre) != bool(model.get("ignore_merges")):
         vocab.notes.append(f"the tokenizer differs from llama.cpp's {vocab.pre} in ignore_merges")
     if vocab.pre in ("tekken", "gpt-4o"):
-        vocab.notes.append("the tokenizer splits words where case changes, llama.cpp only for ASCII letters")
+        vocab.notes.append(
+            "the tokenizer splits words where case changes, llama.cpp only for ASCII letters; "
+            "it also splits words at combining marks (of Hindi, Thai, Burmese), which the tokenizer does not"
+        )
     if "NFC" in _normalizers(tokenizer):
         vocab.notes.append(
             "the tokenizer normalises text to Unicode NFC first, llama.cpp does not: decomposed letters differ"

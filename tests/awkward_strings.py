@@ -115,6 +115,11 @@ def mixed_case(text: str) -> bool:
     return any(c.islower() and ord(c) > 127 for c in text) and any(c.isupper() for c in text)
 
 
+def marked(text: str) -> bool:
+    """With combining marks: to llama.cpp's tekken they are no part of a word."""
+    return any(unicodedata.category(c).startswith("M") for c in text)
+
+
 def decomposed(text: str) -> bool:
     """Not in NFC: Qwen's tokenizer composes such text, llama.cpp does not."""
     return unicodedata.normalize("NFC", text) != text

@@ -18,8 +18,8 @@ Semantics (``n_past`` counts the tokens seen since the stream began):
   as if only the sinks were cached, and take room from the window, whose oldest tokens are evicted for them.
 
 Weights come from a GGUF file (F32, or F16 read as stored). Supported architectures: llama (also Mistral,
-SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, gemma3;
-rope scaling none, linear and YaRN. Layers of other kinds (without rotation, recurrent, M-RoPE) are in
+SmolLM2, Llama 3 with ``rope_freqs``), mistral3 (its queries grow in steps with the position), qwen2, qwen3, qwen3moe,
+gemma3; rope scaling none, linear and YaRN. Layers of other kinds (without rotation, recurrent, M-RoPE) are in
 reference_layers.py.
 """
 
@@ -41,7 +41,14 @@ Chunk = int | Sequence[int]
 ROPE_NORM = "norm"  # pairs (2i, 2i+1)
 ROPE_NEOX = "neox"  # pairs (i, i + n_rot/2)
 
-_ROPE_TYPE = {"llama": ROPE_NORM, "mistral3": ROPE_NORM, "qwen2": ROPE_NEOX, "qwen3": ROPE_NEOX, "gemma3": ROPE_NEOX}
+_ROPE_TYPE = {
+    "llama": ROPE_NORM,
+    "mistral3": ROPE_NORM,
+    "qwen2": ROPE_NEOX,
+    "qwen3": ROPE_NEOX,
+    "qwen3moe": ROPE_NEOX,
+    "gemma3": ROPE_NEOX,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -76,6 +83,7 @@ class Config:
     n_swa: int = 0
     swa_layers: tuple[bool, ...] = ()
     rope_base_swa: float = 10000.0
+    n_expert_used: int = 0  # of the experts that each layer has in place of its feed-forward network
     # ggml's CPU backend looks GELU up in a float16 table; "table" reproduces that, "exact" is the function.
     gelu: str = "exact"
 
@@ -181,6 +189,7 @@ def load_weights(path: str | os.PathLike[str], rope_types: Mapping[str, str] = _
         n_swa=n_swa,
         swa_layers=swa_layers,
         rope_base_swa=key("rope.freq_base_swa", 10000.0),
+        n_expert_used=key("expert_used_count", 0),
     )
     return Weights(tensors), config
 
@@ -462,9 +471,23 @@ class ReferenceStream:
             y: F64 = x @ self.weights[f"blk.{il}.ffn_{name}.weight"].T
             return y if bias is None else y + bias
 
+        if self.config.n_expert_used:
+            return self._experts(il, h)
         gate = linear("gate", h)
         gate = gelu_tanh(gate, self.config.gelu) if self.config.arch == "gemma3" else silu(gate)
         return linear("down", gate * linear("up", h))
+
+    def _experts(self, il: int, h: F64) -> F64:
+        """The same of experts: each token's best ones, weighted by a softmax over their scores."""
+        w, out = self.weights, np.zeros_like(h)
+        scores = h @ w[f"blk.{il}.ffn_gate_inp.weight"].T
+        for row, (token, score) in enumerate(zip(h, scores, strict=True)):
+            best = np.argsort(score)[::-1][: self.config.n_expert_used]
+            share = np.exp(score[best] - score[best].max())
+            for expert, weight in zip(best, share / share.sum(), strict=True):
+                gate, up, down = (w[f"blk.{il}.ffn_{name}_exps.weight"][expert] for name in ("gate", "up", "down"))
+                out[row] += weight * (down @ (silu(gate @ token) * (up @ token)))
+        return out
 
     def _project(self, il: int, name: str, x: F64, n_heads: int) -> F64:
         """q, k or v of the chunk: [m, n_embd] -> [n_heads, m, head_dim], bias and QK-norm applied."""

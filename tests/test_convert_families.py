@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 from click.testing import CliRunner
-from family_configs import FAMILIES, MODEL_TYPES, config_of
+from family_configs import FAMILIES, MODEL_TYPES, config_of, soften
 
 from edge_stream import Engine
 from edge_stream.cli import cli
@@ -33,7 +33,7 @@ def write(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     folder.mkdir()
     tiny.write_tokenizer(folder, FAMILIES[name][2])
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = dict(tiny.random_tensors(config))
+    tensors = soften(name, dict(tiny.random_tensors(config)))
     tiny.save_tensors(folder / "model.safetensors", tensors, "F32")
     return tensors
 

@@ -314,6 +314,11 @@ def test_a_family_that_mlc_does_not_have_is_refused(tmp_path: Path) -> None:
         params.check_supported(replace(model, family=families()["mistral"], rope_scaling=None, tied=True))
 
 
+def test_experts_are_not_transposed(tmp_path: Path) -> None:
+    with pytest.raises(EdgeStreamError, match="MLC has no q4f16_0 of models with experts: use q4f16_1"):
+        convert(write_tiny(tmp_path / "hf", "qwen3-moe"), tmp_path / "out", quantization="q4f16_0")
+
+
 def test_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     folder, out = write_tiny(tmp_path / "hf", "qwen3"), tmp_path / "out"
     convert(folder, out, quantization="q4f16_1")
@@ -409,6 +414,9 @@ def tokens(n: int, seed: int = 0) -> list[int]:
         ("phi3", "q4f32_1", 1e-4),
         ("ministral3", "q0f32", 1e-4),
         ("gemma", "q4f32_1", 1e-4),
+        ("qwen3-moe", "q4f32_1", 1e-4),
+        ("smollm3", "q4f32_1", 1e-4),
+        ("gemma3", "q4f32_1", 1e-4),
     ],
 )
 def test_library_computes_what_the_converted_weights_say(
@@ -475,18 +483,19 @@ def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "lib.so").exists()
 
 
-def test_iphone_library_is_mach_o_with_metal_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "kind"), [("llama2", "llama"), ("qwen3-moe", "qwen3_moe")])
+def test_iphone_library_is_mach_o_with_metal_source(model: str, kind: str, tmp_path: Path) -> None:
     pytest.importorskip("tvm")
-    folder = write_tiny(tmp_path / "hf", "llama2")
+    folder = write_tiny(tmp_path / "hf", model)
     said = convert(folder, tmp_path / "out", quantization="q4f16_1", device="iphone")
     assert "compiled lib.tar for iphone: compiled, not run" in said
     with tarfile.open(tmp_path / "out" / "lib.tar") as archive:
         files = {m.name: _content(archive, m) for m in archive.getmembers()}
-    assert set(files) == {"lib0.o", "llama_q4f16_1_devc.o"}
+    assert set(files) == {"lib0.o", f"{kind}_q4f16_1_devc.o"}
     for content in files.values():
         assert content[:8] == bytes.fromhex("cffaedfe0c000001")  # 64-bit Mach-O, arm64
-    assert b"kernel void" in files["llama_q4f16_1_devc.o"]
-    assert b"llama_q4f16_1_" in files["lib0.o"]
+    assert b"kernel void" in files[f"{kind}_q4f16_1_devc.o"]
+    assert f"{kind}_q4f16_1_".encode() in files["lib0.o"]
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -539,8 +548,6 @@ def test_what_cannot_be_compiled_is_refused_and_verified_in_numpy(
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("smollm3", {}, "TVM's cache rotates all layers, smollm3 only some"),
-        ("gemma3", {}, "one rope base and one window for all layers, but gemma3_text has two"),
         # yarn's original length is 512 here; a chunk is a quarter of the window
         ("ministral3", {"n_ctx": 412, "n_keep": 4}, "no attention temperature, which ministral3 needs above -c 409"),
     ],

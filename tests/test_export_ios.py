@@ -147,7 +147,7 @@ def test_the_app_imports_it(run: Run, tmp_path: Path) -> None:
     assert "Test whatExportIOSWroteIsImportedAndRuns() passed" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["ministral3", "llama2"])
+@pytest.mark.parametrize("name", ["ministral3", "llama2", "gemma3"])
 def test_an_mlc_folder_becomes_a_package(name: str, run: Run, tmp_path: Path) -> None:
     """What `mlc_llm package` reads: the model, the library under the name that its symbols have, and the memory."""
     pytest.importorskip("tvm")
@@ -158,7 +158,7 @@ def test_an_mlc_folder_becomes_a_package(name: str, run: Run, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     result = run("-m", str(folder), "-o", str(out), "--name", "Tiny")
     assert result.exit_code == 0, result.output
-    library = {"ministral3": "ministral3", "llama2": "llama"}[name] + "_q4f16_1"
+    library = {"ministral3": "ministral3", "llama2": "llama", "gemma3": "gemma3_text"}[name] + "_q4f16_1"
     assert f"Tiny, library {library}" in result.output and "compiled, not run" in result.stderr
     config = json.loads((out / "mlc-package-config.json").read_text())
     (model,) = config["model_list"]
@@ -168,10 +168,10 @@ def test_an_mlc_folder_becomes_a_package(name: str, run: Run, tmp_path: Path) ->
         config["model_lib_path_for_prepare_libs"] == {model["model_lib"]: "lib.tar"} and model["model_lib"] == library
     )
     with tarfile.open(out / "lib.tar") as archive:
-        assert sorted(archive.getnames()) == ["lib0.o", f"{library}_devc.o"]
+        assert set(archive.getnames()) == {"lib0.o", f"{library}_devc.o"}
     plan = memory_plan(MlcFolder(folder))
-    head = {"ministral3": 32, "llama2": 16}[name]
-    assert plan["cache"] == (128 + 31) * 2 * 2 * 2 * head * 2  # keys and values, 2 layers, 2 heads, float16
+    n_layer, n_head_kv, head = {"ministral3": (2, 2, 32), "llama2": (2, 2, 16), "gemma3": (4, 2, 32)}[name]
+    assert plan["cache"] == (128 + 31) * 2 * n_layer * n_head_kv * head * 2  # keys and values, float16
     assert plan["weights"] == sum(p.stat().st_size for p in folder.glob("params_shard_*"))
     assert model["estimated_vram_bytes"] == sum(plan.values()) - plan["app"]
     again = run("-m", str(folder), "-o", str(out))
@@ -187,12 +187,14 @@ def test_an_mlc_folder_becomes_a_package(name: str, run: Run, tmp_path: Path) ->
 
 
 def test_an_mlc_folder_that_no_library_can_compute(run: Run, tmp_path: Path) -> None:
+    """In a cache this long yarn's original length, 512 here, is exceeded."""
     pytest.importorskip("tvm")
     from tiny_checkpoints import write_tiny
 
     folder, out = tmp_path / "mlc", tmp_path / "package"
-    arguments = ["convert", str(write_tiny(tmp_path / "hf", "smollm3")), "--to", "mlc", "-o", str(folder)]
+    checkpoint = write_tiny(tmp_path / "hf", "ministral3")
+    arguments = ["convert", str(checkpoint), "--to", "mlc", "-c", "480", "-o", str(folder)]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     result = run("-m", str(folder), "-o", str(out))
-    assert result.exit_code == 1 and "TVM's cache rotates all layers, smollm3 only some" in result.stderr
+    assert result.exit_code == 1 and "TVM's cache has no attention temperature, which ministral3" in result.stderr
     assert not out.exists()

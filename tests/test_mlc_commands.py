@@ -125,6 +125,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "mlc-chat-config.json").unlink(), "a folder without mlc-chat-config.json"),
     "half a config": (lambda f: (f / "mlc-chat-config.json").write_text('{"model'), "it is not JSON"),
@@ -140,6 +146,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a scale of nothing": (lambda f: edit_model(f, query_pre_attn_scalar=0), "is damaged"),
     "a scale that is none": (lambda f: edit_model(f, query_pre_attn_scalar=-4), "is damaged"),
     "a scaling that is none": (lambda f: edit_model(f, rope_scaling=7), "rope_scaling = 7 is not a JSON object"),
+    "no experts": (lambda f: edit(f, model_type="qwen3_moe"), "'num_experts'"),
+    "more experts used than there are": (
+        lambda f: [edit(f, model_type="qwen3_moe"), edit_model(f, **_EXPERTS | {"num_experts_per_tok": 7})],
+        "is damaged: 7 of 6 experts are used",
+    ),
+    "experts without a width": (
+        lambda f: [edit(f, model_type="qwen3_moe"), edit_model(f, **_EXPERTS | {"moe_intermediate_size": 0})],
+        "moe_intermediate_size is 0",
+    ),
+    "experts that do not add up": (
+        lambda f: [edit(f, model_type="qwen3_moe"), edit_model(f, **_EXPERTS | {"norm_topk_prob": False})],
+        "does not make its experts' weights add up to 1",
+    ),
     "soft caps": (lambda f: edit_model(f, final_logit_softcapping=30.0), "has soft caps"),
     "Gemma 3 of mlc-llm": (lambda f: edit(f, model_type="gemma3_text"), "'layer_types'"),
     "model": (lambda f: edit(f, model_type="mamba"), "does not know model_type 'mamba'"),

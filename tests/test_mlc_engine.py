@@ -146,6 +146,8 @@ def test_float16_cache(load_mlc: Load, draw: Draw) -> None:
         ("smollm3", "q4f32_1"),
         ("gemma3", "q4f16_0"),
         ("gemma", "q4f16_1"),
+        ("qwen3-moe", "q4f16_1"),
+        ("qwen3-moe", "q0f16"),
     ],
 )
 def test_quantised_models_equal_numpy(name: str, quantization: str, tmp_path: Path, tiny_mlc: Any) -> None:

@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3-loud": ("ministral3", {"mscale_all_dim": 0.0, "llama_4_scaling_beta": 0.0}),
     "smollm3": ("smollm3", {}),
     "gemma3": ("gemma3", {}),
+    "qwen3-moe": ("qwen3-moe", {}),
 }
 
 
@@ -117,6 +118,7 @@ def test_a_fault_would_show(model: Model, tokens: list[int]) -> None:
         "mistral3": {"yarn": False, "rope_freq_scale": 1.0},
         "smollm3": {"rotated": (True,) * config.n_layer},
         "gemma3": {"rope_base_swa": config.rope_base},
+        "qwen3moe": {"n_expert_used": config.n_expert_used - 1},
     }
     fields = [faults[config.arch]]
     if config.temperature > 0.2:
@@ -144,9 +146,8 @@ def test_both_engines_agree(model: Model, tokens: list[int]) -> None:
 
 def test_tvms_own_cache(model: Model, tokens: list[int]) -> None:
     """The libraries for phones are made of it: where it cannot compute the model, it is not compiled."""
-    config = model.reference.config
-    if config.arch != "mistral3" or config.temperature > 0.2:
-        with pytest.raises(EdgeStreamError, match=r"cannot compile this model: TVM's cache (rotates all|has )"):
+    if model.reference.config.temperature > 0.2:
+        with pytest.raises(EdgeStreamError, match="cannot compile this model: TVM's cache has no attention temp"):
             paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP)
         return
     engine = paged_mlc.load_paged(model.mlc, n_ctx=N_CTX, n_keep=N_KEEP, cache_type_k="f32", cache_type_v="f32")
@@ -172,4 +173,5 @@ def test_convert_verifies(model: Model, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*arguments, "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "verified: " in result.output and "in NumPy" not in result.output
-    assert "mlc-llm" in result.output  # the note on what its own definition does
+    if model.reference.config.arch != "qwen3moe":
+        assert "mlc-llm" in result.output  # the note on what its own definition does

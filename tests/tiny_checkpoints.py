@@ -249,6 +249,19 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "F32",
     ),
     "qwen3": ("qwen3", {"head_dim": 32, "rope_theta": 1e6, "attention_bias": False}, "qwen2", "BF16"),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 32,
+            "rope_theta": 1e6,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+        },
+        "qwen2",
+        "F32",
+    ),
     "phi3": ("phi3", {"original_max_position_embeddings": 2048, "sliding_window": 2047}, "spm", "BF16"),
     "phi3-longrope": ("phi3", {"original_max_position_embeddings": 512, "rope_scaling": _LONGROPE}, "spm", "F32"),
     "phi4-mini": (

@@ -69,6 +69,8 @@ def make_plan(source: Source, options: MlcOptions) -> MlcPlan:
     q = find_quantization(options.quantization)
     if options.device not in DEVICES:
         raise EdgeStreamError(f"device {options.device} is unknown: use one of {', '.join(DEVICES)}")
+    if source.model.family.experts and q.transposed:
+        raise EdgeStreamError(f"MLC has no {q.name} of models with experts: use q4f16_1")
     streaming = recommend(source.model, options.n_keep, options.n_ctx)
     listed = parameters.list_params(source)
     tensors = [t for p in listed for t in parameters.stored_tensors(p, q)]

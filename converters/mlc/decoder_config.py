@@ -38,6 +38,9 @@ class DecoderConfig:
     activation: str
     embed_scale: float
     prefill_chunk: int
+    n_expert: int  # in place of every MLP; 0: none
+    n_expert_used: int
+    n_ff_expert: int
 
     @property
     def score_scale(self) -> float:
@@ -90,4 +93,7 @@ class DecoderConfig:
             activation=family.activation,
             embed_scale=float(m["hidden_size"]) ** 0.5 if family.scaled_embedding else 1.0,
             prefill_chunk=config["prefill_chunk_size"],
+            n_expert=m["num_experts"] if family.experts else 0,
+            n_expert_used=m["num_experts_per_tok"] if family.experts else 0,
+            n_ff_expert=m["moe_intermediate_size"] if family.experts else 0,
         )

@@ -8,7 +8,8 @@ mlc-llm, cpp/serve/function_table.cc.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -17,6 +18,7 @@ from tvm.relax.frontend.nn.llm import kv_cache
 from tvm.target import Target
 
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
+from edge_stream.converters.mlc.layer_kinds import scale_of
 from edge_stream.converters.mlc.quantization import Quantization
 from edge_stream.converters.mlc.rope import scaling_for_tvm
 
@@ -78,7 +80,46 @@ class Matrix(nn.Module):  # type: ignore[misc]
         return nn.op.tensor_expr_op(expression, "dequantize", [words, scales])
 
 
-MatrixType = Callable[..., Any]  # Matrix, or its replacement (edge_stream.mlc.model)
+class Stack(nn.Module):  # type: ignore[misc]
+    """The matrices [rows, columns] of n experts, quantised or not. Never transposed."""
+
+    def __init__(self, n: int, rows: int, columns: int, q: Quantization) -> None:
+        super().__init__()
+        self.rows, self.columns, self.q = rows, columns, q
+        if q.bits:
+            weight, scale = q.shapes(rows, columns)
+            self.q_weight = nn.Parameter((n, *weight), "uint32")
+            self.q_scale = nn.Parameter((n, *scale), q.dtype)
+        else:
+            self.weight = nn.Parameter((n, rows, columns), q.dtype)
+
+    def forward(self, x: nn.Tensor, chosen: nn.Tensor, share: int) -> nn.Tensor:
+        """chosen [n, k] experts; x [n k / share, columns], each row for `share` of them: [n k, rows]."""
+        q, k, f32 = self.q, int(chosen.shape[1]), "float32"
+
+        def expression(x: te.Tensor, chosen: te.Tensor, *weights: te.Tensor) -> te.Tensor:
+            column = te.reduce_axis((0, self.columns), name="column")
+
+            def weight(e: Any, r: Any, c: Any) -> Any:
+                if not q.bits:
+                    return weights[0][e, r, c].astype(f32)
+                word, scale = weights[0][e, r, c // q.per_word], weights[1][e, r, c // q.group_size]
+                bits = (word >> (c % q.per_word * q.bits).astype("uint32")) & tirx.const(2**q.bits - 1, "uint32")
+                value = (bits.astype(q.dtype) - tirx.const(q.max_int, q.dtype)) * scale
+                return value.astype(f32)
+
+            def product(i: Any, r: Any) -> Any:
+                e = chosen[i // k, i % k]
+                return te.sum(x[i // share, column].astype(f32) * weight(e, r, column), axis=column)
+
+            return te.compute((chosen.shape[0] * k, self.rows), product, name="experts")
+
+        weights = [self.q_weight, self.q_scale] if q.bits else [self.weight]
+        return nn.op.astype(nn.op.tensor_expr_op(expression, "experts", [x, chosen, *weights]), q.dtype)
+
+
+Matrix.stack = Stack
+MatrixType = Any  # Matrix, or its replacement (edge_stream.mlc.model); its `stack` is Stack or its replacement
 
 
 class RMSNorm(nn.Module):  # type: ignore[misc]
@@ -123,7 +164,7 @@ class Attention(nn.Module):  # type: ignore[misc]
             q, k = self.q_norm(q), self.k_norm(k)
         if q is not None:
             qkv = nn.op.concat([q, k, v], dim=2)
-        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=c.score_scale)
+        out = cache.attention_with_fused_qkv(layer, qkv, c.n_head, sm_scale=scale_of(c, layer))
         return self.o_proj(nn.op.reshape(out, (b, n, c.n_head * c.head_dim)))
 
 
@@ -141,6 +182,81 @@ class MLP(nn.Module):  # type: ignore[misc]
         return self.down_proj(self.gate_up_proj.gated(x, self.activation))
 
 
+class Experts(nn.Module):  # type: ignore[misc]
+    """The sum of the best experts' MLPs, by their share of the router's softmax, which is made to add up to 1.
+
+    Names as in mlc-llm's qwen3_moe. The router is not quantised.
+    """
+
+    def __init__(self, config: DecoderConfig, q: Quantization, matrix: MatrixType) -> None:
+        super().__init__()
+        c = self.config = config
+        self.dtype = q.dtype
+        self.gate = matrix(c.n_expert, c.n_embd, replace(q, bits=0, transposed=False))
+        self.moe_gate_up_proj = matrix.stack(c.n_expert, 2 * c.n_ff_expert, c.n_embd, q)
+        self.moe_down_proj = matrix.stack(c.n_expert, c.n_embd, c.n_ff_expert, q)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        """x [b, n, d]: [b, n, d]."""
+        c, k = self.config, self.config.n_expert_used
+        b, n, d = x.shape
+        scores = nn.op.reshape(self.gate(x, out_dtype="float32"), (b * n, c.n_expert))
+        order = nn.op.tensor_expr_op(_rank, "rank", [scores])
+        chosen = nn.op.tensor_expr_op(partial(_chosen, k), "chosen", [order])
+        best = nn.op.tensor_expr_op(partial(_best, k), "best", [scores, order])
+        h = self.moe_gate_up_proj(nn.op.reshape(x, (b * n, d)), chosen, k)
+        gate, up = nn.op.split(h, 2, axis=-1)
+        activated = nn.op.silu(gate) if c.activation == "silu" else nn.op.gelu(gate, approximate="tanh")
+        h = self.moe_down_proj(activated * up, chosen, 1)
+        out = nn.op.tensor_expr_op(_weighted, "weighted", [h, nn.op.softmax(best, axis=-1)])
+        return nn.op.reshape(nn.op.astype(out, self.dtype), (b, n, d))
+
+
+def _rank(scores: te.Tensor) -> te.Tensor:
+    """scores [n, e]: how many experts of a token come before each one."""
+    other = te.reduce_axis((0, scores.shape[1]), name="other")
+
+    def before(i: Any, e: Any) -> Any:
+        a, b = scores[i, other], scores[i, e]
+        first = tirx.Or(a > b, tirx.And(a == b, other < e))
+        return te.sum(tirx.Select(first, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=other)
+
+    return te.compute(scores.shape, before, name="rank")
+
+
+def _chosen(k: int, order: te.Tensor) -> te.Tensor:
+    """The k best experts of each token, [n, k]."""
+    e = te.reduce_axis((0, order.shape[1]), name="e")
+    none = tirx.const(0, "int32")
+
+    def which(i: Any, j: Any) -> Any:
+        return te.sum(tirx.Select(order[i, e] == j.astype("int32"), e.astype("int32"), none), axis=e)
+
+    return te.compute((order.shape[0], k), which, name="chosen")
+
+
+def _best(k: int, scores: te.Tensor, order: te.Tensor) -> te.Tensor:
+    """Their scores, [n, k]."""
+    e = te.reduce_axis((0, order.shape[1]), name="e")
+    none = tirx.const(0, "float32")
+
+    def which(i: Any, j: Any) -> Any:
+        return te.sum(tirx.Select(order[i, e] == j.astype("int32"), scores[i, e], none), axis=e)
+
+    return te.compute((order.shape[0], k), which, name="best")
+
+
+def _weighted(h: te.Tensor, weights: te.Tensor) -> te.Tensor:
+    """h [n k, d], weights [n, k]: their sums [n, d], float32."""
+    n, k = weights.shape
+    j = te.reduce_axis((0, k), name="j")
+
+    def total(i: Any, c: Any) -> Any:
+        return te.sum(h[i * k + j, c].astype("float32") * weights[i, j], axis=j)
+
+    return te.compute((n, h.shape[1]), total, name="weighted")
+
+
 class Layer(nn.Module):  # type: ignore[misc]
     """Attention and MLP, each with a norm before, perhaps one after, and a residual connection."""
 
@@ -153,7 +269,7 @@ class Layer(nn.Module):  # type: ignore[misc]
         if config.post_norms:
             self.pre_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
             self.post_feedforward_layernorm = RMSNorm(config.n_embd, config.norm_eps, q.dtype)
-        self.mlp = MLP(config, q, matrix)
+        self.mlp = (Experts if config.n_expert else MLP)(config, q, matrix)
 
     def forward(self, x: nn.Tensor, cache: kv_cache.PagedKVCache, layer: int) -> nn.Tensor:
         """x [b, n, d]: [b, n, d]."""
@@ -265,7 +381,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             mla_original_qk_head_dim=0,
             mla_original_v_head_dim=0,
             rope_mode=kv_cache.RopeMode.NORMAL,
-            rope_scale=1,
+            rope_scale=1.0 / c.rope_scaling.factor if c.rope_scaling and c.rope_scaling.kind == "linear" else 1,
             rope_theta=c.rope_base,
             rope_scaling=scaling_for_tvm(c),
             rope_ext_factors=relax.prim_value(0),

@@ -32,7 +32,7 @@ class Param:
 
     name: str  # MLC's, with .weight or .bias
     parts: tuple[str, ...]
-    kind: str  # linear, embedding, or plain (a vector, never quantised)
+    kind: str  # linear, experts (a matrix each), embedding, or plain (never quantised)
     offset: float = 0.0  # added to every element
     shape: tuple[int, ...] = ()
 
@@ -88,6 +88,9 @@ def list_params(source: Source) -> list[Param]:
         if family.post_norms:
             params.append(param(p + "pre_feedforward_layernorm.weight"))
             params.append(param(p + "post_feedforward_layernorm.weight"))
+        if family.experts:
+            params += _experts(source, layer)
+            continue
         gate_up = () if family.fused else (p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight")
         params.append(param(p + "mlp.gate_up_proj.weight", gate_up))
         params.append(param(p + "mlp.down_proj.weight"))
@@ -95,6 +98,19 @@ def list_params(source: Source) -> list[Param]:
     if not model.tied:
         params.append(param("lm_head.weight"))
     return params
+
+
+def _experts(source: Source, layer: int) -> Iterator[Param]:
+    """The router, and the experts' matrices stacked: gate's rows, then up's, of the first one, of the second, ..."""
+    own, p = source.model.own, f"model.layers.{layer}.mlp."
+    n, n_ff, n_embd = own["n_expert"], own["n_ff_expert"], source.model.n_embd
+    each = {"gate_up": ("gate_proj.weight", "up_proj.weight"), "down": ("down_proj.weight",)}
+    shapes = {"gate_up": (n, 2 * n_ff, n_embd), "down": (n, n_embd, n_ff)}
+    yield Param(p + "gate.weight", (p + "gate.weight",), "plain", 0.0, (n, n_embd))
+    for name, parts in each.items():
+        whole = (f"{p}experts.{name}_proj",)
+        single = tuple(f"{p}experts.{i}.{part}" for i in range(n) for part in parts)
+        yield Param(f"{p}moe_{name}_proj.weight", whole if own.get("fused") else single, "experts", 0.0, shapes[name])
 
 
 def check_supported(model: ModelConfig) -> Mlc:
@@ -118,17 +134,22 @@ def stored_tensors(param: Param, q: Quantization) -> list[StoredTensor]:
     """The stored tensors of a parameter: itself, or q_weight and q_scale."""
     if param.kind == "plain" or not q.bits:
         return [StoredTensor(param.name, param.shape, q.dtype)]
-    weight, scale = q.shapes(*param.shape)
+    *n, rows, columns = param.shape
+    weight, scale = q.shapes(rows, columns)
     if q.transposed and param.kind == "linear":
         weight, scale = weight[::-1], scale[::-1]
     base = param.name.removesuffix(".weight")
-    return [StoredTensor(base + ".q_weight", weight, "uint32"), StoredTensor(base + ".q_scale", scale, q.dtype)]
+    return [
+        StoredTensor(base + ".q_weight", (*n, *weight), "uint32"),
+        StoredTensor(base + ".q_scale", (*n, *scale), q.dtype),
+    ]
 
 
 def convert_param(source: Source, param: Param, q: Quantization) -> Iterator[tuple[StoredTensor, NDArray[Any]]]:
     """Load a parameter a few rows at a time, and yield its stored tensors."""
     stored = stored_tensors(param, q)
-    arrays = [np.empty(t.shape, t.dtype) for t in stored]
+    made = [np.empty(t.shape, t.dtype) for t in stored]
+    arrays = [array.reshape(-1, array.shape[-1]) if param.kind == "experts" else array for array in made]
     row = 0
     for block in _row_blocks(source, param, q):
         rows = slice(row, row + len(block))
@@ -141,18 +162,18 @@ def convert_param(source: Source, param: Param, q: Quantization) -> Iterator[tup
                 array[:, rows] = part.T
             else:
                 array[rows] = part
-    yield from zip(stored, arrays, strict=True)
+    yield from zip(stored, made, strict=True)
 
 
 def _row_blocks(source: Source, param: Param, q: Quantization) -> Iterator[NDArray[np.floating[Any]]]:
     for part in param.parts:
         shape = source.tensors[part].shape
-        columns = shape[1] if len(shape) == 2 else 1
+        columns = math.prod(shape[1:])
         # whole heads, so that a GGUF source can undo its row order in every block
-        unit = source.model.head_dim if len(shape) == 2 else shape[0]
+        unit = source.model.head_dim if len(shape) == 2 else shape[0] if len(shape) == 1 else 1
         step = max(1, _BLOCK_ELEMENTS // columns // unit) * unit
         for start in range(0, shape[0], step):
             block = source.load(part, start, min(shape[0], start + step))
             if param.offset:
                 block = block.astype(np.float32) + np.float32(param.offset)
-            yield to_dtype(block, q.dtype, part)
+            yield to_dtype(block.reshape(-1, shape[-1]) if len(shape) == 3 else block, q.dtype, part)

@@ -38,22 +38,26 @@ class ReadBack:
             row = 0
             for part in param.parts:
                 self._place[part] = (param, row)
-                row += source.tensors[part].shape[0]
+                shape = source.tensors[part].shape
+                row += shape[0] if len(shape) < 3 else 0  # experts in one tensor: the only part
         self._last: tuple[str, NDArray[np.float32]] | None = None
 
     def load(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.floating[Any]]:
         """Rows start..stop of a tensor, float32."""
         param, row = self._place[name]
         if self._last is None or self._last[0] != param.name:
-            self._last = (param.name, self._read(param))
+            whole = self._read(param)
+            self._last = (param.name, whole.reshape(param.shape) if len(self.tensors[name].shape) == 3 else whole)
         rows = self.tensors[name].shape[0]
         return self._last[1][row + start : row + (rows if stop is None else min(stop, rows))]
 
     def _read(self, param: Param) -> NDArray[np.float32]:
         found = [self._cache.read(stored.name) for stored in stored_tensors(param, self._q)]
+        if param.kind == "experts":
+            found = [array.reshape(-1, array.shape[-1]) for array in found]
         if len(found) == 1:
             whole: NDArray[np.float32] = found[0].astype(np.float32) - np.float32(param.offset)
             return whole
         if self._q.transposed and param.kind == "linear":
             found = [array.T for array in found]
-        return unpack(found[0], found[1], param.shape[1], self._q)
+        return unpack(found[0], found[1], param.shape[-1], self._q)

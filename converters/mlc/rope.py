@@ -68,7 +68,7 @@ def yarn_range(base: float, head_dim: int, scaling: RopeScaling) -> tuple[float,
 def scaling_for_tvm(config: DecoderConfig) -> dict[str, Any]:
     """rope_scaling of TVM's cache; {} if there is none."""
     s = config.rope_scaling
-    if s is None:
+    if s is None or s.kind == "linear":  # it has a factor on positions besides
         return {}
     if s.kind == "yarn":
         first, last = yarn_range(config.rope_base, config.head_dim, s)

@@ -98,7 +98,8 @@ class TvmBackend:
     def _read_facts(self) -> ModelFacts:
         c, config = self._folder.decoder_config, self._folder.config
         n_q, n_kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
-        layer = c.n_embd * (2 * n_q + 2 * n_kv + 3 * c.n_ff + 2)
+        n_ff = c.n_expert * c.n_ff_expert if c.n_expert else c.n_ff
+        layer = c.n_embd * (2 * n_q + 2 * n_kv + 3 * n_ff + c.n_expert + 2)
         # before quantisation
         n_params = c.n_layer * layer + c.n_vocab * c.n_embd * (1 if c.tied else 2) + c.n_embd
         return ModelFacts(

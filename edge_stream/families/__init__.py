@@ -221,6 +221,7 @@ class Family:
     # values that only this family has: ModelConfig.own
     read: Callable[[Keys, int], dict[str, Any]] = lambda _keys, _n_layer: {}
     rotated: Callable[[Keys, int], Sequence[bool]] = lambda _keys, _n_layer: ()  # ModelConfig.rope_layers
+    experts: bool = False  # Llama's layers but for experts in place of every MLP, as in Qwen3: `layer` names them
     # the tensors of a layer after `model.layers.N.`, name -> shape; None: Llama's, see converters/tensor_names.py
     layer: Callable[[ModelConfig, int], Shapes] | None = None
     outside: Callable[[ModelConfig], Shapes] = lambda _model: {}  # tensors outside of layers that Llama does not have
@@ -235,13 +236,18 @@ class Family:
 
     @property
     def plain(self) -> bool:
-        """Whether a layer is Llama's but for the fields above, so that converters/reference.py can compute it."""
+        """Whether a layer's tensors are Llama's but for the fields above."""
         return self.layer is None
+
+    @property
+    def computed(self) -> bool:
+        """Whether converters/reference.py can compute it."""
+        return self.plain or self.experts
 
     @property
     def compiles(self) -> bool:
         """Whether the decoder compiled with TVM (converters/mlc/model.py) supports it."""
-        return self.mlc.known and self.plain
+        return self.mlc.known and self.computed
 
 
 @lru_cache(maxsize=1)

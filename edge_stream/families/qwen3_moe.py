@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_stream.families import Family, Gguf, Keys, ModelConfig, Place, Shapes
+from edge_stream.families import Family, Gguf, Keys, Mlc, ModelConfig, Place, Shapes
 from edge_stream.families._layers import (
     attention,
     expert_keys,
@@ -35,11 +35,26 @@ def places(model: ModelConfig, name: str) -> tuple[Place, ...]:
     return place_experts(name, model.own.get("transposed", False)) or (Place(name),)
 
 
+def _mlc_config(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
+    own = model.own
+    return config | {
+        "attention_bias": model.qkv_bias,
+        "num_experts": own["n_expert"],
+        "num_experts_per_tok": own["n_expert_used"],
+        "moe_intermediate_size": own["n_ff_expert"],
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": True,
+    }
+
+
 FAMILY = Family(
     model_type="qwen3_moe",
     hf_class="Qwen3MoeForCausalLM",
     models="Qwen3 with experts (30B-A3B, 235B-A22B, Coder)",
     gguf=Gguf(arch="qwen3moe", read_back=False, keys=expert_keys, places=places),
+    mlc=Mlc(qkv_name="c_attn", qkv_bias=True, config=_mlc_config),
+    qk_norm=True,
+    experts=True,
     normal=expert_names,
     read=read,
     layer=layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edge_stream.families import Keys, ModelConfig
+from edge_stream.families import Keys, Mlc, ModelConfig
 from edge_stream.families._layers import expert_keys
 from edge_stream.families.qwen3_moe import FAMILY as QWEN3_MOE
 from edge_stream.families.qwen3_moe import read as read_experts
@@ -30,6 +30,8 @@ FAMILY = replace(
     hf_class="Qwen3VLMoeForConditionalGeneration",
     models="Qwen3-VL with experts (text)",
     gguf=replace(QWEN3_MOE.gguf, arch="qwen3vlmoe", keys=_keys, lacks=lacks, notes=dropped),
+    mlc=Mlc(known=False),
+    experts=False,
     read=_read,
     left_out=QWEN3_VL.left_out,
     defaults=dict(QWEN3_MOE.defaults) | {"norm_topk_prob": True},

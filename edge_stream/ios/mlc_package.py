@@ -29,12 +29,13 @@ def memory_plan(folder: MlcFolder) -> dict[str, int]:
     size, chunk = 2 if f16 else 4, c.prefill_chunk
     n_ctx = int(folder.config["sliding_window_size"])
     row = 2 * c.n_layer * c.n_head_kv * c.head_dim
-    widest = max(c.n_vocab * c.n_embd, 2 * c.n_ff * c.n_embd)
+    n_ff = c.n_expert_used * c.n_ff_expert if c.n_expert else c.n_ff  # experts are not dequantised whole
+    widest = max(c.n_vocab * c.n_embd, 0 if c.n_expert else 2 * n_ff * c.n_embd, c.n_head * c.head_dim * c.n_embd)
     heads = (c.n_head + 2 * c.n_head_kv) * c.head_dim
     return {
         "weights": sum(path.stat().st_size for path in folder.path.glob("params_shard_*.bin")),
         "cache": (n_ctx + chunk) * row * size,
-        "scratch": (chunk * (3 * c.n_ff + 4 * c.n_embd + heads) + (widest if folder.quantization.bits else 0)) * size,
+        "scratch": (chunk * (3 * n_ff + 4 * c.n_embd + heads) + (widest if folder.quantization.bits else 0)) * size,
         "app": RESERVE,
     }
 

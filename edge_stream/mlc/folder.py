@@ -59,10 +59,17 @@ class MlcFolder:
         for name in ("n_layer", "n_embd", "n_ff", "n_head", "n_head_kv", "head_dim", "n_vocab"):
             if not isinstance(counts[name], int) or not 1 <= counts[name] <= 1 << 24:
                 raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {name} is {counts[name]!r}")
+        m = self.config["model_config"]
+        sizes = (config.n_expert, config.n_expert_used, config.n_ff_expert)
+        if self.family.experts and not (all(isinstance(n, int) for n in sizes) and 1 <= sizes[1] <= sizes[0] <= 4096):
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {sizes[1]!r} of {sizes[0]!r} experts are used")
+        if self.family.experts and not 1 <= sizes[2] <= 1 << 24:
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: moe_intermediate_size is {sizes[2]!r}")
+        if self.family.experts and m.get("norm_topk_prob") is not True:
+            raise UnsupportedModelError(f"{self.path.name} does not make its experts' weights add up to 1")
         if config.n_head % config.n_head_kv or config.head_dim % 2:
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {config.n_head} heads share {config.n_head_kv}")
         float(config.rope_base), float(config.norm_eps)
-        m = self.config["model_config"]
         if any(len(layers) not in (0, config.n_layer) for layers in (config.rope_layers, config.swa_layers)):
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: it does not describe {config.n_layer} layers")
         if not (config.attn_scale > 0.0 and isinstance(config.n_swa, int) and config.n_swa >= any(config.swa_layers)):
@@ -125,7 +132,7 @@ class MlcFolder:
         found: list[tuple[str, tuple[int, ...], str]] = []
 
         def add(name: str, *shape: int, kind_of: str = "") -> None:
-            role = kind_of or ("linear" if len(shape) == 2 else "plain")
+            role = kind_of or {1: "plain", 2: "linear", 3: "experts"}[len(shape)]
             param = Param(self.family.mlc.rename(name), (), role, 0.0, shape)
             found.extend((t.name, t.shape, t.dtype) for t in stored_tensors(param, q))
 
@@ -145,6 +152,11 @@ class MlcFolder:
             if c.post_norms:
                 add(p + "pre_feedforward_layernorm.weight", c.n_embd)
                 add(p + "post_feedforward_layernorm.weight", c.n_embd)
+            if c.n_expert:
+                add(p + "mlp.gate.weight", c.n_expert, c.n_embd, kind_of="plain")
+                add(p + "mlp.moe_gate_up_proj.weight", c.n_expert, 2 * c.n_ff_expert, c.n_embd)
+                add(p + "mlp.moe_down_proj.weight", c.n_expert, c.n_embd, c.n_ff_expert)
+                continue
             add(p + "mlp.gate_up_proj.weight", 2 * c.n_ff, c.n_embd)
             add(p + "mlp.down_proj.weight", c.n_embd, c.n_ff)
         add("model.norm.weight", c.n_embd)

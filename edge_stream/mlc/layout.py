@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.converters.mlc.quantization import Quantization
@@ -26,14 +27,18 @@ def blocked_shape(name: str, shape: tuple[int, ...], dtype: str, q: Quantization
     """A stored tensor's shape and dtype in the decoder. Vectors keep their shape; float16 becomes float32."""
     if len(shape) == 1:
         return shape, "float32"
-    rows, columns = shape[::-1] if _transposed(name, q) else shape
-    return (-(-rows // lanes.block), columns, lanes.block), dtype if dtype == "uint32" else "float32"
+    *n, rows, columns = shape[::-1] if _transposed(name, q) else shape
+    blocks = -(-rows // lanes.block) * (n[0] if n else 1)  # every expert begins a block
+    return (blocks, columns, lanes.block), dtype if dtype == "uint32" else "float32"
 
 
 def fill(name: str, stored: NDArray[Any], out: NDArray[Any], q: Quantization) -> None:
     """Copy a stored tensor into the decoder's, which has its blocked_shape."""
     if stored.ndim == 1:
         out[:] = stored
+    elif stored.ndim == 3:
+        for expert, blocks in zip(stored, np.split(out, len(stored)), strict=True):
+            block_rows(expert, blocks)
     else:
         block_rows(stored.T if _transposed(name, q) else stored, out)
 

@@ -14,7 +14,7 @@ from tvm.target import Target
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.model import Decoder
 from edge_stream.converters.mlc.quantization import Quantization
-from edge_stream.mlc.kernels import ROWS, Lanes, linear
+from edge_stream.mlc.kernels import ROWS, Lanes, experts, linear
 from edge_stream.mlc.kernels.attention import NO_WINDOW, attention
 from edge_stream.mlc.kernels.elementwise import gated
 
@@ -61,6 +61,29 @@ def blocked(lanes: Lanes) -> type[Any]:
             weights = [self.q_weight, self.q_scale] if self.bits else [self.weight]
             return nn.op.tensor_ir_op(function, name, [x, *weights], nn.Tensor.placeholder(shape, "float32"))
 
+    class BlockedStack(nn.Module):  # type: ignore[misc]
+        """The matrices of n experts; each begins a block."""
+
+        def __init__(self, n: int, rows: int, columns: int, q: Quantization):
+            super().__init__()
+            self.n, self.rows, self.columns, self.bits = n, rows, columns, q.bits
+            blocks, groups = n * -(-rows // lanes.block), -(-columns // 32)
+            if q.bits:
+                self.q_weight = nn.Parameter((blocks, groups * 4, lanes.block), "uint32")
+                self.q_scale = nn.Parameter((blocks, groups, lanes.block), "float32")
+            else:
+                self.weight = nn.Parameter((blocks, columns, lanes.block), "float32")
+
+        def forward(self, x: nn.Tensor, chosen: nn.Tensor, share: int) -> nn.Tensor:
+            """See Stack.forward."""
+            m = int(chosen.shape[0]) * int(chosen.shape[1])
+            kernel = experts.matmul_q4 if self.bits else experts.matmul_f32
+            function = kernel(m, int(chosen.shape[1]), share, self.n, self.rows, self.columns, lanes)
+            weights = [self.q_weight, self.q_scale] if self.bits else [self.weight]
+            out = nn.Tensor.placeholder((m, self.rows), "float32")
+            return nn.op.tensor_ir_op(function, "experts", [x, chosen, *weights], out)
+
+    BlockedMatrix.stack = BlockedStack
     return BlockedMatrix
 
 

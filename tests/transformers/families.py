@@ -13,14 +13,14 @@ import tiny_checkpoints as tiny
 import torch
 import transformers
 from awkward_strings import decomposed, mixed_case
-from family_configs import FAMILIES, SHAPE, TOWERS
+from family_configs import BRANCH_ENDS, FAMILIES, GENTLE, SHAPE, SOFT, TOWERS
 
 # tokens that llama.cpp's converter looks up
 MORE_TOKENS: dict[str, tuple[str, ...]] = {"glm4": ("<|user|>",)}
 
 
-def write(folder: Path, name: str) -> transformers.PreTrainedModel:
-    """Write a checkpoint of FAMILIES; the model, in float64."""
+def write(folder: Path, name: str, gentle: bool = True) -> transformers.PreTrainedModel:
+    """Write a checkpoint of FAMILIES; the model, in float64. gentle: see GENTLE."""
     kind, changes, tokenizer = (FAMILIES | MLC_ONLY)[name]
     shape = {k: v for k, v in (SHAPE | changes).items() if k != "head_dim" or v}
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -32,6 +32,8 @@ def write(folder: Path, name: str) -> transformers.PreTrainedModel:
         config = getattr(transformers, kind)(**shape)
         model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     randomise(model)
+    if gentle and name in GENTLE:
+        soften(model)
     model.save_pretrained(folder)
     if name in PACKED:
         _pack(folder, model, PACKED[name])
@@ -129,12 +131,34 @@ def randomise(model: torch.nn.Module) -> None:
                 values.normal_(0.0, gain / values.shape[-1] ** 0.5)
 
 
+def soften(model: torch.nn.Module) -> None:
+    """See GENTLE."""
+    for name, values in model.named_parameters():
+        if name.split(".")[-2] in BRANCH_ENDS:
+            with torch.no_grad():
+                values.mul_(SOFT)
+
+
+class TableGelu(torch.nn.Module):
+    """GELU as ggml has it on the CPU: a table over float16, of float16 values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        found = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().to(x.dtype)
+        return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, found))
+
+
 # ---------------------------------------------------------------------------------------------------------
 # what differs, and why
 # ---------------------------------------------------------------------------------------------------------
 
 # the tokenizer's kind -> strings that llama.cpp cannot tokenise as the original does; the conversion says so
-KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {"tekken": mixed_case, "qwen2": decomposed, "qwen35": decomposed}
+KNOWN_TOKENS: dict[str, Callable[[str], bool]] = {
+    "tekken": mixed_case,
+    "gpt-4o": mixed_case,
+    "qwen2": decomposed,
+    "qwen35": decomposed,
+}
 NOT_IN_LLAMA_CPP: dict[str, str] = {
     "nemotron_h": "with transformers 5 its converter takes every Nemotron-H for one with experts",
 }
@@ -171,6 +195,10 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
         *("feed_forward_length", "tokenizer.ggml.unknown_token_id"),
         *("GGUF.tensor_count", "general.size_label"),
     ),
+    "gemma3n-e2b": (
+        *("feed_forward_length", "tokenizer.ggml.unknown_token_id"),
+        *("GGUF.tensor_count", "general.size_label"),
+    ),
     "phi3-longrope": ("rope.scaling.type",),  # theirs leaves the kind of scaling out
     "falcon_h1-tied": ("GGUF.tensor_count", "general.size_label"),  # see MORE_TENSORS
 }
@@ -178,4 +206,5 @@ DIFFERENT_IN: dict[str, tuple[str, ...]] = {
 MORE_TENSORS = {"falcon_h1-tied": {"output.weight"}}
 # llama.cpp cannot load theirs: it demands keys of layers that share others, which transformers 5 leaves out
 _SHARED = ("attn_k.weight", "attn_k_norm.weight", "attn_v.weight")
-MORE_TENSORS["gemma3n-shared"] = {f"blk.{layer}.{name}" for layer in (20, 21) for name in _SHARED}
+for _name, _last in (("gemma3n-shared", 22), ("gemma3n-e2b", 30)):
+    MORE_TENSORS[_name] = {f"blk.{layer}.{name}" for layer in range(20, _last) for name in _SHARED}

@@ -26,7 +26,7 @@ from edge_stream import Engine  # noqa: E402
 
 N_CTX, N_KEEP = 51, 4
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(10, 600, 4 * N_CTX)]
-NAMES = ("llama", "ministral3", "mistral3", "smollm3", "gemma3")
+NAMES = ("llama", "ministral3", "mistral3", "smollm3", "gemma3", "qwen3_moe")
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -5,7 +5,9 @@ public struct HubRepository: Sendable, Equatable {
     public let name: String
 
     /// Offered before anything is typed: sizes that a phone can hold.
-    public static let suggested = ["mistralai/Ministral-3-3B-Instruct-2512-GGUF"]
+    public static let suggested = [
+        "mistralai/Ministral-3-3B-Instruct-2512-GGUF", "ggml-org/SmolLM3-3B-GGUF", "ggml-org/gemma-3-1b-it-GGUF",
+    ]
 
     /// `user/repo`, with or without `hf:` or the address before it. Nil for anything else.
     public init?(_ text: String) {
