@@ -73,6 +73,31 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
 
+build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_FUZZ=ON \
+	    -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' $(CMAKE_ARGS) \
+	    > build/cmake-fuzz.log || (cat build/cmake-fuzz.log; false)
+	$(BIN)/cmake --build build/fuzz --target es_fuzz
+	touch $@
+
+endurance: endurance-fuzz endurance-kill endurance-poor endurance-rude endurance-chat endurance-tokens ## all of the below (a day); every part goes on where it was stopped
+
+FUZZ_PYTHON := checkpoints gguf mlc http
+FUZZ_NATIVE := gguf session log template request schema grammar answer
+endurance-fuzz: $(FUZZ_PYTHON:%=endurance-fuzz-%) $(FUZZ_NATIVE:%=endurance-fuzz-native-%) ## N=100000 hostile inputs to each reader (the native ones need clang)
+
+endurance-fuzz-native-%: build/fuzz/.stamp
+	$(BIN)/python native/fuzz/run.py $* $(if $(N),-n $(N))
+
+endurance-fuzz-%: build
+	$(BIN)/python tests/fuzz/run.py $* $(if $(N),-n $(N))
+
+audit: $(BIN)/.stamp-python ## ask PyPI for known vulnerabilities of every package in .venv
+	test -e build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > build/audit/frozen.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/frozen.txt
+
 ios-test: build ## build EdgeStreamKit without warnings and test it with the demo model; parse every Swift file (needs Swift 6)
 	@command -v swift > /dev/null || { echo "ios-test needs the Swift 6 toolchain: swift is not on PATH"; exit 1; }
 	swiftc -frontend -parse $$(git ls-files 'ios_demo/*.swift')
