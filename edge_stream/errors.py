@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-
 LONGEST = 1000  # characters of a message
 
 
 def one_line(text: str) -> str:
-    """A text that may have parts of a hostile file, for a terminal: control characters escaped, at most LONGEST long."""
+    """A text that may have parts of a hostile file, for a terminal: control characters escaped, LONGEST at most."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: LONGEST + 1])
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 

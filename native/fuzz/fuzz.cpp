@@ -46,6 +46,17 @@ std::string fuzz_read(const std::string & path) {
     return { std::istreambuf_iterator<char>(in), {} };
 }
 
+uint32_t fuzz_crc(uint32_t crc, const void * data, size_t n) {
+    crc = ~crc;
+    for (size_t i = 0; i < n; ++i) {
+        crc ^= ((const uint8_t *) data)[i];
+        for (int k = 0; k < 8; ++k) {
+            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+        }
+    }
+    return ~crc;
+}
+
 fuzz_watch::fuzz_watch() {
     signal(SIGPROF, [](int) {
         static const char text[] = "10 s of CPU time\n";
@@ -106,3 +117,6 @@ void fuzz_seeds(const std::function<void()> & make) {
         _exit(0);
     }
 }
+
+// llama.cpp's common.cpp takes the address of this one where nothing comes: see CMakeLists.txt.
+void common_log_default_callback(ggml_log_level, const char *, void *) {}

@@ -16,14 +16,17 @@ std::string fuzz_path(const char * name);
 
 std::string fuzz_read(const std::string & path);
 
+// CRC-32 as es_crc32 has it, which libedge_stream does not export.
+uint32_t fuzz_crc(uint32_t crc, const void * data, size_t n);
+
 // The tiny model of the native tests, loaded once.
 llama_model * fuzz_model();
 
 // A context of 64 cells of that model, with f32 keys and values.
 llama_context * fuzz_context();
 
-// From here to the end of the block an input has 10 s of CPU time (libFuzzer's -timeout counts time in which the machine
-// had other work): then it ends as a crash.
+// From here to the end of the block an input has 10 s of CPU time (libFuzzer's -timeout counts time in which the
+// machine had other work): then it ends as a crash.
 class fuzz_watch {
 public:
     fuzz_watch();

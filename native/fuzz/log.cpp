@@ -1,5 +1,4 @@
 // Logs of what was said. Checksums of whole entries are put right before reading.
-#include "file.h"
 #include "fuzz.h"
 
 #include <cassert>
@@ -16,8 +15,8 @@ std::string put_right(std::string file) {
         if (n > file.size() - at - n_record) {
             break;
         }
-        uint32_t crc = es_crc32(0, &file[at + 8], 8);
-        crc          = es_crc32(crc, file.data() + at + n_record, n);
+        uint32_t crc = fuzz_crc(0, &file[at + 8], 8);
+        crc          = fuzz_crc(crc, file.data() + at + n_record, n);
         memcpy(&file[at + 4], &crc, 4);
         at += n_record + n;
     }

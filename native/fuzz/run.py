@@ -1,7 +1,7 @@
 """Run a native fuzzer: run.py TARGET -n 100000. Resumes: what earlier runs found to be new is kept, and counts.
 
-The programs are built by `make build/fuzz/.stamp` (clang, libFuzzer, address and undefined-behaviour sanitizers). A crash,
-10 s of CPU time for one input, or more than 2 GiB of memory end the run; the input is left in build/endurance.
+The programs are built by `make build/fuzz/.stamp` (clang, libFuzzer, address and undefined-behaviour sanitizers). A
+crash, 10 s of CPU time for one input, or more than 2 GiB of memory end the run; the input is left in build/endurance.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 // Session files. Sizes and checksums of sections are put right before reading, or no change would get further than
 // them.
-#include "file.h"
 #include "fuzz.h"
 
 #include <algorithm>
@@ -19,9 +18,9 @@ std::string put_right(std::string file) {
         memcpy(&file[at + 8], &size, 8);
         uint32_t tag = 0;
         memcpy(&tag, &file[at], 4);
-        uint32_t crc = es_crc32(0, &tag, 4);
-        crc          = es_crc32(crc, &size, 8);
-        crc          = es_crc32(crc, file.data() + at + n_section, size);
+        uint32_t crc = fuzz_crc(0, &tag, 4);
+        crc          = fuzz_crc(crc, &size, 8);
+        crc          = fuzz_crc(crc, file.data() + at + n_section, size);
         memcpy(&file[at + 4], &crc, 4);
         at += n_section + size;
     }

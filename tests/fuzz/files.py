@@ -37,11 +37,12 @@ def convert(src: Path, out: Path) -> str:
         finally:
             source.close()
     except EdgeStreamError as error:
-        left = [p.name for p in out.iterdir()]
-        assert not left, f"{left} is left behind after: {error}"
-        return refused_well(error)
-    (out / "m.gguf").unlink()
-    return "read"
+        said = refused_well(error)
+    else:
+        (out / "m.gguf").unlink()
+        said = "read"
+    assert not list(out.iterdir()), f"something is left behind: {said}"
+    return said
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def answer(url: tuple[str, int], data: bytes) -> tuple[bytes, bool]:
             sock.sendall(data)
             while part := sock.recv(1 << 16):
                 parts.append(part)
-        except socket.timeout:
+        except TimeoutError:
             return b"".join(parts), False
         except OSError:  # it was closed before all was sent
             pass

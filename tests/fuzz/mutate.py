@@ -37,7 +37,7 @@ def change_value(rng: random.Random, value: Any) -> Any:
         i = rng.randrange(len(value))
         return value[:i] + rng.choice(("", "\x00", '"', "\\", "é", "\ud83d", value)) + value[i + rng.randrange(2) :]
     if isinstance(value, list) and value:
-        return rng.choice((value * 3, value[:-1], [value], value + [rng.choice(VALUES)]))
+        return rng.choice((value * 3, value[:-1], [value], [*value, rng.choice(VALUES)]))
     return [value]
 
 

@@ -1,7 +1,7 @@
 """Fuzz what is written in Python: `python tests/fuzz/run.py TARGET -n 100000`. Resumes where it was stopped.
 
-Input i of a target is the same in every run. A failure, a hang (10 s of CPU time) or growing memory ends the run with the number of
-the input; `--only I` tries it again. Figures: a JSON object, printed and kept beside the state.
+Input i of a target is the same in every run. A failure, a hang (10 s of CPU time) or growing memory ends the run with
+the number of the input; `--only I` tries it again. Figures: a JSON object, printed and kept beside the state.
 """
 
 from __future__ import annotations
