@@ -36,6 +36,21 @@ inline void fuzz_rules(const char * json) {
     }
 }
 
+inline void fuzz_answer(es_chat_request * request, const std::string & answer) {
+    const char *     out    = nullptr;
+    es_chat_parser * parser = nullptr;
+    if (es_chat_parser_init(request, "", &parser) == ES_OK) {
+        for (size_t i = 0; i < answer.size(); i += 7) {
+            const std::string part = answer.substr(i, 7);
+            if (es_chat_parser_push(parser, part.data(), part.size(), i + 7 >= answer.size(), &out) != ES_OK) {
+                break;
+            }
+        }
+        (void) es_chat_parser_message(parser, &out);
+        es_chat_parser_free(parser);
+    }
+}
+
 inline void fuzz_request(const es_chat * chat, const std::string & json, const std::string & answer) {
     es_chat_request * request = nullptr;
     if (es_chat_request_init(chat, json.c_str(), &request) != ES_OK) {
@@ -51,17 +66,7 @@ inline void fuzz_request(const es_chat * chat, const std::string & json, const s
     if (es_chat_request_info(request, &out) == ES_OK) {
         fuzz_rules(out);
     }
-    es_chat_parser * parser = nullptr;
-    if (es_chat_parser_init(request, "", &parser) == ES_OK) {
-        for (size_t i = 0; i < answer.size(); i += 7) {
-            const std::string part = answer.substr(i, 7);
-            if (es_chat_parser_push(parser, part.data(), part.size(), i + 7 >= answer.size(), &out) != ES_OK) {
-                break;
-            }
-        }
-        (void) es_chat_parser_message(parser, &out);
-        es_chat_parser_free(parser);
-    }
+    fuzz_answer(request, answer);
     es_chat_request_free(request);
 }
 

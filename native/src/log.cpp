@@ -27,6 +27,7 @@ error_log & errors() {
 // The reason for these is in the line before; one of "failed to load model" may also follow a colon.
 bool is_summary(const std::string & line) {
     return line.find("gguf_init_from_reader: failed to read") != std::string::npos ||
+           line.find("failed to parse grammar") != std::string::npos ||
            (line.find("failed to load model") != std::string::npos &&
             line.find("failed to load model:") == std::string::npos);
 }
