@@ -1,12 +1,12 @@
-"""kill -9, or a loss of power, at random moments: is anything lost that is older than the unfinished turn, or half-written?
+"""kill -9, or a loss of power, at random moments: is more lost than the unfinished turn, or a file half-written?
 
     python benchmarks/kills.py chat --kills 20
     python benchmarks/kills.py convert --power --kills 20
 
-A scenario is run until it is killed, then what it left is examined, and it goes on from there. Power is cut before a random
-write, fsync, rename or removal by a preload (native/tests/power.c), and what is examined is the worst that a disk may hold
-then, in two ways: with names as they were when their folder was last synced, and with all names, but in both of each file
-only what was synced. Figures are kept in build/endurance and added to.
+A scenario is run until it is killed, then what it left is examined, and it goes on from there. Power is cut before a
+random write, fsync, rename or removal by a preload (native/tests/power.c), and what is examined is the worst that a
+disk may hold then, in two ways: with names as they were when their folder was last synced, and with all names, but in
+both of each file only what was synced. Figures are kept in build/endurance and added to.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHIM = ROOT / "build" / "endurance" / "libpower.so"
 CLI = [sys.executable, "-m", "edge_stream.cli"]
 
 
-class Ended(Exception):  # noqa: N818
+class Ended(Exception):
     """The process was killed."""
 
 
@@ -255,7 +255,7 @@ def digest(path: Path) -> str:
 
 
 class Replaces(Scenario):
-    """A command that replaces one file or folder: there is the old one or the new one, and nothing else after a second run."""
+    """A command that replaces a file or folder: there is the old or the new one, and nothing else after a second run."""
 
     name, changes = "", True
 
@@ -338,8 +338,39 @@ class Train(Replaces):
     def command(self, folder: Path | None = None, variant: int | None = None) -> list[str]:
         text = Path(self.model if Path(self.model).suffix == ".txt" else __file__)
         seed = str(self.variant if variant is None else variant)
-        sizes = "--layers 1 --width 32 --heads 2 --vocab 300 -c 32 -b 2 -n 4000 --save-every 5 -t 1 --device cpu".split()
-        return [*CLI, "train", str(text), *sizes, "--seed", seed, "--overwrite", "-o", str((folder or self.folder) / self.name)]
+        sizes = [
+            "--layers",
+            "1",
+            "--width",
+            "32",
+            "--heads",
+            "2",
+            "--vocab",
+            "300",
+            "-c",
+            "32",
+            "-b",
+            "2",
+            "-n",
+            "4000",
+            "--save-every",
+            "5",
+            "-t",
+            "1",
+            "--device",
+            "cpu",
+        ]
+        return [
+            *CLI,
+            "train",
+            str(text),
+            *sizes,
+            "--seed",
+            seed,
+            "--overwrite",
+            "-o",
+            str((folder or self.folder) / self.name),
+        ]
 
 
 SCENARIOS: dict[str, type[Scenario]] = {

@@ -153,7 +153,7 @@ def test_vectors_that_kernels_abort_over(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(EdgeStreamError, match="output_norm.weight is a vector of type f16, not f32"):
+    with pytest.raises(EdgeStreamError, match=r"output_norm\.weight is a vector of type f16, not f32"):
         Engine.load(tmp_path / "bad.gguf", n_ctx=64)
 
 
@@ -202,7 +202,10 @@ STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bad grammar": (lambda s: next(s.generate(1, sampling=Sampling(grammar='root ::= "'))), "grammar"),
     "bad JSON schema": (lambda s: next(s.generate(1, sampling=Sampling(json_schema="{"))), "JSON schema"),
     "a grammar without an end": (lambda s: grammar(s, 'root ::= "a'), "cannot be parsed: "),
-    "a grammar's text is one line": (lambda s: grammar(s, "root ::= (\n\x1b[2J"), r"cannot be parsed: .*\?\?\[2J$"),
+    "a grammar's text is one line": (
+        lambda s: grammar(s, "root ::= (\n\x1b[2J"),
+        r"cannot be parsed: expecting .* at \?\[2J$",
+    ),
     "a grammar with repeats backwards": (lambda s: grammar(s, 'root ::= "a"{5,3}'), "at least 5 times and at most 3"),
     "a grammar of millions": (lambda s: grammar(s, f'root ::= "{"a" * 9999}"' + "{2000}"), "repeats too much"),
     "a grammar of too many": (lambda s: grammar(s, 'root ::= "a"{99999999999999999999}'), "repeats too much"),
