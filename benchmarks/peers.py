@@ -6,7 +6,8 @@ named with the reason. Then they are measured in turns, each in a process of its
 
 prefill: a text of 1,000 random tokens. decode: the tokens after it, given one by one; edge-stream's stream is full
 (n_ctx 1024) and slides with each, the others hold 1,000 tokens and what follows. peak: the largest resident memory of
-the process. first token: from the start of a process to the first token of a short prompt's answer.
+the process. first token: from the start of a process to the first token of a short prompt's answer, taken last, when no
+other engine's process is left.
 """
 
 from __future__ import annotations
@@ -218,8 +219,7 @@ class Worker:
     def measure(self, n: int, seed: int) -> None:
         """One turn."""
         read, written, peak = self.text(N_PROMPT, n, seed)
-        turn = {"decode tok/s": n / written, "prefill tok/s": N_PROMPT / read, "peak MiB": peak}
-        self.rounds.append({**turn, "first token ms": self.first()})
+        self.rounds.append({"decode tok/s": n / written, "prefill tok/s": N_PROMPT / read, "peak MiB": peak})
         print(self.name, {key: round(value, 1) for key, value in self.rounds[-1].items()}, file=sys.stderr)
 
     def close(self) -> None:
@@ -276,14 +276,17 @@ def main() -> None:
         for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
             worker.measure(args.n, i + 1)
         loads.append(os.getloadavg()[0])
+    for worker in workers:
+        worker.close()
+    for i in range(args.rounds):
+        for worker in workers:
+            worker.rounds[i]["first token ms"] = worker.first()
     # one measured process at a time keeps it at the number of threads; what is above comes from others
     busy = f"load average {min(loads):.1f} to {max(loads):.1f}"
     print(f"{args.threads} threads; instruction sets: {instructions()}; {busy}.\n")
     rows = [row(worker, workers[0]) for worker in workers]
     print(markdown(rows, list(rows[0])))
     print("\n".join(["", *missing]) if missing else "")
-    for worker in workers:
-        worker.close()
 
 
 if __name__ == "__main__":

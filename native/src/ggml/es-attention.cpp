@@ -74,10 +74,11 @@ struct Q4_0 : Scaled<2 + BLOCK / 2> {
 // kernels, for N_ROWS query rows
 //
 
+// Into the second cache: the first has no room for a tile beside the next one.
 inline void prefetch(const char * p, size_t n) {
 #if defined(__GNUC__)
     for (size_t i = 0; i < n; i += 64) {
-        __builtin_prefetch(p + i);
+        __builtin_prefetch(p + i, 0, 2);
     }
 #else
     (void) p, (void) n;

@@ -6,7 +6,10 @@
 // that thread may have lost its own for milliseconds; and it may be queueing for the very core on which the spinner
 // burns its time, in which case every meeting costs a time slice. So a thread spins for a tenth of a millisecond, then
 // sleeps; and it does not spin at all while another thread of the meeting was last seen on its own core.
-// benchmarks/waiting.py measures it.
+//
+// Two such sleepers look to Linux like threads that need little, and it may leave them on their core for seconds while
+// another one idles. So one of them moves after some such meetings, and waits longer before the next time if that did
+// not help. benchmarks/waiting.py measures it.
 //
 // EDGE_STREAM_WAIT=adaptive (default) | sleep (never spins) | stock (llama.cpp's own barrier)
 #pragma once
@@ -53,6 +56,9 @@ static void es_relax(atomic_int * word, int value, int n) {
 
 #define ES_SPIN_NS 100000
 #define ES_N_SLOTS 64
+#define ES_N_SHARED 64          // meetings on a shared core, one after another, until a thread moves
+#define ES_PATIENCE_NS 10000000 // from one move to the next at least
+#define ES_MAX_PATIENCE_NS 1000000000
 
 static atomic_int       es_n_sleeping;       // waiting threads that must be woken
 static atomic_int       es_n_threads;        // threads that ever met
@@ -62,29 +68,73 @@ static int64_t es_sighting(int meeting, int core) {
     return (int64_t) ((uint64_t) (uint32_t) meeting << 32 | (uint32_t) core);
 }
 
+static int64_t es_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+// The first other thread that was on the core when it came to this meeting or to the one before; ES_N_SLOTS if none
+// was. cores, if not NULL: those of all that came.
+static int es_first_on(int meeting, int slot, int core, cpu_set_t * cores) {
+    const int n_slots = atomic_load_explicit(&es_n_threads, memory_order_relaxed);
+    int       first   = ES_N_SLOTS;
+    for (int i = 0; i < n_slots && i < ES_N_SLOTS; ++i) {
+        const int64_t seen = atomic_load_explicit(&es_seen[i], memory_order_relaxed);
+        const int     its  = (int) (uint32_t) seen;
+        if (i != slot && (seen == es_sighting(meeting, its) || seen == es_sighting(meeting - 1, its))) {
+            first = its == core && i < first ? i : first;
+            if (cores) {
+                CPU_SET(its, cores);
+            }
+        }
+    }
+    return first;
+}
+
+// Move this thread to a core on which no other one was seen at this meeting, if it may run there and there is any. Its
+// affinity is afterwards what it was.
+static void es_leave_core(int meeting, int slot) {
+    cpu_set_t allowed, taken, others;
+    CPU_ZERO(&taken);
+    (void) es_first_on(meeting, slot, -1, &taken);
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+        CPU_AND(&others, &allowed, &taken);
+        CPU_XOR(&others, &others, &allowed);
+        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof(others), &others) == 0) {
+            (void) sched_setaffinity(0, sizeof(allowed), &allowed);
+        }
+    }
+}
+
 // Note on which core this thread comes to the meeting; true if another one that meets here was last seen on it. (A
 // thread of another pool may be taken for one of this pool's: it then sleeps where it might have spun.)
 static bool es_shares_core(int meeting) {
-    static _Thread_local int slot = -1;
+    static _Thread_local int     slot = -1, n_shared = 0;
+    static _Thread_local int64_t moved = 0, patience = ES_PATIENCE_NS;
     if (slot < 0) {
         slot = atomic_fetch_add(&es_n_threads, 1) % ES_N_SLOTS;
     }
     const int core = sched_getcpu();
     atomic_store_explicit(&es_seen[slot], es_sighting(meeting, core), memory_order_relaxed);
-    const int n_slots = atomic_load_explicit(&es_n_threads, memory_order_relaxed);
-    for (int i = 0; i < n_slots && i < ES_N_SLOTS; ++i) {
-        const int64_t seen = atomic_load_explicit(&es_seen[i], memory_order_relaxed);
-        if (i != slot && (seen == es_sighting(meeting, core) || seen == es_sighting(meeting - 1, core))) {
-            return true;
-        }
+    const int other = es_first_on(meeting, slot, core, NULL);
+    if (other == ES_N_SLOTS) {
+        n_shared = 0;
+        return false;
     }
-    return false;
-}
-
-static int64_t es_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+    if (other > slot || ++n_shared < ES_N_SHARED) { // the first of them stays
+        return true;
+    }
+    n_shared          = 0;
+    const int64_t now = es_now_ns();
+    if (now - moved < patience) {
+        return true;
+    }
+    const int64_t longer = patience < ES_MAX_PATIENCE_NS ? 2 * patience : patience;
+    patience             = now - moved < 4 * patience ? longer : ES_PATIENCE_NS; // it was no use: wait longer
+    moved                = now;
+    es_leave_core(meeting, slot);
+    return true;
 }
 
 static void es_spin(atomic_int * word, int value) {

@@ -3,10 +3,12 @@
 #include "ggml-cpu-impl.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "es-vectors.h"
@@ -128,8 +130,8 @@ inline void in_order(Ints & sum) {
 // layouts
 //
 
-constexpr int BLOCK    = 32; // numbers that share a scale
-constexpr int MAX_ROWS = 4;  // rows that share what is unpacked of the matrix, as many as registers hold
+constexpr int BLOCK    = 32;                      // numbers that share a scale
+constexpr int MAX_ROWS = N_VECTORS == 32 ? 8 : 4; // that share what is unpacked of the matrix: registers hold no more
 
 // 32 numbers of a row, rounded to 8 bits as Q8_0 does it
 struct RowBlock {
@@ -342,15 +344,22 @@ void multiply(const void * columns, const RowBlock * rows, int64_t n_blocks, flo
     }
 }
 
+using Multiply = void (*)(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out);
+
+template <class Column, int... N>
+constexpr std::array<Multiply, MAX_ROWS> multiply_kernels(std::integer_sequence<int, N...>) {
+    return { multiply<Column, N + 1>... };
+}
+
 struct Kernels {
-    void (*multiply[MAX_ROWS])(const void * columns, const RowBlock * rows, int64_t n_blocks, float * const * out);
+    std::array<Multiply, MAX_ROWS> multiply; // by rows, less 1
     void (*pack)(const void * data, int64_t begin, int64_t end, int64_t n_blocks, void * out);
     size_t block_size; // bytes of N_COLUMNS columns
     float  zero;
 };
 template <class Column>
 constexpr Kernels kernels = {
-    { multiply<Column, 1>, multiply<Column, 2>, multiply<Column, 3>, multiply<Column, 4> },
+    multiply_kernels<Column>(std::make_integer_sequence<int, MAX_ROWS>()),
     pack<Column>,
     sizeof(Packed<Column>),
     Packed<Column>::ZERO,
