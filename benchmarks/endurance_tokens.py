@@ -4,9 +4,9 @@
     python benchmarks/endurance_tokens.py -m build/endurance/demo-mlc -n 4000000 --text more.txt
 
 Every token is read and predicted. The text is Debian's bible-kjv (`bible -f -l0 gen1:1-rev22:21`, 1.2 million tokens
-of the demo model) and the files given with --text; --repeat begins it again where it ends. Resumable: after every block the
-session and all figures are kept in build/endurance/tokens-NAME, and the next run goes on there. At the end, a stream
-begun a cache's length before the last --tail tokens reads them as well.
+of the demo model) and the files given with --text; --repeat begins it again where it ends. Resumable: session and
+figures are kept in build/endurance/tokens-NAME, and the next run goes on there. At the end, a stream begun a cache's
+length before the last --tail tokens reads them as well.
 
 Aims: perplexity of the tail within 1 % of that; resident memory +0.5 MiB at most from --from on; ms per token of the
 last --timed tokens / of as many from --from on within 2 % (token by token; on a machine with other work this is noise).

@@ -255,7 +255,7 @@ def digest(path: Path) -> str:
 
 
 class Replaces(Scenario):
-    """A command that replaces a file or folder: there is the old or the new one, and nothing else after a second run."""
+    """A command that replaces a file or folder: there is the old or the new one, and nothing else after another run."""
 
     name, changes = "", True
 
