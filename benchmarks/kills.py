@@ -315,7 +315,7 @@ class ConvertMlc(Replaces):
     def command(self, folder: Path | None = None, variant: int | None = None) -> list[str]:
         quantization = ("q4f16_1", "q4f32_1")[self.variant if variant is None else variant]
         out = str((folder or self.folder) / self.name)
-        return [*CLI, "convert", self.model, "--to", "mlc", "--quantize", quantization, "--overwrite", "-o", out]
+        return [*CLI, "convert", self.model, "--to", "mlc", "--quantization", quantization, "--overwrite", "-o", out]
 
 
 class ExportIos(Replaces):
@@ -426,7 +426,9 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="demo")
     parser.add_argument("--kills", type=int, default=20, help="in all, those of earlier runs among them")
     parser.add_argument("--power", action="store_true", help="cut power instead")
-    parser.add_argument("--steps", type=int, default=60, help="with --power: the cut comes within so many operations")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="with --power: chat and serve are cut within so many operations"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     build_shim()
@@ -436,8 +438,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edge-stream-kills-") as folder:
         rng = random.Random(f"{args.seed} {known['kills']}")
         scenario = SCENARIOS[args.scenario](args.model, Path(folder), rng)
+        steps = args.steps
+        if args.power and isinstance(scenario, Replaces):  # whose operations are few: as many as a whole run has
+            whole = Run(scenario.command(), scenario.folder, 0)
+            scenario.work(whole)
+            steps = whole.n_steps
+            whole.forget()
+            scenario.after()
         while known["kills"] < args.kills:
-            one(scenario, (lambda: rng.randint(1, args.steps)) if args.power else None)
+            one(scenario, (lambda: rng.randint(1, steps)) if args.power else None)
             known["kills"] += 1
             found = known | {k: known.get(k, 0) + n for k, n in scenario.counts.items()}
             path.with_suffix(".tmp").write_text(json.dumps(found))
