@@ -5,7 +5,8 @@
     python benchmarks/recall.py perplexity TEXT what a recalled line does to a text that has no use for it
     python benchmarks/recall.py place           where a line that comes back is of most use in a conversation
     python benchmarks/recall.py chat -m demo    facts told in a conversation and asked for 10 and 100 caches later
-    python benchmarks/recall.py speed -m demo   what recall costs: time to the first token, tokens per second, memory
+    python benchmarks/recall.py speed -m demo   what recall costs: time to the first token, tokens per second
+    python benchmarks/recall.py memory -m demo  resident memory along a hundred caches
 
 The facts and questions are in recall_data: written for this, none of a data set. Those named *-tune are what the gate's
 bounds were chosen with; nothing else is measured with them. The dialogue between is chatterbot-corpus of PyPI (BSD),
@@ -15,7 +16,9 @@ in eight languages, which pip downloads; the half of it that belongs to *-tune i
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -25,7 +28,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +230,12 @@ def perplexity(args: argparse.Namespace) -> None:
                 for i, line in enumerate(lines[1:], 1):
                     if how != "off" and since >= RECALL_EVERY and stream.stats.n_evicted:
                         hits = [h for h in log.search(lines[i - 1]) if h.turn < seen.first_held]
-                        if hits:
+                        hit = seen.fitted(hits[0]) if hits else None
+                        if hit:
                             if how == "as text":
-                                stream.feed(hits[0].text + "\n")
+                                stream.feed(hit.text + "\n")
                             else:
-                                stream.recall(hits[0].block)
+                                stream.recall(hit.block)
                             n_notes, since = n_notes + 1, 0
                     tokens = engine.tokenize(line + "\n")
                     seen.add(line, stream.stats.n_past)
@@ -343,25 +347,31 @@ class Talk:
 
     def ask(self, cases: list[tuple[str, str]]) -> tuple[int, int, int]:
         """Right answers with recall and without it, and how often something was recalled. cases: question, answers."""
-        self._conversation.save(self._path)
+        self.save()
         on = off = n_recalled = 0
         for question, answers in cases:
             right, recalled = self._answer(question, answers, N_TOKENS)
             n_recalled += recalled
             on += right
             off += self._answer(question, answers, 0)[0] if recalled else right
-        self._resume(0)
+        self.resume(0)
         return on, off, n_recalled
 
     def _answer(self, question: str, answers: str, n_tokens: int) -> tuple[bool, bool]:
-        self._resume(n_tokens)
-        said = "".join(t.text for t in self._conversation.reply(question, max_tokens=24, sampling=GREEDY))
-        return is_right(said, answers), self._conversation.recalled is not None
+        conversation = self.resume(n_tokens)
+        said = "".join(t.text for t in conversation.reply(question, max_tokens=24, sampling=GREEDY))
+        return is_right(said, answers), conversation.recalled is not None
 
-    def _resume(self, n_tokens: int) -> None:
+    def save(self) -> None:
+        """Keep what was said until now, for resume."""
+        self._conversation.save(self._path)
+
+    def resume(self, n_tokens: int) -> Conversation:
+        """The conversation as it was saved, with entries of so many tokens that may come back."""
         self._conversation.close()
         self._conversation = Conversation.resume(self._engine, self._path)
         self._conversation.use_log(self._log, n_tokens)
+        return self._conversation
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -407,45 +417,144 @@ def chat(args: argparse.Namespace) -> None:
 # speed
 #
 
+N_WRITTEN = 64  # tokens of an answer
+BLOCK = 32  # tokens held between sinks and window
+
 
 def speed(args: argparse.Namespace) -> None:
-    """With recall and without, in turns: the time to the first token of an answer to a question, and tok/s after it."""
-    facts = table("facts")
+    """The time to the first token of an answer and tok/s after it, with what comes back and without, in turns."""
+    rows = [conversation_speed(args), *text_speed(args)]
+    print(markdown(rows, list(rows[0])))
+
+
+Timed = tuple[float, float]  # ms to the first token, tokens per second after it
+
+
+def timed(tokens: Iterable[Any], start: float) -> Timed:
+    """Of an answer that is written while it is iterated over."""
+    times = [time.perf_counter() for _ in tokens]
+    return 1000 * (times[0] - start), (len(times) - 1) / (times[-1] - times[0])
+
+
+def speed_row(what: str, n_tokens: int, on: list[Timed], off: list[Timed]) -> dict[str, Any]:
+    """Medians; on and off are of the same rounds."""
+    pairs = list(zip(on, off, strict=True))
+    return {
+        "read with": what,
+        "tokens": n_tokens,
+        "n": len(pairs),
+        "first_ms_off": statistics.median(first for first, _ in off),
+        "first_ms": statistics.median(first for first, _ in on),
+        "more_ms": statistics.median(with_it[0] - without[0] for with_it, without in pairs),
+        "tok/s / off": statistics.median(with_it[1] / without[1] for with_it, without in pairs),
+    }
+
+
+def conversation_speed(args: argparse.Namespace) -> dict[str, Any]:
+    """A remark in front of the message."""
+    fact, question, _ = table("facts")[0]
     with tempfile.TemporaryDirectory() as folder:
         talk = Talk(args.model, args.ctx_size, Path(folder))
         talk.go_on(args.ctx_size)
-        talk.say([{"role": "user", "content": facts[0][0]}])
+        talk.say([{"role": "user", "content": fact}])
         talk.go_on(2 * args.ctx_size)
-        memory = [resident_mib()]
-        first: dict[int, list[float]] = {0: [], N_TOKENS: []}
-        rate: dict[int, list[float]] = {0: [], N_TOKENS: []}
+        rounds: dict[int, list[Timed]] = {0: [], N_TOKENS: []}
+        read = dict.fromkeys(rounds, 0)
+        talk.save()
         for _ in range(args.rounds):
-            talk._conversation.save(talk._path)
-            for n_tokens in first:
-                talk._resume(n_tokens)
-                start = time.perf_counter()
-                times = [
-                    time.perf_counter()
-                    for _ in talk._conversation.reply(facts[0][1], max_tokens=64, sampling=GREEDY, ignore_eos=True)
-                ]
-                assert (talk._conversation.recalled is not None) == (n_tokens > 0)
-                first[n_tokens].append(1000 * (times[0] - start))
-                rate[n_tokens].append((len(times) - 1) / (times[-1] - times[0]))
-            talk._resume(0)
-        talk.go_on(args.caches * args.ctx_size)
-        memory.append(resident_mib())
-    more = [on - off for on, off in zip(first[N_TOKENS], first[0], strict=True)]
-    shares = [on / off for on, off in zip(rate[N_TOKENS], rate[0], strict=True)]
-    row = {
-        "first_ms": statistics.median(first[N_TOKENS]),
-        "first_ms_off": statistics.median(first[0]),
-        "more_ms": statistics.median(more),
-        "tok/s / off": statistics.median(shares),
-        "mib_at_2_caches": memory[0],
-        f"mib_at_{args.caches + 2}": memory[1],
-        "log_mib": talk._log.stats.n_bytes / 2**20,
+            for n_tokens, results in rounds.items():
+                conversation = talk.resume(n_tokens)
+                answer = conversation.reply(question, max_tokens=N_WRITTEN, sampling=GREEDY, ignore_eos=True)
+                results.append(timed(answer, time.perf_counter()))
+                read[n_tokens] = conversation.n_read
+                assert (conversation.recalled is not None) == (n_tokens > 0)
+    return speed_row("a remark, in a conversation", read[N_TOKENS] - read[0], rounds[N_TOKENS], rounds[0])
+
+
+def text_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A block between sinks and window: decoded, and from the copy of one that was there before."""
+    words = " ".join(text for talk in dialogues(False, ("english",)) for text in talk)
+    with Engine.load(args.model, n_ctx=args.ctx_size, n_keep=4) as engine, engine.stream() as stream:
+        tokens = engine.tokenize(words)
+        question, rest = tokens[:16], tokens[16:]
+        stream.feed_tokens(rest[: 2 * args.ctx_size])
+        blocks = rest[2 * args.ctx_size :]
+
+        def answer(block: list[int]) -> Timed:
+            stream.unrecall()
+            stream.feed_tokens(rest[:BLOCK])  # the cache is full again
+            start = time.perf_counter()
+            if block:
+                stream.recall(block)
+            stream.feed_tokens(question)
+            return timed(stream.generate(N_WRITTEN, sampling=GREEDY, ignore_eos=True, loop_guard=False), start)
+
+        off, decoded, kept = [], [], []
+        for i in range(args.rounds):
+            block = blocks[i * BLOCK : (i + 1) * BLOCK]
+            off.append(answer([]))
+            decoded.append(answer(block))
+            kept.append(answer(block))
+    yield speed_row("a block between sinks and window, decoded", BLOCK, decoded, off)
+    yield speed_row("the same block again", BLOCK, kept, off)
+
+
+#
+# memory
+#
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Resident memory of a text's reader after 2 caches and after many: with a log, or also a block after each cache.
+
+    Each is measured in a process of its own. The same lines come again and again, in less than two caches: the model's
+    file is mapped, and more of it is resident with each token that is new.
+    """
+    rows = []
+    for how in ("off", "a log that is searched", "a log, and a block for each cache"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(memory_row, (how, args.model, args.ctx_size, args.caches)))
+    print(markdown(rows, list(rows[0])))
+
+
+def memory_row(how: str, model: str, n_ctx: int, caches: int) -> dict[str, Any]:
+    """Memory in MiB; log_mib: the log's file."""
+    texts = [text + "\n" for talk in dialogues(False, ("english",)) for text in talk]
+    resident, pending = [], list[int]()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine.load(model, n_ctx=n_ctx, n_keep=4) as engine,
+        engine.stream() as stream,
+        Log(Path(folder) / "log") as log,
+    ):
+        seen = StreamLog(stream, log)
+        ends = itertools.accumulate(len(engine.tokenize(text)) for text in texts)
+        lines = itertools.cycle([text for text, end in zip(texts, ends, strict=True) if end < 1.5 * n_ctx])
+        for n_caches in range(1, caches + 1):
+            while stream.stats.n_past < n_caches * n_ctx:
+                line = next(lines)
+                if how != "off":
+                    seen.add(line, stream.stats.n_past + len(pending))
+                pending += engine.tokenize(line)
+                while len(pending) >= BLOCK:  # always as many at once
+                    stream.feed_tokens(pending[:BLOCK])
+                    del pending[:BLOCK]
+            hits = log.search(next(lines), 1)
+            hit = seen.fitted(hits[0]) if hits else None
+            if hit and "block" in how:
+                stream.recall(hit.block)
+            if n_caches in (2, caches):
+                resident.append(resident_mib())
+        n_bytes = log.stats.n_bytes
+    assert resident[0] is not None and resident[1] is not None
+    return {
+        "recall": how,
+        "tokens": caches * n_ctx,
+        "mib_at_2_caches": resident[0],
+        f"mib_at_{caches}": resident[1],
+        "more_mib": resident[1] - resident[0],
+        "log_mib": n_bytes / 2**20,
     }
-    print(markdown([row], list(row)))
 
 
 def main() -> None:
@@ -479,8 +588,11 @@ def main() -> None:
     sub = command(speed)
     sub.add_argument("-m", "--model", default="demo")
     sub.add_argument("-c", "--ctx-size", type=int, default=512)
-    sub.add_argument("--caches", type=int, default=98)
-    sub.add_argument("--rounds", type=int, default=9)
+    sub.add_argument("--rounds", type=int, default=15)
+    sub = command(memory)
+    sub.add_argument("-m", "--model", default="demo")
+    sub.add_argument("-c", "--ctx-size", type=int, default=512)
+    sub.add_argument("--caches", type=int, default=100)
     args = parser.parse_args()
     args.work(args)
 

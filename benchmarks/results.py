@@ -4,12 +4,15 @@
 
 Each section between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced by its commands, a stamp and their
 output; text outside is left alone. --quick runs smaller versions in minutes and writes build/results/results.md, so
-that the docs hold full runs only.
+that the docs hold full runs only. A section that was interrupted goes on with the command that was: what was finished
+is kept in build/results/finished until the section is written, for the same source only.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -298,19 +301,21 @@ SECTIONS = {
     ),
     "recall-chat": Section(
         "Recall in a conversation",
-        ("recall.py place", "recall.py chat -m demo"),
-        ("recall.py place", "recall.py chat -m demo --caches 2 --facts 4 --questions 4"),
+        ("recall.py place", "recall.py chat -m demo", "recall_kill.py -m demo --kills 20"),
+        ("recall.py place", "recall.py chat -m demo --caches 2 --facts 4 --questions 4", "recall_kill.py --kills 2"),
         note="First where the right line is of most use, with the texts that the gate was tuned with. Then facts that "
         "the user told among English dialogue, asked for later. An answer is right if it has the word, which the small "
-        "demo model often misses even in the window.",
+        "demo model often misses even in the window. Last, a chat that is killed at random moments: what the log lacks "
+        "of turns that were finished, and how often it has the message that was being answered.",
         untimed=True,
     ),
     "recall-cost": Section(
         "What recall costs",
-        "recall.py speed -m demo",
-        "recall.py speed -m demo --caches 2 --rounds 2",
+        ("recall.py speed -m demo", "recall.py memory -m demo"),
+        ("recall.py speed -m demo --rounds 2", "recall.py memory -m demo --caches 4"),
         note="first_ms: to the first token of an answer to a question that something is recalled for; more_ms: than "
-        "without, in turns. Memory before and after 98 more caches of dialogue: the log is also kept in memory.",
+        "without, in turns; tokens: that are read or held besides the question. Then memory at the beginning and the "
+        "end of 100 caches of dialogue as a text, in MiB. The newest blocks are kept, in 64 MiB at most.",
     ),
     "qa": Section(
         "Streaming question answering",
@@ -368,6 +373,32 @@ def output(words: list[str], name: str) -> str:
     return done.stdout.strip()
 
 
+def finished(words: list[str], name: str, folder: Path) -> tuple[str, float]:
+    """A command's output and its seconds; of an earlier run of the same source, if its section was interrupted."""
+    path = folder / f"{hashlib.sha256(json.dumps([source(), *words]).encode()).hexdigest()}.json"
+    if path.exists():
+        print("   finished before", file=sys.stderr)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept["output"], kept["seconds"]
+    began = time.monotonic()
+    out = output(words, name)
+    seconds = time.monotonic() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"output": out, "seconds": seconds}), encoding="utf-8")
+    os.replace(temporary, path)
+    return out, seconds
+
+
+def source() -> str:
+    """What is measured: the commit, and what differs from it outside of the docs."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    return git("rev-parse", "HEAD") + git("diff", "HEAD", "--", ".", ":!docs")
+
+
 def long_text(work: Path) -> Path:
     """The file of TEXT_COMMAND's output."""
     path = work / "text.txt"
@@ -396,12 +427,13 @@ def run(name: str, quick: bool, images: Path, text: str | None) -> str:
         words = argv(command.format(**real))
         if not Path(words[-1]).exists():
             output(words, name)
-    began = time.monotonic()
-    outputs = []
+    outputs, seconds = [], 0.0
     for command in commands:
         print(f"== {name}: {shown(command.format(**public))}", file=sys.stderr)
-        outputs.append(output(argv(command.format(**real)), name))
-    took = "" if section.untimed else f"; {time.monotonic() - began:.0f} s"
+        text_out, s = finished(argv(command.format(**real)), name, work / "finished" / name)
+        outputs.append(text_out)
+        seconds += s
+    took = "" if section.untimed else f"; {seconds:.0f} s"
     lines = [f"## {section.title}", ""]
     lines += [f"    {shown(command.format(**public))}" for command in (*prepare, *commands)]
     lines += ["", *([section.note, ""] if section.note else [])]
@@ -458,6 +490,7 @@ def main() -> None:
         temporary = target.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(replace(target.read_text(encoding="utf-8"), name, body), encoding="utf-8")
         os.replace(temporary, target)
+        shutil.rmtree(ROOT / "build" / "results" / "finished" / name, ignore_errors=True)
     print(f"wrote {target.relative_to(ROOT)}", file=sys.stderr)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes as C
+import dataclasses
 import itertools
 import os
 import time
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 ROLES = {"text": recall_bindings.TEXT, "user": recall_bindings.USER, "assistant": recall_bindings.ASSISTANT}
 _NAMES = {value: name for name, value in ROLES.items()}
 _ALL_TURNS = 2**62
+# A model that has seen a line come again goes on with it rather than with one of the window that is worded alike: the
+# demo model answered 551 of 560 questions (eval recall, seeds 0 and 2 to 4), and 543 with the line said once.
+_MOST_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Hit:
 
     turn: number of the message it is of. role: text, user or assistant. when: seconds since 1970. score: BM25.
     coverage: share of the query's words that it and the entry before it have, weighted by rarity, 0 to 1. belongs: it
-    may come back for the query, see es_log_search.
+    may come back for the query, see es_log_search. n_copies: how often `block` says it.
     """
 
     text: str
@@ -42,11 +46,12 @@ class Hit:
     score: float
     coverage: float
     belongs: bool
+    n_copies: int = 1
 
     @property
     def block(self) -> str:
-        """What Stream.recall gets: a line of its own (the demo model then answered 80 of 80 questions, else 78)."""
-        return f"\n{self.text}\n"
+        """What Stream.recall gets: lines of its own."""
+        return "\n" + f"{self.text}\n" * self.n_copies
 
 
 class Log:
@@ -152,8 +157,15 @@ class StreamLog:
     def find(self, question: str) -> Hit | None:
         """What belongs to a question and has left the window, wholly or in part."""
         hit = self._log.recall(question, self.first_held)
-        fits = hit and len(self._stream.backend.vocabulary.tokenize(hit.text)) <= self._n_tokens
-        return hit if fits else None
+        return self.fitted(hit) if hit else None
+
+    def fitted(self, hit: Hit) -> Hit | None:
+        """The hit, said up to three times in as many tokens as may come back and fit; None if once is too much."""
+        n_line = len(self._stream.backend.vocabulary.tokenize(hit.text)) + 1  # with its end
+        if n_line > self._n_tokens + 1:
+            return None
+        room = min(self._n_tokens, self._stream.stats.n_recall_max) - 1
+        return dataclasses.replace(hit, n_copies=max(1, min(_MOST_COPIES, room // n_line)))
 
     @property
     def first_held(self) -> int:

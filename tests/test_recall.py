@@ -18,8 +18,9 @@ from edge_stream import EdgeStreamError, Engine, Sampling
 from edge_stream.chat.conversation import Conversation
 from edge_stream.cli import cli
 from edge_stream.errors import SessionError
+from edge_stream.measure.metrics import resident_mib
 from edge_stream.measure.recall import _lines
-from edge_stream.recall import Log
+from edge_stream.recall import Log, StreamLog
 
 FACTS = {
     "My friend Anna owns a blue kite.": "What does my friend Anna own?",
@@ -134,7 +135,8 @@ def test_a_file_is_as_it_was_left(tmp_path: Path) -> None:
         with pytest.raises(EdgeStreamError, match="nothing of turn 0"):
             log.forget(0)
     assert b"Anna" not in path.read_bytes() and b"8841" in path.read_bytes()
-    assert path.stat().st_size == 12 + 16 + 16 + len("The code of the safe is 8841.")
+    n_words = 6  # code of safe is 8841 the
+    assert path.stat().st_size == 12 + 16 + 4 + 16 + 4 * n_words + len("The code of the safe is 8841.") + 3
     with Log(path) as log:
         assert [h.turn for h in log.search("Anna safe code")] == [1]
         with pytest.raises(EdgeStreamError, match="before the log's newest"):
@@ -158,7 +160,13 @@ def test_every_cut_of_the_file_leaves_whole_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "match"), [(b"GGUF" * 20, "no log|not a log"), (b"EDGESLOG\xff\0\0\0", "version 255"), (b"", "")]
+    ("data", "match"),
+    [
+        (b"GGUF" * 20, "no log|not a log"),
+        (b"EDGESLOG\xff\0\0\0", "version 255"),
+        (b"EDGESLOG\1\0\0\0", "version 1"),
+        (b"", ""),
+    ],
 )
 def test_what_is_no_log_is_refused_and_left_alone(data: bytes, match: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
@@ -190,6 +198,20 @@ def test_the_oldest_leaves_a_log_that_is_full(tmp_path: Path) -> None:
             log.append(f"The number {turn} is a number.", turn)
             assert (tmp_path / "log").stat().st_size <= 10_000
         assert log.stats.n_dropped > 700 and log.search("999")[0].turn == 999 and not log.search("7")
+
+
+def test_a_log_takes_no_memory_between_searches(tmp_path: Path) -> None:
+    with Log(tmp_path / "log") as log:
+        for turn in range(2000):
+            log.append(f"The number {turn} is a number.", turn)
+        log.search("the number 5")
+        before = resident_mib()
+        for turn in range(2000, 100_000):
+            log.append(f"The number {turn} is a number.", turn)
+        assert [h.turn for h in log.search("number 77777")][:1] == [77777]
+        after = resident_mib()
+        assert before is not None and after is not None and log.stats.n_bytes > 6 << 20
+        assert after - before < 1
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
@@ -292,6 +314,111 @@ def test_the_log_follows_the_transcript(load_each: Callable[..., Any], tmp_path:
         conversation.close()
 
 
+QUESTION = "What does my friend Anna own?"
+
+
+@pytest.mark.parametrize("rebase_at", [0, 600])
+def test_a_remark_stays_with_its_message(load_each: Callable[..., Any], tmp_path: Path, rebase_at: int) -> None:
+    """While answers are given again, positions rebased and sessions restored, it is there once, and read once."""
+    engine, fact = load_each("chat", n_ctx=512, rebase_at=rebase_at), next(iter(FACTS))
+    log = Log()
+    conversation = told(engine, 64, log)
+
+    def held() -> int:
+        return int(engine.detokenize(conversation.stream.tokens()).decode(errors="replace").count(fact))
+
+    list(conversation.reply(QUESTION, max_tokens=4, sampling=Sampling(temp=0)))
+    greedy, n_past = conversation.messages[-1], conversation.stream.stats.n_past
+    for sampling in (Sampling(temp=1, seed=3), Sampling(temp=0)):
+        list(conversation.regenerate(max_tokens=4, sampling=sampling))
+        assert held() == 1 and conversation.recalled and conversation.recalled["text"] == fact
+        assert log.stats.n_turns == len(conversation.messages)
+    assert (conversation.messages[-1], conversation.stream.stats.n_past) == (greedy, n_past)
+    conversation.save(tmp_path / "session")
+    conversation.close()
+    conversation = Conversation.resume(engine, tmp_path / "session")
+    conversation.use_log(log)
+    list(conversation.regenerate(max_tokens=4, sampling=Sampling(temp=0)))
+    assert (conversation.messages[-1], conversation.stream.stats.n_past, held()) == (greedy, n_past, 1)
+    list(conversation.reply("And now?", max_tokens=120, sampling=Sampling(temp=0), ignore_eos=True, loop_guard=False))
+    assert held() == 1 and conversation.recalled is None
+    assert (conversation.stream.stats.n_rebases > 0) == (rebase_at > 0)
+    conversation.close()
+
+
+@pytest.mark.parametrize("attached", ["a log, nothing may come back", "a log, nothing belongs"])
+def test_without_recall_every_bit_is_the_same(load_each: Callable[..., Any], attached: str) -> None:
+    """A conversation with a log, from which nothing comes back, and one without: tokens and logits."""
+    engine = load_each("chat", n_ctx=256)
+    questions = [QUESTION] if "may" in attached else ["And the weather?"]
+
+    def followed(log: Log | None) -> tuple[Any, ...]:
+        conversation = Conversation(engine)
+        if log:
+            conversation.use_log(log, 0 if "may" in attached else 64)
+        out: list[Any] = []
+        for text in [*FACTS, *(f"It is {i} o'clock." for i in range(20)), *questions]:
+            for token in conversation.reply(text, max_tokens=6, sampling=Sampling(temp=0.8, seed=1)):
+                logits = conversation.stream.logits
+                out.append((token.text, logits is not None and logits.tobytes()))
+            assert conversation.recalled is None
+        assert sum(bool(row[1]) for row in out) > 50
+        stats = conversation.stream.stats
+        assert stats.n_evicted > 256
+        out += [conversation.stream.tokens(), stats.n_past, stats.n_evicted, conversation.messages]
+        conversation.close()
+        return tuple(out)
+
+    log = Log()
+    assert followed(log) == followed(None)
+    assert log.stats.n_entries > 20
+    hit = log.recall(QUESTION, 40)  # it could have come back
+    assert hit and hit.turn == 0
+
+
+def test_a_stream_with_a_log_has_the_same_bits(load_each: Callable[..., Any]) -> None:
+    engine = load_each("gqa", n_ctx=128)
+    lines = ["The secret word of Anna Bell is mango.\n", *(f"It was {i} o'clock.\n" for i in range(40))]
+
+    def followed(log: Log | None) -> tuple[Any, ...]:
+        with engine.stream() as stream:
+            stream.use_log(log)
+            out: list[Any] = []
+            for line in lines:
+                stream.feed(line)
+                assert stream.logits is not None
+                out.append(stream.logits.tobytes())
+                if log:
+                    stream.search("The secret word of Anna Bell is")
+                    stream.unrecall()  # nothing is
+            assert stream.stats.n_evicted > 128
+            return (*out, stream.tokens())
+
+    assert followed(Log()) == followed(None)
+
+
+def test_a_log_of_another_conversation_is_left_alone(load: Callable[..., Any], tmp_path: Path) -> None:
+    engine, path = load("chat", n_ctx=512), tmp_path / "log"
+    with Log(path) as log:
+        told(engine, 64, log).close()
+        data = path.read_bytes()
+        for text in (None, "Something else was said."):  # a new conversation, and one that has begun
+            conversation = Conversation(engine)
+            if text:
+                list(conversation.reply(text, max_tokens=3, sampling=Sampling(temp=0)))
+            with pytest.raises(SessionError, match="the log is of another conversation"):
+                conversation.use_log(log)
+            list(conversation.reply(QUESTION, max_tokens=3, sampling=Sampling(temp=0)))
+            assert conversation.recalled is None and path.read_bytes() == data
+            conversation.close()
+        unfinished = Log()  # a crash in the first turn leaves that much without a session
+        unfinished.append("Hello?", 0, "user")
+        unfinished.append("Hel", 1, "assistant")
+        conversation = Conversation(engine, recall=unfinished)
+        assert unfinished.stats.n_entries == 0
+        conversation.close()
+
+
 @pytest.mark.parametrize("which", [-1, -2, 0])
 def test_what_is_forgotten_stays_forgotten(load: Callable[..., Any], tmp_path: Path, which: int) -> None:
     """Whichever message it is, the session that still has it does not write it to the log again."""
@@ -349,9 +476,62 @@ def test_chat_says_what_it_recalls(tiny: Callable[[str], Path], tmp_path: Path) 
     assert b"kite" in log.read_bytes()
     chat("--recall", "64", "--session", str(session), lines="/forget 0\n")
     assert b"kite" not in log.read_bytes()
-    log.write_bytes(b"x" * 100)
-    assert "not a log" in chat("--recall", "64", "--session", str(session), lines="Hello?\n")
-    assert "recalled" not in chat(lines=lines)
+    assert "recalled" not in chat("--recall", "0", lines=lines)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("no log", "is not a log of edge-stream"),
+        ("newer", "is of version 9"),
+        ("a bit", "is damaged: a checksum does not match"),
+        ("a length", "is damaged: an entry is too long"),
+        ("foreign", "the log is of another conversation"),
+        ("truncated", None),
+    ],
+)
+def test_a_chat_goes_on_without_a_log_that_is_bad(
+    how: str, says: str | None, given: bool, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One sentence, and the log is left as it is; what was cut off is written again, as far as the session has it."""
+    session, path = tmp_path / "session", tmp_path / ("other" if given else "session.log")
+
+    def chat(lines: str) -> tuple[str, str]:
+        flags = ["-c", "256", "-n", "4", "--temp", "0", "--recall", "64", "--session", str(session)]
+        flags += ["--recall-log", str(path)] if given else []
+        result = CliRunner().invoke(cli, ["chat", "-m", str(tiny("chat")), *flags], input=lines)
+        assert result.exit_code == 0, result.output
+        return result.stdout, result.stderr
+
+    chat(f"{next(iter(FACTS))}\n" + "".join(f"The hour of the day is {i}.\n" for i in range(12)))
+    whole = data = path.read_bytes()
+    n = data.index(b"The hour")
+    if how == "no log":
+        data = b"x" * 100
+    elif how == "newer":
+        data = data[:8] + b"\x09" + data[9:]
+    elif how == "a bit":
+        data = data.replace(b"kite", b"kits")
+    elif how == "a length":
+        data = data[:12] + b"\xff\xff" + data[14:]
+    elif how == "foreign":
+        with Log(tmp_path / "x") as other:
+            for i in range(4):
+                other.append("My friend Anna owns a horse.", i, "user")
+        data = (tmp_path / "x").read_bytes()
+    else:
+        data = data[: n + 4]
+    path.write_bytes(data)
+    out, err = chat(f"{QUESTION}\n")
+    notes = [line for line in err.splitlines() if line.startswith("note:")]
+    assert out.strip()
+    if says:
+        assert len(notes) == 1 and says in notes[0] and notes[0].endswith(": the chat goes on without it")
+        assert path.read_bytes() == data
+    else:
+        assert not notes and len(path.read_bytes()) > len(whole)
+    assert "you said: My friend Anna owns a blue kite.)" in err  # the session has it
 
 
 def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[str], Path]) -> None:
@@ -371,21 +551,26 @@ def test_run_reads_the_last_line_with_one_that_left_the_window(tiny: Callable[[s
 
 def test_a_stream_finds_what_left_its_window(load_each: Callable[..., Any]) -> None:
     fact = "The secret word of Anna Bell is mango."
-    with load_each("gqa", n_ctx=256).stream() as stream:
+    with load_each("gqa", n_ctx=512).stream() as stream:
         with pytest.raises(EdgeStreamError, match="call use_log"):
             stream.search(fact)
         stream.use_log(Log())
         stream.feed(f"It begins.\n{fact}\n")
         assert stream.search("The secret word of Anna Bell is") is None  # it is in the window
-        stream.feed("".join(f"It was {i} o'clock.\n" for i in range(40)))
+        stream.feed("".join(f"It was {i} o'clock.\n" for i in range(80)))
         hit = stream.search("The secret word of Anna Bell is")
         assert hit and (hit.text, hit.turn) == (fact, 1)
+        assert hit.block == "\n" + 2 * f"{fact}\n"  # said as often as there is room
         n = stream.recall(hit.block)
         assert stream.stats.n_recalled == n > len(fact) // 8
         stream.unrecall()
         stream.reset()
         with pytest.raises(EdgeStreamError, match="call use_log"):
             stream.search(fact)
+        n_line = len(stream.backend.vocabulary.tokenize(fact))
+        for n_tokens, n_copies in ((n_line - 1, 0), (n_line, 1), (2 * n_line + 2, 1), (2 * n_line + 3, 2)):
+            found = StreamLog(stream, Log(), n_tokens).fitted(hit)
+            assert (found.n_copies if found else 0) == n_copies
 
 
 def test_a_log_can_be_looked_into(tmp_path: Path) -> None:

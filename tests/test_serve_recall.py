@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,20 @@ def test_nothing_comes_back_that_is_held_or_not_asked_for(load: Load) -> None:
     with serve(load("chat", n_ctx=512)) as served:
         answer = ask(served, talk(40))
         assert answer["edge_stream"]["recalled"] is None and FACT not in held(served, answer)
+
+
+def test_each_of_two_at_once_gets_its_own(load: Load) -> None:
+    """Two conversations in slots of one cache, several turns each, at the same time."""
+    facts = {"blue kite": FACT, "green boat": "My friend Anna owns a green boat."}
+
+    def follow(fact: str) -> None:
+        history = [{"role": "user", "content": fact}, *talk(40)[1:]]
+        for _ in range(2):
+            answer = ask(served, history, name=fact)
+            recalled = answer["edge_stream"]["recalled"]
+            assert recalled and (recalled["text"], recalled["message"]) == (fact, 0)
+            history += [{"role": "user", "content": QUESTION}, answer["choices"][0]["message"]]
+            history += talk(20)[2:]
+
+    with serve(load("chat", n_ctx=512, n_parallel=2), n_recall=64) as served, ThreadPoolExecutor(2) as pool:
+        list(pool.map(follow, facts.values()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, Message
 from edge_stream.chat.options import ChatOptions
+from edge_stream.errors import SessionError
 from edge_stream.native import chat_bindings
 from edge_stream.sampling import Sampling
 from edge_stream.text import sendable
@@ -76,9 +77,14 @@ class Conversation:
         """Keep what is said in a log as well, and read a message with what belongs to it and has left the window.
 
         n_tokens: of an entry that may come back; 0: none does. log: open as long as the conversation is; None: none.
-        Raises EdgeStreamError while an answer is open.
+        Raises EdgeStreamError while an answer is open, SessionError if the log is of another conversation: it is left
+        as it is then, and none is used.
         """
-        self._call("set_log", None if log is None else log.handle, n_tokens)
+        try:
+            self._call("set_log", None if log is None else log.handle, n_tokens)
+        except SessionError:
+            self._log = None
+            raise
         self._log = log  # kept alive
 
     #

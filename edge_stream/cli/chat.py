@@ -77,14 +77,14 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
     help="Print thoughts, dimmed, or leave them out.",
 )
 @options.recall_option(
-    "Read a message with what belongs to it and has left the window, of at most N tokens (try 64). 0: never."
+    "Read a message with what belongs to it and has left the window, of at most N tokens. 0: never.", default=64
 )
 @options.option(
     "--recall-log",
     "recall_log",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Keep what is said in FILE, to be recalled. Default with --recall: beside --session, else in memory.",
+    help="Keep what is said in FILE, to be recalled. Default: beside --session, else in memory.",
 )
 @options.option(
     "--recall-space",
@@ -153,10 +153,12 @@ def _open_log(flags: dict[str, Any], session: Path | None) -> Log | None:
     try:
         return Log(path, space)
     except SessionError as error:
-        if given:
-            raise
-        _print_note(f"note: {error}: nothing that was said before is recalled")
-        return Log(None, space)
+        return _log_in_memory(error, space)
+
+
+def _log_in_memory(error: SessionError, space: int) -> Log:
+    _print_note(f"note: {error}: the chat goes on without it")
+    return Log(None, space)
 
 
 def _print_note(text: str) -> None:
@@ -192,7 +194,14 @@ class Chat:
         self._log_error: str | None = None
 
     def _use_log(self) -> None:
-        self._conversation.use_log(self._log, self._flags["n_recall"])
+        n_tokens = self._flags["n_recall"]
+        try:
+            self._conversation.use_log(self._log, n_tokens)
+        except SessionError as error:
+            assert self._log
+            self._log.close()
+            self._log = _log_in_memory(error, self._flags["recall_space"] << 20)
+            self._conversation.use_log(self._log, n_tokens)
 
     def loop(self, first: str | None = None) -> None:
         """Answer the first message, if there is one, then read and answer others until Ctrl-D or /exit."""
@@ -318,7 +327,7 @@ class Chat:
         if not argument.isdigit():
             raise EdgeStreamError("/forget needs the number of a message, as in `recalled` lines")
         if not self._log:
-            raise EdgeStreamError("there is no log: nothing was kept without --recall or --recall-log")
+            raise EdgeStreamError("there is no log: with --recall 0 and no --recall-log, nothing is kept")
         self._log.forget(int(argument))
         _print_note(f"message {argument} is out of the log (what is still in the window is not)")
 

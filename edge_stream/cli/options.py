@@ -88,9 +88,9 @@ def rare(*names: str, env: str | None = None, **settings: Any) -> Callable[[F], 
     return option(*names, env=env, hidden=True, **settings)
 
 
-def recall_option(text: str) -> Callable[[F], F]:
+def recall_option(text: str, default: int = 0) -> Callable[[F], F]:
     """`--recall N`, as flags["n_recall"]. text: what it does."""
-    return option("--recall", "n_recall", type=Count(min=0), default=0, metavar="N", help=text)
+    return option("--recall", "n_recall", type=Count(min=0), default=default, metavar="N", help=text)
 
 
 def only(accepted: str, reason: str) -> Callable[[click.Context, click.Parameter, str | None], None]:

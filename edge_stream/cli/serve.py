@@ -109,8 +109,9 @@ def _default_sessions() -> Path:
     "damaged sessions and then the least recently used conversations are deleted; saved slots never are.",
 )
 @options.recall_option(
-    "Read a message with the line of its own history that belongs to it and has left the window, of at most N tokens "
-    "(try 64). 0: never. Only what the request itself holds is searched."
+    "Read a message with the line of its own history that belongs to it and has left the window, of at most N "
+    "tokens. 0: never. Only what the request itself holds is searched.",
+    default=64,
 )
 @options.option("--queue", type=options.Count(min=1), default=64, help="Maximum of waiting requests.")
 @options.option(

@@ -133,7 +133,8 @@ ES_API int32_t es_conversation_info(es_conversation * conversation, const char *
 // From now on what is said is kept in a log too (turn: the number of a message), which must outlive the conversation;
 // and a user's message is read with what es_log_recall gives for it, if that has at most n_tokens tokens. n_tokens = 0:
 // nothing is recalled. log: NULL: none.
-// What fails with the log does not end the conversation: see es_conversation_info.
+// ES_ERR_FORMAT: the log is of another conversation, by the messages that both have; it is left as it is, and none is
+// used. What fails with the log later does not end the conversation: see es_conversation_info.
 ES_API int32_t es_conversation_set_log(es_conversation * conversation, es_log * log, uint32_t n_tokens);
 
 // Adds a generated token's bytes, after it was fed; none for the one that ends the answer. how: es_answer_end, by this

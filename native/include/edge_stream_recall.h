@@ -1,7 +1,8 @@
 // edge_stream_recall.h: what was said, kept as text on disk, and found again when it has left the window.
 //
 // A log is a list of entries, each a line or sentence of a turn. It needs no model. It is searched by words (BM25, see
-// es_log_search), in one pass over hashes: about a millisecond for a million tokens.
+// es_log_search), in two passes over hashes: a few milliseconds for a million tokens. Its file is mapped meanwhile; in
+// between, a log with a file takes no memory.
 //
 // Conventions: those of edge_stream.h. Text is UTF-8.
 #pragma once
@@ -60,7 +61,7 @@ typedef struct es_log_hit {
     double       score;
     double       coverage; // share of the query's words that it and the entry before it have, weighted by their rarity
     int32_t      belongs;  // 1: it may come back for this text, see es_log_search
-    const char * text;     // valid until the log changes; 0-terminated
+    const char * text;     // valid until the next search; 0-terminated
 } es_log_hit;
 
 // The best n entries of turns before n_turns, best first; the newer one where they are equal. An entry is judged by its

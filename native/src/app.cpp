@@ -403,7 +403,11 @@ int32_t es_app_use_log(es_app_session * session, const char * path, uint64_t max
             session->log.reset();
             return rc;
         }
-        return session->chat->set_log(session->log.get(), n_tokens);
+        rc = session->chat->set_log(session->log.get(), n_tokens);
+        if (rc != ES_OK) {
+            session->log.reset();
+        }
+        return rc;
     });
 }
 

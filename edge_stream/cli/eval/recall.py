@@ -20,7 +20,7 @@ from edge_stream.cli.meter import Meter
     show_default=True,
     help="Between fact and question, in caches. Beyond 100 the lines between are in the log only.",
 )
-@click.option("--questions", type=click.IntRange(min=1), default=40, show_default=True, help="Questions per distance.")
+@click.option("--questions", type=click.IntRange(min=1), default=120, show_default=True, help="Questions per distance.")
 @click.option(
     "--recall",
     "n_recall",

@@ -437,8 +437,7 @@ int32_t es_conversation::set_log(es_log * log, uint32_t n_tokens) {
     if (answer_) {
         return es_fail(ES_ERR_INVALID, "an answer is open: end it before the log is changed");
     }
-    recall_.use(log, n_tokens, transcript_);
-    return ES_OK;
+    return recall_.use(log, n_tokens, transcript_);
 }
 
 common_json es_conversation::messages() const {

@@ -1,18 +1,68 @@
 #include "recall.h"
 
 #include "error.h"
+#include "recall/log.h"
 
 #include <algorithm>
 #include <ctime>
 
-void es_recall::use(es_log * log, uint32_t n_tokens, const es_transcript & transcript) {
-    log_      = log;
+namespace {
+
+constexpr int64_t n_unfinished = 2; // a message and its answer, which a session does not have yet
+
+// Whether a log may be the one of a transcript: it has nothing else of the messages that both have. The last answer may
+// be another, or longer, in a session that is older than the log.
+bool is_of(const es_log & log, const es_transcript & transcript) {
+    const auto & messages = transcript.messages();
+    const auto   dropped  = (int64_t) transcript.n_dropped();
+    const auto   end      = transcript.count() - (transcript.has_answer() ? 1 : 0);
+    if (transcript.count() == 0) {
+        return log.stats().n_turns <= n_unfinished;
+    }
+    const es_log_entries entries(log);
+    if (!entries.is_there()) {
+        return false;
+    }
+    bool        is_so = true;
+    int64_t     turn  = -1;
+    size_t      at    = 0; // where in what was said the turn's next entry is looked for
+    std::string said;
+    entries.each([&](const es_log_entry & e) {
+        if (e.turn >= end) {
+            return false;
+        }
+        if (e.turn < dropped || e.text.empty()) { // empty: forgotten, or there was nothing
+            return true;
+        }
+        if (e.turn != turn) {
+            turn = e.turn;
+            at   = 0;
+            said = es_log_text(messages[(size_t) (turn - dropped)].text);
+        }
+        at    = said.find(e.text, at);
+        is_so = at != std::string::npos;
+        at += e.text.size();
+        return is_so;
+    });
+    return is_so;
+}
+
+} // namespace
+
+int32_t es_recall::use(es_log * log, uint32_t n_tokens, const es_transcript & transcript) {
+    log_      = nullptr;
     n_tokens_ = n_tokens;
     error_.clear();
-    if (log_) { // it may have an answer more, or less, than the session that was restored
-        n_written_ = std::min(transcript.count(), es_log_get_stats(log_).n_turns);
-        write(transcript);
+    if (!log) {
+        return ES_OK;
     }
+    if (!is_of(*log, transcript)) {
+        return es_fail(ES_ERR_FORMAT, "the log is of another conversation");
+    }
+    log_       = log; // it may have an answer more, or less, than the session that was restored
+    n_written_ = std::min(transcript.count(), es_log_get_stats(log_).n_turns);
+    write(transcript);
+    return ES_OK;
 }
 
 void es_recall::find(const es_chat & chat, es_transcript & transcript, int64_t first_held) {

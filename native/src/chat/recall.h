@@ -10,8 +10,8 @@
 
 class es_recall {
 public:
-    // log: may be null.
-    void use(es_log * log, uint32_t n_tokens, const es_transcript & transcript);
+    // log: may be null. ES_ERR_FORMAT: it is of another conversation; nothing of it changed, and there is none then.
+    int32_t use(es_log * log, uint32_t n_tokens, const es_transcript & transcript);
 
     // Gives the newest message what belongs to it, of the messages before first_held.
     void find(const es_chat & chat, es_transcript & transcript, int64_t first_held);

@@ -1,7 +1,8 @@
 // The file, little-endian: magic[8] version:u32, then a record per entry, of which the file is only ever appended to or
 // replaced:
-//   n:u32 crc:u32 turn_kind:u32 when:u32 text[n]     (crc over everything after it)
-// An entry without text stands for a turn of which there is nothing: it was empty, or is forgotten.
+//   n_text:u16 n_words:u16 crc:u32 turn_kind:u32 when:u32 words[n_words]:u32 text[n_text] zeros
+// crc: over everything else of the record. zeros: 1 to 4, up to a multiple of 4. An entry without text stands for a
+// turn of which there is nothing: it was empty, or is forgotten.
 #include "log.h"
 
 #include "error.h"
@@ -14,29 +15,48 @@
 #include <cstring>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 namespace {
 
 constexpr char     magic[8]  = { 'E', 'D', 'G', 'E', 'S', 'L', 'O', 'G' };
-constexpr uint32_t version   = 1;
+constexpr uint32_t version   = 2;
 constexpr size_t   n_header  = sizeof(magic) + sizeof(version);
 constexpr size_t   n_record  = 4 * sizeof(uint32_t);
-constexpr size_t   n_entry   = 160;                // bytes of an entry's text
-constexpr uint64_t max_space = (uint64_t) 1 << 30; // offsets have 32 bits
+constexpr size_t   n_entry   = 160;         // bytes of an entry's text
+constexpr size_t   n_hashes  = 2 * n_entry; // of its words, at most: a character gives two
+constexpr uint64_t max_space = (uint64_t) 1 << 30;
 constexpr uint64_t usual     = (uint64_t) 64 << 20;
 constexpr int64_t  max_turns = (int64_t) 1 << 30;
 
+struct record_head {
+    uint16_t n_text, n_words;
+    uint32_t crc, turn_kind, when;
+};
+static_assert(sizeof(record_head) == n_record, "no padding");
+
+size_t size_of(const record_head & h) {
+    return n_record + 4 * (size_t) h.n_words + (h.n_text / 4 + 1) * 4;
+}
+
+uint32_t crc_of(const record_head & h, const char * body) {
+    const uint32_t head = es_crc32(es_crc32(0, &h, 4), &h.turn_kind, 8);
+    return es_crc32(head, body, size_of(h) - n_record);
+}
+
 std::string record(uint32_t turn_kind, uint32_t when, std::string_view text) {
-    const uint32_t head[] = { turn_kind, when };
-    const uint32_t n      = (uint32_t) text.size();
-    const uint32_t crc    = es_crc32(es_crc32(0, head, sizeof(head)), text.data(), n);
-    std::string    out(n_record, '\0');
-    memcpy(&out[0], &n, 4);
-    memcpy(&out[4], &crc, 4);
-    memcpy(&out[8], head, 8);
-    return out.append(text);
+    const std::vector<uint32_t> words = es_words(text);
+    record_head                 h     = { (uint16_t) text.size(), (uint16_t) words.size(), 0, turn_kind, when };
+    std::string                 out(size_of(h), '\0');
+    if (h.n_words > 0) {
+        memcpy(&out[n_record], words.data(), 4 * (size_t) h.n_words);
+    }
+    text.copy(&out[n_record + 4 * (size_t) h.n_words], text.size());
+    h.crc = crc_of(h, out.data() + n_record);
+    memcpy(&out[0], &h, n_record);
+    return out;
 }
 
 std::string header() {
@@ -86,42 +106,63 @@ std::vector<std::string_view> parts_of(std::string_view text) {
 
 } // namespace
 
-es_log::~es_log() {
-    if (fd_ >= 0) {
-        close(fd_);
+std::string es_log_text(std::string_view text) {
+    std::string out = es_utf8_valid(std::string(text));
+    out.erase(std::remove(out.begin(), out.end(), '\0'), out.end()); // an entry ends at a zero
+    return out;
+}
+
+//
+// looking at entries
+//
+
+es_log_entries::es_log_entries(const es_log & log) {
+    if (log.path_.empty()) {
+        data_ = log.memory_.data();
+        size_ = log.memory_.size();
+        return;
+    }
+    void * at = mmap(nullptr, (size_t) log.n_bytes_, PROT_READ, MAP_SHARED, log.fd_, 0);
+    if (at != MAP_FAILED) {
+        data_ = (const char *) at;
+        size_ = n_mapped_ = (size_t) log.n_bytes_;
     }
 }
 
-std::string_view es_log::text_of(size_t i) const {
-    const size_t from = i ? entries_[i - 1].text : 0;
-    return std::string_view(text_).substr(from, entries_[i].text - from - 1);
-}
-
-void es_log::add(uint32_t turn_kind, uint32_t when, std::string_view text) {
-    const std::vector<uint32_t> found = es_words(text);
-    words_.insert(words_.end(), found.begin(), found.end());
-    text_.append(text).push_back('\0');
-    entries_.push_back({ (uint32_t) text_.size(), (uint32_t) words_.size(), turn_kind, when });
-    n_bytes_ += n_record + text.size();
-}
-
-void es_log::drop(size_t first, size_t last) {
-    const uint32_t text = first ? entries_[first - 1].text : 0, words = first ? entries_[first - 1].words : 0;
-    const uint32_t n_text  = last > first ? entries_[last - 1].text - text : 0;
-    const uint32_t n_words = last > first ? entries_[last - 1].words - words : 0;
-    n_bytes_ -= n_text + (last - first) * (n_record - 1);
-    text_.erase(text, n_text);
-    words_.erase(words_.begin() + words, words_.begin() + words + n_words);
-    entries_.erase(entries_.begin() + (ptrdiff_t) first, entries_.begin() + (ptrdiff_t) last);
-    for (size_t i = first; i < entries_.size(); ++i) {
-        entries_[i].text -= n_text;
-        entries_[i].words -= n_words;
+es_log_entries::~es_log_entries() {
+    if (n_mapped_ > 0) {
+        munmap((void *) data_, n_mapped_);
     }
+}
+
+size_t es_log_entries::begin() {
+    return n_header;
+}
+
+bool es_log_entries::entry_at(size_t at, es_log_entry & out) const {
+    record_head h;
+    memcpy(&h, data_ + at, n_record);
+    const char * words = data_ + at + n_record;
+    out                = { (int64_t) (h.turn_kind >> 2),
+                           (int32_t) (h.turn_kind & 3),
+                           h.when,
+                           { words + 4 * (size_t) h.n_words, h.n_text },
+                           (const uint32_t *) words,
+                           h.n_words,
+                           at,
+                           at + size_of(h) };
+    return out.end <= size_; // always, unless somebody else has written to the file
 }
 
 //
 // the file
 //
+
+es_log::~es_log() {
+    if (fd_ >= 0) {
+        close(fd_);
+    }
+}
 
 // Opens the file and locks it. Not created: it may have been replaced.
 int32_t es_log::attach(bool may_create) {
@@ -139,6 +180,7 @@ int32_t es_log::attach(bool may_create) {
     if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
         return es_fail(ES_ERR_IO, "log %s is in use by another conversation", path_.c_str());
     }
+    n_bytes_ = (uint64_t) st.st_size;
     return ES_OK;
 }
 
@@ -147,8 +189,9 @@ int32_t es_log::open(const char * path, uint64_t max_bytes) {
         return es_fail(ES_ERR_INVALID, "a log may have at most %llu bytes", (unsigned long long) max_space);
     }
     max_bytes_ = max_bytes ? max_bytes : usual;
-    n_bytes_   = n_header;
     if (!path) {
+        memory_  = header();
+        n_bytes_ = memory_.size();
         return ES_OK;
     }
     path_            = path;
@@ -156,83 +199,118 @@ int32_t es_log::open(const char * path, uint64_t max_bytes) {
     if (rc != ES_OK) {
         return rc;
     }
-    std::string file;
-    char        buffer[1 << 16];
-    for (ssize_t n; (n = ::read(fd_, buffer, sizeof(buffer))) != 0;) {
-        if (n < 0) {
-            return es_io_error("cannot read log", path_);
-        }
-        file.append(buffer, (size_t) n);
-        if (file.size() > max_space + n_entry * n_record) {
-            return es_fail(ES_ERR_FORMAT, "log %s is larger than %llu bytes", path, (unsigned long long) max_space);
-        }
+    if (n_bytes_ > max_space + n_hashes * n_record) {
+        return es_fail(ES_ERR_FORMAT, "log %s is larger than %llu bytes", path, (unsigned long long) max_space);
     }
-    return read(file);
+    return read();
 }
 
-int32_t es_log::read(const std::string & file) {
+// Checks all of the file. What a crash has cut is taken off.
+int32_t es_log::read() {
     const auto damaged = [&](const char * how) {
         return es_fail(ES_ERR_FORMAT, "log %s is damaged: %s", path_.c_str(), how);
     };
     const std::string head = header();
-    if (file.size() < n_header && head.compare(0, file.size(), file) == 0) { // new, or cut by a crash at once
-        return rewrite();
+    std::string       start((size_t) std::min<uint64_t>(n_bytes_, n_header), '\0');
+    if (pread(fd_, &start[0], start.size(), 0) != (ssize_t) start.size()) {
+        return es_io_error("cannot read log", path_);
     }
-    if (file.compare(0, sizeof(magic), magic, sizeof(magic)) != 0) {
+    if (n_bytes_ < n_header && head.compare(0, start.size(), start) == 0) { // new, or cut by a crash at once
+        n_bytes_ = 0;
+        return replace(0, 0, head);
+    }
+    if (start.compare(0, sizeof(magic), magic, sizeof(magic)) != 0) {
         return es_fail(ES_ERR_FORMAT, "%s is not a log of edge-stream", path_.c_str());
     }
     uint32_t v;
-    memcpy(&v, &file[sizeof(magic)], sizeof(v));
+    memcpy(&v, &start[sizeof(magic)], sizeof(v));
     if (v != version) {
         return es_fail(v > version ? ES_ERR_VERSION : ES_ERR_FORMAT,
                        "log %s is of version %u; this edge-stream reads version %u", path_.c_str(), v, version);
     }
-    size_t  at   = n_header;
-    int64_t turn = 0;
-    while (file.size() - at >= n_record) {
-        uint32_t h[4];
-        memcpy(h, &file[at], sizeof(h));
-        if (h[0] > file.size() - at - n_record) {
-            break;
+    size_t at = n_header;
+    {
+        const es_log_entries file(*this);
+        if (!file.is_there()) {
+            return es_io_error("cannot read log", path_);
         }
-        const std::string_view text = std::string_view(file).substr(at + n_record, h[0]);
-        if (es_crc32(es_crc32(0, &h[2], 8), text.data(), text.size()) != h[1]) {
-            if (at + n_record + h[0] == file.size()) {
+        int64_t turn = 0;
+        while (n_bytes_ - at >= n_record) {
+            record_head h;
+            memcpy(&h, file.data() + at, n_record);
+            if (h.n_text > n_entry || h.n_words > n_hashes) {
+                return damaged("an entry is too long");
+            }
+            const size_t end = at + size_of(h);
+            if (end > n_bytes_) {
                 break;
             }
-            return damaged("a checksum does not match");
+            if (crc_of(h, file.data() + at + n_record) != h.crc) {
+                if (end == n_bytes_) {
+                    break;
+                }
+                return damaged("a checksum does not match");
+            }
+            if ((int64_t) (h.turn_kind >> 2) < turn || (h.turn_kind & 3) > ES_LOG_ASSISTANT) {
+                return damaged("its entries have no order");
+            }
+            turn = h.turn_kind >> 2;
+            at   = end;
         }
-        if ((int64_t) (h[2] >> 2) < turn || (h[2] & 3) > ES_LOG_ASSISTANT) {
-            return damaged("its entries have no order");
-        }
-        turn = h[2] >> 2;
-        add(h[2], h[3], text);
-        at += n_record + h[0];
     }
     // a crash can cut the end of what was being appended
-    if (at < file.size() && ftruncate(fd_, (off_t) at) != 0) {
+    if (at < n_bytes_ && ftruncate(fd_, (off_t) at) != 0) {
         return es_io_error("cannot write log", path_);
     }
+    n_bytes_ = at;
+    count();
     return ES_OK;
 }
 
-int32_t es_log::rewrite() {
+// Puts other bytes in place of those from `from` to `to`. On failure nothing changes.
+int32_t es_log::replace(size_t from, size_t to, const std::string & by) {
     if (path_.empty()) {
+        memory_.replace(from, to - from, by);
+        n_bytes_ = memory_.size();
+        count();
         return ES_OK;
     }
-    const int32_t rc = es_replace_file(
-        path_.c_str(), "cannot write log",
-        [&](FILE * f) {
-            const std::string head = header();
-            bool              ok   = fwrite(head.data(), 1, head.size(), f) == head.size();
-            for (size_t i = 0; ok && i < entries_.size(); ++i) {
-                const std::string r = record(entries_[i].turn_kind, entries_[i].when, text_of(i));
-                ok                  = fwrite(r.data(), 1, r.size(), f) == r.size();
-            }
-            return ok;
-        },
-        true);
-    return rc == ES_OK ? attach(false) : rc;
+    if (n_bytes_ == 0) {
+        const auto put = [&](FILE * f) { return fwrite(by.data(), 1, by.size(), f) == by.size(); };
+        int32_t    rc  = es_replace_file(path_.c_str(), "cannot write log", put, true);
+        return rc == ES_OK ? attach(false) : rc;
+    }
+    {
+        const es_log_entries old(*this);
+        if (!old.is_there()) {
+            return es_io_error("cannot read log", path_);
+        }
+        const auto put = [&](FILE * f) {
+            const size_t n_after = (size_t) n_bytes_ - to;
+            return fwrite(old.data(), 1, from, f) == from && fwrite(by.data(), 1, by.size(), f) == by.size() &&
+                   fwrite(old.data() + to, 1, n_after, f) == n_after;
+        };
+        const int32_t rc = es_replace_file(path_.c_str(), "cannot write log", put, true);
+        if (rc != ES_OK) {
+            return rc;
+        }
+    }
+    const int32_t rc = attach(false);
+    count();
+    return rc;
+}
+
+void es_log::count() {
+    n_entries_ = 0;
+    last_turn_ = -1;
+    const es_log_entries entries(*this);
+    if (entries.is_there()) {
+        entries.each([&](const es_log_entry & e) {
+            n_entries_ += !e.text.empty();
+            last_turn_ = e.turn;
+            return true;
+        });
+    }
 }
 
 //
@@ -243,81 +321,128 @@ int32_t es_log::append(int64_t turn, int32_t kind, int64_t when, std::string_vie
     if (kind < ES_LOG_TEXT || kind > ES_LOG_ASSISTANT || turn < 0 || turn >= max_turns) {
         return es_fail(ES_ERR_INVALID, "turn %lld of kind %d is none", (long long) turn, kind);
     }
-    if (!entries_.empty() && turn < turn_of(size() - 1)) {
+    if (turn < last_turn_) {
         return es_fail(ES_ERR_INVALID, "turn %lld is before the log's newest", (long long) turn);
     }
-    const std::string valid(es_utf8_valid(std::string(text)));
-    std::string       clean; // an entry ends at a zero
-    std::copy_if(valid.begin(), valid.end(), std::back_inserter(clean), [](char c) { return c != '\0'; });
-    const uint32_t turn_kind = (uint32_t) turn << 2 | (uint32_t) kind;
-    std::string    bytes;
-    const size_t   n_before = size();
-    auto           parts    = parts_of(clean);
+    const std::string clean     = es_log_text(text);
+    const uint32_t    turn_kind = (uint32_t) turn << 2 | (uint32_t) kind;
+    std::string       bytes;
+    auto              parts = parts_of(clean);
+    const size_t      n     = parts.size();
     if (parts.empty()) {
         parts.emplace_back();
     }
     for (const std::string_view part : parts) {
         bytes += record(turn_kind, (uint32_t) when, part);
     }
-    if (n_bytes_ + bytes.size() > max_space) {
+    const uint64_t end = n_bytes_;
+    if (end + bytes.size() > max_space) {
         return es_fail(ES_ERR_INVALID, "the text is too long for the log");
     }
-    const off_t end = fd_ >= 0 ? lseek(fd_, 0, SEEK_END) : 0;
-    for (size_t done = 0; fd_ >= 0 && done < bytes.size();) {
-        const ssize_t n = ::write(fd_, bytes.data() + done, bytes.size() - done);
-        if (n < 0 && errno != EINTR) {
+    if (path_.empty()) {
+        memory_ += bytes;
+    }
+    for (size_t done = 0; !path_.empty() && done < bytes.size();) {
+        const ssize_t written = ::write(fd_, bytes.data() + done, bytes.size() - done);
+        if (written < 0 && errno != EINTR) {
             const int32_t rc = es_io_error("cannot write log", path_);
-            (void) !ftruncate(fd_, end);
+            (void) !ftruncate(fd_, (off_t) end);
             return rc;
         }
-        done += n > 0 ? (size_t) n : 0;
+        done += written > 0 ? (size_t) written : 0;
     }
-    for (const std::string_view part : parts) {
-        add(turn_kind, (uint32_t) when, part);
-    }
+    n_bytes_ += bytes.size();
+    n_entries_ += (int64_t) n;
+    const int64_t before = last_turn_;
+    last_turn_           = turn;
     if (n_bytes_ <= max_bytes_) {
         return ES_OK;
     }
-    size_t   n          = 0; // the oldest quarter, but nothing of this turn
-    uint64_t bytes_left = n_bytes_;
-    while (n < n_before && bytes_left > max_bytes_ / 4 * 3) {
-        bytes_left -= n_record + text_of(n++).size();
+    size_t  cut       = n_header; // the oldest quarter, but nothing of what was added
+    int64_t n_dropped = 0;
+    {
+        const es_log_entries entries(*this);
+        if (entries.is_there()) {
+            entries.each([&](const es_log_entry & e) {
+                if (e.at >= end || n_bytes_ - (cut - n_header) <= max_bytes_ / 4 * 3) {
+                    return false;
+                }
+                cut = e.end;
+                ++n_dropped;
+                return true;
+            });
+        }
     }
-    n_dropped_ += (int64_t) n;
-    drop(0, n);
-    return rewrite();
+    const int32_t rc = replace(n_header, cut, "");
+    if (rc == ES_OK) {
+        n_dropped_ += n_dropped;
+        return rc;
+    }
+    const std::string why = es_last_error(); // nothing was added
+    n_bytes_ -= bytes.size();
+    n_entries_ -= (int64_t) n;
+    last_turn_ = before;
+    (void) !ftruncate(fd_, (off_t) end);
+    return es_fail(rc, "%s", why.c_str());
 }
 
 int32_t es_log::sync() {
     return fd_ >= 0 && fsync(fd_) != 0 ? es_io_error("cannot write log", path_) : (int32_t) ES_OK;
 }
 
-size_t es_log::start_of(int64_t turn) const {
-    const auto is_before = [](const entry & e, int64_t t) { return (int64_t) (e.turn_kind >> 2) < t; };
-    return (size_t) (std::lower_bound(entries_.begin(), entries_.end(), turn, is_before) - entries_.begin());
-}
-
 int32_t es_log::truncate(int64_t n_turns) {
-    const size_t n = start_of(n_turns);
-    if (n == size()) {
+    if (last_turn_ < n_turns) {
         return ES_OK;
     }
-    drop(n, size());
-    return fd_ < 0 || ftruncate(fd_, (off_t) n_bytes_) == 0 ? (int32_t) ES_OK : es_io_error("cannot write log", path_);
+    size_t  keep      = n_header;
+    int64_t n_entries = 0, last = -1;
+    {
+        const es_log_entries entries(*this);
+        if (!entries.is_there()) {
+            return es_io_error("cannot read log", path_);
+        }
+        entries.each([&](const es_log_entry & e) {
+            if (e.turn >= n_turns) {
+                return false;
+            }
+            keep = e.end;
+            last = e.turn;
+            n_entries += !e.text.empty();
+            return true;
+        });
+    }
+    if (path_.empty()) {
+        memory_.resize(keep);
+    } else if (ftruncate(fd_, (off_t) keep) != 0) {
+        return es_io_error("cannot write log", path_);
+    }
+    n_bytes_   = keep;
+    n_entries_ = n_entries;
+    last_turn_ = last;
+    return ES_OK;
 }
 
 int32_t es_log::forget(int64_t turn) {
-    const size_t first = start_of(turn), last = start_of(turn + 1);
-    if (first == last || text_of(first).empty()) {
+    size_t from = 0, to = 0;
+    bool   is_empty = true;
+    {
+        const es_log_entries entries(*this);
+        if (!entries.is_there()) {
+            return es_io_error("cannot read log", path_);
+        }
+        entries.each([&](const es_log_entry & e) {
+            if (e.turn == turn) {
+                from     = from ? from : e.at;
+                to       = e.end;
+                is_empty = is_empty && e.text.empty();
+            }
+            return e.turn <= turn;
+        });
+    }
+    if (is_empty) {
         return es_fail(ES_ERR_INVALID, "the log has nothing of turn %lld", (long long) turn);
     }
-    drop(first, last);
-    const uint32_t text = first ? entries_[first - 1].text : 0, words = first ? entries_[first - 1].words : 0;
-    text_.insert(text, 1, '\0');
-    entries_.insert(entries_.begin() + (ptrdiff_t) first, { text + 1, words, (uint32_t) turn << 2 | ES_LOG_TEXT, 0 });
-    std::for_each(entries_.begin() + (ptrdiff_t) first + 1, entries_.end(), [](entry & e) { ++e.text; });
-    n_bytes_ += n_record;
-    return rewrite();
+    return replace(from, to, record((uint32_t) turn << 2 | ES_LOG_TEXT, 0, ""));
 }
 
 int32_t es_log::fork(const char * path, int64_t n_turns, es_log & out) const {
@@ -325,21 +450,23 @@ int32_t es_log::fork(const char * path, int64_t n_turns, es_log & out) const {
     if (rc != ES_OK) {
         return rc;
     }
-    if (out.size() > 0) {
+    if (out.n_bytes_ > n_header) {
         return es_fail(ES_ERR_INVALID, "log %s holds another conversation", path);
     }
-    for (size_t i = 0; i < size() && turn_of(i) < n_turns; ++i) {
-        out.add(entries_[i].turn_kind, entries_[i].when, text_of(i));
+    std::string kept;
+    {
+        const es_log_entries entries(*this);
+        if (!entries.is_there()) {
+            return es_io_error("cannot read log", path_);
+        }
+        entries.each([&](const es_log_entry & e) {
+            if (e.turn < n_turns) {
+                kept.append(entries.data() + e.at, e.end - e.at);
+            }
+            return e.turn < n_turns;
+        });
     }
-    return out.rewrite();
-}
-
-es_log_stats es_log::stats() const {
-    size_t n = 0;
-    for (size_t i = 0; i < size(); ++i) {
-        n += !text_of(i).empty();
-    }
-    return { entries_.empty() ? 0 : turn_of(size() - 1) + 1, (int64_t) n, n_dropped_, n_bytes_ };
+    return out.replace(n_header, n_header, kept);
 }
 
 //

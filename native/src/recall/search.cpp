@@ -41,22 +41,35 @@ private:
     const std::vector<uint32_t> & words;
 };
 
-std::vector<double> rarities(const es_log & log, size_t n, const std::vector<uint32_t> & query) {
-    const word_table     table(query);
-    std::vector<int64_t> count(query.size(), 0);
-    const uint32_t *     end = n ? log.words_of(n - 1) + log.n_words(n - 1) : log.words_of(0);
-    for (const uint32_t * w = log.words_of(0); w < end; ++w) {
-        const int32_t i = table.find(*w);
-        if (i >= 0) {
-            ++count[(size_t) i];
+// Of the entries before n_turns: how rare each word of the query is.
+struct es_rarities {
+    std::vector<double> values;
+    double              mean = 1; // words of an entry
+
+    es_rarities(const es_log_entries & entries, int64_t n_turns, const std::vector<uint32_t> & query) {
+        const word_table     table(query);
+        std::vector<int64_t> count(query.size(), 0);
+        size_t               n = 0, n_words = 0;
+        entries.each([&](const es_log_entry & e) {
+            if (e.turn >= n_turns) {
+                return false;
+            }
+            ++n;
+            n_words += e.n_words;
+            for (size_t i = 0; i < e.n_words; ++i) {
+                const int32_t q = table.find(e.words[i]);
+                if (q >= 0) {
+                    ++count[(size_t) q];
+                }
+            }
+            return true;
+        });
+        for (const int64_t c : count) {
+            values.push_back(std::log(1.0 + ((double) n - (double) c + 0.5) / ((double) c + 0.5)));
         }
+        mean = n ? (double) n_words / (double) n : 1;
     }
-    std::vector<double> out;
-    for (const int64_t c : count) {
-        out.push_back(std::log(1.0 + ((double) n - (double) c + 0.5) / ((double) c + 0.5)));
-    }
-    return out;
-}
+};
 
 } // namespace
 
@@ -64,15 +77,16 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
     if (!log || !text || !out) {
         return 0;
     }
-    size_t n = log->size();
-    while (n > 0 && log->turn_of(n - 1) >= n_turns) {
-        --n;
+    const es_log_entries entries(*log);
+    if (!entries.is_there()) {
+        return 0;
     }
     std::vector<uint32_t> query = es_query_words(std::string_view(text, n_text));
     if (query.size() > 8192) {
         query.resize(8192);
     }
-    std::vector<double> rarity = rarities(*log, n, query);
+    const es_rarities   rarities(entries, n_turns, query);
+    std::vector<double> rarity = rarities.values;
     if (query.size() > n_most) {
         std::vector<size_t> order(query.size());
         for (size_t i = 0; i < order.size(); ++i) {
@@ -92,25 +106,25 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
     for (const double r : rarity) {
         whole += r;
     }
-    const word_table table(query);
-    const double mean = n ? (double) (log->words_of(n - 1) + log->n_words(n - 1) - log->words_of(0)) / (double) n : 1;
+    const word_table        table(query);
     std::vector<es_log_hit> best; // ascending
     const auto              worse        = [](const es_log_hit & x, const es_log_hit & y) { return x.score < y.score; };
     uint64_t                before       = 0; // the query's words that the entry before has
     double                  before_score = 0;
-    for (size_t i = 0; i < n; ++i) {
-        uint64_t         has   = 0;
-        double           score = 0;
-        const uint32_t * w     = log->words_of(i);
-        const size_t     n_w   = log->n_words(i);
-        for (size_t j = 0; j < n_w; ++j) {
-            const int32_t q = table.find(w[j]);
+    entries.each([&](const es_log_entry & e) {
+        if (e.turn >= n_turns) {
+            return false;
+        }
+        uint64_t has   = 0;
+        double   score = 0;
+        for (size_t j = 0; j < e.n_words; ++j) {
+            const int32_t q = table.find(e.words[j]);
             if (q >= 0) {
                 has |= (uint64_t) 1 << q;
                 score += rarity[(size_t) q];
             }
         }
-        score *= (k1 + 1) / (1 + k1 * (1 - b + b * (double) n_w / mean));
+        score *= (k1 + 1) / (1 + k1 * (1 - b + b * (double) e.n_words / rarities.mean));
         if (has != 0) {
             double covered = 0;
             for (size_t q = 0; q < query.size(); ++q) {
@@ -118,9 +132,7 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
             }
             const double total = score + neighbor * before_score;
             if (best.size() < n_out || (n_out > 0 && total >= best.front().score)) {
-                const std::string_view t = log->text_of(i);
-                const es_log_hit hit = { log->turn_of(i), log->kind_of(i), log->when_of(i), total, covered / whole, 0,
-                                         t.data() };
+                const es_log_hit hit = { e.turn, e.kind, e.when, total, covered / whole, 0, e.text.data() };
                 if (best.size() == n_out) {
                     best.erase(best.begin());
                 }
@@ -129,10 +141,14 @@ size_t es_log_search(es_log * log, const char * text, size_t n_text, int64_t n_t
         }
         before       = has;
         before_score = score;
-    }
+        return true;
+    });
     std::reverse(best.begin(), best.end());
     const es_gate gate(std::string_view(text, n_text));
+    log->found.clear();
+    log->found.reserve(best.size());
     for (es_log_hit & hit : best) {
+        hit.text    = log->found.emplace_back(hit.text).c_str();
         hit.belongs = gate.admits(hit);
     }
     std::copy(best.begin(), best.end(), out);

@@ -22,7 +22,7 @@ public final class ChatModel {
     @ObservationIgnored public var autosaveInterval = Duration.seconds(60)
     /// Tokens of a line of the conversation that may come back when it is needed and has left the window. 0: nothing is
     /// kept for that.
-    @ObservationIgnored public var recallTokens: UInt32 = 0
+    @ObservationIgnored public var recallTokens: UInt32 = 64
     /// Threads of the engine; nil: as many as there are cores.
     @ObservationIgnored public var threads: Int?
 
