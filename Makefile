@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: endurance endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -72,6 +72,44 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
+
+build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_FUZZ=ON \
+	    -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' $(CMAKE_ARGS) \
+	    > build/cmake-fuzz.log || (cat build/cmake-fuzz.log; false)
+	$(BIN)/cmake --build build/fuzz --target es_fuzz
+	touch $@
+
+endurance: endurance-fuzz endurance-kill endurance-tokens ## all of the next three, a day or more; each goes on where it was stopped
+
+FUZZ_PYTHON := checkpoints gguf mlc http
+FUZZ_NATIVE := gguf session log template request schema grammar answer
+endurance-fuzz: $(FUZZ_PYTHON:%=endurance-fuzz-%) $(FUZZ_NATIVE:%=endurance-fuzz-native-%) ## N=100000 hostile inputs to each reader (the native ones need clang)
+
+endurance-fuzz-native-%: build/fuzz/.stamp
+	$(BIN)/python native/fuzz/run.py $* $(if $(N),-n $(N))
+
+endurance-fuzz-%: build
+	$(BIN)/python tests/fuzz/run.py $* $(if $(N),-n $(N))
+
+KILLS := chat serve convert convert-mlc export-ios
+endurance-kill: $(KILLS:%=endurance-kill-%) ## N=100 kills of each of chat, serve, convert, export-ios, and N cuts of power
+
+endurance-kill-%: build
+	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100)
+	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100) --power
+
+endurance-tokens: build ## 4,000,000 tokens on both engines (hours)
+	mkdir -p build/endurance
+	test -e build/endurance/demo-mlc || $(BIN)/edge-stream convert demo --to mlc -o build/endurance/demo-mlc
+	$(BIN)/python benchmarks/endurance_tokens.py -m demo -n $(or $(N),4000000) --repeat
+	$(BIN)/python benchmarks/endurance_tokens.py -m build/endurance/demo-mlc -n $(or $(N),4000000) --repeat
+
+audit: $(BIN)/.stamp-python ## ask PyPI for known vulnerabilities of every package in .venv
+	test -e build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > build/audit/frozen.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/frozen.txt
 
 ios-test: build ## build EdgeStreamKit without warnings and test it with the demo model; parse every Swift file (needs Swift 6)
 	@command -v swift > /dev/null || { echo "ios-test needs the Swift 6 toolchain: swift is not on PATH"; exit 1; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +168,13 @@ def write(
         for tensor in tensors:
             dtype, shape = _stored_as(tensor)
             writer.add_tensor_info(tensor.name, shape, dtype, tensor.nbytes, raw_dtype=tensor.type)
-        add_metadata(writer)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
+        try:
+            add_metadata(writer)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, struct.error) as error:
+            # a name or number of a kind that the package does not expect
+            raise EdgeStreamError(f"the model's metadata cannot be written as GGUF: {error}") from error
         writer.write_ti_data_to_file()
         advance = counter(progress, "converting", sum(t.nbytes for t in tensors))
         for tensor in tensors:

@@ -61,7 +61,7 @@ class Embedder:
         if pooling is not None:
             params.pooling_type = getattr(self._llama, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
         params.n_threads = params.n_threads_batch = n_threads or loading.default_threads()
-        self._context = self._llama.llama_init_from_model(self._model, params) or 0
+        self._context = bindings.library().es_context_init(self._model, params) or 0
         if not self._context:
             self.close()
             raise EdgeStreamError(f"llama.cpp cannot make a context for embeddings from {self.path}")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+LONGEST = 1000  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """A text that may have parts of a hostile file, for a terminal: control characters escaped, LONGEST at most."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: LONGEST + 1])
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
 
 class EdgeStreamError(Exception):
     """An error that the user can understand and act on. status: the C API's code, 0 if there is none."""
 
     def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.status = status
 
 

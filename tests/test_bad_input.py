@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from tiny_architectures import FIXTURES, Fixture, copy_with, make
 from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
@@ -112,6 +113,7 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
         [False] * 4,
         "no layer that uses",
     ),
+    "no heads": ("qwen35", "attention.head_count", 0, "cannot load|cannot create|is damaged"),
     "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
 }
 
@@ -126,6 +128,33 @@ def test_metadata_that_contradict_the_tensors(name: str, tmp_path: Path) -> None
     with pytest.raises(EdgeStreamError, match=match) as caught:
         Engine.load(bad, n_ctx=64)
     one_sentence(caught.value)
+
+
+def test_an_assertion_while_loading_is_an_error(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ggml_abort ends the process, but not in the loading of a file."""
+    from edge_stream.native import bindings
+
+    # 2^32 - 1 layers: one of llama.cpp's own assertions
+    count = struct.pack("<Q", 17) + b"llama.block_count" + struct.pack("<I", 4)
+    bad = edited(good, lambda b: b.replace(count + struct.pack("<I", 2), count + b"\xff" * 4))
+    assert bad.read_bytes() != good.read_bytes()
+    with pytest.raises(EdgeStreamError, match=r"cannot load .*GGML_ASSERT\(.*\) failed \(llama-.*:\d+\)") as caught:
+        Engine.load(bad, n_ctx=64)
+    one_sentence(caught.value)
+    assert bindings.library().es_version()  # the process lives
+    Engine.load(good, n_ctx=64).close()
+
+
+def test_vectors_that_kernels_abort_over(tmp_path: Path) -> None:
+    """Their type is checked in the header: a file of one tensor is enough."""
+    writer = gguf.GGUFWriter(tmp_path / "bad.gguf", "llama")
+    writer.add_tensor("output_norm.weight", np.ones(64, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(EdgeStreamError, match=r"output_norm\.weight is a vector of type f16, not f32"):
+        Engine.load(tmp_path / "bad.gguf", n_ctx=64)
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -154,6 +183,11 @@ def test_option(name: str, good: Path) -> None:
     one_sentence(caught.value)
 
 
+def grammar(stream: Any, text: str) -> None:
+    """Begin to generate by a grammar."""
+    next(stream.generate(1, sampling=Sampling(grammar=text)))
+
+
 STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "empty prompt": (lambda s: s.feed(""), "prompt is empty"),
     "no tokens": (lambda s: s.feed([]), "prompt is empty"),
@@ -167,6 +201,14 @@ STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generate after rewind": (lambda s: (s.rewind(1), next(s.generate(1))), "no logits"),
     "bad grammar": (lambda s: next(s.generate(1, sampling=Sampling(grammar='root ::= "'))), "grammar"),
     "bad JSON schema": (lambda s: next(s.generate(1, sampling=Sampling(json_schema="{"))), "JSON schema"),
+    "a grammar without an end": (lambda s: grammar(s, 'root ::= "a'), "cannot be parsed: "),
+    "a grammar's text is one line": (
+        lambda s: grammar(s, "root ::= (\n\x1b[2J"),
+        r"cannot be parsed: expecting .* at \?\[2J$",
+    ),
+    "a grammar with repeats backwards": (lambda s: grammar(s, 'root ::= "a"{5,3}'), "at least 5 times and at most 3"),
+    "a grammar of millions": (lambda s: grammar(s, f'root ::= "{"a" * 9999}"' + "{2000}"), "repeats too much"),
+    "a grammar of too many": (lambda s: grammar(s, 'root ::= "a"{99999999999999999999}'), "repeats too much"),
     "grammar and schema": (lambda s: next(s.generate(1, sampling=Sampling(grammar="x", json_schema="{}"))), "not both"),
     "NaN temperature": (lambda s: next(s.generate(1, sampling=Sampling(temp=float("nan")))), "finite"),
     "repeat_penalty zero": (lambda s: next(s.generate(1, sampling=Sampling(repeat_penalty=0.0))), "repeat_penalty"),

@@ -272,6 +272,11 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         )[0],
         "but config.json has vocab_size 500",
     ),
+    "a score that is a text": (
+        "single",
+        edit("generation_config.json", lambda g: g.update(temperature="hot")),
+        "metadata cannot be written as GGUF",
+    ),
     "tokenizer.json is a list": ("bytes", content("tokenizer.json", lambda _: b"[]"), "not a JSON object"),
     "a merge that makes no token": (
         "bytes",

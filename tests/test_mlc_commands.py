@@ -119,6 +119,14 @@ def edit_model(folder: Path, **changes: Any) -> None:
     edit(folder, model_config=config["model_config"] | changes)
 
 
+def edit_index(folder: Path, **changes: Any) -> None:
+    """Change the first shard's record."""
+    path = folder / "tensor-cache.json"
+    index = json.loads(path.read_text())
+    index["records"][0].update(changes)
+    path.write_text(json.dumps(index))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -137,6 +145,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no sizes": (lambda f: edit(f, model_config={}), "is damaged"),
     "odd sizes": (lambda f: edit(f, model_config={"num_hidden_layers": -1}), "is damaged"),
     "endless layers": (lambda f: edit_model(f, num_hidden_layers=10**12), "n_layer is 1000000000000"),
+    "too many layers": (lambda f: edit_model(f, num_hidden_layers=10**6), "n_layer is 1000000"),
+    "a base that is none": (lambda f: edit_model(f, position_embedding_base=-0.0), "is damaged"),
     "layers of another model": (lambda f: edit_model(f, no_rope_layers=[1, 0, 1]), "does not describe 2 layers"),
     "a window of nothing": (
         lambda f: edit_model(f, layer_types=["sliding_attention"] * 2, sliding_window=0),
@@ -167,6 +177,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda f: (f / "params_shard_0.bin").unlink(), "No such file"),
     "cut weights": (lambda f: (f / "params_shard_0.bin").write_bytes(b"1234"), "has 4 bytes"),
     "flipped weights": (lambda f: flip(f / "params_shard_0.bin"), "damaged: its md5 sum differs"),
+    "no md5 sum": (lambda f: edit_index(f, md5sum=None), "gives params_shard_0.bin no md5 sum"),
     "no index": (lambda f: (f / "tensor-cache.json").unlink(), "tensor-cache.json cannot be read"),
     "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer"),
     "odd tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output import files
+from edge_stream.output import files, staging
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
@@ -82,3 +83,21 @@ def test_a_folder_and_a_socket_are_refused(tmp_path: Path) -> None:
             with pytest.raises(EdgeStreamError, match=match):
                 files.replace_text(path, "x")
         assert (tmp_path / "socket").is_socket()
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed has either the old folder or the new one there; elsewhere it is renamed twice."""
+    for can_exchange in (True, False):
+        root = tmp_path / str(can_exchange)
+        new, out = root / "staging" / "model", root / "model"
+        for folder, text in ((new, "new"), (out, "old")):
+            folder.mkdir(parents=True)
+            (folder / "file").write_text(text)
+        if can_exchange:
+            monkeypatch.setattr(os, "rename", lambda *_: pytest.fail("two steps"))
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(staging, "exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+        staging.publish_folder(new, out)
+        assert (out / "file").read_text() == "new"
+        assert [p.read_text() for p in (root / "staging").rglob("file")] == ["old"]

@@ -23,7 +23,8 @@ from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder
+from edge_stream.output.files import sync_folder
+from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder, sync_tree
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -188,18 +189,18 @@ def _restore(out: Path) -> None:
 
 def _publish(folder: Path, out: Path) -> None:
     """Sync the folder and move it into place. A folder there is moved aside first and removed at the end."""
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
     folder.chmod(0o755)
+    sync_tree(folder)
     if not out.exists():
         os.replace(folder, out)
+        sync_folder(out.parent)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     try:
         os.replace(out, aside / "model")
         try:
             os.replace(folder, out)
+            sync_folder(out.parent)
         except OSError:
             os.replace(aside / "model", out)
             raise

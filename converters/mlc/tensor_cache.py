@@ -156,6 +156,8 @@ class TensorCacheReader:
                 path = self._shard_path(shard)
                 if path.stat().st_size != shard["nbytes"]:
                     raise EdgeStreamError(f"{path.name} has {path.stat().st_size} bytes, not {shard['nbytes']}")
+                if not isinstance(shard["md5sum"], str):
+                    raise EdgeStreamError(f"tensor-cache.json gives {path.name} no md5 sum")
                 for record in shard["records"]:
                     self._check(record, shard["nbytes"])
                     self.records[record["name"]] = record

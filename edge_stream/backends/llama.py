@@ -122,7 +122,7 @@ class LlamaBackend:
         if on_devices > sum(d.free for d in self.devices) > 0:
             raise EdgeStreamError(self._why_no_context(params.n_ctx))
         memory.check_fits(on_host, o.n_ctx, o.n_parallel, self.kv_bytes_per_token)
-        self.context = self._llama.llama_init_from_model(self.model, params) or 0
+        self.context = self._native.es_context_init(self.model, params) or 0
         if not self.context:
             raise EdgeStreamError(self._why_no_context(params.n_ctx))
         self.adapters.apply(self.context)

@@ -64,7 +64,7 @@ def load_model(
     rpc: Sequence[str] = (),
     on_load: Callable[[int], object] | None = None,
 ) -> int:
-    """llama_model_load_from_file, interruptible by Ctrl-C: a llama_model *, or 0.
+    """es_model_load, interruptible by Ctrl-C: a llama_model *, or 0.
 
     names, rpc: of the devices that hold layers, see `devices.choose`; llama.cpp's own choice would include the RPC
     servers of an earlier load. on_load: see LoadOptions.
@@ -84,7 +84,7 @@ def load_model(
     params.progress_callback = on_progress
     model: int = 0
     try:
-        model = callbacks.run(llama.llama_model_load_from_file, os.fsencode(path), params) or 0
+        model = callbacks.run(bindings.library().es_model_load, os.fsencode(path), params) or 0
         callbacks.deliver()
     except BaseException:
         if model:

@@ -15,7 +15,7 @@ from edge_stream._version import __version__
 from edge_stream.errors import EdgeStreamError
 from edge_stream.models.defaults import read_model_defaults
 from edge_stream.native import app_bindings, bindings
-from edge_stream.output.staging import check_space, staging_folder
+from edge_stream.output.staging import check_space, publish_folder, staging_folder
 
 FORMAT = 1  # of the manifest; ModelManifest.swift reads it
 RESERVE = 256 << 20  # bytes for the app itself, as in MemoryBudget.swift
@@ -153,9 +153,7 @@ def export(
         }
         with (folder / "manifest.json").open("w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(folder, out)
+        publish_folder(folder, out)
     return manifest
 
 
@@ -169,6 +167,4 @@ def _copy(source: Path, target: Path, on_progress: Callable[[int, int], None] | 
             done += len(piece)
             if on_progress:
                 on_progress(done, total)
-        writing.flush()
-        os.fsync(writing.fileno())
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.ios.export import RESERVE
-from edge_stream.output.staging import check_space, staging_folder
+from edge_stream.output.staging import check_space, publish_folder, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.mlc.folder import MlcFolder
@@ -82,7 +81,7 @@ def package(
             "model_lib_path_for_prepare_libs": {library: LIBRARY},
         }
         (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(target, out)
+        publish_folder(target, out)
     return config, plan
 
 

@@ -150,6 +150,9 @@ def _build(
             digest = made.with_suffix(".sha256")
             digest.write_text(_sha256(made), encoding="ascii")
             for file in (made, digest):
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+            for file in (made, digest):
                 os.replace(file, path.with_suffix(file.suffix))
     except OSError as error:
         raise EdgeStreamError(f"the compiled kernels cannot be kept in {path.parent}: {error.strerror}") from error

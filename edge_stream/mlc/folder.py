@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edge_stream.converters.mlc.quantization import Quantization
 
 CONFIG = "mlc-chat-config.json"
+_MAX_LAYERS = 4096
 QUANTIZATIONS = ("q0f32", "q0f16", "q4f32_1", "q4f16_1", "q4f16_0")
 
 
@@ -57,7 +58,8 @@ class MlcFolder:
         config = DecoderConfig.read(self.config)
         counts = dataclasses.asdict(config)
         for name in ("n_layer", "n_embd", "n_ff", "n_head", "n_head_kv", "head_dim", "n_vocab"):
-            if not isinstance(counts[name], int) or not 1 <= counts[name] <= 1 << 24:
+            most = _MAX_LAYERS if name == "n_layer" else 1 << 24
+            if not isinstance(counts[name], int) or not 1 <= counts[name] <= most:
                 raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {name} is {counts[name]!r}")
         m = self.config["model_config"]
         sizes = (config.n_expert, config.n_expert_used, config.n_ff_expert)
@@ -69,7 +71,9 @@ class MlcFolder:
             raise UnsupportedModelError(f"{self.path.name} does not make its experts' weights add up to 1")
         if config.n_head % config.n_head_kv or config.head_dim % 2:
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: {config.n_head} heads share {config.n_head_kv}")
-        float(config.rope_base), float(config.norm_eps)
+        bases = float(config.rope_base), float(config.rope_base_swa)
+        if not (0.0 < min(bases) <= max(bases) <= 1e30 and 0.0 <= float(config.norm_eps) <= 1.0):
+            raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: rope base {bases}, {config.norm_eps!r}")
         if any(len(layers) not in (0, config.n_layer) for layers in (config.rope_layers, config.swa_layers)):
             raise EdgeStreamError(f"{CONFIG} of {self.path} is damaged: it does not describe {config.n_layer} layers")
         if not (config.attn_scale > 0.0 and isinstance(config.n_swa, int) and config.n_swa >= any(config.swa_layers)):

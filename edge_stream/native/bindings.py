@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError, SessionError, UnsupportedModelError
+from edge_stream.native import libraries
 from edge_stream.native.libraries import edge_stream_library
 
 OK, INVALID, UNSUPPORTED, MEMORY, DECODE, STOPPED, IO, NO_SPACE, FORMAT, VERSION, MODEL, INTERNAL = range(0, -12, -1)
@@ -281,8 +282,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 @lru_cache(maxsize=1)
 def library() -> Any:
     """libedge_stream, with every function's signature declared."""
-    lib = edge_stream_library()
-    for name, (restype, argtypes) in _SIGNATURES.items():
+    lib, llama = edge_stream_library(), libraries.llama()
+    loading: dict[str, tuple[Any, list[Any]]] = {
+        "es_model_load": (C.c_void_p, [C.c_char_p, llama.llama_model_params]),
+        "es_context_init": (C.c_void_p, [C.c_void_p, llama.llama_context_params]),
+    }
+    for name, (restype, argtypes) in (_SIGNATURES | loading).items():
         function = getattr(lib, name)
         function.restype = restype
         function.argtypes = argtypes

@@ -44,6 +44,15 @@ def is_stream(path: Path) -> bool:
     return ours or stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power: a rename is durable only then. OSError if it cannot be."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
     """Let write(name) fill a temporary file, then rename it to path, or copy it into a stream (see is_stream).
 
@@ -71,6 +80,7 @@ def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it 0600
         os.replace(temporary, target)
+        sync_folder(target.parent)
     except OSError as error:
         raise EdgeStreamError(f"cannot write {path}: {error.strerror or error}") from None
     finally:

@@ -6,16 +6,19 @@ conversion to the same target finds it unlocked and does.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.files import target_of
+from edge_stream.output.files import sync_folder, target_of
 
 _SPARE = 64 << 20  # room for metadata, and for the file system's own needs
 
@@ -76,7 +79,51 @@ def publish(files: list[Path], folder: Path, overwrite: bool) -> list[Path]:
     targets = [target_of(folder / file.name) for file in files]
     for file, target in reversed(list(zip(files, targets, strict=True))):
         os.replace(file, target)
+    for parent in {target.parent for target in targets}:
+        sync_folder(parent)
     return targets
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder and all in it survive a loss of power."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            with (Path(inner) / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(inner))
+
+
+def publish_folder(folder: Path, out: Path) -> None:
+    """Sync a folder and move it into place. One that is there changes places with it: at no moment is there none.
+
+    File systems that cannot do that (NFS) rename twice.
+    """
+    sync_tree(folder)
+    if not out.exists():
+        os.replace(folder, out)
+        return sync_folder(out.parent)
+    try:
+        exchange(folder, out)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        os.rename(out, folder.with_name("old"))
+        os.rename(folder, out)
+    sync_folder(out.parent)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Let two files or folders of one file system change places, in one step. OSError if that is not possible."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "darwin":
+        failed = libc.renamex_np(*names, ctypes.c_uint(2))  # RENAME_SWAP
+    else:
+        here = ctypes.c_int(-100)  # AT_FDCWD
+        failed = libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(2))  # RENAME_EXCHANGE
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(b))
 
 
 def check_space(target: Path, need: int) -> None:

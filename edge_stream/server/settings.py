@@ -53,7 +53,7 @@ class Settings:
     tags: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors: tuple[str, ...] = ()
     session_dir: Path | None = None
     session_bytes: int = 4 << 30

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from edge_stream.output.staging import staging_folder
+from edge_stream.output.staging import publish_folder, staging_folder
 from edge_stream.training.checkpoint import write
 
 LOG = "training.json"
@@ -42,10 +41,4 @@ def folder(
         (new / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         for name, value in (("tokenizer_config.json", tokenizer_config), (LOG, log)):
             (new / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file in new.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        if out.exists():
-            os.rename(out, staging / "old")
-        os.rename(new, out)
-        shutil.rmtree(staging / "old", ignore_errors=True)
+        publish_folder(new, out)

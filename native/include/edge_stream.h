@@ -42,6 +42,11 @@ ES_API bool es_model_can_shift(const struct llama_model * model, char * reason, 
 // llama.cpp abort the process while loading it. Other errors in a file are reported by llama.cpp itself.
 ES_API bool es_model_file_check(const char * path, char * reason, size_t n_reason);
 
+// llama_model_load_from_file and llama_init_from_model, whose failed assertions (metadata that contradict each other)
+// and exceptions do not end the process: NULL, and es_log_last_error has the reason.
+ES_API struct llama_model *   es_model_load(const char * path, struct llama_model_params params);
+ES_API struct llama_context * es_context_init(struct llama_model * model, struct llama_context_params params);
+
 // A non-negative 32-bit integer of a GGUF file's metadata, whose whole key is given; false if it has none there or
 // cannot be read. The header stays in memory until es_model_file_check, so that asking before a load costs nothing.
 ES_API bool es_model_file_number(const char * path, const char * key, uint32_t * value);

@@ -109,7 +109,7 @@ int32_t es_load_model(const char * path, const es_app_model_params & params, boo
     if (!es_model_file_check(path, reason, sizeof(reason))) {
         return es_fail(ES_ERR_UNSUPPORTED, "%s is damaged: %s", path, reason);
     }
-    loaded->model = llama_model_load_from_file(path, p);
+    loaded->model = es_model_load(path, p);
     if (!loaded->model) {
         return progress.stopped ? es_fail(ES_ERR_STOPPED, "loading was stopped")
                                 : es_fail(ES_ERR_MEMORY, "llama.cpp cannot load %s%s", path, es_log_hint().c_str());

@@ -95,7 +95,7 @@ llama_context * es_make_context(llama_model * model, const es_app_session_params
     p.no_perf             = true;
     p.abort_callback      = abort;
     p.abort_callback_data = abort_data;
-    llama_context * ctx   = llama_init_from_model(model, p);
+    llama_context * ctx   = es_context_init(model, p);
     if (!ctx) {
         es_fail(ES_ERR_MEMORY, "llama.cpp cannot create a cache of %u tokens%s", sizes.n_ctx, es_log_hint().c_str());
     }

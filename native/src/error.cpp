@@ -3,6 +3,14 @@
 #include <cstdarg>
 #include <cstdio>
 
+void es_one_line(char * text) {
+    for (; *text; ++text) {
+        if ((unsigned char) *text < 0x20 || *text == 0x7f) {
+            *text = '?';
+        }
+    }
+}
+
 static thread_local char last_error[1024] = "";
 
 int32_t es_fail(int32_t status, const char * format, ...) {
@@ -10,6 +18,7 @@ int32_t es_fail(int32_t status, const char * format, ...) {
     va_start(args, format);
     vsnprintf(last_error, sizeof(last_error), format, args);
     va_end(args);
+    es_one_line(last_error);
     return status;
 }
 

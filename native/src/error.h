@@ -13,6 +13,9 @@ __attribute__((format(printf, 2, 3)))
 int32_t
 es_fail(int32_t status, const char * format, ...);
 
+// Replaces control characters: a message may have parts of a hostile file, and goes to terminals and logs.
+void es_one_line(char * text);
+
 #define ES_REQUIRE(pointer)                                                                                            \
     if (!(pointer)) {                                                                                                  \
         return es_fail(ES_ERR_INVALID, "%s must not be null", #pointer);                                               \

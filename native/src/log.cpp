@@ -1,5 +1,8 @@
 // llama.cpp's log: off the terminal unless asked for; its last error belongs in our sentences.
+#include "error_log.h"
+
 #include "edge_stream.h"
+#include "error.h"
 
 #include <atomic>
 #include <cstdio>
@@ -24,6 +27,7 @@ error_log & errors() {
 // The reason for these is in the line before; one of "failed to load model" may also follow a colon.
 bool is_summary(const std::string & line) {
     return line.find("gguf_init_from_reader: failed to read") != std::string::npos ||
+           line.find("failed to parse grammar") != std::string::npos ||
            (line.find("failed to load model") != std::string::npos &&
             line.find("failed to load model:") == std::string::npos);
 }
@@ -40,11 +44,16 @@ void keep(ggml_log_level level, const char * text, void *) {
         const std::lock_guard<std::mutex> lock(errors().mutex);
         if (errors().last.empty() || !is_summary(line)) {
             errors().last = line.substr(0, end == std::string::npos ? 0 : end + 1);
+            es_one_line(errors().last.data());
         }
     }
 }
 
 } // namespace
+
+void es_log_error(const char * text) {
+    keep(GGML_LOG_LEVEL_ERROR, text, nullptr);
+}
 
 void es_log_set(bool verbose) {
     is_verbose = verbose;

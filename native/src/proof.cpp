@@ -1,5 +1,6 @@
 // Checks with a few tokens of the model itself that moving sinks gives what decoding them at their new positions gives:
 // docs/models.md.
+#include "aborts.h"
 #include "bank.h"
 #include "batch.h"
 #include "error.h"
@@ -34,7 +35,7 @@ public:
         p.flash_attn_type   = LLAMA_FLASH_ATTN_TYPE_DISABLED;
         p.n_threads = p.n_threads_batch = llama_n_threads(like);
         p.no_perf                       = true;
-        ctx.reset(llama_init_from_model(const_cast<llama_model *>(model), p));
+        ctx.reset(es_context_init(const_cast<llama_model *>(model), p));
     }
 
     int32_t run(es_proof & out) {
@@ -289,6 +290,8 @@ int32_t es_stream_prove(const es_stream * stream, es_proof * out) {
         return ES_OK; // no key is moved
     }
     return es_guard([&]() -> int32_t {
+        const es_abort_scope scope;
+
         const bool    bank = stream->params.sink_move == ES_SINK_MOVE_BANK;
         const int32_t rc   = prover(stream->ctx, d, bank).run(*out);
         return rc == ES_OK ? verdict(*out, bank) : rc;

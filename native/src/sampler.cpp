@@ -1,5 +1,6 @@
 #include "sampler.h"
 
+#include "aborts.h"
 #include "error.h"
 #include "stream.h"
 
@@ -155,6 +156,8 @@ int32_t es_sampler_init(const llama_model * model, es_sampler_params p, es_sampl
     ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
+        const es_abort_scope scope; // llama.cpp's parser of grammars asserts
+
         const llama_vocab * vocab = llama_model_get_vocab(model);
         int32_t             rc    = es_sampler_chain::check(p, llama_vocab_n_tokens(vocab));
         if (rc != ES_OK) {

@@ -1,4 +1,5 @@
 // The C interface of a stream (edge_stream.h).
+#include "aborts.h"
 #include "error.h"
 #include "stream.h"
 
@@ -18,6 +19,8 @@ int32_t es_stream_init(llama_context * ctx, es_stream_params params, es_stream *
     ES_REQUIRE(out);
     *out = nullptr;
     return es_guard([&]() -> int32_t {
+        const es_abort_scope scope; // the bank makes a graph
+
         auto          stream = std::make_unique<es_stream>(ctx, params);
         const int32_t rc     = stream->init();
         if (rc != ES_OK) {

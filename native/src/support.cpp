@@ -1,6 +1,7 @@
 // Which models can stream, and the fingerprint of a model.
 #include "support.h"
 
+#include "aborts.h"
 #include "edge_stream.h"
 #include "ggml-cpp.h"
 #include "llama-ext.h"
@@ -54,9 +55,12 @@ const char * missing_property(const llama_model * model) {
 class gguf_facts {
 public:
     explicit gguf_facts(const char * path) {
-        gguf_init_params p = {};
-        p.no_alloc         = true;
+        gguf_init_params p    = {};
+        ggml_context *   made = nullptr;
+        p.no_alloc            = true;
+        p.ctx                 = &made;
         file.reset(gguf_init_from_file(path, p));
+        tensors.reset(made);
         const int64_t id = file ? gguf_find_key(file.get(), "general.architecture") : -1;
         if (id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_STRING) {
             arch = gguf_get_val_str(file.get(), id);
@@ -84,6 +88,20 @@ public:
         return end > 0 ? gguf_get_data_offset(file.get()) + end : 0;
     }
 
+    // a vector that is added or multiplied in a type that ggml's CPU kernels abort over; "" if there is none
+    std::string odd_vector() const {
+        for (int64_t i = 0; file && i < gguf_get_n_tensors(file.get()); ++i) {
+            const ggml_type     type = gguf_get_tensor_type(file.get(), i);
+            const bool          fine = type == GGML_TYPE_F32 || type == GGML_TYPE_I32 || type == GGML_TYPE_I64;
+            const ggml_tensor * tensor =
+                fine ? nullptr : ggml_get_tensor(tensors.get(), gguf_get_tensor_name(file.get(), i));
+            if (tensor && ggml_n_dims(tensor) == 1) {
+                return std::string(tensor->name) + " is a vector of type " + ggml_type_name(type) + ", not f32";
+            }
+        }
+        return "";
+    }
+
     std::vector<int32_t> numbers(const char * key) const {
         const int64_t id = find(key);
         if (id < 0 || gguf_get_kv_type(file.get(), id) != GGUF_TYPE_ARRAY ||
@@ -108,6 +126,7 @@ public:
 
 private:
     gguf_context_ptr file;
+    ggml_context_ptr tensors; // without data
     std::string      arch;
 
     int64_t find(const char * key) const {
@@ -156,7 +175,11 @@ std::string cut_short(const gguf_facts & facts, const char * path) {
 }
 
 std::string contradiction(const gguf_facts & facts) {
-    char text[200];
+    char              text[200];
+    const std::string vector = facts.odd_vector();
+    if (!vector.empty()) {
+        return vector;
+    }
     for (const char * key : { "full_attention_interval", "interleave_moe_layer_step", "attention.chunk_size" }) {
         if (facts.number(key) == 0) {
             snprintf(text, sizeof(text), "its %s is 0", key);
@@ -260,6 +283,7 @@ bool es_model_can_shift(const llama_model * model, char * reason, size_t n_reaso
 bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
     std::string why;
     try {
+        const es_abort_scope scope;
         if (path) {
             const auto facts = headers.take(path);
             why              = cut_short(*facts, path);
@@ -273,7 +297,8 @@ bool es_model_file_check(const char * path, char * reason, size_t n_reason) {
 
 bool es_model_file_number(const char * path, const char * key, uint32_t * value) {
     try {
-        const int64_t found = path && key ? headers.look(path)->number_of_any(key) : -1;
+        const es_abort_scope scope;
+        const int64_t        found = path && key ? headers.look(path)->number_of_any(key) : -1;
         if (found >= 0 && value) {
             *value = (uint32_t) found;
         }

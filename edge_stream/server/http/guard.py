@@ -22,6 +22,7 @@ ErrorResponse = Callable[[str, ApiError], Response]  # of a path and an error
 
 PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itself
 
+_NO_SNIFFING = (b"X-Content-Type-Options", b"nosniff")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
@@ -99,14 +100,15 @@ class Guard:
 
     def _with_cors(self, headers: Headers, send: Send) -> Send:
         # written as other servers write them, for clients that look at capitals
-        more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in self._cors(headers).items()]
+        more = [_NO_SNIFFING]  # what a model writes is never a page, whatever it looks like
+        more += [(name.encode(), value.encode("latin-1", "replace")) for name, value in self._cors(headers).items()]
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
-        return sending if more else send
+        return sending
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuse pages of other sites: their scripts, and their names that resolve to this machine (DNS rebinding)."""

@@ -31,7 +31,7 @@ def page_route(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     """A route that sends a file."""
     headers = {
         "Content-Security-Policy": _POLICY,
-        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }

@@ -1,15 +1,73 @@
 #include "rules.h"
 
+#include "edge_stream.h"
+
 #include "common.h"
 #include "json.h"
 #include "reasoning-budget.h"
 #include "support.h"
 
+#include <algorithm>
+#include <cctype>
 #include <climits>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 namespace {
+
+constexpr uint64_t n_repeated = 1 << 20; // elements that repetitions may come to
+
+// llama.cpp's parser writes x{2,5} out. It counts rules, not the characters of one, and takes {5,2} for 2^64 times.
+void check_repeats(const std::string & text) {
+    uint64_t   total = 0, item = 0; // characters of the last item
+    const auto until = [&](size_t i, char end) {
+        while (i < text.size() && text[i] != end) {
+            i += text[i] == '\\' ? 2 : 1;
+        }
+        return std::min(i, text.size());
+    };
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (c == '"' || c == '[') {
+            const size_t end = until(i + 1, c == '"' ? '"' : ']');
+            item             = end - i;
+            i                = end;
+        } else if (c == '#') {
+            i = std::min(text.find('\n', i), text.size());
+        } else if (c == '{') {
+            char *         end   = nullptr;
+            const uint64_t least = strtoull(text.c_str() + i + 1, &end, 10);
+            uint64_t       most  = least;
+            end += strspn(end, " \t\r\n");
+            if (*end == ',') {
+                ++end;
+                end += strspn(end, " \t\r\n");
+                most = isdigit((unsigned char) *end) ? strtoull(end, nullptr, 10) : least + 1;
+            }
+            if (most < least) {
+                throw std::invalid_argument("the grammar repeats something at least " + std::to_string(least) +
+                                            " times and at most " + std::to_string(most));
+            }
+            if (most > n_repeated || (total += most * std::max<uint64_t>(item, 1)) > n_repeated) {
+                throw std::invalid_argument("the grammar repeats too much");
+            }
+        } else if (!isspace((unsigned char) c)) {
+            item = 1;
+        }
+    }
+}
+
+llama_sampler * whole_grammar(const llama_vocab * vocab, const std::string & grammar, const char * root) {
+    check_repeats(grammar);
+    return llama_sampler_init_grammar(vocab, grammar.c_str(), root);
+}
+
+[[noreturn]] void no_grammar() {
+    const std::string why = es_log_last_error();
+    throw std::invalid_argument("the grammar cannot be parsed" + (why.empty() ? why : ": " + why));
+}
 
 // As llama_sampler_init_grammar_lazy_patterns wants them.
 std::string pattern_of(const common_json & trigger) {
@@ -50,6 +108,7 @@ llama_sampler * lazy_grammar(const llama_vocab * vocab, const std::string & gram
     for (const std::string & pattern : patterns) {
         texts.push_back(pattern.c_str());
     }
+    check_repeats(grammar);
     return llama_sampler_init_grammar_lazy_patterns(vocab, grammar.c_str(), "root", texts.data(), texts.size(),
                                                     tokens.data(), tokens.size());
 }
@@ -61,9 +120,9 @@ es_rules::es_rules(const llama_vocab * vocab, const char * grammar, const char *
         throw std::invalid_argument("give a grammar or a chat's rules, not both");
     }
     if (grammar) {
-        grammar_.reset(llama_sampler_init_grammar(vocab, grammar, root ? root : "root"));
+        grammar_.reset(whole_grammar(vocab, grammar, root ? root : "root"));
         if (!grammar_) {
-            throw std::invalid_argument("the grammar cannot be parsed");
+            no_grammar();
         }
     }
     if (!chat) {
@@ -74,10 +133,9 @@ es_rules::es_rules(const llama_vocab * vocab, const char * grammar, const char *
     const auto        before = tokens_within(vocab, rules.at("before").get<std::string>());
     is_lazy_                 = rules.at("is_lazy").get<bool>();
     if (!text.empty()) {
-        grammar_.reset(is_lazy_ ? lazy_grammar(vocab, text, rules.at("triggers"))
-                                : llama_sampler_init_grammar(vocab, text.c_str(), "root"));
+        grammar_.reset(is_lazy_ ? lazy_grammar(vocab, text, rules.at("triggers")) : whole_grammar(vocab, text, "root"));
         if (!grammar_) {
-            throw std::invalid_argument("the grammar cannot be parsed");
+            no_grammar();
         }
         // what the template wrote of the answer is part of its format
         for (size_t i = 0; !is_lazy_ && i < before.size(); ++i) {

@@ -105,8 +105,8 @@ void dot(const float * const * q, const char * const * k, int n_cells, int n_blo
                 sum[r][c] = v_set(0.0f);
             }
         }
-        for (int c = 0; c < N_CELLS; ++c) {
-            prefetch(ahead + (cell + c) * row_size, ahead ? row_size : 0);
+        for (int c = 0; ahead && c < N_CELLS; ++c) {
+            prefetch(ahead + (cell + c) * row_size, row_size);
         }
         for (int b = 0; b < n_blocks; ++b) {
             typename Type::Block block[N_CELLS];
@@ -160,8 +160,8 @@ void mix(const float (*weights)[TILE], const char * const * v, int n_cells, int 
             }
             for (int c = 0; c < n_cells; ++c) {
                 const typename Type::Block block = Type::block(v[c], b);
-                if (b == 0 && first == 0) {
-                    prefetch(ahead + c * row_size, ahead ? row_size : 0);
+                if (ahead && b == 0 && first == 0) {
+                    prefetch(ahead + c * row_size, row_size);
                 }
                 Vec weight[N_ROWS];
                 for (int r = 0; r < N_ROWS; ++r) {

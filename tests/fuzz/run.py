@@ -1,0 +1,107 @@
+"""Fuzz what is written in Python: `python tests/fuzz/run.py TARGET -n 100000`. Resumes where it was stopped.
+
+Input i of a target is the same in every run. A failure, a hang (10 s of CPU time) or growing memory ends the run with
+the number of the input; `--only I` tries it again. Figures: a JSON object, printed and kept beside the state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import faulthandler
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("EDGE_STREAM_CACHE", tempfile.mkdtemp(prefix="edge-stream-cache-"))
+
+import files
+import http_requests
+
+TARGETS = {
+    "checkpoints": files.checkpoints,
+    "gguf": files.gguf_sources,
+    "mlc": files.mlc_folders,
+    "http": http_requests.requests,
+}
+HANG = 10  # seconds of CPU time: the machine may have other work
+WARM = 1000  # inputs after which memory is compared
+GROWTH = 64  # MiB
+
+
+def rss() -> float:
+    """Resident memory of this process, MiB (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def run(target: str, first: int, last: int, seconds: float) -> dict[str, Any]:
+    """Inputs first..last, or as many as fit into the time. Raises AssertionError, or whatever a reader raised."""
+    seen: collections.Counter[str] = collections.Counter()
+    faulthandler.register(signal.SIGPROF, chain=True)  # where it hangs; then the process ends
+    warm, i, begun = 0.0, first, time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="edge-stream-fuzz-") as root, TARGETS[target](Path(root)) as attempt:
+        for i in range(first, last):
+            if time.monotonic() - begun > seconds:
+                break
+            signal.setitimer(signal.ITIMER_PROF, HANG)
+            try:
+                seen[attempt(random.Random(f"{target} {i}"))] += 1
+            except BaseException:
+                print(f"input {i} of {target}:", file=sys.stderr)
+                raise
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            if i - first == WARM:
+                warm = rss()
+            if warm and i % 1000 == 0:
+                grown = rss() - warm
+                assert grown < GROWTH, f"{grown:.0f} MiB more memory after {i - first} inputs"
+        else:
+            i = last
+    return {
+        "inputs": i - first,
+        "seconds": round(time.monotonic() - begun, 1),
+        "outcomes": dict(seen.most_common()),
+        "grown_mib": round(rss() - warm, 1) if warm else None,
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("-n", type=int, default=100_000, help="inputs in all, those of earlier runs among them")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop this run after")
+    parser.add_argument("--state", type=Path, default=Path("build/endurance"), help="folder of figures and progress")
+    parser.add_argument("--only", type=int, help="this input alone")
+    args = parser.parse_args()
+    if args.only is not None:
+        print(run(args.target, args.only, args.only + 1, 1e9))
+        return
+    path = args.state / f"fuzz-{args.target}.json"
+    known = json.loads(path.read_text()) if path.exists() else {"inputs": 0, "seconds": 0.0, "outcomes": {}}
+    found = run(args.target, known["inputs"], args.n, args.seconds)
+    outcomes = collections.Counter(known["outcomes"]) + collections.Counter(found["outcomes"])
+    found |= {
+        "inputs": known["inputs"] + found["inputs"],
+        "seconds": round(known["seconds"] + found["seconds"], 1),
+        "outcomes": dict(outcomes.most_common()),
+    }
+    args.state.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(json.dumps(found))
+    path.with_suffix(".tmp").rename(path)
+    print(args.target, json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
