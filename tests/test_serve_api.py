@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -415,6 +416,18 @@ def test_pages_of_other_sites_are_kept_out(served: Served) -> None:
     assert "access-control-allow-origin" not in httpx.get(url).headers
 
 
+def answer_to_all_of(url: str, path: str, n: int) -> str:
+    """The answer to a client that sends all n bytes of its body before it reads."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer two\r\nContent-Length: {n}\r\n\r\n"
+        connection.sendall(head.encode() + b" " * n)
+        received = b""
+        while part := connection.recv(1 << 16):
+            received += part
+    return received.decode()
+
+
 def test_keys_and_sizes_and_cors(load: Load) -> None:
     options = {"api_keys": ("one", "two"), "body_bytes": 1000, "cors": ("https://friend.example",)}
     with serve(load("chat"), **options) as served:  # type: ignore[arg-type]
@@ -429,6 +442,7 @@ def test_keys_and_sizes_and_cors(load: Load) -> None:
         assert client.post(CHAT, json=large).status_code == 413
         chunked = client.post(CHAT, content=(b"x" * 100 for _ in range(50)))
         assert chunked.status_code == 413
+        assert "larger than 1000 bytes" in answer_to_all_of(served.url, CHAT, 20 << 20)
         friend = client.get("/v1/models", headers={"Origin": "https://friend.example"})
         assert friend.headers["access-control-allow-origin"] == "https://friend.example"
 

@@ -118,6 +118,8 @@ def exchange(a: Path, b: Path) -> None:
     names = os.fsencode(a), os.fsencode(b)
     if sys.platform == "darwin":
         failed = libc.renamex_np(*names, ctypes.c_uint(2))  # RENAME_SWAP
+    elif not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(b))
     else:
         here = ctypes.c_int(-100)  # AT_FDCWD
         failed = libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(2))  # RENAME_EXCHANGE

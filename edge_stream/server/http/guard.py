@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import re
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ ErrorResponse = Callable[[str, ApiError], Response]  # of a path and an error
 
 PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itself
 
+_UNWANTED_BYTES, _UNWANTED_SECONDS = 64 << 20, 2.0  # of a body that is read after it was refused
 _NO_SNIFFING = (b"X-Content-Type-Options", b"nosniff")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -61,7 +63,10 @@ class Guard:
             self._check_key(scope, headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            await self.error_response(scope["path"], error)(scope, receive, self._with_cors(headers, send))
+            answer = self._with_cors(headers, send)
+            if error.headers.get("Connection") == "close":
+                answer = _reading_on(receive, answer)
+            await self.error_response(scope["path"], error)(scope, receive, answer)
             return
         if body is None:  # the client has gone
             return
@@ -171,6 +176,32 @@ class Guard:
         if depth_of(body, limits.json_depth) > limits.json_depth:
             raise ApiError(400, f"the JSON is nested deeper than {limits.json_depth}")
         return body
+
+
+def _reading_on(receive: Receive, send: Send) -> Send:
+    """Read the rest of a body that is not wanted, for a while, between an answer and its end.
+
+    A connection that is closed with something unread is reset, and its client may never see the answer.
+    """
+
+    async def rest() -> None:
+        size = 0
+        while size < _UNWANTED_BYTES:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                return
+
+    async def sending(message: Message) -> None:
+        if message["type"] != "http.response.body" or message.get("more_body"):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(rest(), _UNWANTED_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return sending
 
 
 def _name(url: str) -> str:
