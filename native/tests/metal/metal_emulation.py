@@ -179,10 +179,21 @@ class _Result(C.Structure):
     ]
 
 
+@lru_cache
+def find_clang() -> str | None:
+    """The first clang++ of PATH that knows half precision on this machine (on x86-64, 15 or newer)."""
+    for folder in os.get_exec_path():
+        compiler = shutil.which("clang++", path=folder)
+        words = ["-x", "c++", "-fsyntax-only", "-"]
+        if compiler and not subprocess.run([compiler, *words], input=b"_Float16 x;", capture_output=True).returncode:
+            return compiler
+    return None
+
+
 def _clang() -> str:
-    compiler = shutil.which("clang++")
+    compiler = find_clang()
     if not compiler:
-        raise SourceError("Metal's kernels need clang++: they use its vector extensions")
+        raise SourceError("Metal's kernels need clang++ 15 or newer: they use its vectors and half precision")
     return compiler
 
 

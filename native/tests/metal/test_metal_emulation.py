@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from edge_stream.cache_types import CACHE_TYPES
 from edge_stream.hardware import bank_ops
 
 pytestmark = pytest.mark.skipif(
-    not metal_emulation.BACKEND.exists() or not shutil.which("clang++"),
-    reason="needs llama.cpp's source (make build) and clang++",
+    not metal_emulation.BACKEND.exists() or not metal_emulation.find_clang(),
+    reason="needs llama.cpp's source (make build) and clang++ 15 or newer",
 )
 
 tiny = conftest.tiny  # the fixture of tests/conftest.py, which pytest does not offer in this folder
