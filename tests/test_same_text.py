@@ -118,18 +118,19 @@ def test_same_text(
 def test_same_text_with_every_kind_of_draw(
     language: str, settings: dict[str, Any], demo: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    # two answers, the second after a session was saved and restored in the other language: histories and aims go on
+    # two answers, the second after a session was saved and restored, also in the other language: histories and aims go
+    # on. Python restores too: a restored cache has its cells in another order, which tips a draw once in a long while
     program, session = request.getfixturevalue(language), tmp_path / "session"
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    order = {"samplers": settings["samplers"].split(";")} if "samplers" in settings else {}
+    answer = {"sampling": Sampling(seed=SEED, temp=TEMP, **(settings | order)), "max_tokens": N_TOKENS}
     with Engine.load(demo, n_ctx=N_CTX, n_threads=2) as engine:
         conversation = Conversation(engine, system=SYSTEM)
-        order = {"samplers": settings["samplers"].split(";")} if "samplers" in settings else {}
-        sampling = Sampling(seed=SEED, temp=TEMP, **(settings | order))
-        texts = []
-        for text in SAYS:
-            texts.append("".join(t.text for t in conversation.reply(text, sampling=sampling, max_tokens=N_TOKENS)))
-            if len(texts) == 1:
-                conversation.save(tmp_path / "after one")
+        texts = ["".join(t.text for t in conversation.reply(SAYS[0], **answer))]
+        conversation.save(tmp_path / "after one")
+    with Engine.load(demo, n_ctx=N_CTX, n_threads=2) as engine:
+        conversation = Conversation.resume(engine, tmp_path / "after one")
+        texts.append("".join(t.text for t in conversation.reply(SAYS[1], **answer)))
     assert run(program, demo, *words, "-sys", SYSTEM, "--session", str(session), SAYS[0]) == f"{texts[0]}\n"
     assert run(program, demo, *words, "--session", str(session), SAYS[1]) == f"{texts[1]}\n"
     assert run(program, demo, *words, "--session", str(tmp_path / "after one"), SAYS[1]) == f"{texts[1]}\n"
