@@ -87,8 +87,8 @@ SECTIONS = {
         "Speed: the aims, met and missed",
         "speed_aims.py",
         "speed_aims.py",
-        note="From the sections named, which say how each was measured. All on two cores; slide "
-        "and drafts on a processor with AVX2, peers and speed on one with AVX-512 VNNI (see their stamps).",
+        note="From the sections named, which say how each was measured. All on two cores; drafts "
+        "on a processor with AVX2, the others on one with AVX-512 VNNI (see their stamps).",
         untimed=True,
     ),
     "drafts": Section(
