@@ -5,11 +5,8 @@ Does what `mlc_llm convert_weight`, `gen_config` and `compile` do, without torch
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +20,7 @@ from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.files import sync_folder
-from edge_stream.output.staging import abandoned, check_absent, check_space, staging_folder, sync_tree
+from edge_stream.output.staging import check_absent, check_space, publish_folder, put_back, staging_folder
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -105,7 +101,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
     """
     out = Path(os.path.realpath(out))  # of a link, the folder that it leads to
     if not options.dry_run:
-        _restore(out)
+        put_back(out)
     _check_target(out, options.overwrite or options.dry_run)
     plan = make_plan(source, options)
     for line in _describe(source, plan, options):
@@ -123,7 +119,8 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
             from edge_stream.converters.mlc.compile import compile_library
 
             compile_library(folder, options.device, say)
-        _publish(folder, out)
+        folder.chmod(0o755)
+        publish_folder(folder, out)
     return [out]
 
 
@@ -175,35 +172,3 @@ def _check_target(out: Path, overwrite: bool) -> None:
             raise EdgeStreamError(f"{out} holds {path.name}, which is not part of an MLC model: choose an empty folder")
     if files:
         check_absent(out, overwrite)
-
-
-def _restore(out: Path) -> None:
-    """Restore, or remove, what is left of a process that was killed while it replaced `out`."""
-    if not out.parent.is_dir():
-        return
-    for aside in abandoned(out.parent, f".{out.name}.old-"):
-        if not out.exists() and (aside / "model").exists():
-            os.replace(aside / "model", out)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Sync the folder and move it into place. A folder there is moved aside first and removed at the end."""
-    folder.chmod(0o755)
-    sync_tree(folder)
-    if not out.exists():
-        os.replace(folder, out)
-        sync_folder(out.parent)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    try:
-        os.replace(out, aside / "model")
-        try:
-            os.replace(folder, out)
-            sync_folder(out.parent)
-        except OSError:
-            os.replace(aside / "model", out)
-            raise
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(aside)

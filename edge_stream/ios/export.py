@@ -153,7 +153,7 @@ def export(
         }
         with (folder / "manifest.json").open("w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        publish_folder(folder, out)
+        publish_folder(folder, out, overwrite=False)
     return manifest
 
 

@@ -81,7 +81,7 @@ def package(
             "model_lib_path_for_prepare_libs": {library: LIBRARY},
         }
         (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        publish_folder(target, out)
+        publish_folder(target, out, overwrite=False)
     return config, plan
 
 

@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import sync_folder, target_of
 
+_OLD = "model"  # a folder that is being replaced, in a hidden one
 _SPARE = 64 << 20  # room for metadata, and for the file system's own needs
 
 
@@ -29,6 +30,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        put_back(target)
         for left in abandoned(parent, f".{target.name}.partial-"):
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
@@ -93,23 +95,48 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(inner))
 
 
-def publish_folder(folder: Path, out: Path) -> None:
-    """Sync a folder and move it into place. One that is there changes places with it: at no moment is there none.
+def publish_folder(folder: Path, out: Path, overwrite: bool = True) -> None:
+    """Sync a folder and move it into place. One that is there is in its place afterwards, and is never gone meanwhile.
 
-    File systems that cannot do that (NFS) rename twice.
+    overwrite: without it a folder with content at `out` is an OSError.
     """
     sync_tree(folder)
-    if not out.exists():
+    if overwrite and out.exists():
+        _swap(folder, out)
+    else:
         os.replace(folder, out)
-        return sync_folder(out.parent)
-    try:
-        exchange(folder, out)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
-        os.rename(out, folder.with_name("old"))
-        os.rename(folder, out)
     sync_folder(out.parent)
+
+
+def _swap(folder: Path, out: Path) -> None:
+    """`exchange`. On file systems that cannot do that (NFS) in three steps, between which `put_back` helps."""
+    try:
+        return exchange(folder, out)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+            raise
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    try:
+        os.rename(out, aside / _OLD)
+        try:
+            os.rename(folder, out)
+        except OSError:
+            os.rename(aside / _OLD, out)
+            raise
+        os.rename(aside / _OLD, folder)
+    finally:
+        with suppress(OSError):
+            aside.rmdir()
+
+
+def put_back(out: Path) -> None:
+    """Restore, or remove, what is left of a process that was killed while it replaced the folder `out`."""
+    if not out.parent.is_dir():
+        return
+    for aside in abandoned(out.parent, f".{out.name}.old-"):
+        if not out.exists() and (aside / _OLD).exists():
+            os.replace(aside / _OLD, out)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def exchange(a: Path, b: Path) -> None:
