@@ -173,6 +173,10 @@ class Chat(Scenario):
         run.send("/stats")
         run.until("tokens seen, ", "in the cache")
 
+    def tokens_seen(self, run: Run) -> int:
+        """What /stats has just said."""
+        return int(run.said[-1].split(" tokens seen")[0].split()[-1].replace(",", ""))
+
     def work(self, run: Run) -> None:
         while True:
             self.n += 1
@@ -180,7 +184,7 @@ class Chat(Scenario):
             run.send(message)
             self.begin(run)
             self.finished.append(message)
-            self.n_past = int(run.said[-1].split(" tokens seen")[0].split()[-1].replace(",", ""))
+            self.n_past = self.tokens_seen(run)
             self.count("turns finished")
 
     def check(self, folder: Path) -> None:
@@ -191,7 +195,7 @@ class Chat(Scenario):
             raise AssertionError(f"the session is lost: {''.join(again.said)}") from None
         finally:
             again.kill()
-        n_past = int(again.said[-1].split(" tokens seen")[0].split()[-1].replace(",", ""))
+        n_past = self.tokens_seen(again)
         assert n_past >= self.n_past, f"{self.n_past} tokens were in the session, {n_past} are"
         if self.finished:
             with Log(folder / "session.log") as log:
@@ -339,38 +343,11 @@ class Train(Replaces):
         text = Path(self.model if Path(self.model).suffix == ".txt" else __file__)
         seed = str(self.variant if variant is None else variant)
         sizes = [
-            "--layers",
-            "1",
-            "--width",
-            "32",
-            "--heads",
-            "2",
-            "--vocab",
-            "300",
-            "-c",
-            "32",
-            "-b",
-            "2",
-            "-n",
-            "4000",
-            "--save-every",
-            "5",
-            "-t",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        return [
-            *CLI,
-            "train",
-            str(text),
-            *sizes,
-            "--seed",
-            seed,
-            "--overwrite",
-            "-o",
-            str((folder or self.folder) / self.name),
-        ]
+            "--layers", "1", "--width", "32", "--heads", "2", "--vocab", "300", "-c", "32", "-b", "2",
+            "-n", "4000", "--save-every", "5", "-t", "1", "--device", "cpu",
+        ]  # fmt: skip
+        out = str((folder or self.folder) / self.name)
+        return [*CLI, "train", str(text), *sizes, "--seed", seed, "--overwrite", "-o", out]
 
 
 SCENARIOS: dict[str, type[Scenario]] = {

@@ -8,26 +8,6 @@ constexpr const char * request =
     R"({"messages": [{"role": "user", "content": "Weather?"}], "reasoning_format": "auto", "tools": [{"type": "function",
         "function": {"name": "get", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}}}}]})";
 
-void seeds() {
-    fuzz_seed(
-        "call",
-        "2<think>\nhm\n</think>\n<tool_call>\n{\"name\": \"get\", \"arguments\": {\"where\": \"x\"}}\n</tool_call>");
-    fuzz_seed("text", "1Just \xc3\xa4 text with `code` and { braces }.");
-    fuzz_seed("generic", "0{\"tool_calls\": [{\"name\": \"get\", \"arguments\": {\"where\": \"y\"}}]}");
-    es_stream * stream = nullptr;
-    assert(es_stream_init(fuzz_context(), es_stream_default_params(), &stream) == ES_OK);
-    es_conversation * c = nullptr;
-    assert(es_conversation_init(fuzz_chat(2), stream, "{\"system\": \"Be brief.\"}", &c) == ES_OK);
-    const char * out = nullptr;
-    assert(es_conversation_say(c, "[{\"role\": \"user\", \"content\": \"Hi\"}]", nullptr, nullptr, nullptr) == ES_OK);
-    assert(es_conversation_push(c, "Hello", 5, ES_ANSWER_WHOLE, &out) == ES_OK);
-    assert(es_conversation_end(c, ES_ANSWER_WHOLE) == ES_OK);
-    assert(es_conversation_to_json(c, &out) == ES_OK);
-    fuzz_seed("kept", std::string("z") + out);
-    es_conversation_free(c);
-    es_stream_free(stream);
-}
-
 void kept(const std::string & json) {
     static es_stream * stream = [] {
         es_stream * made = nullptr;
@@ -51,9 +31,24 @@ void kept(const std::string & json) {
 
 } // namespace
 
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
+void fuzz_seeds() {
+    fuzz_seed(
+        "call",
+        "2<think>\nhm\n</think>\n<tool_call>\n{\"name\": \"get\", \"arguments\": {\"where\": \"x\"}}\n</tool_call>");
+    fuzz_seed("text", "1Just \xc3\xa4 text with `code` and { braces }.");
+    fuzz_seed("generic", "0{\"tool_calls\": [{\"name\": \"get\", \"arguments\": {\"where\": \"y\"}}]}");
+    es_stream * stream = nullptr;
+    assert(es_stream_init(fuzz_context(), es_stream_default_params(), &stream) == ES_OK);
+    es_conversation * c = nullptr;
+    assert(es_conversation_init(fuzz_chat(2), stream, "{\"system\": \"Be brief.\"}", &c) == ES_OK);
+    const char * out = nullptr;
+    assert(es_conversation_say(c, "[{\"role\": \"user\", \"content\": \"Hi\"}]", nullptr, nullptr, nullptr) == ES_OK);
+    assert(es_conversation_push(c, "Hello", 5, ES_ANSWER_WHOLE, &out) == ES_OK);
+    assert(es_conversation_end(c, ES_ANSWER_WHOLE) == ES_OK);
+    assert(es_conversation_to_json(c, &out) == ES_OK);
+    fuzz_seed("kept", std::string("z") + out);
+    es_conversation_free(c);
+    es_stream_free(stream);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

@@ -6,6 +6,13 @@
 #include <cassert>
 #include <string>
 
+inline void fuzz_sampler(const es_sampler_params & p) {
+    es_sampler * s = nullptr;
+    if (es_sampler_init(fuzz_model(), p, &s) == ES_OK) {
+        es_sampler_free(s);
+    }
+}
+
 inline void fuzz_rules(const char * json) {
     // the "sampling" of the request's info, if it has one
     const std::string info  = json;
@@ -30,10 +37,7 @@ inline void fuzz_rules(const char * json) {
     }
     es_sampler_params p = es_sampler_default_params();
     p.chat              = text.c_str();
-    es_sampler * s      = nullptr;
-    if (es_sampler_init(fuzz_model(), p, &s) == ES_OK) {
-        es_sampler_free(s);
-    }
+    fuzz_sampler(p);
 }
 
 inline void fuzz_answer(es_chat_request * request, const std::string & answer) {

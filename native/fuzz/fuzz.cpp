@@ -109,13 +109,14 @@ void fuzz_seed(const std::string & name, const std::string & bytes) {
     write(to / name, bytes.data(), bytes.size());
 }
 
-void fuzz_seeds(const std::function<void()> & make) {
+extern "C" int LLVMFuzzerInitialize(int *, char ***) {
     if (getenv("ES_FUZZ_SEEDS")) {
-        make();
+        fuzz_seeds();
         std::error_code ignored;
         std::filesystem::remove_all(std::filesystem::path(fuzz_path("x")).parent_path(), ignored);
         _exit(0);
     }
+    return 0;
 }
 
 // llama.cpp's common.cpp takes the address of this one where nothing comes: see CMakeLists.txt.

@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <string>
 
 // Writes bytes to a file of this process's folder, which is removed at exit; returns its path.
@@ -33,6 +32,14 @@ public:
     ~fuzz_watch();
 };
 
-// If ES_FUZZ_SEEDS names a folder: adds an input to it. fuzz_seeds: calls make and ends the process then.
+// What each program has: its first inputs. Called, and the process ended, if ES_FUZZ_SEEDS names a folder for them.
+void fuzz_seeds();
+
 void fuzz_seed(const std::string & name, const std::string & bytes);
-void fuzz_seeds(const std::function<void()> & make);
+
+template <size_t N>
+void fuzz_seed_each(const std::string & name, const char * const (&texts)[N]) {
+    for (size_t i = 0; i < N; ++i) {
+        fuzz_seed(name + "-" + std::to_string(i), texts[i]);
+    }
+}

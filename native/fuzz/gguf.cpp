@@ -99,6 +99,8 @@ walk look(const uint8_t * data, size_t size) {
 
 } // namespace
 
+void fuzz_seeds() {} // make_seeds.py writes them
+
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t * data, size_t size, size_t max_size, unsigned int seed) {
     std::minstd_rand rng(seed);
     const walk       w = look(data, size);

@@ -1,25 +1,14 @@
 // Grammars (GBNF): parsed, and a few tokens drawn by them.
 #include "chat.h"
 
-namespace {
-
-void seeds() {
+void fuzz_seeds() {
     const char * grammars[] = {
         "root ::= (\"a\" | [b-d])+ end?\nend ::= \".\"{1,3} # comment\n",
         "root ::= object\nobject ::= \"{\" ws (pair (\",\" ws pair)*)? \"}\"\npair ::= str \":\" ws val\nval ::= str | "
         "object | [0-9]+\nstr ::= \"\\\"\" [^\"\\\\\\x7F\\x00-\\x1F]* \"\\\"\"\nws ::= [ \\t\\n]*\n",
         "root ::= .* \"\\u00e4\" [\\U0001F600-\\U0001F64F] | <[5]> !<[6]> \n",
     };
-    for (size_t i = 0; i < std::size(grammars); ++i) {
-        fuzz_seed("grammar-" + std::to_string(i), grammars[i]);
-    }
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
+    fuzz_seed_each("grammar", grammars);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

@@ -23,7 +23,9 @@ std::string put_right(std::string file) {
     return file;
 }
 
-void seeds() {
+} // namespace
+
+void fuzz_seeds() {
     const std::string path = fuzz_path("seed");
     es_log *          log  = nullptr;
     assert(es_log_open(path.c_str(), 0, &log) == ES_OK);
@@ -36,13 +38,6 @@ void seeds() {
     say(3, ES_LOG_ASSISTANT, "");
     fuzz_seed("log", fuzz_read(path));
     es_log_close(log);
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

@@ -1,9 +1,7 @@
 // Requests, as clients send them: messages, tools, schemas, grammars, options. The first byte chooses the template.
 #include "chat.h"
 
-namespace {
-
-void seeds() {
+void fuzz_seeds() {
     const char * bodies[] = {
         R"(2{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
             "enable_thinking": true, "thinking_budget_tokens": 5, "reasoning_format": "deepseek", "reasoning_effort": "low"})",
@@ -20,16 +18,7 @@ void seeds() {
         R"(1{"messages": [{"role": "user", "content": "G"}], "grammar": "root ::= \"a\" [b-d]+ | root2\nroot2 ::= \"x\"{2,3}",
             "chat_template_kwargs": {"enable_thinking": false, "x": [1]}})",
     };
-    for (size_t i = 0; i < std::size(bodies); ++i) {
-        fuzz_seed("request-" + std::to_string(i), bodies[i]);
-    }
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
+    fuzz_seed_each("request", bodies);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

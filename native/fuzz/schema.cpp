@@ -1,9 +1,7 @@
 // JSON schemas: turned into a grammar, which is then parsed.
 #include "chat.h"
 
-namespace {
-
-void seeds() {
+void fuzz_seeds() {
     const char * schemas[] = {
         R"({"type": "object", "properties": {"a": {"type": "integer", "minimum": -5, "maximum": 120}, "b": {"const": "x"},
             "c": {"type": "array", "prefixItems": [{"type": "boolean"}], "items": {"type": "number"}, "minItems": 1, "maxItems": 4}},
@@ -13,16 +11,7 @@ void seeds() {
         R"({"type": ["string", "null"], "pattern": "^(\\d{3}|[^a-f\\]]+?|\\.)*\\w$", "minLength": 2, "maxLength": 9})",
         R"({"allOf": [{"properties": {"a": {"enum": [1, "b", null, {"c": []}]}}}, {"properties": {"z": true}}]})",
     };
-    for (size_t i = 0; i < std::size(schemas); ++i) {
-        fuzz_seed("schema-" + std::to_string(i), schemas[i]);
-    }
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
+    fuzz_seed_each("schema", schemas);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
@@ -36,9 +25,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     const std::string copy = grammar;
     es_sampler_params p    = es_sampler_default_params();
     p.grammar              = copy.c_str();
-    es_sampler * sampler   = nullptr;
-    if (es_sampler_init(fuzz_model(), p, &sampler) == ES_OK) {
-        es_sampler_free(sampler);
-    }
+    fuzz_sampler(p);
     return 0;
 }

@@ -44,7 +44,9 @@ void feed(es_stream * stream, llama_token n) {
     }
 }
 
-void seeds() {
+} // namespace
+
+void fuzz_seeds() {
     for (const llama_token n : { 0, 3, 10, 100 }) {
         es_stream * stream = fresh();
         feed(stream, n);
@@ -63,13 +65,6 @@ void seeds() {
         es_sampler_free(sampler);
         es_stream_free(stream);
     }
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {

@@ -10,10 +10,10 @@ constexpr const char * with_tools =
     R"({"messages": [{"role": "user", "content": "Weather?"}], "tools": [{"type": "function", "function":
         {"name": "get", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}}}}]})";
 
-void seeds() {
-    for (size_t i = 0; i < std::size(fuzz_templates); ++i) {
-        fuzz_seed("template-" + std::to_string(i), fuzz_templates[i]);
-    }
+} // namespace
+
+void fuzz_seeds() {
+    fuzz_seed_each("template", fuzz_templates);
     fuzz_seed(
         "filters",
         "{{ bos_token }}{% set ns = namespace(a=0) %}{% macro f(x, y=2) %}{{ x * y }}{% endmacro %}"
@@ -21,13 +21,6 @@ void seeds() {
         "replace('A', 'b') | default('') }}{{ m['content'].split(' ')[-1] }}{{ f(3) }}{% set ns.a = "
         "ns.a + 1 %}{% if loop.last %}{{ raise_exception('no') if false else '' }}{% endif %}{% endfor "
         "%}{{ strftime_now('%Y') }}{{ range(3) | list | join(',') }}{{ {'a': [1, 2.5, none]} | tojson(indent=2) }}");
-}
-
-} // namespace
-
-extern "C" int LLVMFuzzerInitialize(int *, char ***) {
-    fuzz_seeds(seeds);
-    return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
