@@ -10,12 +10,15 @@ constexpr size_t n_header = 12, n_record = 16;
 
 std::string put_right(std::string file) {
     for (size_t at = n_header; at + n_record <= file.size();) {
-        uint32_t n = 0;
-        memcpy(&n, &file[at], 4);
+        uint16_t n_text = 0, n_words = 0;
+        memcpy(&n_text, &file[at], 2);
+        memcpy(&n_words, &file[at + 2], 2);
+        const size_t n = 4 * (size_t) n_words + (n_text / 4 + 1) * 4;
         if (n > file.size() - at - n_record) {
             break;
         }
-        uint32_t crc = fuzz_crc(0, &file[at + 8], 8);
+        uint32_t crc = fuzz_crc(0, &file[at], 4);
+        crc          = fuzz_crc(crc, &file[at + 8], 8);
         crc          = fuzz_crc(crc, file.data() + at + n_record, n);
         memcpy(&file[at + 4], &crc, 4);
         at += n_record + n;
