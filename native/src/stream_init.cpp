@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 
 static constexpr uint32_t n_window_min = 4; // chunks are at most a quarter of the window
 
@@ -33,47 +34,46 @@ es_stream::~es_stream() {
     remove(-1, -1);
 }
 
-// Validates params against the context and derives the effective window.
-int32_t es_stream::check(es_window_params & out) const {
+// Validates p against the context and derives the effective window.
+int32_t es_stream::check(const es_stream_params & p, es_window_params & out) const {
     const uint32_t n_cells  = ctx ? llama_n_ctx_seq(ctx) : decoder.n_cells;
-    const bool     redecode = params.sink_move == ES_SINK_MOVE_REDECODE;
-    const uint32_t n_extra  = redecode ? params.n_keep : 0; // the sinks are held twice during a move
+    const bool     redecode = p.sink_move == ES_SINK_MOVE_REDECODE;
+    const uint32_t n_extra  = redecode ? p.n_keep : 0; // the sinks are held twice during a move
     const uint32_t n_batch  = ctx ? std::min(llama_n_batch(ctx), llama_n_ubatch(ctx)) : decoder.n_batch;
 
-    if (redecode && params.n_keep > 0 &&
-        (params.scratch_seq_id < 0 || params.scratch_seq_id == params.seq_id ||
-         (uint32_t) params.scratch_seq_id >= llama_n_seq_max(ctx))) {
+    if (redecode && p.n_keep > 0 &&
+        (p.scratch_seq_id < 0 || p.scratch_seq_id == p.seq_id || (uint32_t) p.scratch_seq_id >= llama_n_seq_max(ctx))) {
         return es_fail(ES_ERR_INVALID, "scratch_seq_id = %d must be another of the context's %u sequences",
-                       params.scratch_seq_id, llama_n_seq_max(ctx));
+                       p.scratch_seq_id, llama_n_seq_max(ctx));
     }
-    if (params.n_keep > n_cells) {
-        return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", params.n_keep, n_cells);
+    if (p.n_keep > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u is larger than the cache of %u tokens", p.n_keep, n_cells);
     }
-    if (params.n_ctx > n_cells || (uint64_t) params.n_ctx + n_extra > n_cells) {
-        return es_fail(ES_ERR_INVALID, "n_ctx = %u%s does not fit the context's cache of %u tokens", params.n_ctx,
+    if (p.n_ctx > n_cells || (uint64_t) p.n_ctx + n_extra > n_cells) {
+        return es_fail(ES_ERR_INVALID, "n_ctx = %u%s does not fit the context's cache of %u tokens", p.n_ctx,
                        n_extra ? " (plus n_keep for moving the sinks by redecoding)" : "", n_cells);
     }
-    const uint32_t n_ctx = params.n_ctx ? params.n_ctx : n_cells - n_extra;
-    if (params.n_keep >= n_ctx || n_ctx - params.n_keep < n_window_min) {
-        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", params.n_keep,
+    const uint32_t n_ctx = p.n_ctx ? p.n_ctx : n_cells - n_extra;
+    if (p.n_keep >= n_ctx || n_ctx - p.n_keep < n_window_min) {
+        return es_fail(ES_ERR_INVALID, "n_keep = %u leaves less than %u window tokens of n_ctx = %u", p.n_keep,
                        n_window_min, n_ctx);
     }
-    const uint32_t n_window = n_ctx - params.n_keep;
+    const uint32_t n_window = n_ctx - p.n_keep;
 
     if (n_ctx > (uint32_t) std::numeric_limits<int32_t>::max() / 4) {
         return es_fail(ES_ERR_INVALID, "n_ctx = %u is too large", n_ctx);
     }
     out.n_ctx  = n_ctx;
-    out.n_keep = params.n_keep;
+    out.n_keep = p.n_keep;
     // a draft must fit the room there is, so that with drafts evictions make some
-    const uint32_t n_least = redecode ? n_window / 16 : params.n_draft ? std::min(n_slide_drafts, n_window / 4) : 1;
-    out.n_slide            = std::min(params.n_slide ? params.n_slide : std::max(1u, n_least), n_window);
+    const uint32_t n_least = redecode ? n_window / 16 : p.n_draft ? std::min(n_slide_drafts, n_window / 4) : 1;
+    out.n_slide            = std::min(p.n_slide ? p.n_slide : std::max(1u, n_least), n_window);
     out.n_batch            = n_batch;
-    out.n_chunk            = std::min({ params.n_chunk ? params.n_chunk : n_window, n_window / 4, n_batch });
-    out.n_boundary         = std::min(params.n_boundary, n_window);
-    out.rebase_at          = params.rebase_at ? params.rebase_at
-                             : ctx            ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
-                                              : rebase_at_decoder;
+    out.n_chunk            = std::min({ p.n_chunk ? p.n_chunk : n_window, n_window / 4, n_batch });
+    out.n_boundary         = std::min(p.n_boundary, n_window);
+    out.rebase_at          = p.rebase_at ? p.rebase_at
+                             : ctx       ? std::max(rebase_at_min, (int32_t) (4 * n_ctx))
+                                         : rebase_at_decoder;
     if (out.rebase_at <= (int32_t) n_ctx) {
         return es_fail(ES_ERR_INVALID, "rebase_at = %d must be larger than n_ctx = %u", out.rebase_at, n_ctx);
     }
@@ -89,9 +89,9 @@ int32_t es_stream::check(es_window_params & out) const {
                 "is the largest n_ctx (-c) that is exact",
                 n_ctx, why, limit, largest);
         }
-        if (params.rebase_at) {
+        if (p.rebase_at) {
             return es_fail(ES_ERR_INVALID, "rebase_at = %d must be at most %d for this model: there %s changes",
-                           params.rebase_at, limit, why);
+                           p.rebase_at, limit, why);
         }
         out.rebase_at = limit;
     }
@@ -116,7 +116,7 @@ int32_t es_stream::init() {
     if (!ctx) {
         params.sink_move = ES_SINK_MOVE_NONE;
         es_window_params wp;
-        const int32_t    rc = check(wp);
+        const int32_t    rc = check(params, wp);
         if (rc == ES_OK) {
             mover  = std::make_unique<es_sink_mover>();
             window = es_window(wp);
@@ -144,7 +144,7 @@ int32_t es_stream::init() {
         params.sink_move = es_bank_available() ? ES_SINK_MOVE_BANK : ES_SINK_MOVE_REDECODE;
     }
     es_window_params wp;
-    int32_t          rc = check(wp);
+    int32_t          rc = check(params, wp);
     if (rc != ES_OK) {
         return rc;
     }
@@ -162,29 +162,33 @@ int32_t es_stream::init() {
 }
 
 int32_t es_stream::resize(const es_stream_params & wanted, const es_window::state & state) {
-    const es_stream_params old = params;
-    params                     = wanted;
     es_window_params wp;
-    int32_t          rc = check(wp);
-    es_window        next;
-    if (rc == ES_OK) {
-        next = es_window(wp);
-        if (!next.set_state(state)) {
-            rc = es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
-        }
-    }
+    int32_t          rc = check(wanted, wp);
     if (rc != ES_OK) {
-        params = old;
         return rc;
     }
-    rc = reset();
-    if (ctx) {
-        mover.reset(); // frees the old bank first
-        mover = es_sink_mover_init(ctx, params, &rc);
+    es_window next(wp);
+    if (!next.set_state(state)) {
+        return es_fail(ES_ERR_FORMAT, "the session is damaged: its positions contradict each other");
     }
+    // it takes its memory for sinks with the first of them, when the old one's is free
+    std::unique_ptr<es_sink_mover> made = ctx ? es_sink_mover_init(ctx, wanted, &rc) : nullptr;
+    if (ctx && !made) {
+        return rc;
+    }
+    // from here on nothing fails
+    (void) reset();
+    params = wanted;
     window = std::move(next);
-    if (drafter) {
-        drafter->push(state.tokens.data(), state.tokens.size());
+    if (made) {
+        mover = std::move(made);
     }
-    return rc;
+    if (drafter) {
+        try {
+            drafter->push(state.tokens.data(), state.tokens.size());
+        } catch (const std::bad_alloc &) { // what it does not know it does not draft
+            drafter->clear();
+        }
+    }
+    return ES_OK;
 }
