@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: endurance endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: endurance endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-thread-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -70,6 +70,14 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	$(BIN)/cmake --build build/sanitize
 	ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
+test-thread-sanitize: $(BIN)/.stamp-python ## the native tests, several threads over the C API among them, under the thread sanitizer
+	$(BIN)/cmake -S . -B build/thread-sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON \
+	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF $(CMAKE_ARGS) \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-thread-sanitize.log || (cat build/cmake-thread-sanitize.log; false)
+	$(BIN)/cmake --build build/thread-sanitize
+	TSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/tsan.supp second_deadlock_stack=1" ES_TEST_EVERY=7 \
+	    $(BIN)/ctest --test-dir build/thread-sanitize --output-on-failure
+
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
 
@@ -84,7 +92,7 @@ build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
 endurance: endurance-fuzz endurance-kill endurance-tokens ## all of the next three, a day or more; each goes on where it was stopped
 
 FUZZ_PYTHON := checkpoints gguf mlc http
-FUZZ_NATIVE := gguf session log template request schema grammar answer
+FUZZ_NATIVE := gguf session log template request schema grammar answer rpc
 endurance-fuzz: $(FUZZ_PYTHON:%=endurance-fuzz-%) $(FUZZ_NATIVE:%=endurance-fuzz-native-%) ## N=100000 hostile inputs to each reader (the native ones need clang)
 
 endurance-fuzz-native-%: build/fuzz/.stamp

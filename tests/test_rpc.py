@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,3 +197,146 @@ def test_a_server_is_used_by_the_model_that_named_it_only(
         assert embedder.embed([1, 2]).shape == (1, embedder.n_embd)
     export = CliRunner().invoke(cli, ["export-ios", "-m", str(tiny("chat")), "-o", str(tmp_path / "out")])
     assert export.exit_code == 0, export.output
+
+
+class Liar:
+    """A server that answers as a real one of one device would, but for some of its answers.
+
+    lies: by command, the answer's bytes (with their length in front), or None for silence; an empty one ends the
+    connection. drip: seconds between the bytes of every answer.
+    """
+
+    HELLO, ALLOC, ALIGNMENT, MAX_SIZE, BASE, HASH, GET, COPY, MEMORY, SIZE, COUNT = 14, 0, 1, 2, 3, 7, 8, 9, 11, 13, 15
+
+    def __init__(self, lies: dict[int, bytes | None], drip: float = 0.0) -> None:
+        self.lies, self.drip, self.stopped = lies, drip, threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def close(self) -> None:
+        self.stopped.set()
+        self.listener.close()
+
+    def serve(self) -> None:
+        while not self.stopped.is_set():
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.converse, args=(connection,), daemon=True).start()
+
+    def converse(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as file, contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while len(head := file.read(9)) == 9:
+                command, size = struct.unpack("<BQ", head)
+                body = file.read(size)
+                lies = command in self.lies
+                answer = self.lies[command] if lies else self.honest(command, body)
+                if answer is None:
+                    self.stopped.wait()
+                if not answer and lies:
+                    return
+                for piece in [answer] if not self.drip else [bytes([byte]) for byte in answer or b""]:
+                    connection.sendall(piece or b"")
+                    self.stopped.wait(self.drip)
+
+    def honest(self, command: int, body: bytes) -> bytes:
+        """The answer, with its length; b"" if there is none."""
+        number = {self.ALIGNMENT: 64, self.MAX_SIZE: 1 << 30, self.BASE: 1 << 32, self.SIZE: 0}
+        if command in number:
+            return sized(number[command].to_bytes(8, "little"))
+        if command == self.HELLO:
+            return sized(bytes([*VERSION, 0]) + bytes(24))
+        if command == self.COUNT:
+            return sized((1).to_bytes(4, "little"))
+        if command == self.ALLOC:
+            return sized((1).to_bytes(8, "little") + body[4:12])
+        if command == self.MEMORY:
+            return sized((1 << 30).to_bytes(8, "little") * 2)
+        if command == self.GET:
+            return sized(bytes(int.from_bytes(body[-8:], "little")))
+        return sized(b"\0") if command in (self.HASH, self.COPY) else b""
+
+
+VERSION = (7, 0, 0)  # ggml-rpc.h: RPC_PROTO_*_VERSION
+
+
+def sized(answer: bytes) -> bytes:
+    return len(answer).to_bytes(8, "little") + answer
+
+
+def number(value: int) -> bytes:
+    return sized(value.to_bytes(8, "little"))
+
+
+def reads(endpoint: str, path: Path) -> tuple[int, str]:
+    """What a user sees of a model on that server: exit status and the error's last line."""
+    command = [sys.executable, "-m", "edge_stream.cli", "run", "-m", str(path), "-c", "64", "--rpc", endpoint]
+    command += ["-p", "the end", "-n", "80", "--temp", "0", "--ignore-eos"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+def test_the_liar_is_believed_where_it_does_not_lie(tiny: Callable[[str], Path]) -> None:
+    liar = Liar({})
+    try:
+        assert reads(liar.endpoint, tiny("head64"))[0] == 0
+    finally:
+        liar.close()
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {Liar.HELLO: b""},
+        {Liar.HELLO: sized(b"\xff" * 28)},
+        {Liar.COUNT: sized(b"\0" * 4)},
+        {Liar.COUNT: sized(b"\xff" * 4)},
+        {Liar.COUNT: (1 << 60).to_bytes(8, "little")},
+        {Liar.ALIGNMENT: number(0)},
+        {Liar.ALIGNMENT: number(3)},
+        {Liar.ALIGNMENT: b""},
+        {Liar.MAX_SIZE: number(0)},
+        {Liar.ALLOC: sized(bytes(16))},
+        {Liar.ALLOC: sized(b"\x01" + bytes(15))},
+        {Liar.ALLOC: b""},
+        {Liar.BASE: number(0)},
+        {Liar.BASE: number(2**64 - 1)},
+        {Liar.BASE: number((1 << 32) + 1)},
+        {Liar.SIZE: number(2**64 - 1)},
+        {Liar.SIZE: b"\x08"},
+        {Liar.MEMORY: b""},
+        {Liar.GET: b""},
+        {Liar.GET: number(7)},
+    ],
+    ids=str,
+)
+def test_a_server_that_lies_is_an_error_of_one_sentence(
+    lies: dict[int, bytes | None], tiny: Callable[[str], Path]
+) -> None:
+    liar = Liar(lies)
+    try:
+        status, said = reads(liar.endpoint, tiny("head64"))
+    finally:
+        liar.close()
+    assert status == 1, said
+    assert said.startswith(("error: ", "Error: ")) and "GGML_ASSERT" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("lies", "drip"),
+    [({Liar.HELLO: None}, 0), ({Liar.ALIGNMENT: None}, 0), ({}, 3)],
+    ids=["no greeting", "no alignment", "a byte every 3 s"],
+)
+def test_a_server_that_is_silent_is_given_up(
+    lies: dict[int, bytes | None], drip: float, tiny: Callable[[str], Path]
+) -> None:
+    """After 10 s without a byte, or at a pace that would never end."""
+    liar = Liar(lies, drip)
+    try:
+        status, said = reads(liar.endpoint, tiny("head64"))
+    finally:
+        liar.close()
+    assert status == 1 and said.startswith(("error: ", "Error: ")), said
