@@ -343,6 +343,18 @@ SECTIONS = {
         "reached the bound (384 tokens and four periods).",
         untimed=True,
     ),
+    "endurance": Section(
+        "Endurance: as good, as large and as fast at the end",
+        "endurance_tokens.py --table",
+        "endurance_tokens.py --table",
+        note="What `make endurance-tokens` found and kept, in runs of hours that are not repeated for this table: machine "
+        "and date are below each row's. Every token was read and predicted, of English text from Debian packages "
+        "(bible-kjv, dict-jargon, dict-foldoc, dict-gcide), without repetition. A fresh stream begins a cache's length "
+        "before the last tokens. MiB more: the most that resident memory grew after the first 100,000 tokens. aged / "
+        "young: ms per token of the stream at its end and of itself as it was after 100,000 tokens, in turns of 500 "
+        "tokens; ms first / last: plain figures, hours apart. granitehybrid is tiny and random.",
+        untimed=True,
+    ),
     "million": Section(
         "A million tokens: perplexity and memory",
         "eval ppl -m {work}/demo-f16.gguf --mode stream -c 512 --max-tokens 1000000 --chunk 64 --score-every 8 "
