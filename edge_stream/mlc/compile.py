@@ -103,10 +103,12 @@ def library(
 ) -> tuple[Path, Lanes]:
     """The library for a model shape on this machine, built if it is not cached. Raises EdgeStreamError."""
     target, lanes = _processor()
+    if os.environ.get("EDGE_STREAM_PRODUCTS") == "stock":
+        lanes = dataclasses.replace(lanes, dot="")
     shape = dataclasses.asdict(config) | {"rope_kinds": config.rope_kinds}
     for name in ("prefill_chunk", "rope_base", "rope_base_swa", "rope_scaling", "temperature", "attn_scale"):
         del shape[name]  # not compiled in
-    path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
+    path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, dataclasses.asdict(lanes), target)}.so"
     if not _is_intact(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)
