@@ -40,8 +40,8 @@ def _add_products(sums: Any, a: Any, b: Any, lanes: Lanes) -> Any:
 @cache  # parsing takes longer than compiling
 def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
     """x [1, m, k] float32, words, scales -> y [1, m, n] float32. See linear.matmul_q4. lanes.dot is not empty."""
-    width, lane = lanes.block, lanes.vector
-    vector = 2 * lane  # with six rows, twelve registers of sums, and two of weights
+    width, lane, vector = lanes.block, lanes.vector, lanes.of_rows(m)
+    registers = vector // lane
     blocks, n_vectors, ragged = -(-n // width), width // vector, n % width != 0
     groups, padded = -(-k // GROUP), k % GROUP != 0
 
@@ -113,7 +113,7 @@ def matmul_q4(m: int, n: int, k: int, lanes: Lanes) -> Any:
                                             & T.uint32(0x000F000F),
                                         )
                                     for i in T.unroll(m):
-                                        for u in T.unroll(2):
+                                        for u in T.unroll(registers):
                                             part[i, T.Ramp(u * lane, 1, lane)] = _add_products(
                                                 part[i, T.Ramp(u * lane, 1, lane)],
                                                 two[T.Ramp(u * lane, 1, lane)],
