@@ -43,9 +43,9 @@ def compare(path: Path, checkpoint: Path, text: str, **flags: Any) -> tuple[floa
     with Engine.load(path, n_ctx=max(N_CTX, LENGTH + 1), n_keep=1, **EXACT, **flags) as engine:
         tokens = engine.tokenize(text, add_bos=engine.add_bos)[: N_CTX + STREAMED]
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
-        if path.is_dir():
-            model = model.bfloat16()  # as MLC stores weights that are not quantised
         with torch.no_grad():
+            for weights in model.parameters() if path.is_dir() else ():
+                weights.copy_(weights.bfloat16())  # as MLC stores those that are not quantised
             want = model.double().eval()(torch.tensor([tokens[:LENGTH]])).logits[0].numpy()
         with engine.stream() as stream:
             error = float(np.abs(stream.logits_of(tokens[:LENGTH]) - want).max())
