@@ -360,8 +360,8 @@ SECTIONS = {
         "Endurance: as good, as large and as fast at the end",
         "endurance_tokens.py --table",
         "endurance_tokens.py --table",
-        note="What `make endurance-tokens` found and kept, in runs of hours that are not repeated for this table: machine "
-        "and date are below each row's. Every token was read and predicted, of English text from Debian packages "
+        note="What `make endurance-tokens` found and kept, in runs of hours that are not repeated for this table: "
+        "machine and date stand below it. Every token was read and predicted, of English text from Debian packages "
         "(bible-kjv, dict-jargon, dict-foldoc, dict-gcide), without repetition. A fresh stream begins a cache's length "
         "before the last tokens. MiB more: the most that resident memory grew after the first 100,000 tokens. aged / "
         "young: ms per token of the stream at its end and of itself as it was after 100,000 tokens, in turns of 500 "
