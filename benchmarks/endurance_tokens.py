@@ -120,9 +120,10 @@ class Reading:
     def __init__(self, args: argparse.Namespace, tokens: NDArray[np.int32], engine: Engine, folder: Path) -> None:
         self.args, self.tokens, self.engine, self.folder = args, tokens, engine, folder
         self.state: dict[str, Any] = {"n": 0, "ms": {}, "growth_mib": 0.0, "runs": 0, "seconds": 0.0}
+        self.state |= {"slides": 0, "rebases": 0}
         self.nll = np.full(args.n, np.nan, np.float32)
         if (folder / "state.json").exists():
-            self.state = json.loads((folder / "state.json").read_text())
+            self.state |= json.loads((folder / "state.json").read_text())
             if self.state["n"] > args.n:
                 raise SystemExit(f"{folder} has read {self.state['n']:,} tokens already: give a larger -n")
             if self.state["n"] >= args.start and not (folder / f"young-{args.start}").exists():
@@ -146,10 +147,14 @@ class Reading:
     def block(self, end: int, chunk: int | None) -> float:
         """Read up to `end`; ms per token."""
         n = self.state["n"]
+        before = self.stream.stats
         begun = time.monotonic()
         self.nll[n:end] = self.stream.score(self.tokens[n:end].tolist(), chunk=chunk)
         took = time.monotonic() - begun
+        after = self.stream.stats
         self.state["n"] = end
+        self.state["slides"] += after.n_slides - before.n_slides
+        self.state["rebases"] += after.n_rebases - before.n_rebases
         self.state["seconds"] += took
         self.warm += end - n
         return 1000 * took / (end - n)
@@ -231,8 +236,8 @@ class Reading:
             "engine": "MLC" if Path(a.model).is_dir() else "llama.cpp",
             "tokens": a.n,
             "n_ctx": self.engine.n_ctx,
-            "slides": stats.n_slides,
-            "rebases": stats.n_rebases,
+            "slides": s["slides"],
+            "rebases": s["rebases"],
             "runs": s["runs"],
             "hours": s["seconds"] / 3600,
             "ppl": ppl(self.nll),
