@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: endurance endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: endurance endurance-chat endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -81,7 +81,7 @@ build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
 	$(BIN)/cmake --build build/fuzz --target es_fuzz
 	touch $@
 
-endurance: endurance-fuzz endurance-kill endurance-tokens ## all of the next three, a day or more; each goes on where it was stopped
+endurance: endurance-fuzz endurance-kill endurance-chat endurance-tokens ## all of the next ones, a day or more; each goes on where it was stopped
 
 FUZZ_PYTHON := checkpoints gguf mlc http
 FUZZ_NATIVE := gguf session log template request schema grammar answer
@@ -99,6 +99,9 @@ endurance-kill: $(KILLS:%=endurance-kill-%) ## N=100 kills of each of chat, serv
 endurance-kill-%: build
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100)
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100) --power
+
+endurance-chat: build ## N=2000 turns through serve in four APIs (half an hour)
+	$(BIN)/python benchmarks/endurance_chat.py --turns $(or $(N),2000)
 
 endurance-tokens: build ## 4,000,000 tokens on both engines (hours)
 	mkdir -p build/endurance
