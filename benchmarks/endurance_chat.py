@@ -222,7 +222,9 @@ class Day:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.path = args, folder, folder / "state.json"
         self.state: dict[str, Any] = {"turn": 0, "runs": 0, "seconds": 0.0, "ttft": {}, "fresh": {}, "rss": {}}
-        self.state |= {"growth_mib": 0.0, "faults": [], "talks": {}}
+        facts = stamp()
+        made = f"{facts['test_time'][:10]}, {facts['cpu_info']}, edge-stream {facts['edge_stream_commit']}"
+        self.state |= {"growth_mib": 0.0, "faults": [], "talks": {}, "stamp": made}
         if self.path.exists():
             self.state = json.loads(self.path.read_text())
         self.state["runs"] += 1
@@ -319,7 +321,7 @@ class Day:
         last = statistics.median(x for i, x in times.items() if i > n - LAST)
         fresh = 1000 * statistics.median(s["fresh"].values())
         same, all_ = self.alone()
-        facts, body = stamp(), json.dumps(self.main.messages).encode()
+        body = json.dumps(self.main.messages).encode()
         out = {
             "turns": n,
             "turns beside": all_,
@@ -336,7 +338,7 @@ class Day:
             "growth_mib": s["growth_mib"],
             "runs": s["runs"],
             "seconds": s["seconds"],
-            "stamp": f"{facts['test_time'][:10]}, {facts['cpu_info']}, edge-stream {facts['edge_stream_commit']}",
+            "stamp": s["stamp"],
         }
         out["holds"] = {
             "answers": not s["faults"] and same == all_,
