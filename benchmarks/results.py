@@ -347,10 +347,10 @@ SECTIONS = {
         "A working day of chat",
         "endurance_chat.py --turns 2000",
         "endurance_chat.py --turns 120",
-        note="Three conversations with one server of four slots, on one thread, in four APIs, by a scripted user who asks "
-        "for tool calls, thoughts, JSON of a schema and facts told long ago. Every answer is checked. Then the second and "
-        "third are held again, each alone, on a new server. The client sends the whole history each time, which takes "
-        "its time to read and to search: it is what the first token waits for longer as a conversation grows.",
+        note="Three conversations with one server of four slots, on one thread, in four APIs, by a scripted user who "
+        "asks for tool calls, thoughts, JSON of a schema and facts told long ago. Every answer is checked. Then the "
+        "second and third are held again, each alone, on a new server. The client sends the whole history each time, "
+        "which takes its time to read and to search: for that the first token waits longer as a conversation grows.",
         untimed=True,
     ),
     "million": Section(
