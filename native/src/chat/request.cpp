@@ -206,7 +206,7 @@ void es_chat_request::read(const common_json & body) {
     inputs.add_eos             = llama_vocab_get_add_eos(chat.vocab);
     inputs.parallel_tool_calls = is_given(body, "parallel_tool_calls") ? body.at("parallel_tool_calls").get<bool>()
                                                                        : caps.at("supports_parallel_tool_calls");
-    one_call = is_given(body, "parallel_tool_calls") && !body.at("parallel_tool_calls").get<bool>();
+    one_call                   = is_given(body, "parallel_tool_calls") && !body.at("parallel_tool_calls").get<bool>();
     if (is_given(body, "json_schema")) {
         es_schema_grammar(body.at("json_schema")); // refuses what cannot be expressed
         inputs.json_schema = body.at("json_schema").dump();
