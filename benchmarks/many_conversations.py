@@ -4,7 +4,8 @@
 
 Clients, as many at once as --clients, take the conversations as they come, in four APIs, and now and then one hangs up
 in the middle of an answer. Each conversation tells facts with numbers of its own, and its texts depend on all that was
-said in it. None may be lost (a turn that neither continues it nor says again what was cut), mixed with another (its name, and what is recalled, must be its own), or left waiting. Some are held again afterwards, each alone on a new
+said in it. None may be lost (a turn that neither continues it nor says again what was cut), mixed with another (its
+name, and what is recalled, must be its own), or left waiting. Some are held again afterwards, each alone on a new
 server: texts must be the same as long as no turn was cut. Memory and open files are looked at from the first minute on.
 """
 
