@@ -21,6 +21,7 @@ import json
 import random
 import shutil
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -225,9 +226,7 @@ class Day:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.path = args, folder, folder / "state.json"
         self.state: dict[str, Any] = {"turn": 0, "runs": 0, "seconds": 0.0, "ttft": {}, "fresh": {}, "rss": {}}
-        facts = stamp()
-        made = f"{facts['test_time'][:10]}, {facts['cpu_info']}, edge-stream {facts['edge_stream_commit']}"
-        self.state |= {"growth_mib": 0.0, "faults": [], "talks": {}, "stamp": made}
+        self.state |= {"growth_mib": 0.0, "faults": [], "talks": {}, "stamp": made()}
         if self.path.exists():
             self.state = json.loads(self.path.read_text())
         self.state["runs"] += 1
@@ -351,6 +350,33 @@ class Day:
         }
         return out
 
+    def measure(self) -> dict[str, Any]:
+        """The next turns, which are not kept, in turns with a conversation begun now; and what one request costs."""
+        n, a = self.args.turns, self.args
+        times: dict[str, list[float]] = {"last": [], "fresh": []}
+        with tempfile.TemporaryDirectory(prefix="edge-stream-chat-") as folder:
+            shutil.copytree(self.folder / "sessions", Path(folder) / "sessions")
+            with ServerProcess(self.command(Path(folder) / "sessions")) as server:
+                with httpx.Client(base_url=server.url, timeout=600) as client:
+                    for j in range(1, 21):
+                        self.fresh.turn(client, j, a.predict)
+                    before = server.rss()
+                    self.main.may_branch = True
+                    for j in range(21, 21 + LAST):
+                        for what, talk, i in (("fresh", self.fresh, j), ("last", self.main, n - 20 + j)):
+                            reply = talk.turn(client, i, a.predict)
+                            if KINDS[i % len(KINDS)] == "plain":
+                                times[what].append(1000 * reply.ttft)
+                    grown = server.rss() - before
+        medians = {what: statistics.median(ms) for what, ms in times.items()}
+        return {**medians, "holds": medians["last"] / medians["fresh"] <= 1.3, "request_mib": grown, "stamp": made()}
+
+
+def made() -> str:
+    """Date, machine, commit."""
+    facts = stamp()
+    return f"{facts['test_time'][:10]}, {facts['cpu_info']}, edge-stream {facts['edge_stream_commit']}"
+
 
 def table(r: dict[str, Any]) -> str:
     """The result as Markdown."""
@@ -377,6 +403,11 @@ def table(r: dict[str, Any]) -> str:
         "most growth from turn 100 on": (f"{r['growth_mib']:.1f} MiB", "16 MiB"),
     }
     lines = markdown([{"what": w, "measured": x, "aim": aim} for w, (x, aim) in rows.items()], COLUMNS)
+    if again := r.get("again"):
+        rows |= {
+            "the same, the next 40 turns on a quiet machine": (ratio(again["last"], again["fresh"]), 1.3),
+            "growth of a new server that goes on with it": (f"{again['request_mib']:.1f} MiB", ""),
+        }
     missed = ", ".join(name for name, ok in r["holds"].items() if not ok)
     more = f"Missed: {missed}." if missed else "All aims are met."
     return f"{lines}\n\n{more} {r['runs']} run(s), {r['seconds'] / 60:.0f} minutes; {r['stamp']}."
@@ -391,6 +422,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=2000)
     parser.add_argument("--again", action="store_true", help="begin anew")
+    parser.add_argument("--measure", action="store_true", help="measure the first token again, in turns after the last")
     parser.add_argument("--state", type=Path, default=ROOT / "build" / "endurance")
     args = parser.parse_args()
     folder = args.state / f"chat-{args.turns}"
@@ -402,6 +434,10 @@ def main() -> None:
         day = Day(args, folder)
         day.run()
         path.with_suffix(".tmp").write_text(json.dumps(day.result(), indent=1))
+        path.with_suffix(".tmp").rename(path)
+    if args.measure:
+        found = json.loads(path.read_text()) | {"again": Day(args, folder).measure()}
+        path.with_suffix(".tmp").write_text(json.dumps(found, indent=1))
         path.with_suffix(".tmp").rename(path)
     print(table(json.loads(path.read_text())))
 

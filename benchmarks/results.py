@@ -353,6 +353,15 @@ SECTIONS = {
         "which takes its time to read and to search: for that the first token waits longer as a conversation grows.",
         untimed=True,
     ),
+    "endurance-kills": Section(
+        "Kills and losses of power",
+        "kills_table.py",
+        "kills_table.py",
+        note="Counted by `make endurance-kill`, which ends at the first fault. After each kill, and in two ways of what a "
+        "disk may hold after a power cut, everything older than the unfinished turn must be there, and nothing "
+        "half-written after the next run; what is made then must be what a run makes that nobody killed, to the bit.",
+        untimed=True,
+    ),
     "million": Section(
         "A million tokens: perplexity and memory",
         "eval ppl -m {work}/demo-f16.gguf --mode stream -c 512 --max-tokens 1000000 --chunk 64 --score-every 8 "
