@@ -402,12 +402,12 @@ def table(r: dict[str, Any]) -> str:
         f"memory at turns {', '.join(r['rss_mib'])}": (f"{memory} MiB", ""),
         "most growth from turn 100 on": (f"{r['growth_mib']:.1f} MiB", "16 MiB"),
     }
-    lines = markdown([{"what": w, "measured": x, "aim": aim} for w, (x, aim) in rows.items()], COLUMNS)
     if again := r.get("again"):
         rows |= {
             "the same, the next 40 turns on a quiet machine": (ratio(again["last"], again["fresh"]), 1.3),
             "growth of a new server that goes on with it": (f"{again['request_mib']:.1f} MiB", ""),
         }
+    lines = markdown([{"what": w, "measured": x, "aim": aim} for w, (x, aim) in rows.items()], COLUMNS)
     missed = ", ".join(name for name, ok in r["holds"].items() if not ok)
     more = f"Missed: {missed}." if missed else "All aims are met."
     return f"{lines}\n\n{more} {r['runs']} run(s), {r['seconds'] / 60:.0f} minutes; {r['stamp']}."

@@ -349,7 +349,10 @@ class ExportIos(Replaces):
 class Train(Replaces):
     """`train --overwrite`: there is the old folder or the new one; a run that was killed goes on, to the same bits."""
 
-    name, resumes, most_seconds = "small", True, 10.0
+    name, resumes, most_seconds = "small", True, 6.0
+
+    def begin(self, run: Run) -> None:
+        run.until("samples; ", " steps of ")
 
     def command(self, folder: Path | None = None, variant: int | None = None) -> list[str]:
         sizes = [

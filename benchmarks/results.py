@@ -357,8 +357,8 @@ SECTIONS = {
         "Kills and losses of power",
         "kills_table.py",
         "kills_table.py",
-        note="Counted by `make endurance-kill`, which ends at the first fault. After each kill, and in two ways of what a "
-        "disk may hold after a power cut, everything older than the unfinished turn must be there, and nothing "
+        note="Counted by `make endurance-kill`, which ends at the first fault. After each kill, and in two ways of "
+        "what a disk may hold after a power cut, everything older than the unfinished turn must be there, and nothing "
         "half-written after the next run; what is made then must be what a run makes that nobody killed, to the bit.",
         untimed=True,
     ),
