@@ -6,8 +6,8 @@ named with the reason. Then they are measured in turns, each in a process of its
 
 prefill: a text of 1,000 random tokens. decode: the tokens after it, given one by one; edge-stream's stream is full
 (n_ctx 1024) and slides with each, the others hold 1,000 tokens and what follows. peak: the largest resident memory of
-the process. first token: from the start of a process to the first token of a short prompt's answer, taken last, when no
-other engine's process is left.
+the process. first token: from the start of a process to the first token of a short prompt's answer, taken last, engine
+after engine, when no other's process is left.
 """
 
 from __future__ import annotations
@@ -278,8 +278,8 @@ def main() -> None:
         loads.append(os.getloadavg()[0])
     for worker in workers:
         worker.close()
-    for i in range(args.rounds):
-        for worker in workers:
+    for worker in workers:  # not in turns: a virtual machine gets the memory back slowly that another engine gave up
+        for i in range(args.rounds):
             worker.rounds[i]["first token ms"] = worker.first()
     # one measured process at a time keeps it at the number of threads; what is above comes from others
     busy = f"load average {min(loads):.1f} to {max(loads):.1f}"

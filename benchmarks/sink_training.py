@@ -1,16 +1,19 @@
 """How many sinks a model needs, by how it was trained: table 3 of Xiao et al. 2023 in small.
 
-    python benchmarks/sink_training.py TEXT FOLDER [--plot FILE.png] [--seeds 0,1,2] [--tokens N]
+    python benchmarks/sink_training.py TEXT FOLDER [--plot FILE.png] [--seeds 0,1,2] [--tokens N] [--flags "FLAGS"]
 
 For each kind of `edge-stream train --sink` and each seed a model is trained on TEXT, unless FOLDER has it already; a
-run that was stopped goes on. All have the same text, order and weights to begin with. Each is converted to GGUF, and
-streams the text that was held out, with caches of several lengths, token by token.
+run that was stopped goes on. FLAGS are further ones of train. All have the same text, order and weights to begin with.
+Where lines begin with a verse (Gen1:1), it is left out: models would attend to it as to a sink. Each is converted to
+GGUF, and streams the text that was held out, with caches of several lengths, token by token.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +24,13 @@ import numpy as np
 from edge_stream import Engine
 from edge_stream.measure import attention, corpus, plots
 from edge_stream.measure.table import markdown
+from edge_stream.output.files import replace_text
 from edge_stream.training.settings import SINKS
 
 LENGTH = 128  # tokens of a sample
-TRAINING = ("-c", str(LENGTH), "-b", "8", "--lr", "0.004", "--save-every", "100", "-t", "1")
+# deep and narrow: in models as small as this, heads with nothing to do come with depth
+SHAPE = ("--layers", "6", "--width", "96", "--heads", "6", "--vocab", "512")
+TRAINING = ("-c", str(LENGTH), "-b", "8", "--lr", "0.006", "--save-every", "100", "-t", "1")
 TOKENS = 1_200_000
 CACHES = (32, 64, 96, 128)
 KEPT = (0, 1, 2, 4)
@@ -32,12 +38,26 @@ STREAMED = 2048  # tokens that are scored
 HELD_OUT = 20  # the last part of the text in so many, as train holds it out
 
 
-def model(text: Path, folder: Path, kind: str, seed: int, n_tokens: int) -> Path:
+def without_verses(text: Path, folder: Path) -> Path:
+    """A copy of the text in FOLDER, each line without the verse that it begins with."""
+    out = folder / "text.txt"
+    if not out.exists():
+        content = re.sub(r"^[0-9]?[A-Za-z]+[0-9]+:[0-9]+ ", "", text.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        replace_text(out, content)
+    return out
+
+
+def held_out_of(text: str) -> str:
+    """What was not trained on."""
+    return text[len(text) - len(text) // HELD_OUT :]
+
+
+def model(text: Path, folder: Path, kind: str, seed: int, flags: list[str]) -> Path:
     """The trained model as a GGUF file, made where it is missing."""
     checkpoint = folder / f"{kind}-{seed}"
     words = [sys.executable, "-m", "edge_stream.cli"]
     if not checkpoint.exists():
-        asked = ("--sink", kind, "--seed", str(seed), "-n", str(n_tokens), *TRAINING, "-o", str(checkpoint))
+        asked = ("--sink", kind, "--seed", str(seed), *SHAPE, *TRAINING, *flags, "-o", str(checkpoint))
         subprocess.run([*words, "train", str(text), *asked], check=True, stdout=sys.stderr)
     out = folder / f"{kind}-{seed}.gguf"
     if not out.exists():
@@ -92,18 +112,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="to train on")
+    parser.add_argument("--flags", default="", help="of edge-stream train")
     parser.add_argument("--done", action="store_true", help="measure what FOLDER has, and train nothing")
     parser.add_argument("--plot", metavar="FILE.png")
     args = parser.parse_args()
     plots.check_plot(args.plot)
     args.folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    text = args.text.read_text(encoding="utf-8")
-    held_out = text[len(text) - len(text) // HELD_OUT :]
+    text = without_verses(args.text, args.folder)
+    held_out = held_out_of(text.read_text(encoding="utf-8"))
+    flags = ["-n", str(args.tokens), *shlex.split(args.flags)]
     wanted = [(kind, seed) for seed in seeds for kind in SINKS]
     if args.done:
         wanted = [(kind, seed) for kind, seed in wanted if (args.folder / f"{kind}-{seed}").is_dir()]
-    files = {(kind, seed): model(args.text, args.folder, kind, seed, args.tokens) for kind, seed in wanted}
+    files = {(kind, seed): model(text, args.folder, kind, seed, flags) for kind, seed in wanted}
     seeds_of = {kind: [seed for other, seed in wanted if other == kind] for kind in SINKS}
     logs = {
         key: json.loads((args.folder / f"{key[0]}-{key[1]}" / "training.json").read_text(encoding="utf-8"))

@@ -51,6 +51,13 @@ def _count(*names: str, default: int, help: str, least: int = 1) -> Callable[[F]
 @click.option(
     "--lr", type=click.FloatRange(min=0, min_open=True), default=_DEFAULT.lr, show_default=True, help="Learning rate."
 )
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT.weight_decay,
+    show_default=True,
+    help="Of matrices. In short runs a large one brings sinks about sooner.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights and the order.")
 @_count("--save-every", "every", default=_DEFAULT.every, help="Steps from one evaluation and checkpoint to the next.")
 @_count("--eval-samples", "n_held_out", default=_DEFAULT.n_held_out, help="Most samples to evaluate on.")
@@ -88,7 +95,10 @@ def main(texts: tuple[str, ...], out: Path, **flags: Any) -> None:
         raise EdgeStreamError(f"train needs {error.name}: pip install 'edge-stream[train]'") from error
     settings = Settings(
         only_sink=flags["freeze"] is not None,
-        **{name: flags[name] for name in ("sink", "length", "batch", "n_tokens", "lr", "seed", "every", "n_held_out")},
+        **{
+            name: flags[name]
+            for name in ("sink", "length", "batch", "n_tokens", "lr", "weight_decay", "seed", "every", "n_held_out")
+        },
     )
     shape = Shape(**{name: flags[name] for name in ("n_vocab", "n_layer", "n_embd", "n_head")})
     if flags["threads"]:

@@ -59,14 +59,14 @@ def _processor() -> tuple[dict[str, str], Lanes]:
     """
     path = names.cache_folder() / "mlc" / f"processor-{_key(cpu_name(), cpu_flags())}.json"
     try:
-        target, vector = json.loads(path.read_text(encoding="utf-8"))
-        return {"kind": target["kind"], "mcpu": target["mcpu"]}, Lanes(int(vector))
+        target, vector, dot = json.loads(path.read_text(encoding="utf-8"))
+        return {"kind": target["kind"], "mcpu": target["mcpu"]}, Lanes(int(vector), str(dot))
     except (OSError, ValueError, TypeError, KeyError):
         target = host_target()
         lanes = target_lanes(target)
     with suppress(OSError, EdgeStreamError):  # a folder that cannot be written: asked again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps([target, lanes.vector]))
+        replace_text(path, json.dumps([target, lanes.vector, lanes.dot]))
     return target, lanes
 
 
@@ -77,15 +77,25 @@ def host_target() -> dict[str, str]:
     return {"kind": "llvm", "mcpu": str(tvm.get_global_func("target.llvm_get_system_cpu")())}
 
 
+# the first that a processor has; intrinsics of LLVM
+_X86 = {
+    "avx512vnni": Lanes(16, "llvm.x86.avx512.vpdpwssd.512"),
+    "avx512bw": Lanes(16, "llvm.x86.avx512.pmaddw.d.512"),
+    "avx512f": Lanes(16),
+    "avxvnni": Lanes(8, "llvm.x86.avx512.vpdpwssd.256"),
+    "avx2": Lanes(8, "llvm.x86.avx2.pmadd.wd"),
+}
+
+
 def target_lanes(target: dict[str, str]) -> Lanes:
-    """A target's vector width: 512 bits with AVX-512, 256 on other x86, 128 elsewhere (NEON)."""
+    """A target's vectors: of 512 bits with AVX-512, 256 on other x86, 128 elsewhere (NEON)."""
     import tvm
 
     features = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(target))
     names = {str(name) for name in features}
-    if "avx512f" in names:
-        return Lanes(16)
-    return Lanes(8 if platform.machine().lower() in ("x86_64", "amd64") else 4)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return next((lanes for name, lanes in _X86.items() if name in names), Lanes(8))
+    return Lanes(4)
 
 
 def library(
@@ -93,10 +103,12 @@ def library(
 ) -> tuple[Path, Lanes]:
     """The library for a model shape on this machine, built if it is not cached. Raises EdgeStreamError."""
     target, lanes = _processor()
+    if os.environ.get("EDGE_STREAM_PRODUCTS") == "stock":
+        lanes = dataclasses.replace(lanes, dot="")
     shape = dataclasses.asdict(config) | {"rope_kinds": config.rope_kinds}
     for name in ("prefill_chunk", "rope_base", "rope_base_swa", "rope_scaling", "temperature", "attn_scale"):
         del shape[name]  # not compiled in
-    path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, lanes.vector, target)}.so"
+    path = names.cache_folder() / "mlc" / f"{_key(shape, q.bits, dtype, dataclasses.asdict(lanes), target)}.so"
     if not _is_intact(path):
         say("compiling the model's kernels for this processor (once)")
         _build(config, q, dtype, lanes, target, path)

@@ -14,7 +14,7 @@ from tvm.target import Target
 from edge_stream.converters.mlc.decoder_config import DecoderConfig
 from edge_stream.converters.mlc.model import Decoder
 from edge_stream.converters.mlc.quantization import Quantization
-from edge_stream.mlc.kernels import ROWS, Lanes, experts, linear
+from edge_stream.mlc.kernels import ROWS, Lanes, experts, integer, linear
 from edge_stream.mlc.kernels.attention import NO_WINDOW, attention
 from edge_stream.mlc.kernels.elementwise import gated
 
@@ -46,8 +46,8 @@ def blocked(lanes: Lanes) -> type[Any]:
         def forward(self, x: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
             """x [1, m, columns] times the transposed matrix: [1, m, rows]."""
             m = int(x.shape[1])
-            kernel = linear.matmul_q4 if self.bits else linear.matmul_f32
-            out = self._call(kernel, "matmul", m, x, (1, m, self.rows))
+            four_bits = integer.matmul_q4 if lanes.in_integers(m) else linear.matmul_q4
+            out = self._call(four_bits if self.bits else linear.matmul_f32, "matmul", m, x, (1, m, self.rows))
             return out + self.bias if self.has_bias else out
 
         def gated(self, x: nn.Tensor, activation: str) -> nn.Tensor:

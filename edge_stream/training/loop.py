@@ -16,7 +16,7 @@ from edge_stream.training.model import loss
 from edge_stream.training.settings import Settings
 
 _WARM_UP, _LAST = 0.05, 0.1  # part of the steps, part of the learning rate
-_DECAY, _CLIP = 0.1, 1.0  # of matrices, of the gradient's norm
+_CLIP = 1.0  # of the gradient's norm
 _EVALUATED = 8  # samples at a time
 
 
@@ -32,7 +32,7 @@ class Run:
 
 def start(model: transformers.PreTrainedModel, settings: Settings) -> Run:
     """A run before its first step. Matrices decay, vectors do not, and nothing does where only the sink is learned."""
-    decay = 0.0 if settings.only_sink else _DECAY
+    decay = 0.0 if settings.only_sink else settings.weight_decay
     learned = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": decay},

@@ -29,6 +29,7 @@ class Settings:
     """sink: one of SINKS. only_sink: nothing but the sink token's embedding is learned. length: tokens of text per
     sample, to which the sink token is added. n_tokens: of text, repeated ones counted. every: steps from one evaluation
     and checkpoint to the next. n_held_out: most samples to evaluate on. lr: the highest learning rate.
+    weight_decay: of matrices, if more than the sink is learned; each step takes that times the rate from them.
     """
 
     sink: str = "none"
@@ -37,6 +38,7 @@ class Settings:
     batch: int = 8
     n_tokens: int = 1_000_000
     lr: float = 3e-3
+    weight_decay: float = 0.1
     seed: int = 0
     every: int = 100
     n_held_out: int = 64

@@ -175,6 +175,17 @@ def test_resumed_after_kill_9_is_bit_identical(trained: dict[str, Path], tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["killed"]
 
 
+def test_weight_decay_shrinks_matrices_only(tmp_path: Path) -> None:
+    norms = {}
+    for decay in (0.0, 5.0):
+        train(tmp_path / str(decay), weight_decay=decay)
+        weights = load_file(tmp_path / str(decay) / "model.safetensors")
+        matrices = [w.norm().item() for name, w in weights.items() if w.ndim > 1]
+        vectors = [w.norm().item() for name, w in weights.items() if w.ndim < 2]
+        norms[decay] = np.mean(matrices), np.mean(vectors)
+    assert norms[5.0][0] < 0.8 * norms[0.0][0] and norms[5.0][1] > 0.8 * norms[0.0][1]
+
+
 @pytest.mark.parametrize("as_gguf", [False, True])
 def test_only_the_sink_is_learned(trained: dict[str, Path], tmp_path: Path, as_gguf: bool) -> None:
     base = gguf_of(trained["none"], tmp_path / "base.gguf") if as_gguf else trained["none"]

@@ -14,9 +14,26 @@ ROWS = (1, 2, 4, 6)
 
 @dataclass(frozen=True)
 class Lanes:
-    """vector: float32 values in a register. block: rows, or cache slots, of a block; a few registers."""
+    """vector: float32 values in a register. block: rows, or cache slots, of a block; a few registers.
+
+    dot: LLVM's name of an instruction that multiplies pairs of int16 and sums the two products into an int32, of vector
+    lanes; empty if the processor has none. dot_adds: it adds a third operand as well.
+    """
 
     vector: int
+    dot: str = ""
+
+    @property
+    def dot_adds(self) -> bool:
+        """Of VNNI, not of its predecessors."""
+        return "vpdpwssd" in self.dot
+
+    def in_integers(self, m: int) -> bool:
+        """Whether m rows are multiplied by 4-bit weights faster in integers than in float32.
+
+        Where the sum is an instruction of its own, 16 registers do not hold what six rows need.
+        """
+        return self.dot_adds or (bool(self.dot) and (self.vector > 8 or m <= 4))
 
     @property
     def block(self) -> int:
