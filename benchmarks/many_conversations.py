@@ -37,6 +37,7 @@ class Talk:
         self.name, self.i = f"Person{i}", i
         self.messages: list[Message] = []
         self.apis: list[str] = []  # of every turn
+        self.how: list[dict[str, Any]] = []  # how each was answered, where the API says it
         self.turns = self.n_past = self.n_last = 0
         self.was_cut = self.ever_cut = False
         self.lock = threading.Lock()
@@ -76,6 +77,7 @@ class Talk:
             assert not recalled or any(recalled["text"] in m["content"] for m in self.messages), where
         self.messages += [said, reply.message]
         self.apis.append(api)
+        self.how.append({"known": reply.known, **reply.info})
         self.turns, self.was_cut = self.turns + 1, False
         return reply
 
@@ -161,7 +163,13 @@ def alone(command: list[str], talks: list[Talk], n: int) -> tuple[int, int]:
             for api in talk.apis:
                 again.turn(client, api, n)
             pairs = list(zip(talk.messages, again.messages, strict=True))[1::2]
-            same, all_ = same + sum(a["content"] == b["content"] for a, b in pairs), all_ + len(pairs)
+            differ = [k for k, (a, b) in enumerate(pairs) if a["content"] != b["content"]]
+            if differ:  # those after it follow from it
+                k = differ[0]
+                print(
+                    f"{talk.name} differs from turn {k} of {len(pairs)} on: {pairs[k]}\n{talk.how[k]}\n{again.how[k]}"
+                )
+            same, all_ = same + len(pairs) - len(differ), all_ + len(pairs)
     return same, all_
 
 
