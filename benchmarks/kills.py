@@ -301,7 +301,9 @@ class Replaces(Scenario):
             shutil.rmtree(out)
         done = subprocess.run(self.command(folder), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert digest(out) == self.made[self.variant], f"{self.name} is not what a run makes that is not killed"
+        assert digest(out) == self.made[self.variant % len(self.made)], (
+            f"{self.name} is not what a run makes that is not killed"
+        )
         self.count("went on from a part", "going on from step" in done.stderr)
         left = [p.name for p in folder.iterdir() if p.name != self.name]
         assert not left, f"{left} stays after another run"
