@@ -55,7 +55,6 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         (RequestValidationError, _on_validation),
         (HTTPException, _on_http),
         (MemoryError, _on_exhausted),
-        (OSError, _on_exhausted),
         (Exception, _on_bug),
     ):
         app.add_exception_handler(kind, handler)
@@ -74,8 +73,7 @@ async def _on_library_error(request: Request, error: Exception) -> Response:
 
 async def _on_exhausted(request: Request, error: Exception) -> Response:
     lacking = errors.exhausted(error)
-    if lacking is None:  # a bug
-        raise error
+    assert lacking
     return error_response(request.url.path, lacking)
 
 
