@@ -361,13 +361,13 @@ def memory_limit(args: argparse.Namespace, folder: Path) -> str:
 
 @scenario
 def memory_refused(args: argparse.Namespace, folder: Path) -> str:
-    """One in N allocations of 64 KiB and more is refused, at random."""
+    """One in N allocations of 1 MiB and more is refused, at random."""
     poor, counts = Poor(folder), Counter[str]()
     session = folder / "session"
     run(chat_command(args.model, session), text="Hello\n").check(fails=False)
     for i in range(args.tries):
         before = digest(session)
-        poor.set(refuse_one=(3, 10, 30, 100)[i % 4], refuse_bytes=65536, state=i)
+        poor.set(refuse_one=(3, 10, 30, 100)[i % 4], refuse_bytes=1 << 20, state=i)
         done = run(chat_command(args.model, session), text="I am Anna\nWho am I?\n", env=poor.env)
         done.check()
         counts["chat " + ("refused" if done.status else "went on")] += 1
@@ -376,7 +376,7 @@ def memory_refused(args: argparse.Namespace, folder: Path) -> str:
         if done.status and digest(session) != before:
             run(chat_command(args.model, session), text="\n").check(fails=False)
         out = folder / "model.gguf"
-        poor.set(refuse_one=(30, 100, 300, 1000)[i % 4], refuse_bytes=65536, state=i)
+        poor.set(refuse_one=(30, 100, 300, 1000)[i % 4], refuse_bytes=1 << 20, state=i)
         done = run(convert_command(args.model, out, "gguf"), env=poor.env)
         done.check()
         counts["convert " + ("refused" if done.status else "went on")] += 1
