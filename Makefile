@@ -7,7 +7,7 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: endurance endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-thread-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
+.PHONY: endurance endurance-chat endurance-poor endurance-clients endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-thread-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -89,7 +89,7 @@ build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
 	$(BIN)/cmake --build build/fuzz --target es_fuzz
 	touch $@
 
-endurance: endurance-fuzz endurance-kill endurance-tokens ## all of the next three, a day or more; each goes on where it was stopped
+endurance: endurance-fuzz endurance-kill endurance-chat endurance-poor endurance-clients endurance-tokens ## all of the next ones, a day or more; each goes on where it was stopped
 
 FUZZ_PYTHON := checkpoints gguf mlc http
 FUZZ_NATIVE := gguf session log template request schema grammar answer rpc
@@ -101,12 +101,26 @@ endurance-fuzz-native-%: build/fuzz/.stamp
 endurance-fuzz-%: build
 	$(BIN)/python tests/fuzz/run.py $* $(if $(N),-n $(N))
 
-KILLS := chat serve convert convert-mlc export-ios
-endurance-kill: $(KILLS:%=endurance-kill-%) ## N=100 kills of each of chat, serve, convert, export-ios, and N cuts of power
+KILLS := chat serve convert convert-mlc export-ios train
+endurance-kill: $(KILLS:%=endurance-kill-%) ## N=100 kills of each of chat, serve, convert, export-ios, train, and N cuts of power
+
+endurance-kill-train: build $(TRANSFORMERS)/.stamp
+	$(TRANSFORMERS)/bin/python benchmarks/kills.py train --kills $(or $(N),100)
+	$(TRANSFORMERS)/bin/python benchmarks/kills.py train --kills $(or $(N),100) --power
 
 endurance-kill-%: build
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100)
 	$(BIN)/python benchmarks/kills.py $* --kills $(or $(N),100) --power
+
+endurance-chat: build ## N=2000 turns through serve in four APIs (half an hour)
+	$(BIN)/python benchmarks/endurance_chat.py --turns $(or $(N),2000)
+
+endurance-poor: build ## no disk, memory, file descriptors; a slow disk, a clock set back (needs root for its disks)
+	$(BIN)/python benchmarks/poor_machine.py $(if $(wildcard $(TRANSFORMERS)/.stamp),--train-python $(TRANSFORMERS)/bin/python)
+
+endurance-clients: build ## 1,000 rude clients; 64 conversations in 4 slots for MINUTES=60
+	$(BIN)/python benchmarks/serve_hostile.py --clients 1000
+	$(BIN)/python benchmarks/many_conversations.py --minutes $(or $(MINUTES),60)
 
 # the demo model on both engines; a model with sliding windows, and a hybrid: tiny and random, so that it is read in no time
 SWA    := gemma3-270m-q4_k_m

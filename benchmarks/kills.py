@@ -152,6 +152,9 @@ class Scenario:
         """Examine what a killed run left. Raises AssertionError. The folder may be changed."""
         raise NotImplementedError
 
+    def next(self) -> None:
+        """After all that a kill left was examined."""
+
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
 
@@ -262,13 +265,15 @@ class Replaces(Scenario):
     """A command that replaces a file or folder: there is the old or the new one, and nothing else after another run."""
 
     name, changes = "", True
+    resumes = False  # the same command goes on where it was killed, to the same bits
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.allowed: set[str] = set()
+        self.made: list[str] = []  # by variant, by a run that nobody killed
         for variant in range(2 if self.changes else 1):
-            assert subprocess.run(self.command(variant=variant), capture_output=True).returncode == 0
-            self.allowed.add(digest(self.folder / self.name))
+            done = subprocess.run(self.command(variant=variant), capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            self.made.append(digest(self.folder / self.name))
         self.variant = 0
         self.after()
 
@@ -287,17 +292,26 @@ class Replaces(Scenario):
         out = folder / self.name
         if out.exists() or self.changes:
             assert out.exists(), f"{self.name} is gone"
-            assert digest(out) in self.allowed, f"{self.name} is neither the old one nor the new one"
-        self.variant = 1 - self.variant
+            assert digest(out) in self.made, f"{self.name} is neither the old one nor the new one"
+        if not self.resumes:
+            self.variant = 1 - self.variant
         left = [p.name for p in folder.iterdir() if p.name != self.name]
-        self.count("staging folders left", len(left))
+        self.count("staging files and folders left", len(left))
         if not self.changes and out.exists():
             shutil.rmtree(out)
         done = subprocess.run(self.command(folder), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert digest(out) == self.made[self.variant % len(self.made)], (
+            f"{self.name} is not what a run makes that is not killed"
+        )
+        self.count("went on from a part", "going on from step" in done.stderr)
         left = [p.name for p in folder.iterdir() if p.name != self.name]
         assert not left, f"{left} stays after another run"
         self.after()
+
+    def next(self) -> None:
+        if self.resumes:
+            self.variant = 1 - self.variant
 
 
 class Convert(Replaces):
@@ -335,19 +349,21 @@ class ExportIos(Replaces):
 
 
 class Train(Replaces):
-    """`train --overwrite`: there is the old folder or the new one; a run that was killed goes on."""
+    """`train --overwrite`: there is the old folder or the new one; a run that was killed goes on, to the same bits."""
 
-    name = "small"
+    name, resumes, most_seconds = "small", True, 6.0
+
+    def begin(self, run: Run) -> None:
+        run.until("samples; ", " steps of ")
 
     def command(self, folder: Path | None = None, variant: int | None = None) -> list[str]:
-        text = Path(self.model if Path(self.model).suffix == ".txt" else __file__)
-        seed = str(self.variant if variant is None else variant)
         sizes = [
             "--layers", "1", "--width", "32", "--heads", "2", "--vocab", "300", "-c", "32", "-b", "2",
-            "-n", "4000", "--save-every", "5", "-t", "1", "--device", "cpu",
+            "-n", "12000", "--save-every", "5", "-t", "1", "--device", "cpu",
         ]  # fmt: skip
+        seed = str(self.variant if variant is None else variant)
         out = str((folder or self.folder) / self.name)
-        return [*CLI, "train", str(text), *sizes, "--seed", seed, "--overwrite", "-o", out]
+        return [*CLI, "train", str(ROOT / "LICENSE"), *sizes, "--seed", seed, "--overwrite", "-o", out]
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
@@ -385,6 +401,7 @@ def one(scenario: Scenario, cut: Callable[[], int] | None) -> None:
     run.kill()
     if cut is None:
         scenario.check(scenario.folder)
+        scenario.next()
         return
     assert run.disk
     with tempfile.TemporaryDirectory(prefix="edge-stream-power-") as root:
@@ -393,6 +410,7 @@ def one(scenario: Scenario, cut: Callable[[], int] | None) -> None:
             after_power_loss(scenario.folder, run.disk, copy, all_names)
             scenario.check(copy)
     scenario.check(scenario.folder)
+    scenario.next()
     run.forget()
 
 

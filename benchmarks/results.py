@@ -368,6 +368,25 @@ SECTIONS = {
         "tokens; ms first / last: plain figures, hours apart. granitehybrid is tiny and random.",
         untimed=True,
     ),
+    "endurance-chat": Section(
+        "A working day of chat",
+        "endurance_chat.py --turns 2000",
+        "endurance_chat.py --turns 120",
+        note="Three conversations with one server of four slots, on one thread, in four APIs, by a scripted user who "
+        "asks for tool calls, thoughts, JSON of a schema and facts told long ago. Every answer is checked. Then the "
+        "second and third are held again, each alone, on a new server. The client sends the whole history each time, "
+        "which takes its time to read and to search: for that the first token waits longer as a conversation grows.",
+        untimed=True,
+    ),
+    "endurance-kills": Section(
+        "Kills and losses of power",
+        "kills_table.py",
+        "kills_table.py",
+        note="Counted by `make endurance-kill`, which ends at the first fault. After each kill, and in two ways of "
+        "what a disk may hold after a power cut, everything older than the unfinished turn must be there, and nothing "
+        "half-written after the next run; what is made then must be what a run makes that nobody killed, to the bit.",
+        untimed=True,
+    ),
     "million": Section(
         "A million tokens: perplexity and memory",
         "eval ppl -m {work}/demo-f16.gguf --mode stream -c 512 --max-tokens 1000000 --chunk 64 --score-every 8 "

@@ -1,4 +1,5 @@
-"""Hostile clients on loopback: they connect and send nothing, send garbage, hang up half-way, read a byte per second.
+"""Hostile clients on loopback, in every API: they connect and send nothing, send garbage, broken JSON, wrong types,
+huge headers, a body byte by byte, hang up half-way or in the middle of an answer, read a byte per second.
 
 One well-behaved client repeats a request throughout. Its speed is compared with and without the others, in alternating
 rounds on the same server. At the end: was nothing answered with 5xx, and are memory, file descriptors and slots what
@@ -16,12 +17,49 @@ import random
 import statistics
 import time
 from collections import Counter
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 from serving_bench import ServerProcess, chat, edge_stream_command, print_stamp
 
-KINDS = ("silent", "rubbish", "half a request", "bad JSON") * 2 + ("asks and hangs up", "reads a byte a second")
+KINDS = (
+    *("silent", "rubbish", "half a request", "bad JSON") * 2,
+    *("wrong types", "broken JSON", "huge headers", "slow body"),
+    *("asks and hangs up", "hangs up in an answer", "reads a byte a second"),
+)
+APIS = {
+    "/v1/chat/completions": "messages",
+    "/v1/messages": "messages",
+    "/v1/responses": "input",
+    "/api/chat": "messages",
+    "/api/generate": "prompt",
+    "/v1/completions": "prompt",
+}
+ODD = (
+    None,
+    7,
+    "x",
+    [],
+    {},
+    [[]],
+    [{}],
+    [{"role": 1}],
+    [{"role": "user", "content": 5}],
+    {"a": [1]},
+    True,
+    1e308,
+    "\ud800",
+)
+
+
+def wrong(rng: random.Random, body: dict[str, Any]) -> dict[str, Any]:
+    """A body with values of wrong types."""
+    fields = ("tools", "stream", "temperature", "stop", "options", "text", "thinking", "system", "format", "grammar")
+    out = dict(body)
+    for name in (*rng.sample(fields, 3), rng.choice(list(body))):
+        out[name] = rng.choice(ODD)
+    return out
 
 
 async def hostile(url: str, i: int, seconds: float, seen: Counter[str]) -> None:
@@ -30,13 +68,19 @@ async def hostile(url: str, i: int, seconds: float, seen: Counter[str]) -> None:
     Those that ask for an answer without end are few: until they hang up they are load like anybody's.
     """
     rng, parts = random.Random(i), urlsplit(url)
-    kind = KINDS[i % len(KINDS)]
-    body = json.dumps(
-        {"messages": [{"role": "user", "content": f"I am {i}"}], "stream": True, "max_tokens": -1}
-    ).encode()
+    kind, (path, field) = KINDS[i % len(KINDS)], list(APIS.items())[i // len(KINDS) % len(APIS)]
+    said = f"I am {i}" if field == "prompt" else [{"role": "user", "content": f"I am {i}"}]
+    asked = {field: said, "stream": True, "max_tokens": 100_000}
+    if kind == "wrong types":
+        asked = wrong(rng, asked) | {"max_tokens": 1, "max_output_tokens": 1, "options": {"num_predict": 1}}
+    body = json.dumps(asked).encode()
+    if kind == "broken JSON":
+        cut = rng.randrange(len(body))
+        body = body[:cut] + rng.choice((b"", b"[" * 5000, b'"', b"\xff\x00", b"}}", b"\\u")) + body[cut + 1 :]
+    more = "".join(f"X-{k}: {'y' * 2000}\r\n" for k in range(rng.randrange(40, 200))) if kind == "huge headers" else ""
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"{more}Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     await asyncio.sleep(rng.uniform(0, seconds))
     try:
@@ -51,8 +95,13 @@ async def hostile(url: str, i: int, seconds: float, seen: Counter[str]) -> None:
             writer.write((head + body)[: rng.randrange(1, len(head + body))])
         elif kind == "bad JSON":
             writer.write(head + rng.randbytes(len(body)))
-        elif kind == "asks and hangs up":
+        elif kind in ("asks and hangs up", "hangs up in an answer", "wrong types", "broken JSON", "huge headers"):
             writer.write(head + body)
+        elif kind == "slow body":
+            writer.write(head)
+            for k in range(len(body) - 1):
+                writer.write(body[k : k + 1])
+                await asyncio.sleep(rng.uniform(0, seconds / len(body)))
         elif kind == "reads a byte a second":  # 40 KiB
             writer.write(f"GET /openapi.json HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
         if kind == "reads a byte a second":
@@ -63,7 +112,11 @@ async def hostile(url: str, i: int, seconds: float, seen: Counter[str]) -> None:
                 await asyncio.sleep(1)
         elif kind == "asks and hangs up":
             await asyncio.sleep(rng.uniform(0, 0.1))
-        elif kind in ("rubbish", "bad JSON"):
+        elif kind == "hangs up in an answer":
+            first = await asyncio.wait_for(reader.read(12), 10 * seconds)
+            seen[first[9:12].decode(errors="replace") or "closed"] += 1
+            await asyncio.wait_for(reader.read(rng.randrange(1, 4000)), seconds)
+        elif kind in ("rubbish", "bad JSON", "wrong types", "broken JSON", "huge headers"):
             first = await asyncio.wait_for(reader.read(12), seconds)
             seen[first[9:12].decode(errors="replace") or "closed"] += 1
         else:
@@ -129,8 +182,11 @@ def main() -> None:
     print(f"| busy slots | 0 | {sum(slot['is_processing'] for slot in slots)} |")
     a, b = statistics.median(quiet), statistics.median(beside)
     print(f"\nThe well-behaved client: {a:.1f} tok/s alone, {b:.1f} beside the others ({b / a:.2f}).")
+    bad = {k: n for k, n in seen.items() if k.startswith("5") and k != "503"}
     print("What the hostile ones got: " + ", ".join(f"{k}: {n}" for k, n in seen.most_common()))
     print_stamp()
+    if bad or any(slot["is_processing"] for slot in slots):
+        raise SystemExit(f"errors of the server, or slots that stay busy: {bad}")
 
 
 if __name__ == "__main__":

@@ -25,3 +25,10 @@ class UnsupportedModelError(EdgeStreamError):
 
 class SessionError(EdgeStreamError):
     """A session file could not be read, written or restored; an existing file is unchanged."""
+
+
+def cannot_import(error: ImportError, what: str, extra: str) -> EdgeStreamError:
+    """What needs a package that is missing, which `extra` has, or one that is there and does not load."""
+    if isinstance(error, ModuleNotFoundError):
+        return EdgeStreamError(f"{what} needs {error.name}: pip install 'edge-stream[{extra}]'")
+    return EdgeStreamError(f"{what} needs a package that cannot be loaded: {error}")

@@ -308,6 +308,21 @@ def test_a_required_call_is_not_preceded_by_text(vocabulary: Vocabulary) -> None
     assert "tool-call" in root and "until-" not in root
 
 
+@pytest.mark.parametrize("template", [None, "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B"])
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_one_call_where_several_are_not_wanted(vocabulary: Vocabulary, template: str | None, choice: str) -> None:
+    core = ChatCore(vocabulary, source(template) if template else None)
+    body = {"messages": [{"role": "user", "content": "x?"}], "tools": [TOOL], "tool_choice": choice}
+
+    def calls(**more: Any) -> str:
+        rules = core.request(body | more).sampling
+        assert rules is not None
+        return next(x for x in json.loads(rules)["grammar"].splitlines() if x.startswith("tool-calls ::="))
+
+    assert calls().endswith(")+") and calls(parallel_tool_calls=True).endswith(")+")
+    assert calls(parallel_tool_calls=False) == calls().removesuffix("+")
+
+
 def test_an_answer_that_ends_inside_a_character(vocabulary: Vocabulary) -> None:
     parser = ChatCore(vocabulary).request({"messages": [{"role": "user", "content": "x?"}]}).parser()
     assert parser.push("é").content == "é" and parser.push("", last=True).content == ""

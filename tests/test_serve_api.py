@@ -299,6 +299,10 @@ def test_a_demanded_tool_call_and_its_result(served: Served) -> None:
     more = served.client.chat(history, grammar=WORDS, **options)
     assert more["edge_stream"]["history"] == "continued"
     assert more["choices"][0]["message"]["content"]
+    for seed in range(5):  # a random model would go on calling
+        more_options = options | {"seed": seed, "parallel_tool_calls": False}
+        one = served.client.chat(HELLO, tool_choice="required", **more_options)["choices"][0]
+        assert one["finish_reason"] == "tool_calls" and len(one["message"]["tool_calls"]) == 1
     none = served.client.chat(HELLO, tool_choice="none", grammar=WORDS, **options)
     assert none["choices"][0]["finish_reason"] == "stop"
 

@@ -69,6 +69,14 @@ def test_depth_is_that_of_the_value(value: object) -> None:
     assert depth_of(json.dumps(value).encode(), depth(value)) <= depth(value)
 
 
+def test_brackets_in_strings_are_no_depth() -> None:
+    strings = ['"' * 3, "\\\\" * 3, '\\\\"', "[[[[", '"["', "\\", '}"{', "]" * 9, '\\"[[[[[[', ""]
+    for texts in itertools.product(strings, repeat=3):
+        body = json.dumps([*texts, {"a": [*texts]}]).encode()
+        assert depth_of(body, 3) == (3 if body.count(b"[") + body.count(b"{") > 3 else 0)
+        assert depth_of(body, 2) == 3
+
+
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=50), st.integers(0, 60))
 def test_a_token_log_forgets_what_is_taken_back(tokens: list[int], n: int) -> None:
     one, two = TokenLog(b"x" * 32), TokenLog(b"x" * 32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from serving import WORDS, Served, serve
 
 from edge_stream import Sampling
 from edge_stream.chat.conversation import Conversation
+from edge_stream.chat.options import ChatOptions
 from edge_stream.engine import Engine
-from edge_stream.server.history.prefix_matching import verify
+from edge_stream.server.history.prefix_matching import PrefixLog, canonical, chat_history, flat_content, verify
+from edge_stream.server.history.rendering import Held, Renderer, newest_messages
 
 Load = Callable[..., Engine]
 
@@ -259,3 +263,61 @@ def test_an_answer_that_the_client_began_goes_on(served: Served) -> None:
     assert answer["choices"][0]["message"]["content"] == " three"
     whole = [messages[0], {"role": "assistant", "content": "one two three"}, {"role": "user", "content": "On."}]
     assert served.client.chat(whole, max_tokens=1)["edge_stream"]["history"] == "continued"
+
+
+@pytest.mark.parametrize(
+    "content", ["", " two  words ", 'quotes " and \\ \n\x00\x7f', "\u00e6\u2028\U0001f600\ud800", None]
+)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_plain_messages_are_hashed_as_all_others(role: str, content: str | None) -> None:
+    """Hashes are in session files: the short way must give the same bytes."""
+    plain = {"role": role, "content": content, "reasoning_content": "Hm."}
+    assert canonical(plain) == canonical(plain | {"tool_calls": []})
+    text = flat_content(content)
+    fields = {"role": role, "content": text.strip() if role == "assistant" else text}
+    fields |= {"name": None, "tool_calls": [], "tool_call_id": None}
+    whole = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert canonical(plain) == whole.encode("utf-8", errors="surrogatepass")
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_old_messages_are_left_out_and_the_plan_is_the_same(load: Load, system: bool) -> None:
+    """Of a long history the core is given the end: what is read, where, and what is recalled do not change."""
+    engine = load("chat", n_ctx=96)
+    renderer = Renderer(engine, ChatOptions(), n_recall=64)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}] if system else []
+    messages += [
+        {"role": "user", "content": "My friend Anna owns a blue kite."},
+        {"role": "assistant", "content": "Ok"},
+    ]
+    for i in range(300):
+        messages += [
+            {"role": "user", "content": f"Number {i} of many."},
+            {"role": "assistant", "content": f"{i} it is."},
+        ]
+    stream = engine.stream()
+
+    def both(history: Any) -> tuple[Any, Any]:
+        body, n_skipped = newest_messages(history, engine.n_ctx)
+        assert n_skipped > 20 and len(body["messages"]) + n_skipped == len(messages)
+        return replace(history, request=renderer.core.request(body), n_skipped=n_skipped), history
+
+    messages.append({"role": "user", "content": "What does my friend Anna own?"})
+    short, whole = (renderer.rebuilt(h, engine.n_ctx) for h in both(chat_history(messages, {})))
+    assert short == whole and short.recalled and short.n_dropped > 500
+
+    log = PrefixLog()
+    for piece in short.pieces:
+        stream.feed_tokens(piece.tokens) if piece.tokens else None
+        log.fed(piece.tokens)
+        log.add(piece.key, stream.stats.n_past, piece.kind, recalled=piece.recalled, n_gone=piece.n_gone)
+    held = Held.by(stream, log.entries)
+    messages += [{"role": "assistant", "content": "A kite."}, {"role": "user", "content": "Who owns a blue kite?"}]
+    short, whole = (renderer.continued(h, 0, held) for h in both(chat_history(messages, {})))
+    assert short == whole and 0 < short.n_tokens < 150
+
+    # what the stream holds is older than all that the core is given: it is given everything
+    messages += [{"role": role, "content": "word " * 70} for _ in range(8) for role in ("assistant", "user")]
+    short, whole = (renderer.continued(h, 0, held) for h in both(chat_history(messages, {})))
+    assert short == whole and short.n_tokens > 500
+    stream.close()

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edge_stream.cli.dispatch import Dispatcher
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, one_line
 
 # Name -> its line in `--help`. A subcommand is the click command `main` of the module of its name.
 COMMANDS = {
@@ -33,6 +33,8 @@ COMMANDS = {
 
 # What writing to stdout may fail with, where it is a file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# What any call may fail with while the machine has no more of something.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class EdgeStreamFailure(click.ClickException):
@@ -59,6 +61,14 @@ class Main(Dispatcher):
             raise click.exceptions.Exit(0) from None
         except EdgeStreamError as error:
             raise EdgeStreamFailure(str(error)) from error
+        except MemoryError as error:
+            what = str(error).splitlines()[:1]  # numpy says how much it was
+            raise EdgeStreamFailure(one_line(": ".join(["there is not enough memory", *what]))) from error
+        except OSError as error:
+            if error.errno not in _EXHAUSTED and (error.errno not in _FULL or error.filename is None):
+                raise
+            where = [str(error.filename)] if error.filename else []
+            raise EdgeStreamFailure(one_line(": ".join([*where, error.strerror or str(error)]))) from error
 
 
 def _silence_stdout() -> None:

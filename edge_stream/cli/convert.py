@@ -17,7 +17,7 @@ import click
 from edge_stream.cli import options
 from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.meter import Meter
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, cannot_import
 
 OUTTYPES = ["f32", "f16", "bf16", "q8_0", "auto"]
 MLC_QUANTIZATIONS = ["q0f16", "q0f32", "q3f16_1", "q4f16_0", "q4f16_1", "q4f32_1"]
@@ -293,4 +293,4 @@ def _not_installed(error: ImportError) -> EdgeStreamError:
     if (error.name or "").startswith("edge_stream.converters"):
         return EdgeStreamError(f"this installation cannot convert to that target: {error.name} is missing")
     extra = "mlc" if (error.name or "").startswith(("tvm", "tvm_ffi")) else "convert"
-    return EdgeStreamError(f"convert needs {error.name}: pip install 'edge-stream[{extra}]'")
+    return cannot_import(error, "convert", extra)

@@ -13,7 +13,7 @@ import click
 
 from edge_stream.cli import chat_flags, options, prompts, sampling
 from edge_stream.cli.llama_flags import Command
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, cannot_import
 
 if TYPE_CHECKING:
     from edge_stream.chat.options import ChatOptions
@@ -158,7 +158,7 @@ def main(**flags: Any) -> None:
         import sse_starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise EdgeStreamError(f"the server needs {error.name}: pip install 'edge-stream[server]'") from error
+        raise cannot_import(error, "the server", "server") from error
     from edge_stream.server.serve import serve
 
     keys = _keys(flags)

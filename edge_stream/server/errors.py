@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
+from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings
 from edge_stream.text import sendable
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
 INVALID, AUTH, NOT_FOUND, NOT_SUPPORTED, UNAVAILABLE, SERVER = (
     "invalid_request_error",
@@ -65,3 +70,12 @@ def first_problem(problems: Sequence[Any]) -> ApiError:
 def unavailable(message: str, retry_after: int = 1) -> ApiError:
     """503 with Retry-After."""
     return ApiError(503, message, UNAVAILABLE, {"Retry-After": str(retry_after)})
+
+
+def exhausted(error: BaseException) -> ApiError | None:
+    """503 if an error says that the machine has no more of something, which may pass; None for others."""
+    if isinstance(error, MemoryError) or (isinstance(error, EdgeStreamError) and error.status == bindings.MEMORY):
+        return unavailable("the server has not enough memory for this at the moment", 5)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return unavailable(f"the server cannot do this at the moment: {error.strerror}", 5)
+    return None

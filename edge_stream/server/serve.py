@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import signal
 import socket
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edge_stream.server")
 
+_RESERVED_FILES = 48  # descriptors that are not for connections: sessions, the log, and those being refused
+_LEAST_CONNECTIONS = 4
+_BURST, _BACKLOG = 16, 2048  # connections that are taken at once, and that wait in the system
 _GRACE_SECONDS = 10  # for open connections, once every answer has ended
 
 
@@ -33,11 +38,33 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._scheduler = scheduler
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen.
+
+        asyncio takes as many connections at once as may wait, and where descriptors end meanwhile it reports each of
+        them, over and over (Python 3.11). So few are taken at once, and many may wait.
+        """
+        asyncio.get_running_loop().set_exception_handler(_on_loop_error)
+        await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(_BACKLOG)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT, SIGTERM: shut down with status 0; a second SIGINT does not wait for connections."""
         self._scheduler.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio has no caller to tell. Of a lack of descriptors one line is enough."""
+    error = context.get("exception")
+    if isinstance(error, MemoryError):
+        log.error("a connection was ended: there is not enough memory")
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+        log.error("a connection could not be taken: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 def memory(engine: Engine) -> dict[str, float]:
@@ -55,7 +82,8 @@ def memory(engine: Engine) -> dict[str, float]:
 
 def serve(engine: Engine, settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises EdgeStreamError if the address cannot be bound."""
-    _raise_file_limit(settings.limits.connections)
+    n_files = _raise_file_limit(settings.limits.connections)
+    HeaderTimeoutProtocol.max_connections = max(_LEAST_CONNECTIONS, n_files - _RESERVED_FILES)
     scheduler = Scheduler(engine, settings, Metrics())
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family)
@@ -95,6 +123,7 @@ def serve(engine: Engine, settings: Settings) -> None:
         server_header=False,
         limit_concurrency=settings.limits.connections,
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        backlog=_BURST,
     )
     port = sock.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -110,15 +139,17 @@ def serve(engine: Engine, settings: Settings) -> None:
         sock.close()
 
 
-def _raise_file_limit(n_connections: int) -> None:
-    """Every connection is a file, and many systems allow only 1,024 by default."""
+def _raise_file_limit(n_connections: int) -> int:
+    """How many files may be open. Every connection is one, and many systems allow only 1,024 by default."""
+    wanted = n_connections + 256
     try:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = n_connections + 256
-        if soft < wanted:
+        if soft != resource.RLIM_INFINITY and soft < wanted:
             top = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+            soft = top
+        return wanted if soft == resource.RLIM_INFINITY else soft
     except (ImportError, ValueError, OSError):
-        pass
+        return wanted

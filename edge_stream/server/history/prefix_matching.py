@@ -50,13 +50,15 @@ class History:
     """A request's conversation: what the chat core is given (body, and request, if it was made of it already), and its
     units with their running hashes.
 
-    text: a completion's prompt instead (UTF-8, or int32 tokens), which may be continued after any number of bytes.
+    n_skipped: messages after the system prompt that `request` lacks, since no stream could hold them. text: a
+    completion's prompt instead (UTF-8, or int32 tokens), which may be continued after any number of bytes.
     """
 
     root: bytes
     n_system: int = 0  # messages of the system prompt
     body: Mapping[str, Any] = field(default_factory=dict)
     request: ChatRequest | None = None
+    n_skipped: int = 0
     units: tuple[Unit, ...] = ()
     text: bytes | None = None
     is_tokens: bool = False
@@ -108,6 +110,10 @@ class Entry:
     n_gone: int = 0
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+_PLAIN = {"role", "content", "reasoning_content"}
+
+
 def flat_content(content: Any) -> str:
     """The text of a message's content: a string, null, or parts of type text, each on lines of its own."""
     if content is None:
@@ -124,6 +130,11 @@ def canonical(message: Message) -> bytes:
     """What is hashed of a message. Space around an answer is left out: clients trim it."""
     content = flat_content(message.get("content"))
     assistant = message["role"] == "assistant"
+    if message.keys() <= _PLAIN:  # as below, in a tenth of the time: a long history has thousands
+        text = _ENCODER.encode(content.strip() if assistant else content)
+        role = _ENCODER.encode(message["role"])
+        plain = f'{{"content":{text},"name":null,"role":{role},"tool_call_id":null,"tool_calls":[]}}'
+        return plain.encode("utf-8", errors="surrogatepass")
     calls = [
         {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])}
         for call in message.get("tool_calls") or ()
@@ -148,8 +159,7 @@ def _arguments(arguments: Any) -> Any:
 
 
 def _json(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", errors="surrogatepass")
+    return _ENCODER.encode(value).encode("utf-8", errors="surrogatepass")
 
 
 def chain(key: bytes, data: bytes) -> bytes:

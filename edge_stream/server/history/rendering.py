@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, ChatRequest, Plan
 from edge_stream.recall import Log
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from edge_stream.chat.options import ChatOptions
     from edge_stream.engine import Engine
     from edge_stream.stream import Stream
+
+
+_BYTES_PER_TOKEN = 16  # more than tokens of a vocabulary have on average, as in the core's plans
+_LEAST_TURNS = 4
 
 
 @dataclass
@@ -73,6 +77,23 @@ class Held:
         return cls(tokens, stats.n_past - len(tokens), list(entries))
 
 
+def newest_messages(history: History, n_ctx: int) -> tuple[Mapping[str, Any], int]:
+    """A chat's body without the oldest messages, which n_ctx tokens cannot hold, and how many those are.
+
+    It begins where a user speaks after an answer, as the core's own plans do, and with more than they would look at.
+    """
+    messages = history.body["messages"]
+    room, n_turns = _BYTES_PER_TOKEN * (n_ctx + 1), 0
+    for i in range(len(messages) - 1, history.n_system, -1):
+        room -= len(flat_content(messages[i].get("content")))
+        if messages[i]["role"] == "user" and messages[i - 1]["role"] == "assistant":
+            n_turns += 1
+            if room < 0 and n_turns > _LEAST_TURNS:
+                kept = [*messages[: history.n_system], *messages[i:]]
+                return {**history.body, "messages": kept}, i - history.n_system
+    return history.body, 0
+
+
 class Renderer:
     """A model's template and tokenizer. For one thread at a time, except for `core`.
 
@@ -92,7 +113,11 @@ class Renderer:
         known = {ends[e.key] - 1: e.recalled for e in held.entries if e.recalled and e.key in ends}
         n_gone = max(held.entries[0].n_gone, ends.get(held.entries[0].key, 0)) if held.entries else 0
         history, recalled = self._recall(history, n_gone, known)
-        plan = self.request(history).plan([place for place in places if place[1] >= 0], held.tokens)
+        places = [place for place in places if place[1] >= 0]
+        near = [(n - history.n_skipped, at) for n, at in places if n > history.n_system + history.n_skipped]
+        if history.n_skipped and not near:
+            history, near = self._whole(history), places
+        plan = self._request(history).plan(near if history.n_skipped else places, held.tokens)
         out = self._chat(history, plan, recalled)
         out.n_back = len(held.tokens) - plan.keep
         return out
@@ -105,19 +130,29 @@ class Renderer:
             out = self._text(history, 0, [])
             out.pieces.insert(0, Piece(bos, history.root, "head"))
             return out
-        plan = self.request(history).plan(n_ctx=n_ctx)
-        history, recalled = self._recall(history, history.n_system + plan.n_dropped, {})
+        if n_ctx > self.engine.n_ctx:
+            history = self._whole(history)
+        plan = self._request(history).plan(n_ctx=n_ctx)
+        n_dropped = history.n_skipped + plan.n_dropped
+        history, recalled = self._recall(history, history.n_system + n_dropped, {})
         if recalled:
-            plan = self.request(history).plan(n_ctx=n_ctx)
+            plan = self._request(history).plan(n_ctx=n_ctx)
+            n_dropped = history.n_skipped + plan.n_dropped
         out = self._chat(history, plan, recalled)
         if not out.pieces or out.pieces[0].kind != "head":
             out.pieces.insert(0, Piece([], history.root, "head"))
-        out.pieces[0].n_gone = history.n_system + plan.n_dropped
-        out.n_dropped, out.n_head = plan.n_dropped, plan.n_head
+        out.pieces[0].n_gone = history.n_system + n_dropped
+        out.n_dropped, out.n_head = n_dropped, plan.n_head
         return out
 
     def request(self, history: History) -> ChatRequest:
-        """The core's view of a chat. Raises EdgeStreamError if the template refuses it."""
+        """The core's view of a whole chat. Raises EdgeStreamError if the template refuses it."""
+        return self._request(self._whole(history))
+
+    def _whole(self, history: History) -> History:
+        return replace(history, request=None, n_skipped=0) if history.n_skipped else history
+
+    def _request(self, history: History) -> ChatRequest:
         return history.request or self.core.request(history.body)
 
     def _recall(self, history: History, n_gone: int, known: dict[int, Recalled]) -> tuple[History, Recalled | None]:
@@ -134,8 +169,10 @@ class Renderer:
             return history, None
         for i, recalled in known.items():
             messages[i] = {**messages[i], "recalled": recalled}
-        body = {**history.body, "messages": messages}
-        return replace(history, body=body, request=self.core.request(body)), known.get(newest)
+        history = replace(history, body={**history.body, "messages": messages})
+        first = history.n_system + history.n_skipped
+        near = {**history.body, "messages": [*messages[: history.n_system], *messages[first:]]}
+        return replace(history, request=self.core.request(near)), known.get(newest)
 
     def _find(self, messages: Sequence[Message], n_gone: int) -> Recalled | None:
         """What belongs to the newest message: its history is all that there is to search."""
@@ -158,15 +195,13 @@ class Renderer:
     def _chat(history: History, plan: Plan, recalled: Recalled | None) -> Rendered:
         keys = {end: key for key, end in history.ends.items()}
         kinds = {unit.end: unit.kind for unit in history.units}
-        pieces = [
-            Piece(
-                piece.tokens, keys[piece.n_messages], kinds.get(piece.n_messages, "head"), mark=i > 0 or plan.keep > 0
-            )
-            for i, piece in enumerate(plan.pieces)
-        ]
-        for piece in pieces:
-            if recalled and history.ends[piece.key] == len(history.body["messages"]):
-                piece.recalled = recalled
+        pieces = []
+        for i, piece in enumerate(plan.pieces):
+            n = piece.n_messages + (history.n_skipped if piece.n_messages > history.n_system else 0)
+            pieces.append(Piece(piece.tokens, keys[n], kinds.get(n, "head"), mark=i > 0 or plan.keep > 0))
+        for made in pieces:
+            if recalled and history.ends[made.key] == len(history.body["messages"]):
+                made.recalled = recalled
         return Rendered(pieces, plan.start, recalled=recalled)
 
     def _text(self, history: History, n_known: int, pending: list[int]) -> Rendered:

@@ -54,6 +54,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         (EdgeStreamError, _on_library_error),
         (RequestValidationError, _on_validation),
         (HTTPException, _on_http),
+        (MemoryError, _on_exhausted),
         (Exception, _on_bug),
     ):
         app.add_exception_handler(kind, handler)
@@ -67,7 +68,13 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_library_error(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, errors.invalid(str(error)))
+    return error_response(request.url.path, errors.exhausted(error) or errors.invalid(str(error)))
+
+
+async def _on_exhausted(request: Request, error: Exception) -> Response:
+    lacking = errors.exhausted(error)
+    assert lacking
+    return error_response(request.url.path, lacking)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

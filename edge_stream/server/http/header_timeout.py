@@ -1,4 +1,4 @@
-"""A time limit for the head of a request, which uvicorn lacks."""
+"""A time limit for the head of a request, and a limit of connections, which uvicorn lacks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, closing connections whose first line and headers take longer than header_seconds."""
+    """uvicorn's HTTP/1.1, closing connections whose first line and headers take longer than header_seconds.
+
+    Also those beyond max_connections.
+    """
 
     header_seconds = 20.0
+    max_connections = 1 << 30  # beyond it, one is closed at once: the process needs file descriptors for other things
     _timer: asyncio.TimerHandle | None = None
+    _is_refused = False
 
     def connection_made(self, transport: Any) -> None:
         """A client connected."""
+        if len(self.connections) >= self.max_connections:
+            self._is_refused = True
+            transport.abort()
+            return
         super().connection_made(transport)
         self._start_timer()
 
@@ -26,6 +35,8 @@ class HeaderTimeoutProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client disconnected."""
+        if self._is_refused:
+            return
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)

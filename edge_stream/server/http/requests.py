@@ -12,6 +12,7 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import NUMBERS, Sampling, check_sampling, samplers_of, schema_grammar
 from edge_stream.server import errors
 from edge_stream.server.history.prefix_matching import History, chat_history, root_key
+from edge_stream.server.history.rendering import newest_messages
 from edge_stream.server.http import infill
 from edge_stream.server.http.grammar_check import check_ambiguity
 from edge_stream.server.http.schemas import (
@@ -107,7 +108,8 @@ class RequestBuilder:
             variables["reasoning_budget_tokens"] = request.thinking_budget_tokens
         history = chat_history(messages, {name: value for name, value in variables.items() if value is not None})
         try:
-            return replace(history, request=self.core.request(history.body))
+            body, n_skipped = newest_messages(history, self.engine.n_ctx)
+            return replace(history, request=self.core.request(body), n_skipped=n_skipped)
         except EdgeStreamError as error:
             raise errors.invalid(str(error)) from error
 

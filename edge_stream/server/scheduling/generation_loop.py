@@ -86,11 +86,12 @@ class GenerationLoop:
         if task.stage is not Stage.ENDED:
             self._fail(task, error)
 
-    def fail_all(self) -> None:
-        """After a bug: end every task."""
+    def fail_all(self, why: errors.ApiError | None = None) -> None:
+        """End every task. why: None after a bug."""
         for task in list(self.tasks):
             try:
-                self._fail(task, errors.ApiError(500, "an internal error: see the server's log", errors.SERVER))
+                bug = errors.ApiError(500, "an internal error: see the server's log", errors.SERVER)
+                self._fail(task, why or bug)
             except Exception:
                 log.exception("a task could not be ended")
                 self.tasks.remove(task)
@@ -103,10 +104,14 @@ class GenerationLoop:
             self._fail(task, error)
         except EdgeStreamError as error:
             refused = task.stage in (Stage.QUEUED, Stage.RENDERING)  # by the template, say
-            self._fail(task, errors.invalid(str(error)) if refused else _server_error(error))
+            lacking = errors.exhausted(error)
+            self._fail(task, lacking or (errors.invalid(str(error)) if refused else _server_error(error)))
         except Exception as error:
-            log.exception("an internal error")
-            self._fail(task, _server_error(error))
+            if (lacking := errors.exhausted(error)) is not None:
+                log.error("an answer failed: %s", str(error) or "there is not enough memory")
+            else:
+                log.exception("an internal error")
+            self._fail(task, lacking or _server_error(error))
 
     #
     # steps
@@ -172,7 +177,8 @@ class GenerationLoop:
                 chosen.append((task, token, task.writer.candidates() if after else top))
             except EdgeStreamError as error:
                 # a grammar that allows nothing more ends the text
-                if task.request.sampling.grammar is None and task.request.sampling.chat is None:
+                no_rules = task.request.sampling.grammar is None and task.request.sampling.chat is None
+                if no_rules or errors.exhausted(error):
                     self._fail(task, _server_error(error))
                 else:
                     self._guard(task, self._end_choice, task, "stop", "grammar")
@@ -326,7 +332,7 @@ class GenerationLoop:
 
 
 def _server_error(error: Exception) -> errors.ApiError:
-    return errors.ApiError(500, f"the answer failed: {error}", errors.SERVER)
+    return errors.exhausted(error) or errors.ApiError(500, f"the answer failed: {error}", errors.SERVER)
 
 
 def _delta(

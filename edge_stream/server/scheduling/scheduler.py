@@ -119,9 +119,13 @@ class Scheduler:
             try:
                 if not self._round():
                     break
-            except Exception:  # a bug must not leave a server that accepts requests and answers none
-                log.exception("an internal error")
-                self.loop.fail_all()
+            except Exception as error:  # a bug must not leave a server that accepts requests and answers none
+                lacking = errors.exhausted(error)
+                if lacking:
+                    log.error("all answers failed: %s", lacking)
+                else:
+                    log.exception("an internal error")
+                self.loop.fail_all(lacking)
         self._vacate()
         for _work, future in self._calls:
             if future.set_running_or_notify_cancel():

@@ -298,8 +298,8 @@ class Sessions:
         facts = session.facts
         try:
             future, n_bytes = self.write(session.stream, self.store.path(session.id), facts)
-        except EdgeStreamError as error:
-            log.error("a conversation could not be saved: %s", error)
+        except (EdgeStreamError, MemoryError) as error:
+            log.error("a conversation could not be saved: %s", str(error) or "there is not enough memory")
             return None
         session.write = Write(future, facts, n_bytes)
         session.saved = True
@@ -323,6 +323,9 @@ class Sessions:
                     "automatically"
                 )
             future = self.store.write(snapshot, path)
+        except OSError as error:
+            snapshot.close()
+            raise SessionError(f"cannot look into {self.store.root}: {error.strerror}") from error
         except BaseException:
             snapshot.close()
             raise

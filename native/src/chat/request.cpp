@@ -206,6 +206,7 @@ void es_chat_request::read(const common_json & body) {
     inputs.add_eos             = llama_vocab_get_add_eos(chat.vocab);
     inputs.parallel_tool_calls = is_given(body, "parallel_tool_calls") ? body.at("parallel_tool_calls").get<bool>()
                                                                        : caps.at("supports_parallel_tool_calls");
+    one_call                   = is_given(body, "parallel_tool_calls") && !body.at("parallel_tool_calls").get<bool>();
     if (is_given(body, "json_schema")) {
         es_schema_grammar(body.at("json_schema")); // refuses what cannot be expressed
         inputs.json_schema = body.at("json_schema").dump();
@@ -376,6 +377,12 @@ std::string es_chat_request::grammar() const {
     std::string text = params.grammar;
     // JSON has no control characters in strings
     string_replace_all(text, R"(json-string ::= "\"" ( [^"\\])", R"(json-string ::= "\"" ( [^"\\\x7F\x00-\x1F])");
+    // common lets calls that have markers of their own be repeated in any case
+    const size_t all  = one_call ? text.find("\ntool-calls ::= (") : std::string::npos;
+    const size_t last = all == std::string::npos ? all : text.find('\n', all + 1) - 1;
+    if (all != std::string::npos && text.compare(last - 1, 2, ")+") == 0) {
+        text.erase(last, 1);
+    }
     // a call, not a text that may go on for ever before it
     const size_t root =
         inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED ? text.find("\nroot ::= ") : std::string::npos;

@@ -15,8 +15,9 @@ struct es_chat_request {
     size_t                       n_system        = 0; // messages of the system prompt, which come first
     int                          thinking_budget = -1;
     std::string                  thinking_message;
-    std::string                  own_grammar; // the client's, for all of the answer
-    std::string                  result;      // what the last call returned
+    std::string                  own_grammar;      // the client's, for all of the answer
+    bool                         one_call = false; // not several calls in one answer
+    std::string                  result;           // what the last call returned
 
     explicit es_chat_request(const es_chat & c) : chat(c) {}
 
