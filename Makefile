@@ -68,7 +68,7 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
-	ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
+	LSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/lsan.supp print_suppressions=0" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
 test-thread-sanitize: $(BIN)/.stamp-python ## the native tests, several threads over the C API among them, under the thread sanitizer
 	$(BIN)/cmake -S . -B build/thread-sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON \
