@@ -76,9 +76,7 @@ class Server:
         command = edge_stream_command(model, sessions, "-c", "256", "-np", "2", "-t", "1")
         before = dict(os.environ)
         os.environ.update(env or {})
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         if n_files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, limits[1]))
             command = ["prlimit", f"--nofile={n_files}:{n_files}", *command]
         self.log = folder / "server.log"
         try:
@@ -86,7 +84,6 @@ class Server:
         finally:
             os.environ.clear()
             os.environ.update(before)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         self.histories: dict[str, list[dict[str, str]]] = {}
         self.process.wait()
 

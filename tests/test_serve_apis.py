@@ -75,6 +75,7 @@ def test_calls_go_on_through_another_api(load: Load) -> None:
     question = {"role": "user", "content": "Weather?"}
     with serve(load("chat", n_ctx=512)) as served:
         asked = {"messages": [question], "tools": [tool], "tool_choice": "required", "max_tokens": 100}
+        asked["parallel_tool_calls"] = False
         message = served.client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]
         (call,) = message["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == {"city": "Oslo"}
