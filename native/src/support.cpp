@@ -189,6 +189,12 @@ std::string contradiction(const gguf_facts & facts) {
     if (facts.number("attention.sliding_window") > 0 && facts.none_of("attention.sliding_window_pattern")) {
         return "it has a sliding window and no layer that uses it";
     }
+    const int64_t n_rotated = facts.number("rope.dimension_count"), n_key = facts.number("attention.key_length");
+    if (n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
+        snprintf(text, sizeof(text), "it rotates %lld dimensions of a head's %lld", (long long) n_rotated,
+                 (long long) n_key);
+        return text;
+    }
     const std::vector<int32_t> sections = facts.numbers("rope.dimension_sections");
     if (!sections.empty()) {
         const int64_t heads = facts.number("attention.head_count");
