@@ -88,6 +88,8 @@ public:
         return end > 0 ? gguf_get_data_offset(file.get()) + end : 0;
     }
 
+    bool has_tensor(const char * name) const { return tensors && ggml_get_tensor(tensors.get(), name); }
+
     // a vector that is added or multiplied in a type that ggml's CPU kernels abort over; "" if there is none
     std::string odd_vector() const {
         for (int64_t i = 0; file && i < gguf_get_n_tensors(file.get()); ++i) {
@@ -188,6 +190,9 @@ std::string contradiction(const gguf_facts & facts) {
     }
     if (facts.number("attention.sliding_window") > 0 && facts.none_of("attention.sliding_window_pattern")) {
         return "it has a sliding window and no layer that uses it";
+    }
+    if (facts.number("attention.head_count") == 0 && facts.has_tensor("blk.0.attn_q.weight")) {
+        return "it has attention and no heads";
     }
     const int64_t n_rotated = facts.number("rope.dimension_count"), n_key = facts.number("attention.key_length");
     if (n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
