@@ -116,6 +116,7 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
     "more is rotated than a head has": ("qwen35", "rope.dimension_count", 4096, "rotates 4096 dimensions"),
     "an odd number is rotated": ("gemma3", "rope.dimension_count", 5, "rotates 5 dimensions"),
     "attention without heads": ("gemma3", "attention.head_count", 0, "no heads"),
+    "attention without a number of heads": ("gemma3", "attention.head_count", None, "no heads"),
     "no heads": ("qwen35", "attention.head_count", 0, "cannot load|cannot create|is damaged"),
     "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
 }

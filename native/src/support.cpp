@@ -88,7 +88,12 @@ public:
         return end > 0 ? gguf_get_data_offset(file.get()) + end : 0;
     }
 
-    bool has_tensor(const char * name) const { return tensors && ggml_get_tensor(tensors.get(), name); }
+    // llama.cpp takes a number that is not there for 0, and divides by it
+    bool attends_without_heads() const {
+        const int64_t id = find("attention.head_count");
+        return (id < 0 ? find("embedding_length") >= 0 : number_at(id) == 0) && tensors &&
+               ggml_get_tensor(tensors.get(), "blk.0.attn_q.weight");
+    }
 
     // a vector that is added or multiplied in a type that ggml's CPU kernels abort over; "" if there is none
     std::string odd_vector() const {
@@ -191,7 +196,7 @@ std::string contradiction(const gguf_facts & facts) {
     if (facts.number("attention.sliding_window") > 0 && facts.none_of("attention.sliding_window_pattern")) {
         return "it has a sliding window and no layer that uses it";
     }
-    if (facts.number("attention.head_count") == 0 && facts.has_tensor("blk.0.attn_q.weight")) {
+    if (facts.attends_without_heads()) {
         return "it has attention and no heads";
     }
     const int64_t n_rotated = facts.number("rope.dimension_count"), n_key = facts.number("attention.key_length");
