@@ -35,6 +35,7 @@ from serving_bench import ServerProcess, edge_stream_command
 
 from edge_stream.measure.stamp import stamp
 from edge_stream.measure.table import markdown
+from edge_stream.output.files import replace_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENAI = "chat completions"
@@ -244,9 +245,7 @@ class Day:
     def keep(self) -> None:
         """The state."""
         self.state["talks"] = {talk.name: talk.state for talk in (self.main, *self.others)}
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.state))
-        temporary.rename(self.path)
+        replace_text(self.path, json.dumps(self.state))
 
     def guarded(self, turn: Callable[..., Reply], *args: Any) -> Reply | None:
         """A turn; a fault is kept, and ends the run if it is one of many."""
@@ -273,11 +272,7 @@ class Day:
                 beside = []
                 if i % 10 == BESIDE % 10:
                     beside = [
-                        pool.submit(
-                            self.guarded, talk.turn, httpx.Client(base_url=server.url, timeout=600), k, a.predict
-                        )
-                        for talk in self.others
-                        for k in [i // 10 + 1]
+                        pool.submit(self.guarded, talk.turn, client, i // 10 + 1, a.predict) for talk in self.others
                     ]
                 if i > n - LAST:
                     self.note("fresh", i, self.guarded(self.fresh.turn, client, i - (n - LAST) + 20, a.predict))
@@ -336,7 +331,7 @@ class Day:
             "same_alone": [same, all_],
             "ttft_ms": [first, last],
             "ttft_ms_fresh": fresh,
-            "rss_mib": {i: s["rss"][i] for i in dict.fromkeys(("100", str(n // 2), str(n)))},
+            "rss_mib": {i: s["rss"][i] for i in dict.fromkeys((str(min(100, n)), str(n // 2), str(n)))},
             "growth_mib": s["growth_mib"],
             "runs": s["runs"],
             "seconds": s["seconds"],
@@ -433,12 +428,10 @@ def main() -> None:
     if not path.exists():
         day = Day(args, folder)
         day.run()
-        path.with_suffix(".tmp").write_text(json.dumps(day.result(), indent=1))
-        path.with_suffix(".tmp").rename(path)
+        replace_text(path, json.dumps(day.result(), indent=1))
     if args.measure:
         found = json.loads(path.read_text()) | {"again": Day(args, folder).measure()}
-        path.with_suffix(".tmp").write_text(json.dumps(found, indent=1))
-        path.with_suffix(".tmp").rename(path)
+        replace_text(path, json.dumps(found, indent=1))
     print(table(json.loads(path.read_text())))
 
 

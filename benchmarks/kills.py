@@ -30,6 +30,7 @@ from typing import Any
 from serve_kill import Talker
 from serving_bench import free_port
 
+from edge_stream.output.files import replace_text
 from edge_stream.recall import Log
 from edge_stream.session_file import peek_session
 
@@ -444,8 +445,7 @@ def main() -> None:
             one(scenario, (lambda: rng.randint(1, steps)) if args.power else None)
             known["kills"] += 1
             found = known | {k: known.get(k, 0) + n for k, n in scenario.counts.items()}
-            path.with_suffix(".tmp").write_text(json.dumps(found))
-            path.with_suffix(".tmp").rename(path)
+            replace_text(path, json.dumps(found))
     print(name, path.read_text())
 
 

@@ -27,6 +27,7 @@ from chat_apis import APIS, Message, Reply, ask
 from serving_bench import ServerProcess, edge_stream_command, print_stamp
 
 from edge_stream.measure.table import markdown
+from edge_stream.output.files import replace_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -203,8 +204,7 @@ def main() -> None:
     print_stamp()
     path = ROOT / "build" / "endurance" / "many-conversations.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(out, indent=1))
-    path.with_suffix(".tmp").rename(path)
+    replace_text(path, json.dumps(out, indent=1))
     if crowd.faults:
         raise SystemExit(1)
 

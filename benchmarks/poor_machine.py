@@ -33,6 +33,8 @@ import httpx
 from poor_parts import CLI, ROOT, Poor, fill, leftovers, run, small_disk
 from serving_bench import Answer, ServerProcess, chat, edge_stream_command
 
+from edge_stream.output.files import replace_text
+
 SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], str]] = {}
 
 
@@ -447,8 +449,7 @@ def main() -> None:
                     shutil.copy(Path(folder, "server.log"), path.parent / f"poor-{name}.log")
                 print(error)
         print(f"{name}: {results[name]}", flush=True)
-        path.with_suffix(".tmp").write_text(json.dumps(results, indent=1))
-        path.with_suffix(".tmp").rename(path)
+        replace_text(path, json.dumps(results, indent=1))
     sys.exit(failed > 0)
 
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from sink_training import LENGTH, held_out_of
+from sink_training import LENGTH, convert, held_out_of
 
 from edge_stream import Engine
 from edge_stream.measure.table import markdown
@@ -28,14 +26,6 @@ from edge_stream.training.settings import SINKS
 
 N_CTX, STREAMED = 128, 2048
 EXACT = {"cache_type_k": "f32", "cache_type_v": "f32"}
-
-
-def convert(checkpoint: Path, to: str, out: Path, *flags: str) -> Path:
-    """`edge-stream convert`, if `out` is missing."""
-    if not out.exists():
-        words = [sys.executable, "-m", "edge_stream.cli", "convert", str(checkpoint), "--to", to, "-o", str(out)]
-        subprocess.run([*words, *flags], check=True, stdout=sys.stderr)
-    return out
 
 
 def compare(path: Path, checkpoint: Path, text: str, **flags: Any) -> tuple[float, float]:

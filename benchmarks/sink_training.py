@@ -27,6 +27,7 @@ from edge_stream.measure.table import markdown
 from edge_stream.output.files import replace_text
 from edge_stream.training.settings import SINKS
 
+CLI = (sys.executable, "-m", "edge_stream.cli")
 LENGTH = 128  # tokens of a sample
 # deep and narrow: in models as small as this, heads with nothing to do come with depth
 SHAPE = ("--layers", "6", "--width", "96", "--heads", "6", "--vocab", "512")
@@ -52,18 +53,21 @@ def held_out_of(text: str) -> str:
     return text[len(text) - len(text) // HELD_OUT :]
 
 
+def convert(checkpoint: Path, to: str, out: Path, *flags: str) -> Path:
+    """`edge-stream convert`, if `out` is missing."""
+    if not out.exists():
+        command = [*CLI, "convert", str(checkpoint), "--to", to, "-o", str(out), *flags]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return out
+
+
 def model(text: Path, folder: Path, kind: str, seed: int, flags: list[str]) -> Path:
     """The trained model as a GGUF file, made where it is missing."""
     checkpoint = folder / f"{kind}-{seed}"
-    words = [sys.executable, "-m", "edge_stream.cli"]
     if not checkpoint.exists():
         asked = ("--sink", kind, "--seed", str(seed), *SHAPE, *TRAINING, *flags, "-o", str(checkpoint))
-        subprocess.run([*words, "train", str(text), *asked], check=True, stdout=sys.stderr)
-    out = folder / f"{kind}-{seed}.gguf"
-    if not out.exists():
-        flags = ("--to", "gguf", "--outtype", "f32", "-o", str(out))
-        subprocess.run([*words, "convert", str(checkpoint), *flags], check=True, stdout=sys.stderr)
-    return out
+        subprocess.run([*CLI, "train", str(text), *asked], check=True, stdout=sys.stderr)
+    return convert(checkpoint, "gguf", folder / f"{kind}-{seed}.gguf", "--outtype", "f32")
 
 
 def streamed(path: Path, text: str) -> dict[tuple[int, int], float]:

@@ -12,7 +12,7 @@ from edge_stream.cli.console import read_text
 from edge_stream.cli.llama_flags import Command
 from edge_stream.cli.meter import Meter
 from edge_stream.cli.options import F
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, cannot_import
 from edge_stream.training.settings import SINKS, Settings, Shape
 
 _NEW, _DEFAULT = Shape(), Settings()
@@ -92,7 +92,7 @@ def main(texts: tuple[str, ...], out: Path, **flags: Any) -> None:
         from edge_stream.models.conversion import open_source
         from edge_stream.training import job
     except ImportError as error:
-        raise EdgeStreamError(f"train needs {error.name}: pip install 'edge-stream[train]'") from error
+        raise cannot_import(error, "train", "train") from error
     settings = Settings(
         only_sink=flags["freeze"] is not None,
         **{

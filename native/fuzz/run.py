@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from edge_stream.output.files import replace_text
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "fuzz"
@@ -75,8 +77,7 @@ def main() -> None:
         "peak_mib": int(stats.get("peak_rss_mb", 0)),
         "slowest_s": int(stats.get("slowest_unit_time_sec", 0)),
     }
-    path.with_suffix(".tmp").write_text(json.dumps(found))
-    path.with_suffix(".tmp").rename(path)
+    replace_text(path, json.dumps(found))
     print(args.target, json.dumps(found))
 
 

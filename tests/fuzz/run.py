@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edge_stream.output.files import replace_text
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("EDGE_STREAM_CACHE", tempfile.mkdtemp(prefix="edge-stream-cache-"))
@@ -98,8 +100,7 @@ def main() -> None:
         "outcomes": dict(outcomes.most_common()),
     }
     args.state.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(found))
-    path.with_suffix(".tmp").rename(path)
+    replace_text(path, json.dumps(found))
     print(args.target, json.dumps(found))
 
 
