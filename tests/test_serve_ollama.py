@@ -116,7 +116,7 @@ def test_generate_is_a_chat_or_a_text() -> None:
         return generate_request(GenerateRequest.model_validate({"prompt": "Hello"} | body))
 
     chat = generated(system="Be brief.", options={"num_predict": 3})
-    messages = [message.model_dump(exclude_none=True) for message in chat.messages]
+    messages = chat.messages
     assert messages == [{"role": "system", "content": "Be brief."}, *HELLO] and chat.max_tokens == 3
     raw = generated(raw=True, system="left out")
     assert isinstance(raw, CompletionRequest) and raw.prompt == "Hello" and raw.max_tokens is None

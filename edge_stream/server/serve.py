@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -131,6 +132,9 @@ def serve(engine: Engine, settings: Settings) -> None:
         config.load()  # reads the certificate
     except (OSError, ValueError) as error:
         raise EdgeStreamError(f"the certificate or its key cannot be used: {error}") from error
+    # A long history is thousands of objects: while they are made, Python would look through all of the libraries' too.
+    gc.collect()
+    gc.freeze()
     log.info("listening on http%s://%s:%d", "s" * config.is_ssl, host, port)
     try:
         _Server(config, scheduler).run(sockets=[sock])

@@ -121,7 +121,7 @@ def _tokens(embedder: Embedder, text: Any) -> list[int]:
     if isinstance(text, PromptObject):
         text = text.prompt_string
     elif isinstance(text, schemas.ContentObject):
-        text = "".join(part.text for part in text.content)
+        text = "".join(part["text"] for part in text.content)
     parts = [text] if isinstance(text, str) else text
     out: list[int] = []
     for i, part in enumerate(parts):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import ChatCore, ChatRequest, Plan
-from edge_stream.recall import Log
-from edge_stream.server.history.prefix_matching import Entry, History, Message, Recalled, flat_content
+from edge_stream.server.history.newest import NewestHistories, NewestLogs
+from edge_stream.server.history.prefix_matching import Entry, History, Recalled, flat_content
 
 if TYPE_CHECKING:
     from edge_stream.chat.options import ChatOptions
@@ -95,7 +95,7 @@ def newest_messages(history: History, n_ctx: int) -> tuple[Mapping[str, Any], in
 
 
 class Renderer:
-    """A model's template and tokenizer. For one thread at a time, except for `core`.
+    """A model's template and tokenizer. For one thread at a time, except for `core` and `histories`.
 
     n_recall: tokens of a line that may be recalled for a message, 0: none.
     """
@@ -103,6 +103,7 @@ class Renderer:
     def __init__(self, engine: Engine, chat: ChatOptions, n_recall: int = 0) -> None:
         self.engine, self._n_recall = engine, n_recall
         self.core = ChatCore(engine.backend.vocabulary, chat.template)
+        self.histories, self._logs = NewestHistories(), NewestLogs()
 
     def continued(self, history: History, n_known: int, held: Held) -> Rendered:
         """What a history adds to a stream that ends at an entry, n_known units or bytes of text into the history."""
@@ -149,6 +150,11 @@ class Renderer:
         """The core's view of a whole chat. Raises EdgeStreamError if the template refuses it."""
         return self._request(self._whole(history))
 
+    def forget(self) -> None:
+        """Keep nothing of earlier requests in memory."""
+        self.histories.forget()
+        self._logs.forget()
+
     def _whole(self, history: History) -> History:
         return replace(history, request=None, n_skipped=0) if history.n_skipped else history
 
@@ -163,7 +169,7 @@ class Renderer:
         messages = list(history.body["messages"])
         newest = len(messages) - 1
         if newest not in known and self._n_recall and n_gone > history.n_system and messages[-1]["role"] == "user":
-            found = self._find(messages, n_gone)
+            found = self._find(history, n_gone)
             known = known | {newest: found} if found else known
         if not known:
             return history, None
@@ -174,12 +180,10 @@ class Renderer:
         near = {**history.body, "messages": [*messages[: history.n_system], *messages[first:]]}
         return replace(history, request=self.core.request(near)), known.get(newest)
 
-    def _find(self, messages: Sequence[Message], n_gone: int) -> Recalled | None:
+    def _find(self, history: History, n_gone: int) -> Recalled | None:
         """What belongs to the newest message: its history is all that there is to search."""
-        with Log(max_bytes=1 << 30) as log:
-            for i, message in enumerate(messages[:-1]):
-                if message["role"] in ("user", "assistant"):
-                    log.append(flat_content(message.get("content")), i, message["role"], when=0)
+        messages = history.body["messages"]
+        with self._logs.log(history) as log:
             hit = log.recall(flat_content(messages[-1].get("content")), n_gone)
         if hit is None or len(self.engine.tokenize(hit.text)) > self._n_recall:
             return None

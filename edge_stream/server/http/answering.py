@@ -101,7 +101,7 @@ class Answering:
 
     def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
         self.scheduler, self.settings, self.engine = scheduler, settings, scheduler.engine
-        self.requests = RequestBuilder(self.engine, settings, scheduler.renderer.core)
+        self.requests = RequestBuilder(self.engine, settings, scheduler.renderer)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run something on the engine's thread."""

@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,22 +25,18 @@ PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itsel
 
 _UNWANTED_BYTES, _UNWANTED_SECONDS = 64 << 20, 2.0  # of a body that is read after it was refused
 _NO_SNIFFING = (b"X-Content-Type-Options", b"nosniff")
+_DEPTH = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 
 
 def depth_of(body: bytes, most: int) -> int:
-    """How deeply brackets nest in JSON text; counting stops beyond `most`."""
+    """How deeply brackets nest in JSON text; 0 if they cannot be more than `most`."""
     if body.count(b"[") + body.count(b"{") <= most:
         return 0
     body = body.replace(rb"\\", b"").replace(rb"\"", b"")  # so that every quote begins or ends a string
     structure = body.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
-    depth = deepest = 0
-    for bracket in b"".join(structure.split(b'"')[::2]):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-        if deepest > most:
-            break
-    return deepest
+    brackets = b"".join(structure.split(b'"')[::2])
+    return max(accumulate(map(_DEPTH.__getitem__, brackets)), default=0)
 
 
 class Guard:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError
 from edge_stream.sampling import NUMBERS, Sampling, check_sampling, samplers_of, schema_grammar
 from edge_stream.server import errors
-from edge_stream.server.history.prefix_matching import History, chat_history, root_key
-from edge_stream.server.history.rendering import newest_messages
+from edge_stream.server.history.prefix_matching import History, root_key
+from edge_stream.server.history.rendering import Renderer, newest_messages
 from edge_stream.server.http import infill
 from edge_stream.server.http.grammar_check import check_ambiguity
 from edge_stream.server.http.schemas import (
@@ -27,7 +27,6 @@ from edge_stream.server.scheduling.tasks import GenerationRequest
 from edge_stream.server.settings import Limits, Settings
 
 if TYPE_CHECKING:
-    from edge_stream.chat.core import ChatCore
     from edge_stream.engine import Engine
 
 # for the core as they are
@@ -53,8 +52,9 @@ def adapter_scales(engine: Engine, given: Sequence[AdapterScale]) -> list[float]
 class RequestBuilder:
     """Makes generation requests, on any thread, since no stream is touched. Raises ApiError 400."""
 
-    def __init__(self, engine: Engine, settings: Settings, core: ChatCore) -> None:
-        self.engine, self.settings, self.core = engine, settings, core
+    def __init__(self, engine: Engine, settings: Settings, renderer: Renderer) -> None:
+        self.engine, self.settings = engine, settings
+        self.core, self._histories = renderer.core, renderer.histories
 
     def template_capabilities(self) -> dict[str, bool]:
         """What the chat template can do, by llama-server's names."""
@@ -81,7 +81,6 @@ class RequestBuilder:
     def chat_history(self, request: ChatRequest) -> History:
         """A chat as the core sees it."""
         limits, chat = self.settings.limits, self.settings.chat
-        messages = [m.model_dump(exclude_none=True) for m in request.messages]
         tools = [t.model_dump(exclude_none=True) for t in request.tools or ()]
         if len(tools) > limits.tools:
             raise errors.invalid(f"{len(tools)} tools are more than the {limits.tools} that are allowed")
@@ -106,7 +105,9 @@ class RequestBuilder:
         variables |= {name: getattr(request, name) for name in _PASSED_ON}
         if request.thinking_budget_tokens is not None:
             variables["reasoning_budget_tokens"] = request.thinking_budget_tokens
-        history = chat_history(messages, {name: value for name, value in variables.items() if value is not None})
+        history = self._histories.history(
+            request.messages, {name: value for name, value in variables.items() if value is not None}
+        )
         try:
             body, n_skipped = newest_messages(history, self.engine.n_ctx)
             return replace(history, request=self.core.request(body), n_skipped=n_skipped)
@@ -295,7 +296,7 @@ class RequestBuilder:
 
     def _check_grammar(self, grammar: str) -> None:
         limits = self.settings.limits
-        if len(grammar.encode("utf-8", errors="surrogatepass")) > limits.grammar_bytes:
+        if len(grammar.encode()) > limits.grammar_bytes:  # UnicodeEncodeError is refused too
             raise errors.invalid(f"the grammar is larger than {limits.grammar_bytes} bytes")
         if "\0" in grammar:
             raise errors.invalid("the grammar holds a null character")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
+from typing_extensions import Required, TypedDict  # typing's, which pydantic cannot take before Python 3.12
 
 from edge_stream.server import errors
 from edge_stream.server.http.guard import depth_of
@@ -42,7 +47,7 @@ class Open(BaseModel):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
-class TextPart(Open):
+class TextPart(TypedDict):
     """A part of a message. Only text can be read."""
 
     type: Literal["text"]
@@ -76,15 +81,44 @@ class ToolCall(Open):
     function: FunctionCall
 
 
-class ChatMessage(Open):
-    """One message of a chat."""
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+_ROLES, _TEXT = frozenset(get_args(Role)), {"role", "content"}
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-    reasoning_content: str | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+
+def _as_dicts(calls: list[ToolCall] | None) -> Any:
+    return None if calls is None else [call.model_dump(exclude_none=True) for call in calls]
+
+
+class ChatMessage(TypedDict, total=False):
+    """One message of a chat. Null stands for a field that is not given."""
+
+    role: Required[Role]
+    content: str | list[TextPart] | None
+    reasoning_content: str | None
+    name: str | None
+    tool_calls: Annotated[list[ToolCall] | None, AfterValidator(_as_dicts), SerializeAsAny()]
+    tool_call_id: str | None
+
+
+def _is_text(message: Any) -> bool:
+    """Whether a message is a text with a role and nothing else, which needs no more looking at."""
+    if type(message) is not dict or message.keys() != _TEXT:
+        return False
+    role = message["role"]
+    return type(message["content"]) is str and type(role) is str and role in _ROLES
+
+
+def _check_messages(messages: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A long history has thousands of messages, most of them texts: only the others are looked at and copied."""
+    if not isinstance(messages, list) or not messages:
+        return check(messages)
+    others = [m for m in messages if not _is_text(m)]
+    try:
+        checked = iter(check(others) if others else ())
+    except ValidationError:
+        return check(messages)  # which names the places in the request
+    whole = ({name: value for name, value in m.items() if value is not None} for m in checked)
+    return [m if _is_text(m) else next(whole) for m in messages]
 
 
 class Function(Open):
@@ -224,7 +258,7 @@ class Generation(Open):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), WrapValidator(_check_messages)]
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.server.errors import NOT_FOUND, ApiError, invalid
 from edge_stream.server.history.prefix_matching import PrefixLog
+from edge_stream.server.history.rendering import Renderer
 from edge_stream.text import sendable
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class SlotActions:
         if session is None:
             raise invalid(f"slot {slot} holds no conversation")
         facts = {"id_slot": slot, "n_erased": session.n_past}
+        self.scheduler.render(Renderer.forget)  # may have its text
         deletion = self.scheduler.sessions.erase(session)
         if deletion:
             deletion.add_done_callback(lambda _: answer.set_result(facts))
