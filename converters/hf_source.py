@@ -15,6 +15,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Family
+from edge_stream.paths import given_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,7 @@ class HfSource:
 
     def _find(self, file: str) -> Path | None:
         """The file's path if it exists. Raises EdgeStreamError if it resolves to outside the folder."""
-        path = self.folder / file
+        path = given_path(self.folder / file)
         if not path.exists():
             return None
         if not path.resolve().is_relative_to(self._root):

@@ -11,6 +11,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
+def not_utf8(error: UnicodeEncodeError) -> str:
+    """What is wrong with a text that has half of a surrogate pair: of JSON's escapes, or for a byte of an argument."""
+    return f"{error.object[max(0, error.start - 20) : error.end + 20]!r} is no text that UTF-8 can carry"
+
+
 class EdgeStreamError(Exception):
     """An error that the user can understand and act on. status: the C API's code, 0 if there is none."""
 

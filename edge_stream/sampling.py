@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, not_utf8
 from edge_stream.native import bindings, chat_bindings
 from edge_stream.vocabulary import Vocabulary
 
@@ -100,7 +100,7 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, n_ctx: int, ignore_
         raise EdgeStreamError("give a grammar or a JSON schema, not both")
     grammar = sampling.grammar or (schema_grammar(sampling.json_schema) if sampling.json_schema else None)
     if grammar:
-        params.grammar = grammar.encode()
+        params.grammar = _bytes(grammar, "grammar")
     if sampling.chat:
         params.chat = sampling.chat.encode()
     handle = C.c_void_p()
@@ -109,10 +109,13 @@ def make_sampler(vocabulary: Vocabulary, sampling: Sampling, n_ctx: int, ignore_
 
 
 def _bytes(text: str, name: str) -> bytes:
-    """A text for C. Raises EdgeStreamError if it would be cut short."""
+    """A text for C. Raises EdgeStreamError if it would be cut short, or cannot be UTF-8."""
     if "\0" in text:
         raise EdgeStreamError(f"{name}: a text with a null character")
-    return text.encode("utf-8", errors="surrogatepass")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise EdgeStreamError(f"{name}: {not_utf8(error)}") from error
 
 
 def check_sampling(vocabulary: Vocabulary, sampling: Sampling, n_ctx: int) -> None:

@@ -59,6 +59,8 @@ MODEL_FILES: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         lambda p: edited(p, lambda b: b.replace(b"output_norm.weight", b"output_xxxx.weight")),
         "cannot load .*output_norm.weight",
     ),
+    "name too long": (lambda p: "a" * 300, "File name too long"),
+    "nobody's home": (lambda p: "~nobody-of-that-name/x.gguf", "no such user"),
     "hub name of no form": (lambda p: "hf:nonsense", "not of the form"),
     "hub name with a path": (lambda p: "hf:../../etc:passwd", "not of the form"),
 }

@@ -115,3 +115,32 @@ def test_ctrl_c_keeps_what_an_evaluation_has_done(monkeypatch: pytest.MonkeyPatc
     assert (done.exit_code, json.loads(done.stdout)) == (130, {"mode": "stream"})
     done = CliRunner().invoke(cli, ["eval", "ppl", "-m", "x", "--mode", "window,dense", "-o", "json"])
     assert (done.exit_code, done.stdout) == (130, "")
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "-m", LONG], "File name too long"),
+        (["convert", LONG, "--to", "gguf"], "File name too long"),
+        (["convert", "demo", "--to", "gguf", "-o", LONG], "File name too long"),
+        (["chat", "-m", "demo", "--session", LONG], "File name too long"),
+        (["run", "-m", "demo", "-p", "a", "--lora", LONG], "File name too long"),
+        (["export-ios", "-m", "demo", "-o", LONG], "File name too long"),
+        (["serve", "-m", "demo", "--session-dir", "~nobody-of-that-name/x"], "no such user"),
+        (["run", "-m", "demo", "-p", "a", "--grammar", 'root ::= "\udcff"'], "no text that UTF-8 can carry"),
+        (["run", "-m", "demo", "-p", "a", "--override-tensor", "\udcff=CPU"], "no text that UTF-8 can carry"),
+    ],
+)
+def test_names_and_texts_that_cannot_be_are_refused_in_a_sentence(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and said in line and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

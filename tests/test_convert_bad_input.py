@@ -244,6 +244,11 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         edit(INDEX, lambda i: first_file(i["weight_map"], "/etc/passwd")),
         "not a file of this folder",
     ),
+    "a shard's name is longer than a file's can be": (
+        "sharded",
+        edit(INDEX, lambda i: first_file(i["weight_map"], "a" * 300)),
+        "File name too long",
+    ),
     "a shard is missing": ("sharded", unlink("model-00002-of-00003.safetensors"), "which is missing"),
     "a shard is truncated": (
         "sharded",

@@ -351,6 +351,10 @@ def test_facts(served: Served) -> None:
         (CHAT, {"messages": HELLO, "stop": "a" * 300}, "longer than"),
         (CHAT, {"messages": HELLO, "grammar": "root ::= x"}, "grammar"),
         (CHAT, {"messages": HELLO, "grammar": "root ::= " + '"a" ' * 20000}, "larger than"),
+        (CHAT, {"messages": HELLO, "grammar": 'root ::= "a" \ud83d'}, "no text that UTF-8 can carry"),
+        ("/completion", {"prompt": "a", "grammar": 'root ::= "\ud83d"'}, "no text that UTF-8 can carry"),
+        (CHAT, {"messages": HELLO, "dry_sequence_breakers": ["\udcff"]}, "no text that UTF-8 can carry"),
+        (CHAT, {"messages": HELLO, "samplers": ["\udcff"]}, "no text that UTF-8 can carry"),
         (CHAT, {"messages": HELLO, "grammar": "root ::= " + "(" * 300 + '"a"' + ")" * 300}, "deeper than"),
         (CHAT, {"messages": HELLO, "response_format": {"type": "json_schema"}}, "needs json_schema"),
         (
@@ -395,7 +399,7 @@ def test_facts(served: Served) -> None:
     ],
 )
 def test_what_is_refused(path: str, body: dict[str, Any], said: str, served: Served) -> None:
-    answer = served.client.post(path, json=body)
+    answer = served.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code == error["code"] == 400 and error["type"] == "invalid_request_error"
     assert said in error["message"]

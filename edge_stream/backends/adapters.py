@@ -14,6 +14,7 @@ from edge_stream.errors import EdgeStreamError
 from edge_stream.models import names
 from edge_stream.native import libraries
 from edge_stream.native.gguf_header import GgufHeader
+from edge_stream.paths import given_path
 
 
 def _has_output(path: Path) -> bool:
@@ -33,7 +34,7 @@ class Adapters:
         self._tags = []
         self._handles = []
         for name, _ in chosen:
-            file = Path(name).expanduser()
+            file = given_path(name)
             if not file.is_file():
                 raise EdgeStreamError(f"LoRA adapter {name} does not exist")
             with GgufHeader(file) as header:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edge_stream.cli.dispatch import Dispatcher
-from edge_stream.errors import EdgeStreamError, one_line
+from edge_stream.errors import EdgeStreamError, not_utf8, one_line
 
 # Name -> its line in `--help`. A subcommand is the click command `main` of the module of its name.
 COMMANDS = {
@@ -64,8 +64,10 @@ class Main(Dispatcher):
         except MemoryError as error:
             what = str(error).splitlines()[:1]  # numpy says how much it was
             raise EdgeStreamFailure(one_line(": ".join(["there is not enough memory", *what]))) from error
+        except UnicodeEncodeError as error:  # of an argument, or a name
+            raise EdgeStreamFailure(one_line(not_utf8(error))) from error
         except OSError as error:
-            if error.errno not in _EXHAUSTED and (error.errno not in _FULL or error.filename is None):
+            if error.errno not in _EXHAUSTED and error.filename is None:
                 raise
             where = [str(error.filename)] if error.filename else []
             raise EdgeStreamFailure(one_line(": ".join([*where, error.strerror or str(error)]))) from error

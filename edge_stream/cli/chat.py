@@ -24,6 +24,7 @@ from edge_stream.cli.options import Count
 from edge_stream.errors import EdgeStreamError, SessionError
 from edge_stream.measure.metrics import resident_mib
 from edge_stream.output.files import check_writable
+from edge_stream.paths import given_path
 from edge_stream.recall import Log
 
 if TYPE_CHECKING:
@@ -428,7 +429,7 @@ class Chat:
 def _file(argument: str, command: str) -> Path:
     if not argument:
         raise EdgeStreamError(f"{command} needs a file name")
-    return Path(argument).expanduser()
+    return given_path(argument)
 
 
 def _ago(when: int) -> str:

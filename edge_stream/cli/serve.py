@@ -14,6 +14,7 @@ import click
 from edge_stream.cli import chat_flags, options, prompts, sampling
 from edge_stream.cli.llama_flags import Command
 from edge_stream.errors import EdgeStreamError, cannot_import
+from edge_stream.paths import given_path
 
 if TYPE_CHECKING:
     from edge_stream.chat.options import ChatOptions
@@ -226,7 +227,7 @@ def make_settings(engine: Engine, flags: dict[str, Any], keys: tuple[str, ...], 
     """The server's settings."""
     from edge_stream.server.settings import Limits, Settings
 
-    folder = Path(flags["session_dir"]).expanduser() if flags["session_dir"] else _default_sessions()
+    folder = given_path(flags["session_dir"]) if flags["session_dir"] else _default_sessions()
     aliases, tags = (_names(flags[name]) for name in ("alias", "tags"))
     return Settings(
         aliases=aliases or (engine.model_path.stem,),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edge_stream.converters import source as sources
 from edge_stream.errors import UnsupportedModelError
 from edge_stream.models import names
+from edge_stream.paths import given_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,18 +30,18 @@ def open_source(src: str) -> Source:
         from edge_stream.converters.hub import download
 
         return sources.open_source(download(src), name=src.rpartition("/")[2])
-    path = Path(src).expanduser()
+    path = given_path(src)
     return sources.open_source(path if path.is_dir() or sources.is_pickle(path) else names.resolve(src))
 
 
 def adapter_folder(src: str) -> Path | None:
     """The folder of a LoRA adapter, downloaded if need be; None if src is something else."""
-    if not (src.startswith("hf:") or Path(src).expanduser().is_dir()):
+    if not (src.startswith("hf:") or given_path(src).is_dir()):
         return None
     from edge_stream.converters.hub import download
     from edge_stream.converters.lora import is_adapter
 
-    folder = download(src) if src.startswith("hf:") else Path(src).expanduser()
+    folder = download(src) if src.startswith("hf:") else given_path(src)
     return folder if is_adapter(folder) else None
 
 
@@ -50,7 +51,7 @@ def unread_gguf(src: str) -> Path | None:
     from edge_stream.native import bindings
     from edge_stream.native.gguf_header import GgufHeader
 
-    path = Path(src).expanduser()
+    path = given_path(src)
     if not path.is_file() or sources.is_pickle(path):
         return None
     bindings.library().es_log_set(False)

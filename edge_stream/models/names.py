@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.models import downloads
+from edge_stream.paths import given_path
 
 _GGUF_MAGIC = b"GGUF"
 MLC_CONFIG = "mlc-chat-config.json"  # marks a folder as an MLC model
@@ -39,7 +40,7 @@ def resolve(model: str, on_progress: Callable[[str, int, int], None] | None = No
         path = downloads.fetch(model, cache_folder() / "downloads", on_progress)
         _check_magic(path)
         return path
-    path = Path(model).expanduser()
+    path = given_path(model)
     if path.is_dir():
         if not (path / MLC_CONFIG).exists():
             raise EdgeStreamError(f"{model} is a folder without {MLC_CONFIG}: a GGUF file or an MLC model is needed")

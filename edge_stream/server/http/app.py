@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from edge_stream._version import __version__
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, not_utf8
 from edge_stream.server import errors
 from edge_stream.server.errors import ApiError
 from edge_stream.server.http.endpoints import error_response, make_router
@@ -54,6 +54,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
         (EdgeStreamError, _on_library_error),
         (RequestValidationError, _on_validation),
         (HTTPException, _on_http),
+        (UnicodeEncodeError, _on_text),
         (MemoryError, _on_exhausted),
         (Exception, _on_bug),
     ):
@@ -69,6 +70,11 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_library_error(request: Request, error: Exception) -> Response:
     return error_response(request.url.path, errors.exhausted(error) or errors.invalid(str(error)))
+
+
+async def _on_text(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UnicodeEncodeError)
+    return error_response(request.url.path, errors.invalid(not_utf8(error)))
 
 
 async def _on_exhausted(request: Request, error: Exception) -> Response:
