@@ -6,8 +6,8 @@ Clients, as many at once as --clients, take the conversations as they come, in f
 in the middle of an answer. Each conversation tells facts with numbers of its own, and its texts depend on all that was
 said in it. None may be lost (a turn that neither continues it nor says again what was cut), mixed with another (its
 name, and what is recalled, must be its own), or left waiting. Some that were never cut are held again afterwards, each
-alone on a new server: texts are the same up to rounding, which may differ since a session back from disk lies in other
-cells. Memory and open files are looked at from the first minute on.
+alone on a new server: texts are the same up to rounding, which differs since a session back from disk lies in other
+cells (restore_rounding.py). Memory and open files are looked at from the first minute on.
 """
 
 from __future__ import annotations
