@@ -7,7 +7,6 @@ read only where the tokenizer has none, as in the gguf package.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     import gguf
@@ -35,8 +35,8 @@ def of_folder(folder: Path, text: Callable[[str], str | None], tokenizer_config:
 
 def _of_processor(content: str | None) -> dict[str, str]:
     try:
-        found = json.loads(content or "{}")
-    except (ValueError, RecursionError) as error:
+        found = parse_json(content or "{}")
+    except ValueError as error:
         raise EdgeStreamError(f"{FILES[1]} is not valid JSON") from error
     if not isinstance(found, dict):
         raise EdgeStreamError(f"{FILES[1]} is not a JSON object")

@@ -125,7 +125,12 @@ class GgufSource:
             blocks = raw.reshape(stop - start, row_bytes)
             step = max(1, (1 << 22) // max(1, values[:1].size))
             for i in range(0, stop - start, step):  # the dequantiser makes several copies
-                values[i : i + step] = gguf.quants.dequantize(blocks[i : i + step], kind)
+                try:
+                    values[i : i + step] = gguf.quants.dequantize(blocks[i : i + step], kind)
+                except NotImplementedError as error:
+                    raise EdgeStreamError(
+                        f"{path.name}: tensor {tensor.name} is of type {kind.name}, which no weights have"
+                    ) from error
         check_finite(values, tensor.name)
         return values
 

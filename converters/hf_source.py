@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Family
 from edge_stream.paths import given_path
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -307,6 +307,6 @@ def read_json(path: Path) -> Any:
     """A JSON file. Raises EdgeStreamError if it is not valid."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise EdgeStreamError(f"{path.name} is not valid JSON") from error

@@ -8,7 +8,6 @@ Bytes are read, not mapped: mapped pages would count as this process's memory.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +82,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         return result
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, object_pairs_hook=unique)
+    except ValueError as error:
         raise EdgeStreamError(f"{path.name}: the header is not valid JSON") from error
     if not isinstance(header, dict):
         raise EdgeStreamError(f"{path.name}: the header is not a JSON object")

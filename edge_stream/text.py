@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 import codecs
+import json
+import re
 from collections.abc import Sequence
+from typing import Any
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """JSON of a file that may hold anything. options: json.loads'.
+
+    Raises ValueError if it is none, is nested too deeply, or has a text that UTF-8 cannot carry (half of a surrogate
+    pair, which JSON can escape).
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if _HALF.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def sendable(text: str) -> str:

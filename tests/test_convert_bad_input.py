@@ -6,12 +6,14 @@ import json
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
@@ -175,6 +177,11 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "config is not JSON": ("single", content("config.json", lambda b: b[:-5]), "config.json is not valid JSON"),
     "config is not UTF-8": ("single", content("config.json", lambda _: b"\xff\xfe\x00"), "not UTF-8"),
     "config is a list": ("single", edit("config.json", lambda c: [c]), "not a JSON object"),
+    "a token is half of a surrogate pair": (
+        "bytes",
+        edit("tokenizer.json", lambda t: t["model"]["vocab"].update({"\ud800": 3})),
+        "tokenizer.json is not valid JSON",
+    ),
     "config nests too deeply": ("single", content("config.json", lambda _: b"[" * 100_000), "not valid JSON"),
     "unknown architecture": ("single", config(model_type="mamba"), "model_type 'mamba' is not supported"),
     "no hidden_size": ("single", without("hidden_size"), "config.json has no hidden_size"),
@@ -511,6 +518,20 @@ def test_damaged_gguf_sources(good: dict[str, Path], tmp_path: Path) -> None:
             attempt(str(tmp_path / "cut.gguf"), tmp_path / "out" / "m.gguf")
         assert "\n" not in str(caught.value)
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_gguf_source_with_whole_numbers_as_weights(good: dict[str, Path], tmp_path: Path) -> None:
+    attempt(str(good["single"]), tmp_path / "good.gguf", outtype="f32")
+    raw = bytearray((tmp_path / "good.gguf").read_bytes())
+    name = b"output_norm.weight"
+    kind = raw.index(name) + len(name) + 4 + 8  # the number of dimensions, one dimension
+    assert raw[kind : kind + 4] == struct.pack("<I", gguf.GGMLQuantizationType.F32)
+    raw[kind : kind + 4] = struct.pack("<I", gguf.GGMLQuantizationType.I64)
+    (tmp_path / "numbers.gguf").write_bytes(bytes(raw) + bytes(4096))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(EdgeStreamError, match=r"output_norm\.weight is of type I64, which no weights have"):
+        attempt(str(tmp_path / "numbers.gguf"), tmp_path / "out" / "m.gguf")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------------

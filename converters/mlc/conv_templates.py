@@ -8,7 +8,6 @@ and splitting at the marks. The result is used only if it reproduces the templat
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from edge_stream.converters.mlc.jinja_template import ChatTemplate
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 _SYSTEM, _USER, _ANSWER = "Sys7tem1", "Us3er{}q", "Ans5wer{}w"
 _PLACES = {"user": "{user_message}", "assistant": "{assistant_message}", "tool": "{tool_message}"}
@@ -59,7 +59,7 @@ def _given(given: str) -> ConvTemplate:
         note = f"conversation template {given} is written as a name, which only mlc_llm's Python package resolves"
         return ConvTemplate(given, (note,))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EdgeStreamError(f"cannot read conversation template {given}: {error}") from error
     if (

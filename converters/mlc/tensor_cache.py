@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 SHARD_CAP = 32 << 20  # bytes, mlc_llm's default
 _LARGEST_BF16 = np.uint32(0x7F7F0000).view(np.float32)
@@ -147,7 +148,7 @@ class TensorCacheReader:
         """Raises EdgeStreamError if a file is missing, truncated or inconsistent."""
         self._folder = folder
         try:
-            index = json.loads((folder / "tensor-cache.json").read_text(encoding="utf-8"))
+            index = parse_json((folder / "tensor-cache.json").read_text(encoding="utf-8"))
             self.metadata: dict[str, Any] = dict(index["metadata"])
             self._shards: list[dict[str, Any]] = list(index["records"])
             self.records: dict[str, dict[str, Any]] = {}

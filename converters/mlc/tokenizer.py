@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters import chat_templates
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -130,7 +131,7 @@ def _steps(part: Any, key: str) -> list[Mapping[str, Any]]:
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise EdgeStreamError(f"a tokenizer file is not JSON: {error}") from error
     if not isinstance(value, dict):

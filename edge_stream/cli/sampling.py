@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from edge_stream.cli.options import Count, F, compose, option
 from edge_stream.errors import EdgeStreamError
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     from edge_stream.sampling import Sampling
@@ -242,7 +242,7 @@ def make_sampling(flags: dict[str, Any]) -> Sampling:
         grammar, schema = (text, None) if flags["grammar_file"] else (None, text)
     if schema is not None:
         try:
-            schema = json.loads(schema)
+            schema = parse_json(schema)
         except ValueError as error:
             raise click.BadParameter(f"not valid JSON: {error}", param_hint="'--json-schema'") from None
         if not isinstance(schema, dict):

@@ -17,6 +17,7 @@ from edge_stream.errors import EdgeStreamError, UnsupportedModelError
 from edge_stream.families import find_family
 from edge_stream.models import names
 from edge_stream.output.files import replace_file
+from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
     from edge_stream.converters.mlc.decoder_config import DecoderConfig
@@ -89,7 +90,7 @@ class MlcFolder:
     def _object(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise EdgeStreamError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:

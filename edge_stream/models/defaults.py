@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes as C
-import json
 import os
 from pathlib import Path
 
 from edge_stream.models.names import MLC_CONFIG
 from edge_stream.native import bindings
+from edge_stream.text import parse_json
 
 _KEYS = ("n_keep", "n_ctx")
 _MLC_KEYS = {"n_keep": "attention_sink_size", "n_ctx": "sliding_window_size"}
@@ -30,7 +30,7 @@ def read_model_defaults(path: Path) -> dict[str, int]:
 
 def _read_folder(path: Path) -> dict[str, int]:
     try:
-        config = json.loads((path / MLC_CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((path / MLC_CONFIG).read_text(encoding="utf-8"))
         found = {name: config.get(key) for name, key in _MLC_KEYS.items()}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -31,7 +31,7 @@ _KEY_BYTES = 32
 _UNHASHED = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # thousands of a long history
 class Unit:
     """What is read or written between two places where a history can be continued.
 
