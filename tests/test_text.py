@@ -11,7 +11,7 @@ from edge_stream.text import parse_json
     "text", ["{", "[" * 100_000, '["\\ud800"]', '{"\\uDFFF": 1}', '["\\ud83d\\ud83d"]', b'"\xff"', ""]
 )
 def test_what_is_no_json_of_texts(text: str | bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"nested|Expecting|surrogates|decode"):
         parse_json(text)
 
 
