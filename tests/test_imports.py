@@ -18,6 +18,8 @@ LEAVES = {
     "families",
     "output.files",
     "output.staging",
+    "paths",
+    "text",
     "native.libraries",
     "native.scheduling",
 }
