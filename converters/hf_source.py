@@ -14,7 +14,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Family
-from edge_stream.paths import given_path
+from edge_stream.paths import possible
 from edge_stream.text import parse_json
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class HfSource:
 
     def _find(self, file: str) -> Path | None:
         """The file's path if it exists. Raises EdgeStreamError if it resolves to outside the folder."""
-        path = given_path(self.folder / file)
+        path = possible(self.folder / file)
         if not path.exists():
             return None
         if not path.resolve().is_relative_to(self._root):

@@ -7,13 +7,18 @@ from pathlib import Path
 from edge_stream.errors import EdgeStreamError
 
 
-def given_path(name: str | Path) -> Path:
-    """A path with ~ expanded. Raises EdgeStreamError if it cannot be looked at: too long, a folder that is closed."""
+def possible(path: Path) -> Path:
+    """The path. Raises EdgeStreamError if it cannot be looked at: a name that is too long, a folder that is closed."""
     try:
-        path = Path(name).expanduser()
         path.exists()
+    except OSError as error:
+        raise EdgeStreamError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def given_path(name: str) -> Path:
+    """A path that a user gave, with ~ expanded. Raises EdgeStreamError if it is not `possible`."""
+    try:
+        return possible(Path(name).expanduser())
     except RuntimeError as error:  # ~somebody, who is not there
         raise EdgeStreamError(f"{name}: there is no such user") from error
-    except OSError as error:
-        raise EdgeStreamError(f"{name}: {error.strerror}") from error
-    return path

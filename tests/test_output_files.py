@@ -101,3 +101,10 @@ def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mo
         staging.publish_folder(new, out)
         assert (out / "file").read_text() == "new"
         assert [p.read_text() for p in (root / "staging").rglob("file")] == ["old"]
+
+
+def test_a_name_with_a_tilde_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a user gives as a source stands for a home; a file that is written is named as it is."""
+    monkeypatch.chdir(tmp_path)
+    files.replace_text(Path("~nobody-of-that-name"), "here")
+    assert (tmp_path / "~nobody-of-that-name").read_text() == "here"

@@ -76,16 +76,23 @@ def test_only_what_is_new_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_kept_is_bounded() -> None:
     newest = NewestHistories(10_000)
     logs = NewestLogs(10_000)
+    for i in range(300):  # one of any size that has no answer yet is never gone on from
+        newest.history([{"role": "user", "content": f"{i} {'word ' * 10_000}"}], {})
+        newest.history([{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "Yes."}], {})
+        with logs.log(chat_history([{"role": "user", "content": f"{i}"}], {})):
+            pass
+    assert len(newest._kept) == 64 and not logs._kept
     for i in range(40):
         messages = [{"role": "user", "content": f"{i} {'word ' * 200}"}, {"role": "assistant", "content": "Yes."}]
         history = newest.history([*messages, {"role": "user", "content": "And?"}], {})
         with logs.log(history):
             pass
-        assert sum(kept.n_hashed for kept in newest._kept) <= 10_000
+        kept = [message for history, _ in newest._kept for message in history.body["messages"]]
+        assert sum(len(message["content"]) for message in kept) <= 10_000
         assert sum(log.stats.n_bytes for log in logs._kept.values()) <= 10_000
     assert 5 < len(newest._kept) < 12 and 2 < len(logs._kept) < 12
     large = [{"role": "user", "content": "x" * 20_000}, {"role": "assistant", "content": "Yes."}]
-    assert newest.history(large, {}).n_hashed > 10_000
+    assert newest.history(large, {}) == chat_history(large, {})
     assert 5 < len(newest._kept) < 12, "one that is too large puts no other out"
 
 

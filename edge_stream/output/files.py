@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.paths import given_path
+from edge_stream.paths import possible
 
 
 def check_writable(path: Path, *, streams: bool = False) -> None:
@@ -25,7 +25,7 @@ def check_writable(path: Path, *, streams: bool = False) -> None:
 
 def target_of(path: Path) -> Path:
     """The regular file, there or not yet, that a path leads to through links. Raises EdgeStreamError for all else."""
-    if given_path(path).is_dir():
+    if possible(path).is_dir():
         raise EdgeStreamError(f"cannot write {path}: it is a folder")
     target = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():

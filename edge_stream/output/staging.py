@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
 from edge_stream.output.files import sync_folder, target_of
-from edge_stream.paths import given_path
+from edge_stream.paths import possible
 
 _OLD = "model"  # a folder that is being replaced, in a hidden one
 _SPARE = 64 << 20  # room for metadata, and for the file system's own needs
@@ -68,7 +68,7 @@ def abandoned(parent: Path, prefix: str) -> list[Path]:
 
 def check_absent(path: Path, overwrite: bool) -> None:
     """Raise EdgeStreamError if path exists, unless it may be replaced."""
-    if not overwrite and (given_path(path).exists() or path.is_symlink()):
+    if not overwrite and (possible(path).exists() or path.is_symlink()):
         raise EdgeStreamError(f"{path} exists already: choose another name, or --overwrite to replace it")
 
 

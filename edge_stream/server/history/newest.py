@@ -10,33 +10,45 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from edge_stream.recall import Log
 from edge_stream.server.history.prefix_matching import History, Message, chat_history, flat_content
 
+_MOST = 64  # conversations: each request is compared with all of them
 _MOST_BYTES = 4 << 20  # of text; what else belongs to it takes as much again, in Python several times as much
 
 
 class NewestHistories:
-    """Chats with their hashes, those of the newest requests. Thread-safe. max_bytes: of their messages, in all."""
+    """Chats up to their last answers, with hashes, those of the newest requests. Thread-safe.
+
+    max_bytes: of their messages, in all.
+    """
 
     def __init__(self, max_bytes: int = _MOST_BYTES) -> None:
         self._max_bytes, self._lock = max_bytes, threading.Lock()
-        self._kept: list[History] = []  # the oldest first
+        self._kept: list[tuple[History, int]] = []  # with bytes, the oldest first
 
     def history(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> History:
         """As chat_history."""
         with self._lock:
             kept = list(self._kept)
-        same = [(known.n_same(messages), known) for known in kept]
-        n_same, begun = max(same, key=lambda pair: pair[0], default=(0, None))
-        history = chat_history(messages, variables, begun, n_same)
-        if history.n_hashed <= self._max_bytes:
-            is_longer = n_same and begun and begun.root == history.root
+        fitting = [(known, size) for known, size in kept if _begins_with(messages, known.body["messages"])]
+        begun, size = max(fitting, key=lambda pair: pair[1], default=(None, 0))
+        history = chat_history(messages, variables, begun)
+        if not history.whole:  # may still become anything
+            return history
+        said = history.body["messages"][: history.whole[-1].end]
+        is_longer = begun is not None and begun.root == history.root
+        begin = len(begun.body["messages"]) if begun and is_longer else 0
+        size = (size if is_longer else 0) + sum(len(repr(message)) for message in said[begin:])
+        if size <= self._max_bytes:
+            whole = replace(history, body={"messages": said}, units=history.whole)
             with self._lock:
-                self._kept = [*(known for known in self._kept if not is_longer or known is not begun), history]
-                while sum(known.n_hashed for known in self._kept) > self._max_bytes:
+                others = [pair for pair in self._kept if not is_longer or pair[0] is not begun]
+                self._kept = [*others, (whole, size)][-_MOST:]
+                while sum(size for _, size in self._kept) > self._max_bytes:
                     self._kept.pop(0)
         return history
 
@@ -44,6 +56,11 @@ class NewestHistories:
         """Keep none."""
         with self._lock:
             self._kept = []
+
+
+def _begins_with(messages: Sequence[Message], these: Sequence[Message]) -> bool:
+    n = len(these)  # whose last one differs in most chats that do not begin with them
+    return n <= len(messages) and messages[n - 1] == these[-1] and messages[:n] == these
 
 
 class NewestLogs:
@@ -56,31 +73,25 @@ class NewestLogs:
     @contextmanager
     def log(self, history: History) -> Iterator[Log]:
         """A log of a chat without its newest message, to be searched. A turn is a message."""
-        messages, whole = history.body["messages"], history.n_whole
-        n, log = 0, None
-        for unit in reversed(history.units):
-            if unit.end <= whole and (log := self._kept.pop(unit.key, None)):
-                n = unit.end
-                break
-        log = log or Log(max_bytes=1 << 30)
-        self._append(log, messages, n, whole)
-        self._append(log, messages, whole, len(messages) - 1)
+        messages = history.body["messages"]
+        known = next((unit for unit in reversed(history.whole) if unit.key in self._kept), None)
+        log = self._kept.pop(known.key) if known else Log(max_bytes=1 << 30)
+        for i in range(known.end if known else 0, len(messages) - 1):
+            if messages[i]["role"] in ("user", "assistant"):
+                log.append(flat_content(messages[i].get("content")), i, messages[i]["role"], when=0)
         try:
             yield log
         finally:
-            if whole:
-                if len(messages) - 1 > whole:  # may be followed by something else next time
-                    log.truncate(whole)
-                key = next(unit.key for unit in reversed(history.units) if unit.end == whole)
-                self._kept[key] = log
-                while sum(kept.stats.n_bytes for kept in self._kept.values()) > self._max_bytes:
+            if history.whole:
+                last = history.whole[-1]
+                log.truncate(last.end)  # what comes after it may be something else next time
+                self._kept[last.key] = log
+                while len(self._kept) > _MOST or self._n_bytes > self._max_bytes:
                     self._kept.pop(next(iter(self._kept))).close()
 
-    @staticmethod
-    def _append(log: Log, messages: Sequence[Message], begin: int, end: int) -> None:
-        for i in range(begin, end):
-            if messages[i]["role"] in ("user", "assistant"):
-                log.append(flat_content(messages[i].get("content")), i, messages[i]["role"], when=0)
+    @property
+    def _n_bytes(self) -> int:
+        return sum(log.stats.n_bytes for log in self._kept.values())
 
     def forget(self) -> None:
         """Keep none."""

@@ -50,9 +50,8 @@ class History:
     """A request's conversation: what the chat core is given (body, and request, if it was made of it already), and its
     units with their running hashes.
 
-    n_skipped: messages after the system prompt that `request` lacks, since no stream could hold them. n_hashed: bytes
-    that were hashed up to n_whole. text: a completion's prompt instead (UTF-8, or int32 tokens), which may be continued
-    after any number of bytes.
+    n_skipped: messages after the system prompt that `request` lacks, since no stream could hold them. text: a
+    completion's prompt instead (UTF-8, or int32 tokens), which may be continued after any number of bytes.
     """
 
     root: bytes
@@ -61,7 +60,6 @@ class History:
     request: ChatRequest | None = None
     n_skipped: int = 0
     units: tuple[Unit, ...] = ()
-    n_hashed: int = 0
     text: bytes | None = None
     is_tokens: bool = False
 
@@ -79,16 +77,9 @@ class History:
         return is_open and not self.units[-1].messages[0].get("tool_calls")
 
     @property
-    def n_whole(self) -> int:
-        """Messages up to the end of the last answer: what comes after it may still become more."""
-        return next((unit.end for unit in reversed(self.units[-2:]) if unit.kind == "assistant"), 0)
-
-    def n_same(self, messages: Sequence[Message]) -> int:
-        """Its n_whole if a chat begins with these messages, 0 if not."""
-        n, mine = self.n_whole, self.body["messages"]
-        # the last one differs in most chats that do not
-        same = 0 < n <= len(messages) and messages[n - 1] == mine[n - 1] and messages[:n] == mine[:n]
-        return n if same else 0
+    def whole(self) -> tuple[Unit, ...]:
+        """The units up to the last answer: what comes after it may still become more."""
+        return self.units if self.units and self.units[-1].kind == "assistant" else self.units[:-1]
 
     def keys_at(self, lengths: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """The running hashes of the text's first n bytes, for every n of `lengths` that it has, shortest first."""
@@ -194,12 +185,10 @@ _PER_ANSWER = (
 )  # fmt: skip
 
 
-def chat_history(
-    messages: Sequence[Message], variables: Mapping[str, Any], begun: History | None = None, n_same: int = 0
-) -> History:
+def chat_history(messages: Sequence[Message], variables: Mapping[str, Any], begun: History | None = None) -> History:
     """Cut a chat into units and hash them, in one pass over the text. variables: the rest of the core's request.
 
-    begun: a history whose first n_same messages, up to the end of an answer, are the same: they are not hashed again.
+    begun: a history that ends with an answer, whose messages these begin with: they are not hashed again.
     """
     messages = list(messages)
     n_system = 0
@@ -210,31 +199,27 @@ def chat_history(
     root = key = root_key("chat", [system, lasting])
     units: list[Unit] = []
     group: list[Message] = []
-    n_known, n_hashed = n_system, 0
-    if begun and n_same and begun.root == root:
-        units = list(begun.units if begun.units[-1].end == n_same else begun.units[:-1])
-        key, n_known, n_hashed = units[-1].key, n_same, begun.n_hashed
-        messages[:n_same] = begun.body["messages"][:n_same]  # which are in memory already
+    n_known = n_system
+    if begun and begun.root == root:
+        units, key, n_known = list(begun.units), begun.units[-1].key, begun.units[-1].end
+        messages[:n_known] = begun.body["messages"]  # which are in memory already
 
-    def close_group(end: int) -> int:
+    def close_group(end: int) -> None:
         nonlocal key, group
-        data = b"".join(map(canonical, group))
         if group:
-            key = chain(key, data)
+            key = chain(key, b"".join(map(canonical, group)))
             units.append(Unit("inputs", tuple(group), key, end))
             group = []
-        return len(data)
 
     for i, message in enumerate(messages[n_known:], n_known):
         if message["role"] != "assistant":
             group.append(message)
             continue
-        n_hashed += close_group(i)
-        data = canonical(message)
-        key, n_hashed = chain(key, data), n_hashed + len(data)
+        close_group(i)
+        key = chain(key, canonical(message))
         units.append(Unit("assistant", (message,), key, i + 1))
     close_group(len(messages))
-    return History(root, n_system, {**variables, "messages": messages}, units=tuple(units), n_hashed=n_hashed)
+    return History(root, n_system, {**variables, "messages": messages}, units=tuple(units))
 
 
 class TokenLog:

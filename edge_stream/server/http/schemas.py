@@ -112,13 +112,14 @@ def _check_messages(messages: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """A long history has thousands of messages, most of them texts: only the others are looked at and copied."""
     if not isinstance(messages, list) or not messages:
         return check(messages)
-    others = [m for m in messages if not _is_text(m)]
+    are_texts = [_is_text(m) for m in messages]
+    others = [m for m, is_text in zip(messages, are_texts, strict=True) if not is_text]
     try:
         checked = iter(check(others) if others else ())
     except ValidationError:
         return check(messages)  # which names the places in the request
     whole = ({name: value for name, value in m.items() if value is not None} for m in checked)
-    return [m if _is_text(m) else next(whole) for m in messages]
+    return [m if is_text else next(whole) for m, is_text in zip(messages, are_texts, strict=True)]
 
 
 class Function(Open):
