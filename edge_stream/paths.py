@@ -7,12 +7,21 @@ from pathlib import Path
 from edge_stream.errors import EdgeStreamError
 
 
+_SHOWN = 240  # characters
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: without its middle if it is so long that what is wrong with it would be lost behind it."""
+    text = str(path)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
 def possible(path: Path) -> Path:
     """The path. Raises EdgeStreamError if it cannot be looked at: a name that is too long, a folder that is closed."""
     try:
         path.exists()
     except OSError as error:
-        raise EdgeStreamError(f"{path}: {error.strerror}") from error
+        raise EdgeStreamError(f"{shown(path)}: {error.strerror}") from error
     return path
 
 
@@ -21,4 +30,4 @@ def given_path(name: str) -> Path:
     try:
         return possible(Path(name).expanduser())
     except RuntimeError as error:  # ~somebody, who is not there
-        raise EdgeStreamError(f"{name}: there is no such user") from error
+        raise EdgeStreamError(f"{shown(name)}: there is no such user") from error

@@ -124,6 +124,7 @@ LONG = "a" * 300
     ("arguments", "said"),
     [
         (["info", "-m", LONG], "File name too long"),
+        (["info", "-m", 20 * LONG], "File name too long"),
         (["convert", LONG, "--to", "gguf"], "File name too long"),
         (["convert", "demo", "--to", "gguf", "-o", LONG], "File name too long"),
         (["chat", "-m", "demo", "--session", LONG], "File name too long"),

@@ -12,6 +12,7 @@ import click
 
 from edge_stream.cli.dispatch import Dispatcher
 from edge_stream.errors import EdgeStreamError, not_utf8, one_line
+from edge_stream.paths import shown
 
 # Name -> its line in `--help`. A subcommand is the click command `main` of the module of its name.
 COMMANDS = {
@@ -69,7 +70,7 @@ class Main(Dispatcher):
         except OSError as error:
             if error.errno not in _EXHAUSTED and error.filename is None:
                 raise
-            where = [str(error.filename)] if error.filename else []
+            where = [shown(error.filename)] if error.filename else []
             raise EdgeStreamFailure(one_line(": ".join([*where, error.strerror or str(error)]))) from error
 
 
