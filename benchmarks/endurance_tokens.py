@@ -133,6 +133,7 @@ class Reading:
         self.state["runs"] += 1
         self.rss: float | None = None
         self.warm = 0  # tokens read by this process
+        self.chunked = False  # whether it has read in chunks too, which takes more memory
 
     def keep(self) -> None:
         """Session, losses and state, in this order: the state names the session."""
@@ -157,6 +158,7 @@ class Reading:
         self.state["rebases"] += after.n_rebases - before.n_rebases
         self.state["seconds"] += took
         self.warm += end - n
+        self.chunked |= chunk is None
         return 1000 * took / (end - n)
 
     def watch(self) -> None:
@@ -182,7 +184,7 @@ class Reading:
                 self.state["ms"].setdefault(name, []).append(ms)
             if end == a.start:
                 self.stream.save(self.folder / f"young-{a.start}")
-            if end >= a.start and self.warm >= a.warm:
+            if end >= a.start and self.warm >= a.warm and self.chunked:
                 self.watch()
             if end == a.n or time.monotonic() - kept > a.keep_seconds:
                 self.keep()
