@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as C
 import math
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from serving import Served, serve
+from session_files import rewritten
 
 from edge_stream import Engine, Sampling
 from edge_stream.backends import loading
@@ -329,19 +329,9 @@ def test_a_restored_session_goes_on_with_the_same_tokens(case: str, vocabulary: 
         drawing.close()
 
 
-def as_version_1(data: bytes) -> bytes:
-    """A session file as edge-stream wrote it before samplers had an aim."""
-    out, at = bytearray(data[:8] + struct.pack("<I", 1) + data[12:16]), 16
-    for _ in range(struct.unpack_from("<I", data, 12)[0]):
-        tag, size = data[at : at + 4], struct.unpack_from("<Q", data, at + 8)[0]
-        content = data[at + 16 : at + 16 + size]
-        at += 16 + size
-        if tag == b"SMPL":
-            n_last = struct.unpack_from("<Q", content, 12)[0]
-            content = content[: 20 + 4 * n_last]
-        head = struct.pack("<Q", len(content))
-        out += tag + struct.pack("<I", zlib.crc32(tag + head + content)) + head + content
-    return bytes(out)
+def without_aim(sampler: bytes) -> bytes:
+    """A sampler's state as edge-stream wrote it in version 1."""
+    return sampler[: 20 + 4 * struct.unpack_from("<Q", sampler, 12)[0]]
 
 
 def test_a_session_file_of_version_1_goes_on(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -350,7 +340,7 @@ def test_a_session_file_of_version_1_goes_on(vocabulary: Vocabulary, tmp_path: P
     for _ in range(20):
         first.draw()
     first.save(tmp_path / "new")
-    old = as_version_1((tmp_path / "new").read_bytes())
+    old = rewritten((tmp_path / "new").read_bytes(), b"SMPL", without_aim, version=1)
     assert len(old) == len((tmp_path / "new").read_bytes()) - 8
     (tmp_path / "old").write_bytes(old)
     second = first.restored(tmp_path / "old")

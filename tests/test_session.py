@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from session_files import rewritten
 
-from edge_stream import Sampling, SessionError
+from edge_stream import EdgeStreamError, Engine, Sampling, SessionError
 from edge_stream.session_file import peek_session
 
 Load = Callable[..., Any]
@@ -173,6 +175,67 @@ def test_bad_files(name: str, match: str, saved: tuple[Any, Path], tmp_path: Pat
         assert bad.read_bytes() == contents[name]
     with engine.restore(path) as stream:  # the engine is as good as before
         assert stream.stats.n_past == 100
+
+
+CELL = struct.Struct("<iIi")  # position, number of sequences, sequence
+POSITIONS = {  # what is at the cells that were at the positions 20 and 40
+    "one position twice": (20, 20),
+    "exchanged": (40, 20),  # as good: cells are in no order
+    "one far behind": (20, 1 << 30),
+    "one at no position": (-1, 40),
+    "one negative": (20, -7),
+    "one at the last of all": (20, (1 << 31) - 1),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+@pytest.mark.parametrize("model", ["gqa", "gemma3"])
+def test_cells_whose_positions_contradict_each_other_are_refused(
+    name: str, model: str, load: Load, draw: Draw, tmp_path: Path
+) -> None:
+    def moved(keys: bytes) -> bytes:
+        out, at = bytearray(keys), 16  # after magic, sequence, numbers of streams and of cells
+        new = dict(zip((20, 40), POSITIONS[name], strict=True))
+        for _ in range(struct.unpack_from("<I", keys, 12)[0]):
+            position, n, sequence = CELL.unpack_from(keys, at)
+            assert n == 1
+            CELL.pack_into(out, at, new.pop(position, position), n, sequence)
+            at += CELL.size
+        assert not new
+        return bytes(out)
+
+    engine = load(model, **OPTIONS)
+    with engine.stream() as stream:
+        stream.feed(draw(50))
+        stream.save(tmp_path / "good")
+    (tmp_path / "bad").write_bytes(rewritten((tmp_path / "good").read_bytes(), b"KEYS", moved))
+    if name == "exchanged":
+        engine.restore(tmp_path / "bad").close()
+        return
+    with pytest.raises(EdgeStreamError, match="other positions|refused the cache"):
+        engine.restore(tmp_path / "bad")
+    with engine.restore(tmp_path / "good") as stream:
+        assert stream.stats.n_past == 50
+
+
+@pytest.mark.parametrize("state", [(1, -7, 0), (1, 20, 0), (1, (1 << 31) - 1, 0), (2, 49, 0), (0, 49, 0), (1, 49, 1)])
+def test_a_recurrent_state_that_contradicts_its_stream_is_refused(
+    state: tuple[int, int, int], made: Callable[[str], Path], load: Load, draw: Draw, tmp_path: Path
+) -> None:
+    def changed(keys: bytes) -> bytes:
+        before = struct.pack("<IiI", 1, 49, 0)  # number of states; position, number of sequences
+        assert keys.count(before) == 1
+        return keys.replace(before, struct.pack("<IiI", *state))
+
+    with Engine.load(str(made("granitehybrid")), n_ctx=64, n_keep=4, n_threads=1) as engine:
+        with engine.stream() as stream:
+            stream.feed(draw(50))
+            stream.save(tmp_path / "good")
+        (tmp_path / "bad").write_bytes(rewritten((tmp_path / "good").read_bytes(), b"KEYS", changed))
+        with pytest.raises(EdgeStreamError, match="other positions|refused the cache"):
+            engine.restore(tmp_path / "bad")
+        with engine.restore(tmp_path / "good") as stream:
+            assert stream.stats.n_past == 50
 
 
 def test_foreign_model_and_cache_type(saved: tuple[Any, Path], load: Load) -> None:

@@ -3,7 +3,7 @@
 #pragma once
 
 // From here to the end of the block ggml_abort throws a std::exception, on this thread. Only for what can be given up
-// as a whole: the making of a model, of a context, of a first graph. Scopes may be nested.
+// as a whole: the making of a model, of a context, of a first graph, of a stream's content. Scopes may be nested.
 class es_abort_scope {
 public:
     es_abort_scope();

@@ -1,4 +1,5 @@
 // Saves and restores a stream's content.
+#include "aborts.h"
 #include "bank.h"
 #include "error.h"
 #include "sampler.h"
@@ -47,26 +48,25 @@ bool get_keys(const es_stream & stream, es_bytes & out) {
     return llama_state_seq_get_data(stream.ctx, out.data(), out.size(), stream.params.seq_id) == out.size();
 }
 
-// Puts the cache in place, for the window that the stream has already. What went wrong, or null.
-const char * fill(es_stream & stream, const es_bytes & bank, const es_bytes & keys) {
+// Puts the cache in place, for the window that the stream has already.
+int32_t fill(es_stream & stream, const es_bytes & bank, const es_bytes & keys) {
     if (!stream.ctx) {
-        const es_decoder_step now  = stream.now();
-        const bool            done = stream.decoder.state_set(stream.decoder.user, &now, keys.data(), keys.size());
-        return done ? nullptr : "its cache does not fit";
+        const es_decoder_step now = stream.now();
+        return stream.decoder.state_set(stream.decoder.user, &now, keys.data(), keys.size())
+                   ? (int32_t) ES_OK
+                   : es_fail(ES_ERR_INTERNAL, "its cache does not fit");
     }
-    if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
-        return "llama.cpp refused the cache";
+    {
+        const es_abort_scope scope;
+        if (llama_state_seq_set_data(stream.ctx, keys.data(), keys.size(), stream.params.seq_id) != keys.size()) {
+            return es_fail(ES_ERR_INTERNAL, "llama.cpp refused the cache");
+        }
     }
-    const llama_pos p0 = llama_memory_seq_pos_min(stream.mem, stream.params.seq_id);
-    const llama_pos p1 = llama_memory_seq_pos_max(stream.mem, stream.params.seq_id);
-    // a recurrent state only has its last position
-    if ((p0 != stream.window.pos_sinks() && !stream.stateful) || p1 + 1 != stream.window.pos_next()) {
-        return "its cache holds other positions";
+    if (!es_has_positions(stream.ctx, stream.params.seq_id, stream.window.pos_sinks(), stream.window.pos_next(),
+                          stream.stateful)) {
+        return es_fail(ES_ERR_FORMAT, "its cache holds other positions");
     }
-    if (stream.mover->set_state(bank, stream.window.sinks(), stream.window.n_recalled()) != ES_OK) {
-        return "the pinned sinks do not fit";
-    }
-    return nullptr;
+    return stream.mover->set_state(bank, stream.window.sinks(), stream.window.n_recalled());
 }
 
 // Replaces the stream's content, once everything is verified. On failure the stream is as it was, or empty.
@@ -88,17 +88,17 @@ int32_t restore(es_stream & stream, const es_session_head & h, const es_window::
     if (rc != ES_OK || toks.tokens.empty()) {
         return rc;
     }
-    const auto fail = [&](const char * why, int32_t status = ES_ERR_INTERNAL) {
+    const auto fail = [&](const char * why, int32_t status) {
         (void) stream.reset();
         return es_fail(status, "the session could not be restored: %s; the stream is empty now", why);
     };
     try {
-        if (few) {
-            const int32_t fed = stream.feed(toks.tokens.data(), toks.tokens.size(), nullptr, nullptr);
-            return fed == ES_OK ? fed : fail(std::string(es_last_error()).c_str(), fed);
+        const int32_t done =
+            few ? stream.feed(toks.tokens.data(), toks.tokens.size(), nullptr, nullptr) : fill(stream, bank, keys);
+        if (done != ES_OK) {
+            return fail(std::string(es_last_error()).c_str(), done);
         }
-        const char * why = fill(stream, bank, keys);
-        return why ? fail(why) : stream.keep_state();
+        return few ? (int32_t) ES_OK : stream.keep_state();
     } catch (const std::bad_alloc &) {
         return fail("out of memory", ES_ERR_MEMORY);
     }

@@ -161,6 +161,7 @@ inline llama_memory_recurrent * es_recurrent_of(llama_context & ctx) {
 }
 ES_EXPECT(llama_memory_recurrent::r_l, std::vector<ggml_tensor *>);
 ES_EXPECT(llama_memory_recurrent::s_l, std::vector<ggml_tensor *>);
+ES_EXPECT(&llama_memory_recurrent::seq_pos_max, llama_pos (llama_memory_recurrent::*)(llama_seq_id) const);
 ES_EXPECT(&llama_memory_recurrent::seq_add,
           void (llama_memory_recurrent::*)(llama_seq_id, llama_pos, llama_pos, llama_pos));
 

@@ -2,6 +2,7 @@
 #include "es-llama-access.h"
 #include "llama-es-bank.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -47,6 +48,23 @@ void llama_es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta) 
     if (auto * state = es_recurrent_of(*ctx)) {
         state->seq_add(seq, -1, -1, delta);
     }
+}
+
+bool llama_es_has_positions(llama_context * ctx, llama_seq_id seq, llama_pos p0, llama_pos p1) {
+    const auto caches = es_caches_of(*ctx);
+    for (const es_kv_cache & kv : caches) {
+        const auto & cells = kv.cells_of(seq).seq_pos_get(seq); // (position, cell) in ascending order
+        const auto   same  = [](const auto & a, const auto & b) { return a.first == b.first; };
+        if (cells.empty() || cells.begin()->first < p0 || cells.rbegin()->first != p1 - 1 ||
+            std::adjacent_find(cells.begin(), cells.end(), same) != cells.end()) {
+            return false;
+        }
+        if (kv.n_cells() == caches[0].n_cells() && (int64_t) cells.size() != (int64_t) p1 - p0) {
+            return false;
+        }
+    }
+    const auto * state = es_recurrent_of(*ctx);
+    return !state || state->seq_pos_max(seq) == p1 - 1;
 }
 
 void llama_es_memory_use(llama_context * ctx, uint64_t * cache, uint64_t * state) {
