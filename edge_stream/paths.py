@@ -6,7 +6,6 @@ from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
 
-
 _SHOWN = 240  # characters
 
 

@@ -212,7 +212,7 @@ def test_cells_whose_positions_contradict_each_other_are_refused(
     if name == "exchanged":
         engine.restore(tmp_path / "bad").close()
         return
-    with pytest.raises(EdgeStreamError, match="other positions|refused the cache"):
+    with pytest.raises(EdgeStreamError, match=r"other positions|refused the cache"):
         engine.restore(tmp_path / "bad")
     with engine.restore(tmp_path / "good") as stream:
         assert stream.stats.n_past == 50
@@ -232,7 +232,7 @@ def test_a_recurrent_state_that_contradicts_its_stream_is_refused(
             stream.feed(draw(50))
             stream.save(tmp_path / "good")
         (tmp_path / "bad").write_bytes(rewritten((tmp_path / "good").read_bytes(), b"KEYS", changed))
-        with pytest.raises(EdgeStreamError, match="other positions|refused the cache"):
+        with pytest.raises(EdgeStreamError, match=r"other positions|refused the cache"):
             engine.restore(tmp_path / "bad")
         with engine.restore(tmp_path / "good") as stream:
             assert stream.stats.n_past == 50

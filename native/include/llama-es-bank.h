@@ -81,8 +81,8 @@ LLAMA_API uint64_t llama_es_bytes_per_token(const struct llama_model * model, in
 // Adds delta to the position of the recurrent state of seq only, as needed after llama_state_seq_set_data_ext.
 LLAMA_API void llama_es_state_add(struct llama_context * ctx, llama_seq_id seq, llama_pos delta);
 
-// Whether seq has exactly one cell at each of the positions p0 to p1 - 1 in every cache (where sliding-window layers have
-// a smaller one: no two at one position, the last at p1 - 1), and its recurrent state, if any, is at p1 - 1:
+// Whether seq has exactly one cell at each of the positions p0 to p1 - 1 in every cache (where sliding-window layers
+// have a smaller one: no two at one position, the last at p1 - 1), and its recurrent state, if any, is at p1 - 1:
 // llama_state_seq_set_data takes any positions.
 LLAMA_API bool llama_es_has_positions(struct llama_context * ctx, llama_seq_id seq, llama_pos p0, llama_pos p1);
 

@@ -34,8 +34,8 @@ int32_t es_bank_supported(llama_context * ctx);
 // The position that no token of the model may reach, and why (null: there is no such limit).
 int32_t es_position_limit(const llama_model * model, const char ** why);
 
-// Whether the cells of seq are at the positions p0 to p1 - 1, one at each. A stock libllama only tells the first and last;
-// a recurrent state (stateful) only has its last.
+// Whether the cells of seq are at the positions p0 to p1 - 1, one at each. A stock libllama only tells the first and
+// last; a recurrent state (stateful) only has its last.
 bool es_has_positions(llama_context * ctx, llama_seq_id seq, llama_pos p0, llama_pos p1, bool stateful);
 
 // Adds delta to the position of the recurrent state of seq.
