@@ -87,7 +87,7 @@ class Poor:
     @property
     def env(self) -> dict[str, str]:
         """Of a process that it acts on."""
-        return {"LD_PRELOAD": str(SHIM), "ES_POOR": str(self.path)}
+        return {"LD_PRELOAD": str(SHIM), "ES_POOR": str(self.path), "PYTHONFAULTHANDLER": "1"}  # says where it crashed
 
     def set(self, **values: int) -> None:
         """Change fields of poor.c's struct; the others become 0."""

@@ -160,6 +160,8 @@ class Stream:
         """
         import numpy as np
 
+        from edge_stream.probabilities import nll
+
         out = np.full(len(tokens), np.nan)
         last = self.logits
         if last is not None and len(tokens):
@@ -396,12 +398,3 @@ def token_array(tokens: Sequence[int]) -> C.Array[C.c_int32]:
     if values and not -(2**31) <= min(values) <= max(values) < 2**31:  # ctypes would wrap them silently
         raise EdgeStreamError(f"token {max(values, key=abs)} is not in the vocabulary")
     return (C.c_int32 * len(values))(*values)
-
-
-def nll(logits: NDArray[np.float32], token: int) -> float:
-    """Negative log-likelihood of a token in nats, computed in float64. logits: [n_vocab]."""
-    import numpy as np
-
-    exact = logits.astype(np.float64)
-    peak = exact.max()
-    return float(peak - exact[token] + np.log(np.exp(exact - peak).sum()))

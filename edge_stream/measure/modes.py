@@ -21,7 +21,7 @@ import numpy as np
 from edge_stream.backends import MODES
 from edge_stream.engine import Engine
 from edge_stream.errors import EdgeStreamError
-from edge_stream.stream import nll
+from edge_stream.probabilities import nll
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Probabilities of tokens from logits, in float64."""
+"""Probabilities of a prompt's tokens, and the likeliest in their places."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_stream.probabilities import log_sum_exp
 from edge_stream.server.scheduling.events import TokenLogprobs
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ Top = list[tuple[int, float]]  # the likeliest tokens and the natural logs of th
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Natural logs of the probabilities, [n_vocab]."""
-    wide = logits.astype(np.float64)
-    peak = wide.max()
-    wide -= peak + np.log(np.exp(wide - peak).sum())
-    return wide
+    return logits.astype(np.float64) - log_sum_exp(logits)
 
 
 def likeliest(logprobs: NDArray[np.float64], n: int) -> Top:
