@@ -23,11 +23,9 @@ int32_t es_position_limit(const llama_model * model, const char ** why) {
 }
 
 bool es_has_positions(llama_context * ctx, llama_seq_id seq, llama_pos p0, llama_pos p1, bool stateful) {
-    if (llama_es_has_positions) {
-        return llama_es_has_positions(ctx, seq, p0, p1);
-    }
     const llama_memory_t mem = llama_get_memory(ctx);
-    return (stateful || llama_memory_seq_pos_min(mem, seq) == p0) && llama_memory_seq_pos_max(mem, seq) + 1 == p1;
+    return (stateful || llama_memory_seq_pos_min(mem, seq) == p0) && llama_memory_seq_pos_max(mem, seq) + 1 == p1 &&
+           (!llama_es_has_positions || llama_es_has_positions(ctx, seq, p0, p1));
 }
 
 void es_state_add(llama_context * ctx, llama_seq_id seq, llama_pos delta) {
