@@ -7,6 +7,7 @@ import os
 # several engines share the cores with the test itself
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ from tiny_models import write_tiny_gemma3, write_tiny_llama, write_tiny_qwen2
 from edge_stream import Engine
 from edge_stream.hardware import devices
 from edge_stream.native import bindings
+
+# a shell's background job ignores Ctrl-C, and so would the commands that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # no test measures wall-clock time
 hypothesis.settings.register_profile("edge-stream", deadline=None)
