@@ -26,6 +26,37 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert [p.name for p in real.parent.iterdir()] == ["real"]
 
 
+WRITES_FOR_EVER = """
+import sys, time
+from edge_stream.output.files import replace_file
+def write(name):
+    open(name, "w").write("half")
+    print("writing", flush=True)
+    time.sleep(1000)
+replace_file(sys.argv[1], write)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    target, other = tmp_path / "a.json", tmp_path / "a.json.more"
+    processes = []
+    for path in (target, target, other):
+        command = [sys.executable, "-c", WRITES_FOR_EVER, str(path)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout and processes[-1].stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    processes[0].kill()
+    processes[0].wait()
+    files.replace_text(target, "whole")
+    assert len(list(tmp_path.iterdir())) == 3 and target.read_text() == "whole"  # the other two still write
+    for process in processes[1:]:
+        process.kill()
+        process.wait()
+    files.replace_text(target, "again")
+    files.replace_text(other, "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.json.more"]
+
+
 def test_a_loop_and_a_link_to_nowhere_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nowhere").symlink_to("none/file")

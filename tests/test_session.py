@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import struct
@@ -316,6 +317,17 @@ def test_full_disk_keeps_the_old_session(tiny: Any, load: Load, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     with load("gqa", n_ctx=64).restore(path) as stream:
         assert stream.user == b"first"
+
+
+def test_what_a_killed_process_was_saving_is_removed(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    engine, path = saved
+    killed, alive, other = (tmp_path / name for name in ("good.session.tmp-1", "good.session.tmp-2", "good.tmp-1"))
+    for file in (killed, alive, other):
+        file.write_bytes(b"half")
+    with alive.open() as lock, engine.restore(path) as stream:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stream.save(path)
+        assert set(tmp_path.iterdir()) == {path, alive, other}
 
 
 def test_kill_while_saving(tiny: Any, load: Load, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
@@ -54,10 +56,26 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def abandoned(parent: Path, prefix: str) -> list[Path]:
+    """Files and folders with this prefix that no live process has locked."""
+    found = []
+    for path in parent.iterdir():
+        if not path.name.startswith(prefix) or path.is_symlink() or not (path.is_file() or path.is_dir()):
+            continue
+        with suppress(OSError):  # in use, or not ours
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(path)
+            finally:
+                os.close(lock)
+    return found
+
+
 def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
     """Let write(name) fill a temporary file, then rename it to path, or copy it into a stream (see is_stream).
 
-    On EdgeStreamError a file is unchanged.
+    On EdgeStreamError a file is unchanged. The temporary file of a process that was killed is removed by the next one.
     """
     import shutil  # both slow to import, and many a command replaces no file
     import tempfile
@@ -65,12 +83,15 @@ def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
     path = Path(path)
     stream = is_stream(path)
     target = path if stream else target_of(path)
-    temporary = None
+    handle, temporary = -1, None
     try:
         # matplotlib chooses the format by the suffix
-        folder = None if stream else target.parent
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=target.name, suffix=target.suffix)
-        os.close(handle)
+        folder, prefix = None if stream else target.parent, f".{target.name}.tmp-"
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=target.suffix)
+        with suppress(OSError):  # without locks, or where names cannot be listed, nothing counts as abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in abandoned(folder, prefix) if folder else ():
+                left.unlink(missing_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             if stream:
@@ -87,6 +108,7 @@ def replace_file(path: str | Path, write: Callable[[str], object]) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+            os.close(handle)
 
 
 def replace_text(path: str | Path, text: str) -> None:

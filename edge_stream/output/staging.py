@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.files import sync_folder, target_of
+from edge_stream.output.files import abandoned, sync_folder, target_of
 from edge_stream.paths import possible
 
 _OLD = "model"  # a folder that is being replaced, in a hidden one
@@ -47,23 +47,6 @@ def staging_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-def abandoned(parent: Path, prefix: str) -> list[Path]:
-    """Folders with this prefix that no live process has locked."""
-    found = []
-    for folder in parent.iterdir():
-        if not folder.name.startswith(prefix) or folder.is_symlink() or not folder.is_dir():
-            continue
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found.append(folder)
-        except OSError:
-            pass  # in use
-        finally:
-            os.close(lock)
-    return found
 
 
 def check_absent(path: Path, overwrite: bool) -> None:

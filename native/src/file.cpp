@@ -5,7 +5,9 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,14 +28,42 @@ std::string follow_links(std::string path) {
     return path;
 }
 
+std::string folder_of(const std::string & path) {
+    const size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "./" : path.substr(0, slash + 1);
+}
+
 // A rename is durable only once the folder is synced.
 void sync_folder(const std::string & path) {
-    const size_t      slash  = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const int         fd     = open(folder.c_str(), O_RDONLY);
+    const int fd = open(folder_of(path).c_str(), O_RDONLY);
     if (fd >= 0) {
         (void) fsync(fd);
         close(fd);
+    }
+}
+
+const char * const temporary = ".tmp-"; // then the process
+
+// Removes what processes that were killed had begun to write: the files of others are locked.
+void remove_abandoned(const std::string & target) {
+    const std::string folder = folder_of(target);
+    const std::string prefix = target.substr(target.rfind('/') + 1) + temporary; // npos + 1 is 0
+    DIR *             names  = opendir(folder.c_str());
+    while (const dirent * entry = names ? readdir(names) : nullptr) {
+        if (std::string(entry->d_name).rfind(prefix, 0) != 0) {
+            continue;
+        }
+        const std::string path = folder + entry->d_name;
+        const int         fd   = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+        if (fd >= 0) {
+            if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+                (void) unlink(path.c_str());
+            }
+            close(fd);
+        }
+    }
+    if (names) {
+        closedir(names);
     }
 }
 
@@ -92,11 +122,13 @@ int32_t es_replace_file(const char * path, const char * what, const std::functio
         return es_fail(ES_ERR_IO, "%s %s: not a regular file", what, path);
     }
     const std::string target = follow_links(path);
-    const std::string tmp    = target + ".tmp-" + std::to_string(getpid());
-    es_file           f{ fopen(tmp.c_str(), "wb") };
+    const std::string tmp    = target + temporary + std::to_string(getpid());
+    remove_abandoned(target);
+    es_file f{ fopen(tmp.c_str(), "wb") };
     if (!f) {
         return es_io_error(what, path);
     }
+    (void) flock(fileno(f.get()), LOCK_EX | LOCK_NB);
     const bool ok = (!is_private || fchmod(fileno(f.get()), S_IRUSR | S_IWUSR) == 0) && put(f.get()) &&
                     fflush(f.get()) == 0 && fsync(fileno(f.get())) == 0;
     if (!ok || fclose(f.release()) != 0 || rename(tmp.c_str(), target.c_str()) != 0) {

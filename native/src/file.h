@@ -19,6 +19,7 @@ uint32_t es_crc32(uint32_t crc, const void * data, size_t n);
 int32_t es_io_error(const char * what, const std::string & path);
 
 // Writes path.tmp-PID, fsyncs, renames: path holds the old file or the new one. A link is followed; what is no regular
-// file (a folder, a device, a pipe) is refused. put: writes the content; false on failure. is_private: for the owner.
+// file (a folder, a device, a pipe) is refused. What a process that was killed was writing there is removed. put:
+// writes the content; false on failure. is_private: for the owner.
 int32_t es_replace_file(const char * path, const char * what, const std::function<bool(FILE *)> & put,
                         bool is_private = false);
