@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_stream.engine import Engine
 from edge_stream.measure.metrics import resident_mib
+from edge_stream.probabilities import nll
 
 
 def text_tokens(engine: Engine, n: int) -> list[int]:
@@ -84,13 +85,12 @@ def point(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
                 stream.feed(tokens[i - n_ctx : i])
                 logits = stream.logits
                 assert logits is not None
-                logits = logits.astype(np.float64)
-                fresh.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[tokens[i]])
+                fresh.append(nll(logits, tokens[i]))
     with Engine.load(args.model, n_ctx=n_ctx, n_keep=0) as engine:
         none = score(engine, tokens, "no sinks")
 
-    def ppl(nll: Any) -> float:
-        return round(float(np.exp(np.mean(nll))), 3)
+    def ppl(nlls: Any) -> float:
+        return round(float(np.exp(np.mean(nlls))), 3)
 
     result = {
         "n_ctx": n_ctx,

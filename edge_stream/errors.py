@@ -5,10 +5,17 @@ from __future__ import annotations
 LONGEST = 1000  # characters of a message
 
 
+def without_middle(text: str, n: int) -> str:
+    """A text of n characters at most: what is wrong with a long name stands behind it."""
+    head = (n - 3) // 2
+    return text if len(text) <= n else f"{text[:head]}...{text[len(text) - (n - 3 - head) :]}"
+
+
 def one_line(text: str) -> str:
     """A text that may have parts of a hostile file, for a terminal: control characters escaped, LONGEST at most."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: LONGEST + 1])
-    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+    short = without_middle(text, LONGEST)  # first: a file may hold any number of characters
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return without_middle(line, LONGEST)
 
 
 def not_utf8(error: UnicodeEncodeError) -> str:

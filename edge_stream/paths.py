@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, without_middle
 
 _SHOWN = 240  # characters
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message: without its middle if it is so long that what is wrong with it would be lost behind it."""
-    text = str(path)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    """A path for a message: a terminal's few lines at most."""
+    return without_middle(str(path), _SHOWN)
 
 
 def possible(path: Path) -> Path:

@@ -28,7 +28,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import find_family
 from edge_stream.models.conversion import open_source
-from edge_stream.output import staging
+from edge_stream.output import files, staging
 
 NAME = "llama-linear"
 SINGLE = "model.safetensors"
@@ -469,7 +469,7 @@ def test_a_signal_leaves_nothing_and_kill_nothing_for_long(
     held = [p.name for p in out.parent.iterdir()]
     assert len(held) == 1 and held[0].startswith(".m.gguf.partial-")
     if number == signal.SIGKILL:  # while it lives, another conversion to the same place leaves its folder alone
-        assert staging.abandoned(out.parent, ".m.gguf.partial-") == []
+        assert files.abandoned(out.parent, ".m.gguf.partial-") == []
     process.send_signal(number)
     assert process.wait(30) == STOPPED_BY[number]
     process.stdout.close()

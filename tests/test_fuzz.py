@@ -37,3 +37,9 @@ def test_a_message_is_a_line_for_a_terminal() -> None:
     error = EdgeStreamError("key 'a\nb\x1b[2J\ud800' is wrong: ä" + "x" * 2000)
     text = str(error)
     assert text.isprintable() and text.startswith("key 'a\\nb\\x1b[2J\\ud800' is wrong: ä") and len(text) == LONGEST
+
+
+def test_a_long_name_does_not_hide_what_is_wrong_with_it() -> None:
+    for name in ("x" * 5000, "\n" * 5000):
+        text = str(EdgeStreamError(f"cannot write {name}: it is a folder"))
+        assert text.startswith("cannot write ") and text.endswith(": it is a folder") and len(text) == LONGEST
