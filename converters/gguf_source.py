@@ -23,6 +23,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import Gguf, RopeScaling, gguf_families
+from edge_stream.hardware import devices
 from edge_stream.native import libraries
 
 if TYPE_CHECKING:
@@ -395,6 +396,7 @@ def end_tokens(path: Path, eom: int | None = None) -> list[int]:
     native.es_log_set(C.c_bool(False))
     params = llama.llama_model_default_params()
     params.vocab_only = True
+    devices.place(params)
     model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise EdgeStreamError(f"llama.cpp cannot read the vocabulary of {path.name}{_logged(native)}")

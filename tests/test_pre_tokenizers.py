@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from edge_stream.converters import to_gguf, vocab_bpe
 from edge_stream.converters.gguf_source import GgufSource
+from edge_stream.hardware import devices
 from edge_stream.models.conversion import open_source
 from edge_stream.native import libraries
 from edge_stream.vocabulary import Vocabulary
@@ -92,6 +93,7 @@ def test_every_name_gives_the_same_tokens(original: tuple[str, Path], tmp_path: 
     llama.llama_backend_init()
     params = llama.llama_model_default_params()
     params.vocab_only = True
+    devices.place(params)
     want: tuple[list[list[int]], bool] | None = None
     files = set()
     for pre in (name, *vocab_bpe._ALIASES.get(name, ())):

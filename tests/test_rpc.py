@@ -15,11 +15,13 @@ from typing import Any
 
 import graph_cost
 import pytest
+import tiny_architectures
 from click.testing import CliRunner
 from test_graph_cost import check, counted
 
 from edge_stream import EdgeStreamError, Sampling
 from edge_stream.cli import cli
+from edge_stream.converters.gguf_source import end_tokens
 from edge_stream.embedder import Embedder
 from edge_stream.hardware import devices
 
@@ -197,6 +199,8 @@ def test_a_server_is_used_by_the_model_that_named_it_only(
         assert embedder.embed([1, 2]).shape == (1, embedder.n_embd)
     export = CliRunner().invoke(cli, ["export-ios", "-m", str(tiny("chat")), "-o", str(tmp_path / "out")])
     assert export.exit_code == 0, export.output
+    assert end_tokens(tiny("chat"))
+    tiny_architectures.make(tmp_path / "smollm3.gguf", "smollm3")  # as any test after this one
 
 
 class Liar:

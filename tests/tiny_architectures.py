@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from tiny_models import BOS, EOS, N_VOCAB, UNK, build_vocab
 
 from edge_stream import EdgeStreamError, Engine, UnsupportedModelError
+from edge_stream.hardware import devices
 from edge_stream.native import libraries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -672,6 +673,12 @@ class Llama:
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             self.errors.append(text.decode(errors="replace").strip())
 
+    def params(self) -> Any:
+        """Default parameters of a model that this process loads."""
+        params = self.api.llama_model_default_params()
+        devices.place(params)
+        return params
+
     def complaint(self) -> str:
         """The reason among the errors since the last call: the one that names it, without the function that said it."""
         heard, self.errors = self.errors, []
@@ -765,7 +772,7 @@ def _tensors(llama: Llama, fixture: Fixture, seed: int) -> dict[str, Array]:
         w.close()
         metadata = llama.ggml.gguf_init_from_file(os.fsencode(path), _GgufInit(True, None))
     callback = _SetTensor(answer)
-    params = llama.api.llama_model_default_params()
+    params = llama.params()
     params.load_mtp = True  # a file holds those layers too, whether they are loaded or not
     model = llama.lib.llama_model_init_from_user(metadata, callback, None, params)
     llama.ggml.gguf_free(metadata)
@@ -791,7 +798,7 @@ def _write(llama: Llama, path: Path, fixture: Fixture, seed: int) -> None:
         w.write_kv_data_to_file()
         w.write_tensors_to_file()
         w.close()
-        model = llama.api.llama_model_load_from_file(os.fsencode(path), llama.api.llama_model_default_params())
+        model = llama.api.llama_model_load_from_file(os.fsencode(path), llama.params())
         if model:
             llama.api.llama_model_free(model)
             return
@@ -850,7 +857,7 @@ class Raw:
     def __init__(self, llama: Llama, path: Path, n_cells: int) -> None:
         llama.quiet()
         self.llama, api = llama, llama.api
-        self.model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
+        self.model = api.llama_model_load_from_file(os.fsencode(path), llama.params())
         if not self.model:
             raise NoFixtureError(llama.complaint())
         params = api.llama_context_default_params()

@@ -66,14 +66,10 @@ def load_model(
 ) -> int:
     """es_model_load, interruptible by Ctrl-C: a llama_model *, or 0.
 
-    names, rpc: of the devices that hold layers, see `devices.choose`; llama.cpp's own choice would include the RPC
-    servers of an earlier load. on_load: see LoadOptions.
+    names, rpc: of the devices that hold layers, see `devices.choose`. on_load: see LoadOptions.
     """
     llama = libraries.llama()
-    chosen = devices.choose(names, rpc)
-    if chosen is not None:
-        handles = (C.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen), None)
-        params.devices = C.cast(handles, C.c_void_p)
+    devices.place(params, names, rpc)
 
     def report(fraction: float, _user: object) -> bool:
         if on_load:

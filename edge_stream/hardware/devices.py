@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from edge_stream.errors import EdgeStreamError
@@ -141,6 +141,22 @@ def choose(names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]
     if wrong:
         raise EdgeStreamError(f"device {wrong[0]} is the CPU: use `none` to keep all layers there")
     return [there[name] for name in names]
+
+
+def place(params: Any, names: Sequence[str] | None = None, rpc: Sequence[str] = ()) -> None:
+    """Set `devices` of a llama_model_params to those that may hold layers. Arguments and errors are `choose`'s.
+
+    To be called before every load: llama.cpp's own choice includes each RPC server that the process ever used, and
+    fails with one that has since stopped.
+    """
+    chosen = choose(names, rpc)
+    if chosen is not None:
+        params.devices = C.cast(_null_ended(*(d.handle for d in chosen)), C.c_void_p)
+
+
+@cache  # llama_model_params does not keep the array alive
+def _null_ended(*handles: int) -> C.Array[C.c_void_p]:
+    return (C.c_void_p * (len(handles) + 1))(*handles, None)
 
 
 def layer_devices(n_gpu_layers: int | None, names: Sequence[str] | None, rpc: Sequence[str] = ()) -> list[Device]:
