@@ -442,10 +442,12 @@ def test_scrolling_up_stays_up(served: Served, open_page: Callable[..., Page]) -
     page.mouse.move(600, 300)
     page.mouse.wheel(0, -250)
     page.wait_for_selector("#to-end:visible")
-    page.wait_for_timeout(150)  # the wheel's scrolling is animated
-    top, seen = page.evaluate("[document.getElementById('scroller').scrollTop, document.body.innerText.length]")
+    position, top = "document.getElementById('scroller').scrollTop", None
+    while top != (top := page.evaluate(position)):  # the wheel's scrolling is animated
+        page.wait_for_timeout(150)
+    seen = page.evaluate("document.body.innerText.length")
     until(page, "n => document.body.innerText.length > n + 1000", seen)
-    assert page.evaluate("document.getElementById('scroller').scrollTop") == top
+    assert page.evaluate(position) == top
     page.click("#to-end")
     until(page, f"{from_end} < 60")
     page.click("#stop")
