@@ -7,6 +7,13 @@ NATIVE  := $(shell find native -type f -not -path 'native/tests/*' -not -name '*
 # build tools come from the virtual environment, so that a compiler and Python are all a machine needs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# $(call configure,FOLDER,FLAGS): build/FOLDER by CMake, which is silent if it succeeds
+configure = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(2) $(CMAKE_ARGS) \
+    > build/cmake-$(1).log || (cat build/cmake-$(1).log; false)
+# reports with line numbers, at a bearable speed; the sanitizers do not see how OpenMP's threads wait for each other
+SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' \
+    -DGGML_OPENMP=OFF
+
 .PHONY: endurance endurance-chat endurance-poor endurance-clients endurance-fuzz endurance-kill endurance-tokens audit help build bump demo test test-transformers test-native test-sanitize test-thread-sanitize test-python ios-test leak-check test-stock proof bench-slide bench-waiting results peers lint format wheel clean test-vulkan test-cuda test-metal check-cuda test-wheel
 
 help:
@@ -37,7 +44,7 @@ $(BIN)/.stamp-python: $(BIN)/.stamp-tools build/llama.cpp/.stamp pyproject.toml
 	touch $@
 
 build/native/build.ninja: build/llama.cpp/.stamp CMakeLists.txt native/tests/CMakeLists.txt
-	$(BIN)/cmake -S . -B build/native -G Ninja -DEDGE_STREAM_TESTS=ON -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) > build/cmake.log || (cat build/cmake.log; false)
+	$(call configure,native,-DEDGE_STREAM_TESTS=ON)
 
 $(LIB)/.stamp: build/native/build.ninja $(NATIVE)
 	$(BIN)/cmake --build build/native --target es_all
@@ -64,16 +71,12 @@ test-transformers: build $(TRANSFORMERS)/.stamp ## converted checkpoints against
 	$(TRANSFORMERS)/bin/python -m pytest tests/transformers
 
 test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and undefined-behaviour sanitizers
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON \
-	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF \
-	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-sanitize.log || (cat build/cmake-sanitize.log; false)
+	$(call configure,sanitize,-DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_SANITIZE=ON $(SANITIZED))
 	$(BIN)/cmake --build build/sanitize
 	LSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/lsan.supp print_suppressions=0" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
 test-thread-sanitize: $(BIN)/.stamp-python ## the native tests, several threads over the C API among them, under the thread sanitizer
-	$(BIN)/cmake -S . -B build/thread-sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON \
-	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DGGML_OPENMP=OFF $(CMAKE_ARGS) \
-	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-thread-sanitize.log || (cat build/cmake-thread-sanitize.log; false)
+	$(call configure,thread-sanitize,-DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON $(SANITIZED))
 	$(BIN)/cmake --build build/thread-sanitize
 	TSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/tsan.supp second_deadlock_stack=1" ES_TEST_EVERY=7 \
 	    $(BIN)/ctest --test-dir build/thread-sanitize --output-on-failure
@@ -82,10 +85,7 @@ test-thread-sanitize: $(BIN)/.stamp-python ## the native tests, several threads 
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
 
 build/fuzz/.stamp: $(BIN)/.stamp-python $(NATIVE) $(wildcard native/fuzz/*)
-	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEDGE_STREAM_FUZZ=ON \
-	    -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DGGML_OPENMP=OFF -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	    -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' $(CMAKE_ARGS) \
-	    > build/cmake-fuzz.log || (cat build/cmake-fuzz.log; false)
+	$(call configure,fuzz,-DEDGE_STREAM_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ $(SANITIZED))
 	$(BIN)/cmake --build build/fuzz --target es_fuzz
 	touch $@
 
@@ -93,13 +93,13 @@ endurance: endurance-fuzz endurance-kill endurance-chat endurance-poor endurance
 
 FUZZ_PYTHON := checkpoints gguf mlc http
 FUZZ_NATIVE := gguf session log template request schema grammar answer rpc
-endurance-fuzz: $(FUZZ_PYTHON:%=endurance-fuzz-%) $(FUZZ_NATIVE:%=endurance-fuzz-native-%) ## N=100000 hostile inputs to each reader (the native ones need clang)
+endurance-fuzz: $(FUZZ_PYTHON:%=endurance-fuzz-%) $(FUZZ_NATIVE:%=endurance-fuzz-native-%) ## N=100000 hostile inputs to each reader, and at least MINUTES=60 (the native ones need clang)
 
 endurance-fuzz-native-%: build/fuzz/.stamp
-	$(BIN)/python native/fuzz/run.py $* $(if $(N),-n $(N))
+	$(BIN)/python native/fuzz/run.py $* $(if $(N),-n $(N)) $(if $(MINUTES),--minutes $(MINUTES))
 
 endurance-fuzz-%: build
-	$(BIN)/python tests/fuzz/run.py $* $(if $(N),-n $(N))
+	$(BIN)/python tests/fuzz/run.py $* $(if $(N),-n $(N)) $(if $(MINUTES),--minutes $(MINUTES))
 
 KILLS := chat serve convert convert-mlc export-ios train
 endurance-kill: $(KILLS:%=endurance-kill-%) ## N=100 kills of each of chat, serve, convert, export-ios, train, and N cuts of power
@@ -172,7 +172,7 @@ test-stock: build ## the fallback against an unpatched llama-cpp-python, built i
 
 # a second set of libraries, with a GPU backend: build/vulkan/install/edge_stream/lib
 build/%/install/.stamp: build $(NATIVE)
-	$(BIN)/cmake -S . -B build/$* -G Ninja -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(GPU_CMAKE_ARGS) > build/cmake-$*.log || (cat build/cmake-$*.log; false)
+	$(call configure,$*,$(GPU_CMAKE_ARGS))
 	$(BIN)/cmake --build build/$* --target es_all
 	$(BIN)/cmake --install build/$* --component edge_stream --prefix build/$*/install > /dev/null
 	touch $@

@@ -382,11 +382,12 @@ SECTIONS = {
         "Hostile inputs",
         "fuzz_table.py",
         "fuzz_table.py",
-        note="Counted by `make endurance-fuzz`, which goes on where it was stopped: 100,000 inputs or an hour each is "
-        "the aim. No crash, no input that takes 10 s, no growth of memory beyond 64 MiB in Python and 2 GiB in all "
+        note="Counted by `make endurance-fuzz`, which goes on where it was stopped: 100,000 inputs or an hour each, "
+        "whichever is later, is the aim. "
+        "No crash, no input that takes 10 s, no growth of memory beyond 64 MiB in Python and 2 GiB in all "
         "under the address and undefined-behaviour sanitizers: a fault ends the run, and only runs without one are "
         "counted. Those found are mended, and kept as tests or in `native/fuzz/corpus`, but for one of session files "
-        "([security](security.md#known-limits)).",
+        "with a stock libllama ([security](security.md#known-limits)).",
         untimed=True,
     ),
     "endurance-kills": Section(

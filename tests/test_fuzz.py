@@ -27,7 +27,7 @@ def fuzz() -> Iterator[object]:
 
 @pytest.mark.parametrize("target", N)
 def test_first_inputs(target: str, fuzz: object) -> None:
-    found = fuzz.run(target, 0, N[target], 1e9)  # type: ignore[attr-defined]
+    found = fuzz.run(target, 0, N[target])  # type: ignore[attr-defined]
     assert found["inputs"] == N[target]
     assert len(found["outcomes"]) > 1  # some are refused, some are read
 

@@ -1,4 +1,4 @@
-"""Run a native fuzzer: run.py TARGET -n 100000. Resumes: what earlier runs found to be new is kept, and counts.
+"""Run a native fuzzer: run.py TARGET -n 100000 --minutes 60 (at least). Resumes: earlier runs count, in slices of time.
 
 The programs are built by `make build/fuzz/.stamp` (clang, libFuzzer, address and undefined-behaviour sanitizers). A
 crash, 10 s of CPU time for one input, or more than 2 GiB of memory end the run; the input is left in build/endurance.
@@ -20,6 +20,7 @@ from edge_stream.output.files import replace_text
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "fuzz"
+SLICE = 600  # seconds of one process; what a killed one had read is not counted
 LONGEST = {"gguf": 300_000, "session": 60_000, "log": 4096}  # bytes of an input; the others are texts
 
 
@@ -34,33 +35,20 @@ def seeds(target: str, program: Path) -> Path:
     return folder
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
-    parser.add_argument("-n", type=int, default=100_000, help="inputs in all, those of earlier runs among them")
-    parser.add_argument("--seconds", type=int, default=0, help="stop this run after; 0: no limit")
-    args = parser.parse_args()
-    program = BUILD / "native" / "fuzz" / f"fuzz_{args.target}"
-    state = ROOT / "build" / "endurance"
-    corpus, path = BUILD / "corpus" / args.target, state / f"fuzz-native-{args.target}.json"
+def run(target: str, program: Path, state: Path, *limits: str) -> tuple[int, dict[str, int]]:
+    """One process. Returns how many inputs it read, and figures. Raises SystemExit with the last of its output."""
+    corpus = BUILD / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
-    state.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {"inputs": 0, "seconds": 0}
-    if known["inputs"] >= args.n:
-        print(args.target, json.dumps(known))
-        return
     command = [
-        str(program), str(corpus), str(seeds(args.target, program)), f"-runs={args.n - known['inputs']}",
-        f"-max_total_time={args.seconds}", f"-max_len={LONGEST.get(args.target, 4096)}", "-rss_limit_mb=2048",
-        "-timeout=3600", "-print_final_stats=1", "-verbosity=0", f"-artifact_prefix={state}/{args.target}-",
+        str(program), str(corpus), str(seeds(target, program)), *limits, f"-max_len={LONGEST.get(target, 4096)}",
+        "-rss_limit_mb=2048", "-timeout=3600", "-print_final_stats=1", "-verbosity=0",
+        f"-artifact_prefix={state}/{target}-",
     ]  # fmt: skip
-    kept = HERE / "corpus" / args.target  # inputs that were faults
+    kept = HERE / "corpus" / target  # inputs that were faults
     if kept.exists():
         command.insert(2, str(kept))
-    leaks = int(args.target != "rpc")  # ggml keeps the devices of every server that was named
+    leaks = int(target != "rpc")  # ggml keeps the devices of every server that was named
     options = f"allocator_may_return_null=1:detect_leaks={leaks}:quarantine_size_mb=64"
-    begun = time.monotonic()
     done = subprocess.run(
         command, env={**os.environ, "ASAN_OPTIONS": options}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -69,16 +57,45 @@ def main() -> None:
     inputs = int(stats.get("number_of_executed_units", 0))
     if done.returncode:
         print("\n".join(text.splitlines()[-80:]), file=sys.stderr)
-        raise SystemExit(f"fuzz_{args.target} ended with {done.returncode} after {known['inputs'] + inputs} inputs")
-    found = {
-        "inputs": known["inputs"] + inputs,
-        "seconds": known["seconds"] + round(time.monotonic() - begun),
+        raise SystemExit(f"fuzz_{target} ended with {done.returncode} after {inputs} inputs")
+    return inputs, {
         "corpus": len(list(corpus.iterdir())),
         "peak_mib": int(stats.get("peak_rss_mb", 0)),
         "slowest_s": int(stats.get("slowest_unit_time_sec", 0)),
     }
-    replace_text(path, json.dumps(found))
-    print(args.target, json.dumps(found))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target")
+    parser.add_argument("-n", type=int, default=100_000, help="inputs in all, those of earlier runs among them")
+    parser.add_argument("--minutes", type=float, default=60, help="at least, in all")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop this run after")
+    args = parser.parse_args()
+    program = BUILD / "native" / "fuzz" / f"fuzz_{args.target}"
+    state = ROOT / "build" / "endurance"
+    path = state / f"fuzz-native-{args.target}.json"
+    state.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {"inputs": 0, "seconds": 0}
+    begun = time.monotonic()
+    while True:
+        inputs_left, left = args.n - known["inputs"], 60 * args.minutes - known["seconds"]
+        this_run = args.seconds - (time.monotonic() - begun)
+        if (inputs_left <= 0 and left <= 0) or this_run < 1:
+            break
+        seconds = min(SLICE, this_run, left if inputs_left <= 0 else SLICE)
+        # after the time that it must have at least, the number ends it
+        limits = [f"-max_total_time={max(1, round(seconds))}", f"-runs={inputs_left if left <= 0 else -1}"]
+        slice_begun = time.monotonic()
+        inputs, found = run(args.target, program, state, *limits)
+        known = {
+            "inputs": known["inputs"] + inputs,
+            "seconds": known["seconds"] + round(time.monotonic() - slice_begun),
+            **{name: max(value, known.get(name, 0)) for name, value in found.items()},
+        }
+        replace_text(path, json.dumps(known))
+    print(args.target, json.dumps(known))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fuzz what is written in Python: `python tests/fuzz/run.py TARGET -n 100000`. Resumes where it was stopped.
+"""Fuzz what is written in Python: `run.py TARGET -n 100000 --minutes 60` (at least). Resumes where it was stopped.
 
 Input i of a target is the same in every run. A failure, a hang (10 s of CPU time) or growing memory ends the run with
 the number of the input; `--only I` tries it again. Figures: a JSON object, printed and kept beside the state.
@@ -10,6 +10,7 @@ import argparse
 import collections
 import faulthandler
 import json
+import math
 import os
 import random
 import resource
@@ -45,32 +46,35 @@ def rss() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def run(target: str, first: int, last: int, seconds: float) -> dict[str, Any]:
-    """Inputs first..last, or as many as fit into the time. Raises AssertionError, or whatever a reader raised."""
+def run(target: str, first: int, last: int, *, least: float = 0, most: float = math.inf) -> dict[str, Any]:
+    """Inputs from `first` on, to `last` or until `least` seconds are over if that is later, or `most`, or an interrupt.
+
+    Raises AssertionError, or whatever a reader raised.
+    """
     seen: collections.Counter[str] = collections.Counter()
     faulthandler.register(signal.SIGPROF, chain=True)  # where it hangs; then the process ends
-    warm, i, begun = 0.0, first, time.monotonic()
+    warm, n, begun = 0.0, 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edge-stream-fuzz-") as root, TARGETS[target](Path(root)) as attempt:
-        for i in range(first, last):
-            if time.monotonic() - begun > seconds:
-                break
+        while (seconds := time.monotonic() - begun) < most and (first + n < last or seconds < least):
+            i = first + n
             signal.setitimer(signal.ITIMER_PROF, HANG)
             try:
                 seen[attempt(random.Random(f"{target} {i}"))] += 1
+            except KeyboardInterrupt:
+                break
             except BaseException:
                 print(f"input {i} of {target}:", file=sys.stderr)
                 raise
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
-            if i - first == WARM:
+            n += 1
+            if n == WARM:
                 warm = rss()
-            if warm and i % 1000 == 0:
+            if warm and n % 1000 == 0:
                 grown = rss() - warm
-                assert grown < GROWTH, f"{grown:.0f} MiB more memory after {i - first} inputs"
-        else:
-            i = last
+                assert grown < GROWTH, f"{grown:.0f} MiB more memory after {n} inputs"
     return {
-        "inputs": i - first,
+        "inputs": n,
         "seconds": round(time.monotonic() - begun, 1),
         "outcomes": dict(seen.most_common()),
         "grown_mib": round(rss() - warm, 1) if warm else None,
@@ -83,21 +87,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("-n", type=int, default=100_000, help="inputs in all, those of earlier runs among them")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop this run after")
+    parser.add_argument("--minutes", type=float, default=60, help="at least, in all")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop this run after")
     parser.add_argument("--state", type=Path, default=Path("build/endurance"), help="folder of figures and progress")
     parser.add_argument("--only", type=int, help="this input alone")
     args = parser.parse_args()
     if args.only is not None:
-        print(run(args.target, args.only, args.only + 1, 1e9))
+        print(run(args.target, args.only, args.only + 1))
         return
     path = args.state / f"fuzz-{args.target}.json"
     known = json.loads(path.read_text()) if path.exists() else {"inputs": 0, "seconds": 0.0, "outcomes": {}}
-    found = run(args.target, known["inputs"], args.n, args.seconds)
+    left = 60 * args.minutes - known["seconds"]
+    if known["inputs"] >= args.n and left <= 0:
+        print(args.target, json.dumps(known))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found = run(args.target, known["inputs"], args.n, least=left, most=args.seconds)
     outcomes = collections.Counter(known["outcomes"]) + collections.Counter(found["outcomes"])
     found |= {
         "inputs": known["inputs"] + found["inputs"],
         "seconds": round(known["seconds"] + found["seconds"], 1),
         "outcomes": dict(outcomes.most_common()),
+        "peak_mib": max(known.get("peak_mib", 0), found["peak_mib"]),
     }
     args.state.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(found))
