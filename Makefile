@@ -75,11 +75,16 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	$(BIN)/cmake --build build/sanitize
 	LSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/lsan.supp print_suppressions=0" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
-test-thread-sanitize: $(BIN)/.stamp-python ## the native tests, several threads over the C API among them, under the thread sanitizer
+# how a server reads, answers, saves and recalls from several threads; Python and its packages are not instrumented
+TSAN_TESTS := tests/test_parallel.py $(foreach part,load native parts clients store recall adapters,tests/test_serve_$(part).py)
+test-thread-sanitize: TSAN := suppressions=$(CURDIR)/native/tests/tsan.supp second_deadlock_stack=1
+test-thread-sanitize: build ## the native tests, and a server in the hands of many clients, under the thread sanitizer (gcc)
 	$(call configure,thread-sanitize,-DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON $(SANITIZED))
 	$(BIN)/cmake --build build/thread-sanitize
-	TSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/tsan.supp second_deadlock_stack=1" ES_TEST_EVERY=7 \
-	    $(BIN)/ctest --test-dir build/thread-sanitize --output-on-failure
+	TSAN_OPTIONS="$(TSAN)" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/thread-sanitize --output-on-failure
+	$(BIN)/cmake --install build/thread-sanitize --component edge_stream --prefix build/thread-sanitize/install > /dev/null
+	TSAN_OPTIONS="$(TSAN) ignore_noninstrumented_modules=1" LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
+	    LLAMA_CPP_LIB_PATH=$(CURDIR)/build/thread-sanitize/install/edge_stream/lib $(BIN)/python -m pytest -p no:xdist $(TSAN_TESTS)
 
 # a build plan that says nothing but what it did; a warning of ours is an error
 SWIFT_PACKAGE := --package-path ios_demo/EdgeStreamKit -Xswiftc -warnings-as-errors
