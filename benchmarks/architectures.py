@@ -20,7 +20,7 @@ from results import stamp_line
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny_architectures import (  # noqa: E402
+from architecture_exactness import (  # noqa: E402
     EXACT,
     N_CTX,
     N_KEEP,
@@ -29,9 +29,9 @@ from tiny_architectures import (  # noqa: E402
     REBASE_AT,
     TOLERANCE,
     Result,
-    names,
     run,
 )
+from architecture_metadata import names  # noqa: E402
 
 INTRODUCTION = f"""# Architectures
 

@@ -1,4 +1,4 @@
-"""Every architecture that llama.cpp knows streams exactly or is refused with a reason (see tiny_architectures.py)."""
+"""Every architecture that llama.cpp knows streams exactly (architecture_exactness.py) or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from tiny_architectures import EXACT, FIXTURES, NO_FIXTURE, REFUSED, Result, names, run
+from architecture_exactness import EXACT, NO_FIXTURE, REFUSED, Result, run
+from architecture_metadata import FIXTURES, names
 
 from edge_stream.native import bindings
 

@@ -11,7 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_architectures import FIXTURES, Fixture, copy_with, make
+from architecture_metadata import FIXTURES, Fixture
+from tiny_architectures import copy_with, make
 from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
 
 from edge_stream import EdgeStreamError, Engine, Sampling, UnsupportedModelError

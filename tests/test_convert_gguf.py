@@ -18,9 +18,9 @@ import gguf
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from architecture_exactness import EXACT, examine
 from awkward_strings import awkward_strings, decomposed, mixed_case
 from click.testing import CliRunner
-from tiny_architectures import EXACT, examine
 
 from edge_stream import Engine
 from edge_stream.cli import cli

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_architectures
+import raw_llama
 from test_architectures import MUST_STREAM
 
 from edge_stream import Engine, UnsupportedModelError
@@ -19,7 +19,7 @@ from edge_stream.native import bindings, libraries
 pytestmark = pytest.mark.skipif(not bindings.library().es_bank_available(), reason="a stock libllama has no sink bank")
 
 SIGN, BASE, NOPE = 1, 2, 3  # enum es_bank_fault
-OPTIONS: dict[str, Any] = {"n_ctx": tiny_architectures.N_CTX, "n_threads": 1}
+OPTIONS: dict[str, Any] = {"n_ctx": raw_llama.N_CTX, "n_threads": 1}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from architecture_metadata import EVERY_2ND, FIXTURES, Fixture, decoder, mamba
 from numpy.typing import NDArray
+from raw_llama import Llama, Raw
 from reference import F64, Weights
 from reference_layers import (
     LayerConfig,
@@ -27,7 +29,7 @@ from reference_layers import (
     load_layered_reference,
     still_pairs,
 )
-from tiny_architectures import EVERY_2ND, FIXTURES, Fixture, Llama, Raw, decoder, make, mamba
+from tiny_architectures import make
 from tiny_models import write_tiny_llama
 
 from edge_stream import Engine

@@ -9,7 +9,8 @@ import gguf
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import tiny_models
-from tiny_architectures import FIXTURES, make
+from architecture_metadata import FIXTURES
+from tiny_architectures import make
 
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
