@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_stream.backends.loading import default_threads
-from edge_stream.measure.stamp import cpu_flags
+from edge_stream.hardware.processor import cpu_flags
 from edge_stream.measure.table import markdown, rounded
 
 ROOT = Path(__file__).resolve().parents[1]

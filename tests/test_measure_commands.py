@@ -282,7 +282,7 @@ def test_streameval_chooses_distances(tiny: Tiny) -> None:
 def test_the_build_knows_llama_cpps_commit() -> None:
     import llama_pin
 
-    from edge_stream.cli.info import system_facts
+    from edge_stream.hardware.system import system_facts
     from edge_stream.native import libraries
 
     facts = system_facts()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 import click
 
-from edge_stream.cli import options, package_version
+from edge_stream.cli import options
 from edge_stream.cli.llama_flags import Command
 
 _SINKS = {
@@ -26,9 +24,10 @@ _SINKS = {
 @options.compute_options
 def main(**flags: Any) -> None:
     """Show versions and devices; with -m also whether the model can stream, and its memory at -c."""
-    if flags["rpc"]:
-        from edge_stream.hardware import devices
+    from edge_stream.hardware import devices
+    from edge_stream.hardware.system import system_facts
 
+    if flags["rpc"]:
         for endpoint in flags["rpc"]:
             devices.add_rpc_server(endpoint)
     facts = system_facts()
@@ -36,28 +35,6 @@ def main(**flags: Any) -> None:
         with options.load_engine(flags) as engine:
             facts |= {"model": model_facts(engine)}
     click.echo(json.dumps(facts, indent=2) if flags["as_json"] else _text(facts))
-
-
-def system_facts() -> dict[str, Any]:
-    """Versions, devices, the way sinks are moved, and whose attention and products the CPU computes with."""
-    from edge_stream.native import bindings, libraries
-
-    llama = libraries.llama()
-    library = ctypes.CDLL(str(libraries.llama_dir() / libraries._lib_name("llama")))
-    llama.llama_backend_init()
-    commit = _string(library, "ggml_commit")
-    return {
-        "edge_stream": package_version(),
-        "llama_cpp_python": _installed("llama-cpp-python"),
-        "llama_cpp": commit or "unknown",
-        "ggml": _string(library, "ggml_version") or "unknown",
-        "libraries": str(libraries.llama_dir()),
-        "sink_move": "bank" if bindings.library().es_bank_available() else "redecode",
-        "attention": _string(library, "es_attention_name") or "stock",
-        "products": _string(library, "es_products_name") or "stock",
-        "devices": _devices(),
-        "system": llama.llama_print_system_info().decode(errors="replace").strip(),
-    }
 
 
 def model_facts(engine: Any) -> dict[str, Any]:
@@ -84,50 +61,6 @@ def model_facts(engine: Any) -> dict[str, Any]:
         "devices": [d.name for d in engine.devices],
         "file_mib": round(engine.n_bytes / 2**20, 2),
     }
-
-
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _string(library: ctypes.CDLL, function: str) -> str | None:
-    """The result of a `const char * f(void)` of ggml; None if this build has no such function."""
-    try:
-        call = getattr(library, function)
-    except AttributeError:
-        return None
-    call.restype, call.argtypes = ctypes.c_char_p, []
-    answer = call()
-    return answer.decode(errors="replace") if answer else None
-
-
-def _devices() -> list[dict[str, Any]]:
-    """All devices, and the types of K with which each moves sinks, and rebases, without the CPU."""
-    from edge_stream.cache_types import CACHE_TYPES
-    from edge_stream.hardware import bank_ops, devices
-
-    def missing(handle: int, cache_type: str) -> dict[str, list[str]]:
-        return bank_ops.unsupported(lambda op: devices.ggml().ggml_backend_dev_supports_op(handle, op), cache_type)
-
-    found = []
-    for device in devices.devices():
-        steps = {name: missing(device.handle, name) for name in CACHE_TYPES}
-        found.append(
-            {
-                "name": device.name,
-                "description": device.description,
-                "kind": device.kind,
-                "backend": device.backend,
-                "memory_mib": device.total // 2**20,
-                "free_mib": device.free // 2**20,
-                "moves_sinks": [name for name, step in steps.items() if not step["slide"] and not step["capture"]],
-                "rebases": [name for name, step in steps.items() if not step["rebase"]],
-            }
-        )
-    return found
 
 
 def _tokens(n: int | None) -> str:

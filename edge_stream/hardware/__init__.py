@@ -1,1 +1,1 @@
-"""What a model runs on: devices and their memory, and which of the bank's operations each has."""
+"""What a model runs on: processor, devices and their memory, what of the bank each can do, installed versions."""

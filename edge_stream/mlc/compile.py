@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.converters import mlc as converters
 from edge_stream.errors import EdgeStreamError
-from edge_stream.measure.stamp import cpu_flags, cpu_name
+from edge_stream.hardware.processor import cpu_flags, cpu_name
 from edge_stream.mlc.kernels import Lanes
 from edge_stream.models import names
 from edge_stream.output.files import replace_text
