@@ -16,6 +16,7 @@ PACKAGE = ROOT / "edge_stream"
 LEAVES = {
     "errors",
     "families",
+    "hardware.devices",
     "output.files",
     "output.staging",
     "paths",

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from edge_stream.errors import EdgeStreamError
-from edge_stream.output.files import replace_file
+from edge_stream.output.files import target_of
+from edge_stream.output.staging import publish, staging_folder
 from edge_stream.training.loop import Run
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,7 +25,11 @@ def save(path: Path, run: Run, about: dict[str, Any]) -> None:
         tensors[name] = values.detach()
         tensors |= {f"{name}:{moment}": run.optimizer.state[values][moment] for moment in _MOMENTS}
     facts = {"edge_stream": json.dumps({"about": about, "step": run.step, "log": run.log})}
-    replace_file(path, lambda name: write(tensors, Path(name), facts))
+    path = target_of(path)
+    # in a folder of its own: safetensors writes beside a file, under a name that nobody would remove after a kill
+    with staging_folder(path) as staging:
+        write(tensors, staging / path.name, facts)
+        publish([staging / path.name], path.parent, overwrite=True)
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path, facts: dict[str, str]) -> None:

@@ -159,6 +159,28 @@ test_training.train({out!r}, sink="token", show=lambda step, _: step == 15 and o
 """
 
 
+_CUT = """
+import resource, signal, sys
+sys.path[:0] = {paths!r}
+import test_training
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+limit = lambda step, _: step == 15 and resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+test_training.train(test_training.Path({out!r}), show=limit)
+"""
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """What was written of it is removed when the next one is."""
+    out = tmp_path / "cut"
+    code = _CUT.format(paths=[str(Path(__file__).parent), *sys.path], out=str(out))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    assert len(list(tmp_path.iterdir())) == 2
+    train(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["cut"]
+
+
 def test_resumed_after_kill_9_is_bit_identical(trained: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "killed"
     code = f"from pathlib import Path\n{_KILLED.format(paths=sys.path, out='OUT')}".replace(
