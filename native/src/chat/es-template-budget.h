@@ -26,7 +26,7 @@ struct es_template_stop {
 // no value of jinja's may be used after the scope in which it was made.
 constexpr size_t ES_TEMPLATE_BYTES           = 8000000;
 constexpr size_t ES_TEMPLATE_BYTES_PER_INPUT = 64;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 constexpr size_t ES_TEMPLATE_STACK = 4 * 384 * 1024; // whose frames are larger
 #else
 constexpr size_t ES_TEMPLATE_STACK = 384 * 1024;
