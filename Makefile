@@ -75,13 +75,13 @@ test-sanitize: $(BIN)/.stamp-python ## the native tests under the address and un
 	$(BIN)/cmake --build build/sanitize
 	LSAN_OPTIONS="suppressions=$(CURDIR)/native/tests/lsan.supp print_suppressions=0" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
-# how a server reads, answers, saves and recalls from several threads; Python and its packages are not instrumented
+# left out: test_template_budget, which has one thread, and measures stack and heap, which this sanitizer enlarges.
+# Then how a server reads, answers, saves and recalls from several threads; Python and its packages are not instrumented
 TSAN_TESTS := tests/test_parallel.py $(foreach part,load native parts clients store recall adapters,tests/test_serve_$(part).py)
 test-thread-sanitize: TSAN := suppressions=$(CURDIR)/native/tests/tsan.supp second_deadlock_stack=1
 test-thread-sanitize: build ## the native tests, and a server in the hands of many clients, under the thread sanitizer (gcc)
 	$(call configure,thread-sanitize,-DEDGE_STREAM_TESTS=ON -DEDGE_STREAM_TSAN=ON $(SANITIZED))
 	$(BIN)/cmake --build build/thread-sanitize
-	# test_template_budget measures stack and heap, which this sanitizer enlarges; it has one thread
 	TSAN_OPTIONS="$(TSAN)" ES_TEST_EVERY=7 $(BIN)/ctest --test-dir build/thread-sanitize --output-on-failure -E template_budget
 	$(BIN)/cmake --install build/thread-sanitize --component edge_stream --prefix build/thread-sanitize/install > /dev/null
 	TSAN_OPTIONS="$(TSAN) ignore_noninstrumented_modules=1" LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \

@@ -34,7 +34,7 @@ TIMEOUT = 300.0
 
 
 def engine_logits(path: Path, tokens: Sequence[int], rebase_at: int = 0) -> tuple[Array, int]:
-    """The same from edge-stream, and the number of rebases."""
+    """The logits of every token from edge-stream, as Raw.stream has them, and the number of rebases."""
     with (
         Engine.load(
             path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -13,11 +12,11 @@ import tiny_checkpoints as tiny
 from awkward_strings import awkward_strings
 from tokenizers import Tokenizer
 
+from edge_stream.backends import loading
 from edge_stream.converters import to_gguf, vocab_bpe
 from edge_stream.converters.gguf_source import GgufSource
-from edge_stream.hardware import devices
 from edge_stream.models.conversion import open_source
-from edge_stream.native import libraries
+from edge_stream.native.callbacks import Callbacks
 from edge_stream.vocabulary import Vocabulary
 
 SOURCE = Path(__file__).parents[1] / "build" / "llama.cpp" / "llama.cpp" / "src" / "llama-vocab.cpp"
@@ -89,16 +88,14 @@ def test_every_name_gives_the_same_tokens(original: tuple[str, Path], tmp_path: 
     """llama.cpp's tokens under each name; the rebuilt tokenizer.json (for MLC) gives the ones of the first name."""
     name, path = original
     texts = [text for text in awkward_strings(60) if "<|" not in text]
-    llama = libraries.llama()
-    llama.llama_backend_init()
+    llama = loading.start(False)
     params = llama.llama_model_default_params()
     params.vocab_only = True
-    devices.place(params)
     want: tuple[list[list[int]], bool] | None = None
     files = set()
     for pre in (name, *vocab_bpe._ALIASES.get(name, ())):
         copy = renamed(path, tmp_path / "m.gguf", pre)
-        model = llama.llama_model_load_from_file(os.fsencode(copy), params)
+        model = loading.load_model(copy, params, Callbacks())
         assert model, pre
         vocabulary = Vocabulary(model)
         got = [vocabulary.tokenize(text) for text in texts], vocabulary.add_bos

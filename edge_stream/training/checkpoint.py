@@ -38,6 +38,7 @@ def write(tensors: dict[str, torch.Tensor], path: Path, facts: dict[str, str]) -
         safetensors.torch.save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, path, facts)
     except SafetensorError as error:
         raise OSError(f"{error}".partition(":")[2].strip() or str(error)) from None
+    path.chmod(0o644)  # safetensors makes it 0600; as replace_file leaves a file
 
 
 def restore(path: Path, run: Run, about: dict[str, Any]) -> None:

@@ -159,6 +159,22 @@ test_training.train({out!r}, sink="token", show=lambda step, _: step == 15 and o
 """
 
 
+def test_resumed_after_kill_9_is_bit_identical(trained: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    code = f"from pathlib import Path\n{_KILLED.format(paths=sys.path, out='OUT')}".replace(
+        "'OUT'", f"Path({str(out)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["killed.checkpoint"]
+    seen: list[int] = []
+    log = train(out, sink="token", show=lambda step, _: seen.append(step))
+    assert seen == list(range(13, 25)), "it goes on from the checkpoint at step 12"
+    assert (out / "model.safetensors").read_bytes() == (trained["token"] / "model.safetensors").read_bytes()
+    assert log == json.loads((trained["token"] / "training.json").read_text(encoding="utf-8"))["log"]
+    assert [p.name for p in tmp_path.iterdir()] == ["killed"]
+
+
 _CUT = """
 import resource, signal, sys
 sys.path[:0] = {paths!r}
@@ -177,24 +193,10 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGXFSZ, done.stderr
     assert len(list(tmp_path.iterdir())) == 2
+    assert out.with_name("cut.checkpoint").stat().st_mode & 0o777 == 0o644
     train(out)
     assert [p.name for p in tmp_path.iterdir()] == ["cut"]
-
-
-def test_resumed_after_kill_9_is_bit_identical(trained: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    code = f"from pathlib import Path\n{_KILLED.format(paths=sys.path, out='OUT')}".replace(
-        "'OUT'", f"Path({str(out)!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["killed.checkpoint"]
-    seen: list[int] = []
-    log = train(out, sink="token", show=lambda step, _: seen.append(step))
-    assert seen == list(range(13, 25)), "it goes on from the checkpoint at step 12"
-    assert (out / "model.safetensors").read_bytes() == (trained["token"] / "model.safetensors").read_bytes()
-    assert log == json.loads((trained["token"] / "training.json").read_text(encoding="utf-8"))["log"]
-    assert [p.name for p in tmp_path.iterdir()] == ["killed"]
+    assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_weight_decay_shrinks_matrices_only(tmp_path: Path) -> None:
