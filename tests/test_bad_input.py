@@ -121,6 +121,8 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
     "attention without heads": ("gemma3", "attention.head_count", 0, "no heads"),
     "attention without a number of heads": ("gemma3", "attention.head_count", None, "no heads"),
     "no heads": ("qwen35", "attention.head_count", 0, "cannot load|cannot create|is damaged"),
+    "latent attention without values": ("deepseek2", "attention.value_length_mla", None, "not of both"),
+    "latent attention with keys of no length": ("deepseek2", "attention.key_length_mla", 0, "not of both"),
     "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
 }
 

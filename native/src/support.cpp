@@ -199,6 +199,9 @@ std::string contradiction(const gguf_facts & facts) {
     if (facts.attends_without_heads()) {
         return "it has attention and no heads";
     }
+    if ((facts.number("attention.key_length_mla") > 0) != (facts.number("attention.value_length_mla") > 0)) {
+        return "it has the length of either keys or values of latent attention (MLA), not of both";
+    }
     const int64_t n_rotated = facts.number("rope.dimension_count"), n_key = facts.number("attention.key_length");
     if (n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
         snprintf(text, sizeof(text), "it rotates %lld dimensions of a head's %lld", (long long) n_rotated,
