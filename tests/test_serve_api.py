@@ -77,8 +77,11 @@ def test_limits_of_length_and_default_of_completions(served: Served) -> None:
     assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 7
     answer = served.client.post("/v1/completions", json={"prompt": "Hello", "ignore_eos": True}).json()
     assert answer["usage"]["completion_tokens"] == 16
-    answer = served.client.chat(HELLO, max_tokens=0)
-    assert answer["choices"][0]["message"]["content"] == "" and answer["usage"]["completion_tokens"] == 0
+    for tools in ([], [WEATHER]):  # a parser of calls has nothing to give out
+        for n in (1, 2):
+            answer = served.client.chat(HELLO, max_tokens=0, tools=tools, n=n, verbose=True)
+            assert [choice["message"]["content"] for choice in answer["choices"]] == [""] * n
+            assert answer["usage"]["completion_tokens"] == answer["__verbose"]["tokens_predicted"] == 0
 
 
 def said(chunks: list[Any]) -> tuple[dict[int, str], dict[int, str]]:

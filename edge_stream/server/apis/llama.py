@@ -254,7 +254,7 @@ class NativeForm(AnswerForm):
             yield sse(self._part(k * self.n, None) | progress(event))
         elif isinstance(event, Delta):
             i = k * self.n + event.index
-            self._n_written[i] += 1
+            self._n_written[i] += event.token is not None
             self._has_line[i] = self._has_line[i] or "\n" in event.text
             yield sse(self._part(i, event))
         elif isinstance(event, Finished):
@@ -268,7 +268,7 @@ class NativeForm(AnswerForm):
         part: dict[str, Any] = {
             "index": i,
             "content": event.text if event else "",
-            "tokens": [event.token] if event else [],
+            "tokens": [event.token] if event and event.token is not None else [],
             "stop": False,
             "id_slot": info["slot"],
             "tokens_predicted": self._n_written[i],

@@ -56,7 +56,8 @@ class Collected:
             return
         self.text += event.text
         self.reasoning += event.reasoning
-        self.tokens.append(event.token)
+        if event.token is not None:
+            self.tokens.append(event.token)
         if event.logprobs:
             self.logprobs.append(event.logprobs)
         for call in event.tool_calls or ():

@@ -54,7 +54,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Delta:
-    """One generated token. text, reasoning: what it adds to the content and to the thinking; both may be empty.
+    """One generated token, or none if what was held back is given out at the end.
+
+    text, reasoning: what it adds to the content and to the thinking; both may be empty.
 
     tool_calls: what it adds to calls, as OpenAI's chunks have it: `{"index", "id", "type", "function": {"name",
     "arguments"}}` begins a call, `{"index", "function": {"arguments"}}` goes on with its arguments. logprobs: of the
@@ -63,7 +65,7 @@ class Delta:
 
     index: int
     text: str
-    token: int
+    token: int | None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: TokenLogprobs | None = None
     info: dict[str, Any] | None = None

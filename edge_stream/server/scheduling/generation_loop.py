@@ -250,7 +250,7 @@ class GenerationLoop:
         parser = task.answer.parser
         if parser:
             if how in ("cut", "grammar"):  # what was held back as the start of a call is text
-                task.send(_delta(task.index, task.answer.tokens[-1], parser.push("", last=True)))
+                task.send(_delta(task.index, None, parser.push("", last=True)))
             if reason == "stop" and parser.message.get("tool_calls"):
                 reason = "tool_calls"
         stop_string = task.writer.stop_string if task.writer else None
@@ -337,7 +337,7 @@ def _server_error(error: Exception) -> errors.ApiError:
 
 def _delta(
     index: int,
-    token: int,
+    token: int | None,
     added: Addition,
     logprobs: TokenLogprobs | None = None,
     info: dict[str, Any] | None = None,
