@@ -124,6 +124,7 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
     "latent attention without values": ("deepseek2", "attention.value_length_mla", None, "not of both"),
     "latent attention with keys of no length": ("deepseek2", "attention.key_length_mla", 0, "not of both"),
     "a negative sliding window": ("gemma3", "attention.sliding_window", -5, "cannot load|sliding_window"),
+    "a sliding window of gigabytes": ("gemma3", "attention.sliding_window", 1 << 30, "sliding_window is 1073741824"),
 }
 
 

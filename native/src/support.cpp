@@ -193,6 +193,13 @@ std::string contradiction(const gguf_facts & facts) {
             return text;
         }
     }
+    // llama.cpp reserves four bytes for each token of the window with every batch
+    for (const char * key : { "attention.sliding_window", "attention.chunk_size" }) {
+        if (const int64_t n = facts.number(key); n > 1 << 24) {
+            snprintf(text, sizeof(text), "its %s is %lld tokens, more than any model's", key, (long long) n);
+            return text;
+        }
+    }
     if (facts.number("attention.sliding_window") > 0 && facts.none_of("attention.sliding_window_pattern")) {
         return "it has a sliding window and no layer that uses it";
     }
