@@ -32,6 +32,18 @@ def test_first_inputs(target: str, fuzz: object) -> None:
     assert len(found["outcomes"]) > 1  # some are refused, some are read
 
 
+def test_an_input_is_the_same_whatever_came_before(fuzz: object) -> None:
+    import random
+
+    import mutate
+
+    def changed(seed: int) -> bytes:
+        return mutate.dumps(mutate.change_json(random.Random(seed), {"a": [{"b": 1}, []]}, n=20))
+
+    first = [changed(seed) for seed in range(20)]
+    assert first == [changed(seed) for seed in range(20)]
+
+
 def test_a_message_is_a_line_for_a_terminal() -> None:
     """Names from files may hold line feeds and a terminal's commands."""
     error = EdgeStreamError("key 'a\nb\x1b[2J\ud800' is wrong: ä" + "x" * 2000)

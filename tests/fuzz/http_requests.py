@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,8 @@ from edge_stream import Engine
 
 Attempt = Callable[[random.Random], str]
 
-MOMENT = 0.5
-TRIES = 1000  # of a hundredth of a second, after which a server that is still busy with somebody who has gone hangs
+MOMENT = 0.1
+TRIES = 1000  # of a moment each, after which a server that is still busy hangs
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -144,19 +143,30 @@ def request(rng: random.Random, host: str) -> bytes:
     return (mutate.change_bytes(rng, head) if rng.random() < 0.15 else head) + data
 
 
-def answer(url: tuple[str, int], data: bytes) -> tuple[bytes, bool]:
-    """What the server sends until it ends the connection or has said nothing for a moment, and whether it ended it."""
+def answer(url: tuple[str, int], data: bytes, idle: Callable[[], bool]) -> tuple[bytes, bool]:
+    """What the server sends until it ends the connection, and whether it did so by itself.
+
+    Once it has said nothing for a moment and does nothing, it hears that nothing more comes, and has to end it.
+    Raises AssertionError if it does not, or is busy without end.
+    """
+    parts, by_itself = [], True
     with socket.create_connection(url, timeout=MOMENT) as sock:
-        parts = []
         try:
             sock.sendall(data)
-            while part := sock.recv(1 << 16):
+            for _ in range(TRIES):
+                try:
+                    part = sock.recv(1 << 16)
+                except TimeoutError:
+                    if idle():
+                        by_itself = False
+                        sock.shutdown(socket.SHUT_WR)
+                    continue
+                if not part:
+                    return b"".join(parts), by_itself
                 parts.append(part)
-        except TimeoutError:
-            return b"".join(parts), False
         except OSError:  # it was closed before all was sent
-            pass
-        return b"".join(parts), True
+            return b"".join(parts), by_itself
+    raise AssertionError(f"the server still holds the connection of {data!r}, to which it said {b''.join(parts)!r}")
 
 
 @contextmanager
@@ -174,12 +184,7 @@ def requests(root: Path) -> Iterator[Attempt]:
 
         def attempt(rng: random.Random) -> str:
             sent = request(rng, f"{host}:{port}")
-            got, ended = answer((host, int(port)), sent)
-            for tries in range(TRIES + 1):
-                if ended or idle():
-                    break
-                assert tries < TRIES, f"the server is still busy with {sent!r}"
-                time.sleep(0.01)
+            got, ended = answer((host, int(port)), sent, idle)
             if not got:
                 return "closed" if ended else "waited"
             code = int(got[9:12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -25,10 +26,15 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def any_value(rng: random.Random) -> Any:
+    """A copy of one of VALUES: what is made of it later is no concern of the next input."""
+    return copy.deepcopy(rng.choice(VALUES))
+
+
 def change_value(rng: random.Random, value: Any) -> Any:
     """Another value in place of one."""
     if isinstance(value, bool) or rng.random() < 0.5:
-        return rng.choice(VALUES)
+        return any_value(rng)
     if isinstance(value, int):
         return value + rng.choice((-1, 1, value, -value - 1, 2**20))
     if isinstance(value, float):
@@ -37,7 +43,7 @@ def change_value(rng: random.Random, value: Any) -> Any:
         i = rng.randrange(len(value))
         return value[:i] + rng.choice(("", "\x00", '"', "\\", "é", "\ud83d", value)) + value[i + rng.randrange(2) :]
     if isinstance(value, list) and value:
-        return rng.choice((value * 3, value[:-1], [value], [*value, rng.choice(VALUES)]))
+        return rng.choice((value * 3, value[:-1], [value], [*value, any_value(rng)]))
     return [value]
 
 
