@@ -117,6 +117,8 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
         "no layer that uses",
     ),
     "more is rotated than a head has": ("qwen35", "rope.dimension_count", 4096, "rotates 4096 dimensions"),
+    "nothing is rotated": ("gemma2", "rope.dimension_count", 0, "rotates 0 dimensions"),
+    "nothing is rotated in windows": ("gemma4", "rope.dimension_count_swa", 0, "rotates 0 dimensions"),
     "an odd number is rotated": ("gemma3", "rope.dimension_count", 5, "rotates 5 dimensions"),
     "attention without heads": ("gemma3", "attention.head_count", 0, "no heads"),
     "attention without a number of heads": ("gemma3", "attention.head_count", None, "no heads"),

@@ -79,6 +79,12 @@ public:
         }
     }
 
+    // dimensions of a head's key; -1: it is not said, or differs by layer
+    int64_t head_size() const {
+        const int64_t n = number("attention.key_length"), n_head = number("attention.head_count");
+        return n >= 0 || n_head <= 0 ? n : number("embedding_length") / n_head;
+    }
+
     // the file's size if its last tensor is whole
     uint64_t whole() const {
         uint64_t end = 0;
@@ -209,20 +215,23 @@ std::string contradiction(const gguf_facts & facts) {
     if ((facts.number("attention.key_length_mla") > 0) != (facts.number("attention.value_length_mla") > 0)) {
         return "it has the length of either keys or values of latent attention (MLA), not of both";
     }
-    const int64_t n_rotated = facts.number("rope.dimension_count"), n_key = facts.number("attention.key_length");
-    if (n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
-        snprintf(text, sizeof(text), "it rotates %lld dimensions of a head's %lld", (long long) n_rotated,
-                 (long long) n_key);
-        return text;
+    for (const std::string layers : { "", "_swa" }) {
+        const int64_t n_rotated = facts.number(("rope.dimension_count" + layers).c_str());
+        int64_t       n_key     = facts.number(("attention.key_length" + layers).c_str());
+        n_key                   = n_key >= 0 ? n_key : facts.head_size();
+        // of 0, ggml's rotation on the CPU comes to no end
+        if (n_rotated == 0 || n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
+            snprintf(text, sizeof(text), "it rotates %lld dimensions of a head's %lld", (long long) n_rotated,
+                     (long long) n_key);
+            return text;
+        }
     }
     const std::vector<int32_t> sections = facts.numbers("rope.dimension_sections");
     if (!sections.empty()) {
-        const int64_t heads = facts.number("attention.head_count");
-        int64_t       n_rot = facts.number("rope.dimension_count");
-        n_rot               = n_rot >= 0 ? n_rot : facts.number("attention.key_length");
-        n_rot               = n_rot >= 0 || heads <= 0 ? n_rot : facts.number("embedding_length") / heads;
-        int64_t sum         = 0;
-        bool    negative    = false;
+        int64_t n_rot    = facts.number("rope.dimension_count");
+        n_rot            = n_rot >= 0 ? n_rot : facts.head_size();
+        int64_t sum      = 0;
+        bool    negative = false;
         for (const int32_t n : sections) {
             sum += n;
             negative = negative || n < 0;
