@@ -128,7 +128,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t * data, size_t size, size_t ma
             int64_t                  value    = 0;
             memcpy(&value, data + s.at, s.n);
             switch (rng() % 4) {
-            case 0: value += (int64_t) (rng() % 5) - 2; break;
+            case 0: value = (int64_t) ((uint64_t) value + rng() % 5 - 2); break;
             case 1: memcpy(&value, &floats[rng() % std::size(floats)], 4); break;
             case 2: {
                 const span other = w.spans[rng() % w.spans.size()];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ Attempt = Callable[[random.Random], str]
 
 MOMENT = 0.1
 TRIES = 1000  # of a moment each, after which a server that is still busy hangs
+LONG = 200  # parts of an answer, after which it is left
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -146,10 +148,12 @@ def request(rng: random.Random, host: str) -> bytes:
 def answer(url: tuple[str, int], data: bytes, idle: Callable[[], bool]) -> tuple[bytes, bool]:
     """What the server sends until it ends the connection, and whether it did so by itself.
 
-    Once it has said nothing for a moment and does nothing, it hears that nothing more comes, and has to end it.
-    Raises AssertionError if it does not, or is busy without end.
+    Once it has said nothing for a moment and does nothing, it hears that nothing more comes, and has to end it. An
+    answer without end (`"max_tokens": -1`) is left after a while. Raises AssertionError if the connection is not ended,
+    or the server is busy with it without end.
     """
-    parts, by_itself = [], True
+    parts: list[bytes] = []
+    by_itself = True
     with socket.create_connection(url, timeout=MOMENT) as sock:
         try:
             sock.sendall(data)
@@ -164,9 +168,16 @@ def answer(url: tuple[str, int], data: bytes, idle: Callable[[], bool]) -> tuple
                 if not part:
                     return b"".join(parts), by_itself
                 parts.append(part)
+                if len(parts) == LONG:
+                    break
         except OSError:  # it was closed before all was sent
             return b"".join(parts), by_itself
-    raise AssertionError(f"the server still holds the connection of {data!r}, to which it said {b''.join(parts)!r}")
+        assert len(parts) == LONG, f"the connection of {data!r} is held, which heard {b''.join(parts)!r}"
+    for _ in range(TRIES):
+        if idle():
+            return b"".join(parts), False
+        time.sleep(MOMENT)
+    raise AssertionError(f"the server is still busy with {data!r}")
 
 
 @contextmanager
