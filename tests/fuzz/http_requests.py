@@ -21,6 +21,7 @@ Attempt = Callable[[random.Random], str]
 
 MOMENT = 0.1
 TRIES = 1000  # of a moment each, after which a server that is still busy hangs
+SILENT = 4  # moments; fewer, and a busy machine may not have looked at the request yet
 LONG = 200  # parts of an answer, after which it is left
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -148,12 +149,12 @@ def request(rng: random.Random, host: str) -> bytes:
 def answer(url: tuple[str, int], data: bytes, idle: Callable[[], bool]) -> tuple[bytes, bool]:
     """What the server sends until it ends the connection, and whether it did so by itself.
 
-    Once it has said nothing for a moment and does nothing, it hears that nothing more comes, and has to end it. An
+    Once it has said nothing for a few moments and does nothing, it hears that nothing more comes, and has to end it. An
     answer without end (`"max_tokens": -1`) is left after a while. Raises AssertionError if the connection is not ended,
     or the server is busy with it without end.
     """
     parts: list[bytes] = []
-    by_itself = True
+    by_itself, silent = True, 0
     with socket.create_connection(url, timeout=MOMENT) as sock:
         try:
             sock.sendall(data)
@@ -161,13 +162,15 @@ def answer(url: tuple[str, int], data: bytes, idle: Callable[[], bool]) -> tuple
                 try:
                     part = sock.recv(1 << 16)
                 except TimeoutError:
-                    if idle():
+                    silent += 1
+                    if silent >= SILENT and idle():
                         by_itself = False
                         sock.shutdown(socket.SHUT_WR)
                     continue
                 if not part:
                     return b"".join(parts), by_itself
                 parts.append(part)
+                silent = 0
                 if len(parts) == LONG:
                     break
         except OSError:  # it was closed before all was sent
