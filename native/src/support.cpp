@@ -199,10 +199,22 @@ std::string contradiction(const gguf_facts & facts) {
             return text;
         }
     }
-    // llama.cpp reserves four bytes for each token of the window with every batch
-    for (const char * key : { "attention.sliding_window", "attention.chunk_size" }) {
-        if (const int64_t n = facts.number(key); n > 1 << 24) {
-            snprintf(text, sizeof(text), "its %s is %lld tokens, more than any model's", key, (long long) n);
+    // Numbers without a bound in llama.cpp: it takes kinds for values of its enumerations, and reserves four bytes for
+    // each token of a window with every batch.
+    static constexpr struct {
+        const char * key;
+        int64_t      most;
+    } bounds[] = {
+        { "expert_gating_func", 4 },
+        { "pooling_type", LLAMA_POOLING_TYPE_RANK },
+        { "classifier.pooling_type", LLAMA_POOLING_TYPE_RANK },
+        { "attention.sliding_window", 1 << 24 },
+        { "attention.chunk_size", 1 << 24 },
+    };
+    for (const auto & bound : bounds) {
+        if (const int64_t n = facts.number(bound.key); n > bound.most) {
+            snprintf(text, sizeof(text), "its %s is %lld, and %lld is the most that is known", bound.key, (long long) n,
+                     (long long) bound.most);
             return text;
         }
     }
@@ -219,8 +231,10 @@ std::string contradiction(const gguf_facts & facts) {
         const int64_t n_rotated = facts.number(("rope.dimension_count" + layers).c_str());
         int64_t       n_key     = facts.number(("attention.key_length" + layers).c_str());
         n_key                   = n_key >= 0 ? n_key : facts.head_size();
-        // of 0, ggml's rotation on the CPU comes to no end
-        if (n_rotated == 0 || n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
+        // over 0 of a head's, ggml's rotation on the CPU comes to no end; latent attention keeps those apart that it
+        // rotates
+        const bool none = n_rotated == 0 && facts.number("attention.key_length_mla") <= 0;
+        if (none || n_rotated % 2 == 1 || (n_key > 0 && n_rotated > n_key)) {
             snprintf(text, sizeof(text), "it rotates %lld dimensions of a head's %lld", (long long) n_rotated,
                      (long long) n_key);
             return text;
