@@ -56,7 +56,7 @@ class StreamStats:
 class Stream:
     """A token stream of any length. Made by `Engine.stream` or `Engine.restore`; close it before its engine.
 
-    handle, sampler: es_stream * and es_sampler *, for native calls.
+    sampler: es_sampler *, for native calls.
     """
 
     def __init__(self, backend: Backend, params: bindings.StreamParams) -> None:
@@ -67,7 +67,17 @@ class Stream:
         self._native = bindings.library()
         self._sampling: tuple[Sampling, bool] | None = None
         self._lines: StreamLog | None = None
-        self.handle = backend.init_stream(params)
+        self._handle = backend.init_stream(params)
+
+    @property
+    def handle(self) -> C.c_void_p:
+        """es_stream *, for native calls. Raises EdgeStreamError if the stream is closed."""
+        if not self._handle:
+            raise EdgeStreamError(
+                f"the stream is closed: by close(), by new adapters, or since the engine began another in "
+                f"sequence {self.seq_id}"
+            )
+        return self._handle
 
     def call(self, function: Any, *arguments: Any, late: bool = False) -> None:
         """A native call on the stream. Raises its error, or what a callback of the backend raised.
@@ -378,8 +388,8 @@ class Stream:
 
     def close(self) -> None:
         """Free the stream. The engine can create another."""
-        self._native.es_stream_free(self.handle)
-        self.handle = C.c_void_p()
+        self._native.es_stream_free(self._handle)
+        self._handle = C.c_void_p()
         self._free_sampler()
 
     def __enter__(self) -> Stream:

@@ -193,7 +193,7 @@ def test_a_new_stream_takes_the_cache_over(load_each: Load, draw: Draw) -> None:
     new.feed(draw(100)[:60])
     old.close()
     assert np.array_equal(new.logits_of(draw(100)[60:])[-1].argmax(), want.argmax())
-    with pytest.raises(EdgeStreamError, match="must not be null"):
+    with pytest.raises(EdgeStreamError, match="stream is closed"):
         old.feed([10])
 
 
