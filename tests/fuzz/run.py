@@ -1,7 +1,8 @@
 """Fuzz what is written in Python: `run.py TARGET -n 100000 --minutes 60` (at least). Resumes where it was stopped.
 
 Input i of a target is the same in every run. A failure, a hang (10 s of CPU time) or growing memory ends the run with
-the number of the input; `--only I` tries it again. Figures: a JSON object, printed and kept beside the state.
+the number of the input, from which the next run goes on; `--only I` tries it alone. Figures: a JSON object, kept beside
+the state.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ TARGETS = {
 HANG = 10  # seconds of CPU time: the machine may have other work
 WARM = 1000  # inputs after which memory is compared
 GROWTH = 64  # MiB
+KEEP = 600  # seconds after which the figures are kept
 
 
 def rss() -> float:
@@ -46,14 +49,34 @@ def rss() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def run(target: str, first: int, last: int, *, least: float = 0, most: float = math.inf) -> dict[str, Any]:
+def run(
+    target: str,
+    first: int,
+    last: int,
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Inputs from `first` on, to `last` or until `least` seconds are over if that is later, or `most`, or an interrupt.
 
-    Raises AssertionError, or whatever a reader raised.
+    keep: takes the figures every ten minutes and at the end, be it a fault. Raises AssertionError, or whatever a reader
+    raised.
     """
     seen: collections.Counter[str] = collections.Counter()
     faulthandler.register(signal.SIGPROF, chain=True)  # where it hangs; then the process ends
     warm, n, begun = 0.0, 0, time.monotonic()
+    kept = begun
+
+    def figures() -> dict[str, Any]:
+        return {
+            "inputs": n,
+            "seconds": round(time.monotonic() - begun, 1),
+            "outcomes": dict(seen.most_common()),
+            "grown_mib": round(rss() - warm, 1) if warm else None,
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
+
     with tempfile.TemporaryDirectory(prefix="edge-stream-fuzz-") as root, TARGETS[target](Path(root)) as attempt:
         while (seconds := time.monotonic() - begun) < most and (first + n < last or seconds < least):
             i = first + n
@@ -64,6 +87,7 @@ def run(target: str, first: int, last: int, *, least: float = 0, most: float = m
                 break
             except BaseException:
                 print(f"input {i} of {target}:", file=sys.stderr)
+                keep(figures())
                 raise
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
@@ -73,13 +97,11 @@ def run(target: str, first: int, last: int, *, least: float = 0, most: float = m
             if warm and n % 1000 == 0:
                 grown = rss() - warm
                 assert grown < GROWTH, f"{grown:.0f} MiB more memory after {n} inputs"
-    return {
-        "inputs": n,
-        "seconds": round(time.monotonic() - begun, 1),
-        "outcomes": dict(seen.most_common()),
-        "grown_mib": round(rss() - warm, 1) if warm else None,
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    }
+            if time.monotonic() - kept > KEEP:
+                keep(figures())
+                kept = time.monotonic()
+    keep(figures())
+    return figures()
 
 
 def main() -> None:
@@ -102,17 +124,20 @@ def main() -> None:
         print(args.target, json.dumps(known))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    found = run(args.target, known["inputs"], args.n, least=left, most=args.seconds)
-    outcomes = collections.Counter(known["outcomes"]) + collections.Counter(found["outcomes"])
-    found |= {
-        "inputs": known["inputs"] + found["inputs"],
-        "seconds": round(known["seconds"] + found["seconds"], 1),
-        "outcomes": dict(outcomes.most_common()),
-        "peak_mib": max(known.get("peak_mib", 0), found["peak_mib"]),
-    }
     args.state.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(found))
-    print(args.target, json.dumps(found))
+
+    def keep(found: dict[str, Any]) -> None:
+        outcomes = collections.Counter(known["outcomes"]) + collections.Counter(found["outcomes"])
+        found |= {
+            "inputs": known["inputs"] + found["inputs"],
+            "seconds": round(known["seconds"] + found["seconds"], 1),
+            "outcomes": dict(outcomes.most_common()),
+            "peak_mib": max(known.get("peak_mib", 0), found["peak_mib"]),
+        }
+        replace_text(path, json.dumps(found))
+
+    run(args.target, known["inputs"], args.n, least=left, most=args.seconds, keep=keep)
+    print(args.target, path.read_text())
 
 
 if __name__ == "__main__":
