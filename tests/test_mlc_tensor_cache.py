@@ -143,6 +143,8 @@ DAMAGE: dict[str, tuple[Callable[[Path, Any], None], str]] = {
     "another shape": (_record(shape=[1, 2]), "describes .* wrongly"),
     "unknown dtype": (_record(dtype="complex64"), "describes .* wrongly"),
     "unknown encoding": (_record(format="f32-to-f8"), "describes .* wrongly"),
+    "shape of truth": (_record(shape=[True, True, True], nbytes=4), "describes .* wrongly"),
+    "shape without end": (_record(shape=[2**62, 2**62, 0], nbytes=0), "describes .* wrongly"),
     "shape of words": (_record(shape=["a"]), "describes .* wrongly"),
     "no records": (lambda _f, index: index.pop("records"), "is not a tensor cache"),
     "records of numbers": (lambda _f, index: index.update(records=[1]), "is not a tensor cache"),
