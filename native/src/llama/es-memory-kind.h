@@ -1,0 +1,12 @@
+// What a graph takes the model's memory for must be what it is: metadata decide on the one, the architecture on the other.
+#pragma once
+
+#include "ggml.h"
+#include "llama-memory.h"
+
+template <typename Context>
+const Context * es_memory_kind(const llama_memory_context_i * memory) {
+    const auto * found = dynamic_cast<const Context *>(memory);
+    GGML_ASSERT(found && "the model's metadata ask for a memory that its architecture does not know");
+    return found;
+}
