@@ -119,6 +119,8 @@ CONTRADICTIONS: dict[str, tuple[str, str, Any, str]] = {
     "more is rotated than a head has": ("qwen35", "rope.dimension_count", 4096, "rotates 4096 dimensions"),
     "a choice of experts that is not known": ("afmoe", "expert_gating_func", 2**31 - 1, "expert_gating_func is 2147"),
     "windows of nothing": ("afmoe", "attention.sliding_window", 0, "memory that its architecture does not know"),
+    "a negative epsilon": ("gemma3", "attention.layer_norm_rms_epsilon", -1e-6, "epsilon is negative"),
+    "an epsilon that is no number": ("gemma3", "attention.layer_norm_rms_epsilon", float("nan"), "not a number"),
     "nothing is rotated": ("gemma2", "rope.dimension_count", 0, "rotates 0 dimensions"),
     "nothing is rotated in windows": ("gemma4", "rope.dimension_count_swa", 0, "rotates 0 dimensions"),
     "an odd number is rotated": ("gemma3", "rope.dimension_count", 5, "rotates 5 dimensions"),

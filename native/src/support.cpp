@@ -79,6 +79,13 @@ public:
         }
     }
 
+    // a number that is below 0, or none at all (NaN)
+    bool negative(const char * key) const {
+        const int64_t id = find(key);
+        return id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_FLOAT32 &&
+               !(gguf_get_val_f32(file.get(), id) >= 0);
+    }
+
     // dimensions of a head's key; -1: it is not said, or differs by layer
     int64_t head_size() const {
         const int64_t n = number("attention.key_length"), n_head = number("attention.head_count");
@@ -215,6 +222,13 @@ std::string contradiction(const gguf_facts & facts) {
         if (const int64_t n = facts.number(bound.key); n > bound.most) {
             snprintf(text, sizeof(text), "its %s is %lld, and %lld is the most that is known", bound.key, (long long) n,
                      (long long) bound.most);
+            return text;
+        }
+    }
+    for (const char * key : { "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon",
+                              "attention.group_norm_epsilon", "hyper_connection.epsilon" }) {
+        if (facts.negative(key)) {
+            snprintf(text, sizeof(text), "its %s is negative or not a number", key);
             return text;
         }
     }

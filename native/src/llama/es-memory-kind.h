@@ -1,4 +1,5 @@
-// What a graph takes the model's memory for must be what it is: metadata decide on the one, the architecture on the other.
+// What a graph takes the model's memory for must be what it is: metadata decide on the one, the architecture on the
+// other.
 #pragma once
 
 #include "ggml.h"
