@@ -1,4 +1,7 @@
-"""What the fuzzers have read so far, as a table. A fault ends a run, which then counts for nothing.
+"""What the fuzzers have read so far, as a table.
+
+A fault ends a run. What a native one had read since its last slice counts for nothing then; Python's inputs are the
+same in every run, and those before the fault count.
 
 python benchmarks/fuzz_table.py
 """
