@@ -386,8 +386,9 @@ SECTIONS = {
         "whichever is later, is the aim. "
         "No crash, no input that takes 10 s, no growth of memory beyond 64 MiB in Python and 2 GiB in all "
         "under the address and undefined-behaviour sanitizers: a fault ends the run, and what was read before "
-        "it is counted of Python's inputs, which are the same in every run, and of native ones to the last ten minutes. "
-        "Several ran at once on two cores. Those found are mended, and kept as tests or in `native/fuzz/corpus`, but for one of session files "
+        "it is counted of Python's inputs, which are the same in every run, and of native ones to the last ten "
+        "minutes. Several ran at once on two cores. Those found are mended, and kept as tests or in "
+        "`native/fuzz/corpus`, but for one of session files "
         "with a stock libllama ([security](security.md#known-limits)).",
         untimed=True,
     ),
