@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -35,18 +36,22 @@ def seeds(target: str, program: Path) -> Path:
     return folder
 
 
-def run(target: str, program: Path, state: Path, *limits: str) -> tuple[int, dict[str, int]]:
-    """One process. Returns how many inputs it read, and figures. Raises SystemExit with the last of its output."""
+def run(target: str, program: Path, state: Path, seconds: float, n: float) -> tuple[int, dict[str, int]]:
+    """One process, for so many seconds or new inputs. Returns how many it made, without its files, and figures.
+
+    Raises SystemExit with the last of its output.
+    """
     corpus = BUILD / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
+    kept = HERE / "corpus" / target  # inputs that were faults
+    folders = [folder for folder in (corpus, kept, seeds(target, program)) if folder.exists()]
+    n_files = sum(len(list(folder.iterdir())) for folder in folders)
     command = [
-        str(program), str(corpus), str(seeds(target, program)), *limits, f"-max_len={LONGEST.get(target, 4096)}",
+        str(program), *map(str, folders), f"-max_total_time={max(1, round(seconds))}",
+        f"-runs={-1 if math.isinf(n) else n_files + round(n)}", f"-max_len={LONGEST.get(target, 4096)}",
         "-rss_limit_mb=2048", "-timeout=3600", "-print_final_stats=1", "-verbosity=0",
         f"-artifact_prefix={state}/{target}-",
     ]  # fmt: skip
-    kept = HERE / "corpus" / target  # inputs that were faults
-    if kept.exists():
-        command.insert(2, str(kept))
     leaks = int(target != "rpc")  # ggml keeps the devices of every server that was named
     options = f"allocator_may_return_null=1:detect_leaks={leaks}:quarantine_size_mb=64"
     done = subprocess.run(
@@ -54,7 +59,7 @@ def run(target: str, program: Path, state: Path, *limits: str) -> tuple[int, dic
     )
     text = done.stderr.decode(errors="replace")
     stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", text))
-    inputs = int(stats.get("number_of_executed_units", 0))
+    inputs = max(0, int(stats.get("number_of_executed_units", 0)) - n_files)
     if done.returncode:
         print("\n".join(text.splitlines()[-80:]), file=sys.stderr)
         raise SystemExit(f"fuzz_{target} ended with {done.returncode} after {inputs} inputs")
@@ -85,10 +90,9 @@ def main() -> None:
         if (inputs_left <= 0 and left <= 0) or this_run < 1:
             break
         seconds = min(SLICE, this_run, left if inputs_left <= 0 else SLICE)
-        # after the time that it must have at least, the number ends it
-        limits = [f"-max_total_time={max(1, round(seconds))}", f"-runs={inputs_left if left <= 0 else -1}"]
         slice_begun = time.monotonic()
-        inputs, found = run(args.target, program, state, *limits)
+        # after the time that it must have at least, the number ends it
+        inputs, found = run(args.target, program, state, seconds, inputs_left if left <= 0 else math.inf)
         known = {
             "inputs": known["inputs"] + inputs,
             "seconds": known["seconds"] + round(time.monotonic() - slice_begun),
