@@ -478,6 +478,19 @@ def test_gguf_as_a_source_is_the_checkpoint(name: str, checkpoint: Callable[[str
     assert np.allclose(reference.logits(back, tokens), reference.logits(source, tokens), atol=2e-5)
 
 
+def test_a_quantised_vector_is_no_source(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its rows, single numbers, are no blocks."""
+    convert(checkpoint("llama2"), tmp_path / "m.gguf")
+    data = (tmp_path / "m.gguf").read_bytes()
+    name = b"output_norm.weight"
+    kind = data.index(name) + len(name) + 4 + 8  # after the number of dimensions and one of them
+    assert int.from_bytes(data[kind : kind + 4], "little") == gguf.GGMLQuantizationType.F32
+    quantised = int(gguf.GGMLQuantizationType.Q8_0).to_bytes(4, "little")
+    (tmp_path / "bad.gguf").write_bytes(data[:kind] + quantised + data[kind + 4 :])
+    with pytest.raises(EdgeStreamError, match=r"rows of tensor output_norm\.weight are no whole blocks of Q8_0"):
+        open_source(str(tmp_path / "bad.gguf"))
+
+
 # ---------------------------------------------------------------------------------------------------------
 # quantising
 # ---------------------------------------------------------------------------------------------------------
