@@ -70,11 +70,6 @@ class GgufSource:
             name: TensorInfo(name, _shape(self._stored[stored][1]), self._stored[stored][1].tensor_type.name.lower())
             for name, stored in self._gguf_names.items()
         }
-        for name, stored in self._gguf_names.items():
-            kind, shape = self._stored[stored][1].tensor_type, self.tensors[name].shape
-            n_block = gguf.GGML_QUANT_SIZES[kind][0]
-            if 0 in shape or shape[-1] % n_block or (len(shape) == 1 and n_block > 1):  # a vector's rows are numbers
-                raise EdgeStreamError(f"{path.name}: rows of tensor {stored} are no whole blocks of {kind.name}")
         self._check_shapes()
         self._tokenizer_files: dict[str, Path | bytes] | None = None
 
@@ -336,6 +331,11 @@ class GgufSource:
         return mapped
 
     def _check_shapes(self) -> None:
+        for name, stored in self._gguf_names.items():
+            kind, shape = self._stored[stored][1].tensor_type, self.tensors[name].shape
+            n_block = gguf.GGML_QUANT_SIZES[kind][0]
+            if 0 in shape or shape[-1] % n_block or (len(shape) == 1 and n_block > 1):  # a vector's rows are numbers
+                raise EdgeStreamError(f"{self.path.name}: rows of tensor {stored} are no whole blocks of {kind.name}")
         for name, shape in expected_tensors(self.model).items():
             if self.tensors[name].shape != shape:
                 raise EdgeStreamError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
@@ -36,7 +35,7 @@ def seeds(target: str, program: Path) -> Path:
     return folder
 
 
-def run(target: str, program: Path, state: Path, seconds: float, n: float) -> tuple[int, dict[str, int]]:
+def run(target: str, program: Path, state: Path, seconds: float, n: int | None) -> tuple[int, dict[str, int]]:
     """One process, for so many seconds or new inputs. Returns how many it made, without its files, and figures.
 
     Raises SystemExit with the last of its output.
@@ -48,7 +47,7 @@ def run(target: str, program: Path, state: Path, seconds: float, n: float) -> tu
     n_files = sum(len(list(folder.iterdir())) for folder in folders)
     command = [
         str(program), *map(str, folders), f"-max_total_time={max(1, round(seconds))}",
-        f"-runs={-1 if math.isinf(n) else n_files + round(n)}", f"-max_len={LONGEST.get(target, 4096)}",
+        f"-runs={-1 if n is None else n_files + n}", f"-max_len={LONGEST.get(target, 4096)}",
         "-rss_limit_mb=2048", "-timeout=3600", "-print_final_stats=1", "-verbosity=0",
         f"-artifact_prefix={state}/{target}-",
     ]  # fmt: skip
@@ -92,7 +91,7 @@ def main() -> None:
         seconds = min(SLICE, this_run, left if inputs_left <= 0 else SLICE)
         slice_begun = time.monotonic()
         # after the time that it must have at least, the number ends it
-        inputs, found = run(args.target, program, state, seconds, inputs_left if left <= 0 else math.inf)
+        inputs, found = run(args.target, program, state, seconds, inputs_left if left <= 0 else None)
         known = {
             "inputs": known["inputs"] + inputs,
             "seconds": known["seconds"] + round(time.monotonic() - slice_begun),

@@ -78,29 +78,30 @@ def run(
         }
 
     with tempfile.TemporaryDirectory(prefix="edge-stream-fuzz-") as root, TARGETS[target](Path(root)) as attempt:
-        while (seconds := time.monotonic() - begun) < most and (first + n < last or seconds < least):
-            i = first + n
-            signal.setitimer(signal.ITIMER_PROF, HANG)
-            try:
-                seen[attempt(random.Random(f"{target} {i}"))] += 1
-            except KeyboardInterrupt:
-                break
-            except BaseException:
-                print(f"input {i} of {target}:", file=sys.stderr)
-                keep(figures())
-                raise
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-            n += 1
-            if n == WARM:
-                warm = rss()
-            if warm and n % 1000 == 0:
-                grown = rss() - warm
-                assert grown < GROWTH, f"{grown:.0f} MiB more memory after {n} inputs"
-            if time.monotonic() - kept > KEEP:
-                keep(figures())
-                kept = time.monotonic()
-    keep(figures())
+        try:
+            while (seconds := time.monotonic() - begun) < most and (first + n < last or seconds < least):
+                i = first + n
+                signal.setitimer(signal.ITIMER_PROF, HANG)
+                try:
+                    seen[attempt(random.Random(f"{target} {i}"))] += 1
+                except KeyboardInterrupt:
+                    break
+                except BaseException:
+                    print(f"input {i} of {target}:", file=sys.stderr)
+                    raise
+                finally:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                n += 1
+                if n == WARM:
+                    warm = rss()
+                if warm and n % 1000 == 0:
+                    grown = rss() - warm
+                    assert grown < GROWTH, f"{grown:.0f} MiB more memory after {n} inputs"
+                if time.monotonic() - kept > KEEP:
+                    keep(figures())
+                    kept = time.monotonic()
+        finally:
+            keep(figures())
     return figures()
 
 

@@ -1,5 +1,4 @@
-// What a graph takes the model's memory for must be what it is: metadata decide on the one, the architecture on the
-// other.
+// A graph takes the model's memory for the kind that its architecture knows; metadata decide which kind it is.
 #pragma once
 
 #include "ggml.h"
