@@ -12,8 +12,9 @@ there, also with a larger -n.
 
 Aims: perplexity of the last --tail tokens within 1 % of a stream begun a cache's length before them; resident memory
 +0.5 MiB at most from --from on; the aged stream as fast as a young one within 2 %: after the last token it goes on, in
-turns with one that is restored as it was at --from, slice by slice, token by token, each in an engine of its own, which
-they exchange half-way. Plain times of the first and last --timed tokens, hours apart, are given beside that.
+turns with one that is restored as it was at --from, in --pairs of slices, token by token, each in an engine of its own,
+which they exchange half-way; the median of the pairs' ratios counts, between its bounds of 95 % confidence (from order
+statistics). Plain times of the first and last --timed tokens, hours apart, are given beside that.
 
 Memory: model, tokens and losses are in memory as a whole from the start. Each process takes its baseline when it has
 read --warm tokens, in chunks and token by token, and saved once; one that resumes has other memory than the one before:
@@ -197,9 +198,8 @@ class Reading:
         ms: dict[str, list[float]] = {"aged": [], "young": []}
         with load(a) as other:
             streams = {"aged": self.stream, "young": other.restore(self.folder / f"young-{a.start}")}
-            n_pairs = a.timed // SLICE
-            for pair in range(n_pairs):
-                if pair == n_pairs // 2:  # exchange the engines
+            for pair in range(a.pairs):
+                if pair == a.pairs // 2:  # exchange the engines
                     for name, stream in streams.items():
                         stream.save(self.folder / f"turns-{name}")
                         stream.close()
@@ -215,13 +215,14 @@ class Reading:
             for name, stream in streams.items():
                 stream.close()
                 (self.folder / f"turns-{name}").unlink(missing_ok=True)
-        ratios = np.array(ms["aged"]) / np.array(ms["young"])
+        ratios = np.sort(np.array(ms["aged"]) / np.array(ms["young"]))
+        rank = max(0, int(a.pairs / 2 - 0.98 * math.sqrt(a.pairs)))  # 1.96 standard deviations of a binomial one
         return {
             "ms_aged": float(np.median(ms["aged"])),
             "ms_young": float(np.median(ms["young"])),
             "age_ratio": float(np.median(ratios)),
-            "age_ratio_quartiles": [float(x) for x in np.quantile(ratios, (0.25, 0.75))],
-            "pairs": len(ratios),
+            "age_ratio_bounds": [float(ratios[rank]), float(ratios[-1 - rank])],
+            "pairs": a.pairs,
         }
 
     def result(self) -> dict[str, Any]:
@@ -268,15 +269,15 @@ def table(state: Path) -> str:
         raise SystemExit(f"no results in {state}: make endurance-tokens")
     lines = [
         "| model | tokens | hours | rebases | perplexity of the last | of a fresh stream | ratio | MiB more "
-        "| aged / young (quartiles) | ms first / last |",
+        "| aged / young (95 %), pairs | ms first / last |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
-        low, high = r["age_ratio_quartiles"]
+        low, high = r["age_ratio_bounds"]
         lines.append(
             f"| {r['model']} ({r['engine']}) | {r['tokens']:,} | {r['hours']:.1f} | {r['rebases']:,} "
             f"| {r['ppl_tail']:.3f} ({r['tail']:,}) | {r['ppl_tail_fresh']:.3f} | {r['ppl_ratio']:.4f} "
-            f"| {r['growth_mib']:+.2f} | {r['age_ratio']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {r['growth_mib']:+.2f} | {r['age_ratio']:.3f} ({low:.3f} to {high:.3f}), {r['pairs']} "
             f"| {r['ms_first']:.2f} / {r['ms_last']:.2f} |"
         )
     lines.append("")
@@ -300,6 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--timed", type=int, help=f"a multiple of {2 * SLICE}; default: 10,000, or about a twelfth of -n"
     )
+    parser.add_argument("--pairs", type=int, help=f"slices of {SLICE} tokens each; even; default: 5 times --timed")
     parser.add_argument("--tail", type=int, help="default: as --from")
     parser.add_argument("--block", type=int, default=5_000)
     parser.add_argument("--warm", type=int, default=10_000, help="default: 10,000, or --from if that is less")
@@ -315,16 +317,19 @@ def main() -> None:
     pair = 2 * SLICE
     args.start = min(100_000, args.n // 4) if args.start is None else args.start
     args.timed = max(pair, min(10_000, args.n // 12) // pair * pair) if args.timed is None else args.timed
+    args.pairs = 5 * args.timed // SLICE if args.pairs is None else args.pairs
     args.tail = args.tail or args.start
     args.warm = min(args.warm, args.start)
     if args.timed < pair or args.timed % pair:
         parser.error(f"--timed must be a multiple of {pair}")
+    if args.pairs < 2 or args.pairs % 2:
+        parser.error("--pairs must be even, and 2 at least")
     least = max(args.start + 2 * args.timed, args.tail + args.ctx_size)
     if args.start < pair or args.n < least:
         parser.error(f"--from must be {pair:,} at least, and -n {least:,} with these --from, --timed and --tail")
     folder = args.state / f"tokens-{Path(args.model).stem}"
     folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / "tokens.npy", args.n + args.timed
+    path, wanted = folder / "tokens.npy", args.n + args.pairs * SLICE
     if not path.exists() or len(np.load(path, mmap_mode="r")) < wanted:
         writer = multiprocessing.get_context("spawn").Process(target=write_tokens, args=(args, path, wanted))
         writer.start()
