@@ -26,7 +26,7 @@ _TYPES = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
     "mxfp4": gguf.GGMLQuantizationType.MXFP4,
 }
-BLOCK_ELEMENTS = 1 << 24  # elements converted at a time
+BLOCK_ELEMENTS = 1 << 22  # elements converted at a time
 _F16_MAX = 65504.0
 
 

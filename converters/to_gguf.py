@@ -19,6 +19,7 @@ from edge_stream.converters.imatrix import read_imatrix
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
+from edge_stream.hardware.memory import check_obtainable
 from edge_stream.output.files import target_of
 from edge_stream.output.staging import check_absent, check_space, publish, staging_folder
 
@@ -98,6 +99,7 @@ def convert(source: Source, out: Path, options: GgufOptions, say: Say, progress:
         return []
     out = target(out, options, getattr(source, "path", None))
     check_space(out, plan.disk)
+    check_obtainable(plan.memory)
     with staging_folder(out) as folder:
         if options.quantize is None:
             files = _write(source, plan, folder / out.name, options, progress)

@@ -27,6 +27,7 @@ from edge_stream.converters.config import read_config, text_config
 from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import find_family
+from edge_stream.hardware import memory
 from edge_stream.models.conversion import open_source
 from edge_stream.output import files, staging
 
@@ -406,6 +407,24 @@ def test_a_full_disk_is_noticed_first(good: dict[str, Path], tmp_path: Path, mon
     with pytest.raises(EdgeStreamError, match="MiB are free"):
         attempt(str(good["single"]), tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_noticed_first(
+    good: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.mmap, "mmap", refuse)
+    with pytest.raises(EdgeStreamError, match=r"not enough memory: .* MiB are needed"):
+        attempt(str(good["single"]), tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_the_system_refuses() -> None:
+    memory.check_obtainable(1 << 20)
+    with pytest.raises(EdgeStreamError, match=r"not enough memory: 1,099,511,627,776 MiB are needed"):
+        memory.check_obtainable(1 << 60)
 
 
 def test_a_disk_that_fills_up_leaves_nothing(

@@ -374,6 +374,17 @@ class _Usage:
     free = 1 << 20
 
 
+def test_memory_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    folder = write_tiny(tmp_path / "hf", "qwen3")
+    monkeypatch.setattr("edge_stream.hardware.memory.mmap.mmap", refuse)
+    with pytest.raises(EdgeStreamError, match=r"not enough memory: .* MiB are needed"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "hf", "llama3")
     arguments = ["convert", str(folder), "--to", "mlc", "-o", str(tmp_path / "out"), "--dry-run", "--verbose"]

@@ -17,6 +17,7 @@ LEAVES = {
     "errors",
     "families",
     "hardware.devices",
+    "hardware.memory",
     "output.files",
     "output.staging",
     "paths",

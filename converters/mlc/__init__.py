@@ -20,6 +20,7 @@ from edge_stream.converters.mlc.tensor_cache import SHARD_CAP, TensorCacheWriter
 from edge_stream.converters.progress import Progress, counter, silent
 from edge_stream.converters.streaming_defaults import StreamingDefaults, recommend
 from edge_stream.errors import EdgeStreamError
+from edge_stream.hardware.memory import check_obtainable
 from edge_stream.output.staging import check_absent, check_space, publish_folder, put_back, staging_folder
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def convert(source: Source, out: Path, options: MlcOptions, say: Say, progress: 
     if options.dry_run:
         return []
     check_space(out, plan.size + _OTHER_BYTES)
+    check_obtainable(plan.memory)
     with staging_folder(out) as folder:
         _write_weights(source, plan, folder, progress)
         for name, content in plan.tokenizer_files.items():

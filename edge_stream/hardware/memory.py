@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 from edge_stream.errors import EdgeStreamError
 
 
@@ -27,3 +29,17 @@ def check_fits(n_bytes: int, n_ctx: int, n_parallel: int, bytes_per_token: int) 
             f"a cache of n_ctx = {n_ctx}{times} needs {n_bytes / 2**20:,.0f} MiB but {available / 2**20:,.0f} MiB "
             f"are available; n_ctx = {fits} would fit"
         )
+
+
+def check_obtainable(n_bytes: int) -> None:
+    """Raise EdgeStreamError if the system refuses so much more memory now (`ulimit -v`, overcommitment).
+
+    For work in numpy, where an allocation that fails may end the process: within a ufunc, numpy 2.4 raises MemoryError
+    without the interpreter's lock. The memory is asked for, not touched, and given back.
+    """
+    try:
+        mmap.mmap(-1, n_bytes).close()
+    except OSError as error:
+        raise EdgeStreamError(
+            f"there is not enough memory: {n_bytes / 2**20:,.0f} MiB are needed ({error.strerror or error})"
+        ) from error
