@@ -543,7 +543,9 @@ def load_engine(flags: dict[str, Any], pinned: Callable[[Engine], int] | None = 
     pinned: counts the tokens to pin, where that needs the model's tokenizer.
     """
     from edge_stream.engine import Engine
+    from edge_stream.hardware.memory import return_freed_memory
 
+    return_freed_memory()
     resolve(flags)
     _use_model_defaults(flags)
     settings = engine_settings(flags)

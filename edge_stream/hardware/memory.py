@@ -1,10 +1,14 @@
-"""How much memory is available, and whether a cache fits."""
+"""How much memory is available, whether a cache fits, and how freed memory goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 
 from edge_stream.errors import EdgeStreamError
+
+_MALLOPT = ((-8, 1), (-3, 1 << 20), (-1, 1 << 20))  # malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 def available_memory() -> int | None:
@@ -43,3 +47,20 @@ def check_obtainable(n_bytes: int) -> None:
         raise EdgeStreamError(
             f"there is not enough memory: {n_bytes / 2**20:,.0f} MiB are needed ({error.strerror or error})"
         ) from error
+
+
+def return_freed_memory() -> None:
+    """Let glibc's malloc give freed memory back to the system. For a process of our own that lives for days.
+
+    By default it keeps an arena per thread, and once a session's buffer of 20 MB was freed, blocks up to that size stay
+    in one of them. Here: one arena, blocks of 1 MiB and more are mapped each for itself, and no more than that is kept
+    at the arena's end (mallopt(3)). Nothing if the user has chosen (MALLOC_..., GLIBC_TUNABLES), or without glibc.
+    """
+    if os.environ.get("GLIBC_TUNABLES") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for number, value in _MALLOPT:
+        libc.mallopt(number, value)
