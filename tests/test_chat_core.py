@@ -376,12 +376,39 @@ def test_schemas_become_grammars_that_a_sampler_takes(vocabulary: Vocabulary, sc
         ({"type": "object", "properties": {"x": {"type": "number", "multipleOf": 3}}}, "multipleOf"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "unknown"}, "JSON schema"),
+        ({"type": "integer", "minimum": 2**64}, "minimum is beyond integers of 16 digits"),
+        ({"type": "integer", "exclusiveMaximum": -1e300}, "exclusiveMaximum is beyond"),
+        ({"type": "integer", "minimum": 2.5, "maximum": 2.7}, "minimum is above maximum"),
+        ({"type": "integer", "minimum": True}, "minimum must be a number"),
         ({"$ref": "https://example.com/schema.json"}, "JSON schema"),
     ],
 )
 def test_schemas_that_no_grammar_can_express_are_refused(schema: dict[str, Any], match: str) -> None:
     with pytest.raises(EdgeStreamError, match=match):
         schema_grammar(schema)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"minimum": 0, "maximum": 2**64 - 1}, {"minimum": 0}),
+        ({"minimum": -(2**63), "maximum": 2**63 - 1}, {}),
+        ({"minimum": -1e30, "exclusiveMaximum": 1e30}, {}),
+        ({"minimum": 0, "exclusiveMinimum": 5, "maximum": 9, "exclusiveMaximum": 100}, {"minimum": 6, "maximum": 9}),
+        (
+            {"minimum": 3, "exclusiveMinimum": True, "maximum": 7.0, "exclusiveMaximum": True},
+            {"minimum": 4, "maximum": 6},
+        ),
+        ({"exclusiveMinimum": -2.5, "exclusiveMaximum": 2.5}, {"minimum": -2, "maximum": 2}),
+        ({"minimum": -0.5, "exclusiveMaximum": 3}, {"minimum": 0, "maximum": 2}),
+    ],
+)
+def test_bounds_of_an_integer(given: dict[str, Any], plain: dict[str, Any]) -> None:
+    grammars = [
+        schema_grammar({"type": "object", "properties": {"x": {"type": "integer", **bounds}}})
+        for bounds in (given, plain)
+    ]
+    assert grammars[0] == grammars[1]
 
 
 def test_a_sampler_takes_the_rules_of_a_chat(vocabulary: Vocabulary) -> None:
