@@ -225,6 +225,7 @@ STREAM_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a grammar with repeats backwards": (lambda s: grammar(s, 'root ::= "a"{5,3}'), "at least 5 times and at most 3"),
     "a grammar of millions": (lambda s: grammar(s, f'root ::= "{"a" * 9999}"' + "{2000}"), "repeats too much"),
     "a grammar of too many": (lambda s: grammar(s, 'root ::= "a"{99999999999999999999}'), "repeats too much"),
+    "a grammar of too many ways": (lambda s: grammar(s, 'root ::= "a"*{1000}'), "too many ways"),
     "grammar and schema": (lambda s: next(s.generate(1, sampling=Sampling(grammar="x", json_schema="{}"))), "not both"),
     "NaN temperature": (lambda s: next(s.generate(1, sampling=Sampling(temp=float("nan")))), "finite"),
     "repeat_penalty zero": (lambda s: next(s.generate(1, sampling=Sampling(repeat_penalty=0.0))), "repeat_penalty"),

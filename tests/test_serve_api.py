@@ -146,6 +146,12 @@ def test_a_grammar_that_allows_nothing_more_ends_a_choice_only(served: Served, m
     assert [(c["message"]["content"], c["finish_reason"]) for c in answer["choices"]] == [("xy", "stop")] * 3
 
 
+def test_a_grammar_that_takes_too_long_is_the_clients_error(served: Served) -> None:
+    answer = served.client.post("/v1/chat/completions", json={"messages": HELLO, "grammar": 'root ::= "a"*{1000}'})
+    assert answer.status_code == 400 and "too many ways" in answer.json()["error"]["message"]
+    assert served.client.chat(HELLO, max_tokens=1)
+
+
 def test_several_prompts_are_written_side_by_side(load: Load) -> None:
     """More prompts than slots, answers far longer than what a reader may be behind, and no patience at all."""
     with serve(load("chat", n_parallel=2, n_ctx=128), backlog=8, stall_seconds=0) as served:

@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <new>
+#include <stdexcept>
 
 // Sets es_last_error() and returns status: `return es_fail(...)`.
 #if defined(__GNUC__)
@@ -28,6 +29,8 @@ int32_t es_guard(F && f) noexcept {
         return f();
     } catch (const std::bad_alloc &) {
         return es_fail(ES_ERR_MEMORY, "out of memory");
+    } catch (const std::overflow_error & e) { // native/src/llama/es-grammar-budget.h
+        return es_fail(ES_ERR_STOPPED, "%s", e.what());
     } catch (const std::exception & e) {
         return es_fail(ES_ERR_INTERNAL, "unexpected error: %s", e.what());
     } catch (...) {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_stream.chat.core import Addition
 from edge_stream.errors import EdgeStreamError
+from edge_stream.native import bindings
 from edge_stream.server import errors
 from edge_stream.server.history.answer import log_answer
 from edge_stream.server.scheduling.events import Delta, Done, Failed, Finished, TokenLogprobs
@@ -180,6 +181,8 @@ class GenerationLoop:
                 no_rules = task.request.sampling.grammar is None and task.request.sampling.chat is None
                 if no_rules or errors.exhausted(error):
                     self._fail(task, _server_error(error))
+                elif error.status == bindings.STOPPED:
+                    self._fail(task, errors.invalid(str(error)))
                 else:
                     self._guard(task, self._end_choice, task, "stop", "grammar")
         if not chosen:
