@@ -365,7 +365,9 @@ SECTIONS = {
         "(bible-kjv, dict-jargon, dict-foldoc, dict-gcide), without repetition. A fresh stream begins a cache's length "
         "before the last tokens. MiB more: the most that resident memory grew after the first 100,000 tokens. aged / "
         "young: ms per token of the stream at its end and of itself as it was after 100,000 tokens, in turns of 500 "
-        "tokens; ms first / last: plain figures, hours apart. granitehybrid is tiny and random.",
+        "tokens, the median of the pairs and its bounds of 95 % confidence; ms first / last: plain figures, hours "
+        "apart. granitehybrid is tiny and random. The commit is that of the last process, which made the comparisons; "
+        "those before it read with earlier ones.",
         untimed=True,
     ),
     "endurance-chat": Section(

@@ -76,6 +76,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=100_000, help="inputs in all, those of earlier runs among them")
     parser.add_argument("--minutes", type=float, default=60, help="at least, in all")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop this run after")
+    parser.add_argument(
+        "--slice", type=float, default=SLICE, help="seconds of one process; each reads the corpus first"
+    )
     args = parser.parse_args()
     program = BUILD / "native" / "fuzz" / f"fuzz_{args.target}"
     state = ROOT / "build" / "endurance"
@@ -88,7 +91,7 @@ def main() -> None:
         this_run = args.seconds - (time.monotonic() - begun)
         if (inputs_left <= 0 and left <= 0) or this_run < 1:
             break
-        seconds = min(SLICE, this_run, left if inputs_left <= 0 else SLICE)
+        seconds = min(args.slice, this_run, left if inputs_left <= 0 else args.slice)
         slice_begun = time.monotonic()
         # after the time that it must have at least, the number ends it
         inputs, found = run(args.target, program, state, seconds, inputs_left if left <= 0 else None)
