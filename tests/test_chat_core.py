@@ -411,6 +411,14 @@ def test_bounds_of_an_integer(given: dict[str, Any], plain: dict[str, Any]) -> N
     assert grammars[0] == grammars[1]
 
 
+@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "Qwen3-Coder"])
+def test_bounds_of_a_tools_integer(vocabulary: Vocabulary, name: str) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters | {"required": ["x"]}}}
+    body = {"messages": [{"role": "user", "content": "x?"}], "tools": [tool], "tool_choice": "required"}
+    assert "::= ([0] | [1-9] [0-9]{0,15})\\n" in ChatCore(vocabulary, source(name)).request(body).sampling
+
+
 def test_a_sampler_takes_the_rules_of_a_chat(vocabulary: Vocabulary) -> None:
     for name in PARSED:
         core = ChatCore(vocabulary, source(name))
