@@ -56,7 +56,8 @@ test-native: build ## ctest
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 test-python: build ## pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# a worker that crashes is a failure, and the other goes on alone: with a new one in its place xdist waits for ever
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 TRANSFORMERS = build/transformers
 $(TRANSFORMERS)/.stamp: $(BIN)/.stamp-python
