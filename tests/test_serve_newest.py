@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
 import random
 from typing import Any
 
@@ -16,6 +18,12 @@ from edge_stream.server.history.prefix_matching import History, chat_history
 from edge_stream.server.http.schemas import ChatRequest, translated
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def of_another_api(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same history as another API's client sends it: ids and arguments of calls are written otherwise."""
+    other = {**CALL, "id": "call_1", "function": {"name": "f", "arguments": "{ }"}}
+    return [{**m, "tool_calls": [other]} if "tool_calls" in m else m for m in messages]
 
 
 def chats(rng: random.Random, n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
@@ -36,7 +44,8 @@ def chats(rng: random.Random, n: int) -> list[tuple[list[dict[str, Any]], dict[s
             talk.append({"role": "user", "content": f"What of {rng.randrange(99)}?"})
         talks.append(talk)
         if talk:
-            out.append((talk, {"tools": [1]} if rng.random() < 0.1 else {}))
+            sent = of_another_api(talk) if rng.random() < 0.3 else talk
+            out.append((sent, {"tools": [1]} if rng.random() < 0.1 else {}))
     return out
 
 
@@ -46,7 +55,10 @@ def test_a_history_is_the_same_as_one_hashed_anew(seed: int, max_bytes: int) -> 
     newest = NewestHistories(max_bytes)
     for messages, variables in chats(random.Random(seed), 300):
         found, anew = newest.history(messages, variables), chat_history(messages, variables)
-        assert found == anew and found.ends == anew.ends
+        assert found == anew
+        keys = {anew.root: anew.n_system} | {unit.key: unit.end for unit in anew.units}
+        assert found.ends_of({*keys, b"another"}) == keys
+        assert all(found.place(n)[0] == key for key, n in keys.items())
 
 
 def test_only_what_is_new_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +83,25 @@ def test_only_what_is_new_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     n_hashed = 0
     newest.history(messages, {})
     assert n_hashed == len(messages)
+
+
+def test_a_chat_in_two_apis_by_turns_is_kept_once() -> None:
+    newest, messages = NewestHistories(), []
+    for i in range(20):
+        messages.append({"role": "user", "content": f"Part {i}?"})
+        newest.history(of_another_api(messages) if i % 2 else messages, {})
+        messages.append({"role": "assistant", "content": f"Part {i}.", "tool_calls": [CALL]})
+    (whole, _), *others = newest._kept
+    assert not others and len(whole.body["messages"]) == len(messages) - 2
+    for variables in ({}, {"tools": [1]}):  # what differs in a setting has other hashes, but the same messages
+        newest.history(json.loads(json.dumps(messages)), variables)
+    (one, _), (other, _) = newest._kept
+    assert one.root != other.root
+    assert all(x is y for x, y in zip(one.body["messages"], other.body["messages"], strict=True))
+    called = copy.deepcopy(messages)
+    called[1]["tool_calls"][0]["function"]["arguments"] = '{"other": 1}'
+    assert newest.history(called, {}) == chat_history(called, {}), "other arguments are another call"
+    assert len(newest._kept) == 3
 
 
 def test_what_is_kept_is_bounded() -> None:

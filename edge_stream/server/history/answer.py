@@ -73,8 +73,8 @@ def log_answer(answer: Answer, how: str, history: History, stream: Stream, log: 
 
     if history.text is None:
         # tokens that the client was not sent are taken back when it goes on: its text has other ones there
-        keys = [history.root, *(unit.key for unit in history.units)]
-        before = keys[-2] if history.is_continued else keys[-1]
+        units = history.units[:-1] if history.is_continued else history.units
+        before = units[-1].key if units else history.root
         log.add(chain(before, canonical(answer.message)), stream.stats.n_past, "assistant")
         return
     text = "".join(answer.parts)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge_stream.recall import Log
-from edge_stream.server.history.prefix_matching import History, Message, chat_history, flat_content
+from edge_stream.server.history.prefix_matching import History, Message, canonical, chat_history, flat_content
 
 _MOST = 64  # conversations: each request is compared with all of them
 _MOST_BYTES = 4 << 20  # of text; what else belongs to it takes as much again, in Python several times as much
@@ -34,8 +34,11 @@ class NewestHistories:
         """As chat_history."""
         with self._lock:
             kept = list(self._kept)
-        fitting = [(known, size) for known, size in kept if _begins_with(messages, known.body["messages"])]
-        begun, size = max(fitting, key=lambda pair: pair[1], default=(None, 0))
+        begun: History | None = None
+        size = 0
+        for known, known_size in kept:
+            if known_size > size and (shared := _sharing(messages, known.body["messages"])):
+                messages, begun, size = shared, known, known_size
         history = chat_history(messages, variables, begun)
         if not history.whole:  # may still become anything
             return history
@@ -58,9 +61,25 @@ class NewestHistories:
             self._kept = []
 
 
-def _begins_with(messages: Sequence[Message], these: Sequence[Message]) -> bool:
-    n = len(these)  # whose last one differs in most chats that do not begin with them
-    return n <= len(messages) and messages[n - 1] == these[-1] and messages[:n] == these
+def _sharing(messages: Sequence[Message], known: Sequence[Message]) -> list[Message] | None:
+    """Messages that begin with known ones, with those in the place of what equals them; None if they do not."""
+    n = len(known)  # whose last one differs in most chats that do not begin with them
+    if n > len(messages) or not (messages[n - 1] == known[-1] or _have_calls(messages[n - 1], known[-1])):
+        return None
+    if messages[:n] == known:
+        return [*known, *messages[n:]]
+    if not all(map(_is_same, messages, known)):
+        return None
+    return [*(old if old == new else new for new, old in zip(messages, known, strict=False)), *messages[n:]]
+
+
+def _have_calls(one: Message, other: Message) -> bool:
+    return bool(one.get("tool_calls") and other.get("tool_calls"))
+
+
+def _is_same(one: Message, other: Message) -> bool:
+    """Each API writes ids and arguments of calls in its own way: those hash alike."""
+    return one == other or (_have_calls(one, other) and canonical(one) == canonical(other))
 
 
 class NewestLogs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from edge_stream.server.history.prefix_matching import Entry, History
 
@@ -39,12 +39,12 @@ class PrefixIndex:
     def find(self, history: History) -> Iterator[tuple[int, bytes, list[str]]]:
         """(units or bytes of it, hash, ids) of every prefix that some session has, the longest first."""
         if history.text is not None:
-            prefixes = list(history.keys_at(self._lengths))[::-1]
+            prefixes: Iterable[tuple[int, bytes]] = list(history.keys_at(self._lengths))[::-1]
         else:
             units = history.units
             # an answer to be continued is written anew: its end is in the cache already
             n = len(units) - 1 if history.is_continued else len(units)
-            prefixes = [(i, units[i - 1].key) for i in range(n, 0, -1)]
+            prefixes = ((i, units[i - 1].key) for i in range(n, 0, -1))
         for n_known, key in prefixes:
             if key in self._ids:
                 yield n_known, key, list(self._ids[key])

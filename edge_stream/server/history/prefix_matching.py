@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 from array import array
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ class Unit:
     """
 
     kind: str
-    messages: tuple[Message, ...]
     key: bytes
     end: int
 
@@ -63,10 +62,18 @@ class History:
     text: bytes | None = None
     is_tokens: bool = False
 
-    @cached_property
-    def ends(self) -> dict[bytes, int]:
-        """Messages up to the place that a running hash stands for."""
-        return {self.root: self.n_system} | {unit.key: unit.end for unit in self.units}
+    def ends_of(self, keys: Collection[bytes]) -> dict[bytes, int]:
+        """Messages up to the places that running hashes stand for, of those that are of this history."""
+        ends = {unit.key: unit.end for unit in self.units if unit.key in keys}
+        return {self.root: self.n_system} | ends if self.root in keys else ends
+
+    def place(self, n_messages: int) -> tuple[bytes, str]:
+        """The running hash after so many messages, and the kind of the unit that ends there, or `head`."""
+        if n_messages == self.n_system:
+            return self.root, "head"
+        unit = self.units[bisect_left(self.units, n_messages, key=lambda unit: unit.end)]
+        assert unit.end == n_messages
+        return unit.key, unit.kind
 
     @property
     def is_continued(self) -> bool:
@@ -74,7 +81,7 @@ class History:
         if not self.units or self.units[-1].kind != "assistant":
             return False
         is_open = self.body.get("continue_final_message") is not False
-        return is_open and not self.units[-1].messages[0].get("tool_calls")
+        return is_open and not self.body["messages"][-1].get("tool_calls")
 
     @property
     def whole(self) -> tuple[Unit, ...]:
@@ -188,7 +195,7 @@ _PER_ANSWER = (
 def chat_history(messages: Sequence[Message], variables: Mapping[str, Any], begun: History | None = None) -> History:
     """Cut a chat into units and hash them, in one pass over the text. variables: the rest of the core's request.
 
-    begun: a history that ends with an answer, whose messages these begin with: they are not hashed again.
+    begun: a history that ends with an answer, which these begin with: that part is not hashed again.
     """
     messages = list(messages)
     n_system = 0
@@ -202,13 +209,12 @@ def chat_history(messages: Sequence[Message], variables: Mapping[str, Any], begu
     n_known = n_system
     if begun and begun.root == root:
         units, key, n_known = list(begun.units), begun.units[-1].key, begun.units[-1].end
-        messages[:n_known] = begun.body["messages"]  # which are in memory already
 
     def close_group(end: int) -> None:
         nonlocal key, group
         if group:
             key = chain(key, b"".join(map(canonical, group)))
-            units.append(Unit("inputs", tuple(group), key, end))
+            units.append(Unit("inputs", key, end))
             group = []
 
     for i, message in enumerate(messages[n_known:], n_known):
@@ -217,7 +223,7 @@ def chat_history(messages: Sequence[Message], variables: Mapping[str, Any], begu
             continue
         close_group(i)
         key = chain(key, canonical(message))
-        units.append(Unit("assistant", (message,), key, i + 1))
+        units.append(Unit("assistant", key, i + 1))
     close_group(len(messages))
     return History(root, n_system, {**variables, "messages": messages}, units=tuple(units))
 

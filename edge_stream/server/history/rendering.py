@@ -109,7 +109,7 @@ class Renderer:
         """What a history adds to a stream that ends at an entry, n_known units or bytes of text into the history."""
         if history.text is not None:
             return self._text(history, n_known, list(held.entries[-1].pending))
-        ends = history.ends
+        ends = history.ends_of({e.key for e in held.entries})
         places = [(ends[e.key], e.n_past - held.first) for e in held.entries if ends.get(e.key)]
         known = {ends[e.key] - 1: e.recalled for e in held.entries if e.recalled and e.key in ends}
         n_gone = max(held.entries[0].n_gone, ends.get(held.entries[0].key, 0)) if held.entries else 0
@@ -197,15 +197,13 @@ class Renderer:
 
     @staticmethod
     def _chat(history: History, plan: Plan, recalled: Recalled | None) -> Rendered:
-        keys = {end: key for key, end in history.ends.items()}
-        kinds = {unit.end: unit.kind for unit in history.units}
         pieces = []
         for i, piece in enumerate(plan.pieces):
             n = piece.n_messages + (history.n_skipped if piece.n_messages > history.n_system else 0)
-            pieces.append(Piece(piece.tokens, keys[n], kinds.get(n, "head"), mark=i > 0 or plan.keep > 0))
-        for made in pieces:
-            if recalled and history.ends[made.key] == len(history.body["messages"]):
+            made = Piece(piece.tokens, *history.place(n), mark=i > 0 or plan.keep > 0)
+            if n == len(history.body["messages"]):
                 made.recalled = recalled
+            pieces.append(made)
         return Rendered(pieces, plan.start, recalled=recalled)
 
     def _text(self, history: History, n_known: int, pending: list[int]) -> Rendered:

@@ -173,7 +173,7 @@ class Prefill:
         task.n_prompt = task.n_reused + rendered.n_tokens
         self.metrics.llama.cached(task.n_reused)
         if history.is_continued:
-            task.answer.prefix = flat_content(history.units[-1].messages[0].get("content"))
+            task.answer.prefix = flat_content(history.body["messages"][-1].get("content"))
         task.send(Started(task.info()))
         self._report(task)
 
