@@ -227,7 +227,7 @@ class Day:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.path = args, folder, folder / "state.json"
         self.state: dict[str, Any] = {"turn": 0, "runs": 0, "seconds": 0.0, "ttft": {}, "fresh": {}, "rss": {}}
-        self.state |= {"growth_mib": 0.0, "faults": [], "talks": {}, "stamp": made()}
+        self.state |= {"growth_mib": [0.0, 0.0], "faults": [], "talks": {}, "stamp": made()}
         if self.path.exists():
             self.state = json.loads(self.path.read_text())
         self.state["runs"] += 1
@@ -262,7 +262,7 @@ class Day:
         """All turns."""
         n, a = self.args.turns, self.args
         server = ServerProcess(self.command(self.folder / "sessions"), self.folder / "server.log")
-        rss: float | None = None
+        then: tuple[float, float] | None = None
         with server, httpx.Client(base_url=server.url, timeout=600) as client, ThreadPoolExecutor(3) as pool:
             began = time.monotonic()
             for i in range(self.state["turn"] + 1, n + 1):
@@ -279,11 +279,11 @@ class Day:
                 self.note("ttft", i, self.guarded(self.main.turn, client, i, a.predict))
                 for one in beside:
                     one.result()
-                now = server.rss()
-                self.state["rss"][str(i)] = now
+                now, files = self.state["rss"][str(i)] = server.memory()
                 if i >= 100:
-                    rss = now if rss is None else rss
-                    self.state["growth_mib"] = max(self.state["growth_mib"], now - rss)
+                    then = then or (now, files)
+                    grown = [now - then[0], files - then[1]]
+                    self.state["growth_mib"] = max(self.state["growth_mib"], grown)
                 self.state["turn"] = i
                 if i % 20 == 0 or i == n:
                     self.state["seconds"] += time.monotonic() - began
@@ -293,9 +293,9 @@ class Day:
                     print(f"{i} turns, {self.state['seconds']:.0f} s, {now:.0f} MiB", flush=True)
 
     def note(self, what: str, i: int, reply: Reply | None) -> None:
-        """The time of a plain turn."""
+        """The time of a plain turn, and the tokens that were read in it."""
         if reply and KINDS[i % len(KINDS)] == "plain":
-            self.state[what][str(i)] = reply.ttft
+            self.state[what][str(i)] = 1000 * reply.ttft, reply.info["n_read"]
 
     def alone(self) -> tuple[int, int]:
         """The other conversations again, one after the other, on a new server: texts that are the same, and all."""
@@ -313,10 +313,15 @@ class Day:
     def result(self) -> dict[str, Any]:
         """Figures, and whether the aims hold."""
         s, n = self.state, self.args.turns
-        times = {int(i): 1000 * x for i, x in s["ttft"].items()}
-        first = statistics.median(x for i, x in times.items() if FIRST[0] <= i <= FIRST[1])
-        last = statistics.median(x for i, x in times.items() if i > n - LAST)
-        fresh = 1000 * statistics.median(s["fresh"].values())
+        times = {int(i): found for i, found in s["ttft"].items()}
+        (first, n_first), (last, n_last), (fresh, n_fresh) = (
+            [statistics.median(column) for column in zip(*found, strict=True)]
+            for found in (
+                [x for i, x in times.items() if FIRST[0] <= i <= FIRST[1]],
+                [x for i, x in times.items() if i > n - LAST],
+                s["fresh"].values(),
+            )
+        )
         same, all_ = self.alone()
         body = json.dumps(self.main.messages).encode()
         out = {
@@ -331,7 +336,8 @@ class Day:
             "same_alone": [same, all_],
             "ttft_ms": [first, last],
             "ttft_ms_fresh": fresh,
-            "rss_mib": {i: s["rss"][i] for i in dict.fromkeys((str(min(100, n)), str(n // 2), str(n)))},
+            "tokens_read": [n_first, n_last, n_fresh],
+            "rss_mib": {i: s["rss"][i][0] for i in dict.fromkeys((str(min(100, n)), str(n // 2), str(n)))},
             "growth_mib": s["growth_mib"],
             "runs": s["runs"],
             "seconds": s["seconds"],
@@ -341,7 +347,7 @@ class Day:
             "answers": not s["faults"] and same == all_,
             "ttft": last / first <= 1.3,
             "ttft beside a new conversation": last / fresh <= 1.3,
-            "memory": s["growth_mib"] <= 16,
+            "memory": s["growth_mib"][0] <= 16,
         }
         return out
 
@@ -393,9 +399,16 @@ def table(r: dict[str, Any]) -> str:
         "facts recalled rightly when asked for": ("{} of {}".format(*r["recalled_right"]), ""),
         "first token, last turns / turns {} to {}".format(*FIRST): (ratio(last, first), 1.3),
         "first token, last turns / turns 21 to 60, in turns": (ratio(last, fresh), 1.3),
+        "tokens that they read: last turns, turns {} to {}, turns 21 to 60".format(*FIRST): (
+            "{1:g}, {0:g}, {2:g}".format(*r["tokens_read"]),
+            "",
+        ),
         "the history that the last turn sends": (f"{r['history_kib']} KiB", ""),
         f"memory at turns {', '.join(r['rss_mib'])}": (f"{memory} MiB", ""),
-        "most growth from turn 100 on": (f"{r['growth_mib']:.1f} MiB", "16 MiB"),
+        "most growth from turn 100 on, of it pages of the model's file and others": (
+            "{:.1f}, {:.1f} MiB".format(*r["growth_mib"]),
+            "16 MiB",
+        ),
     }
     if again := r.get("again"):
         rows |= {

@@ -54,8 +54,13 @@ class ServerProcess:
 
     def rss(self) -> float:
         """Resident memory in MiB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+        return self.memory()[0]
+
+    def memory(self) -> tuple[float, float]:
+        """Resident memory in MiB, and how much of it are pages of files, which the system can take back."""
+        _, resident, shared, *_ = map(int, Path(f"/proc/{self.process.pid}/statm").read_text().split())
+        page = os.sysconf("SC_PAGE_SIZE") / MIB
+        return resident * page, shared * page
 
     def n_files(self) -> int:
         """Open file descriptors."""
