@@ -28,6 +28,7 @@ from edge_stream.converters.tensor_names import expected_tensors
 from edge_stream.converters.text import quoted
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import ModelConfig
+from edge_stream.hardware.memory import check_obtainable
 from edge_stream.output.staging import check_space, publish, staging_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -211,6 +212,8 @@ def _read_pairs(
         raise EdgeStreamError(f"{WEIGHTS} holds no matrices of the language model")
     if skipped:
         say(f"note: {len(skipped)} tensors for images or sound are left out, e.g. {skipped[0]}")
+    n_values = sum(math.prod(entry.shape) for pair in found.values() for entry in pair.values())
+    check_obtainable(3 * 4 * n_values)  # as read, scaled, placed
     return _scaled(found, modules, expected, config)
 
 
@@ -283,6 +286,7 @@ def _changed(a: Values, b: Values, change: Callable[[NDArray[Any]], NDArray[Any]
     """A and B of a matrix after its change, which must concern rows only or columns only."""
     if change is None:
         return a, b
+    check_obtainable(6 * 4 * len(b) * a.shape[1])  # both products, and what compares them
     want = change(b @ a)
     for rows, columns in ((change, None), (None, change)):
         try:

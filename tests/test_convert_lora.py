@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from edge_stream.converters.config import read_config
 from edge_stream.converters.gguf_reader import GgufReader
 from edge_stream.errors import EdgeStreamError
 from edge_stream.families import families
+from edge_stream.hardware import memory
 from edge_stream.models.conversion import open_source
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(10, 600, 40)]
@@ -289,6 +291,26 @@ def test_what_llama_cpp_would_ignore_is_refused(name: str, ending: str, tmp_path
     adapter(tmp_path / "adapter", tmp_path / "base", tensors, lambda n: n.endswith(ending))
     with pytest.raises(EdgeStreamError, match="has no adapters: merge it"):
         convert_adapter(tmp_path / "adapter", tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("n_allowed", [0, 1])
+def test_too_little_memory_is_noticed_before_it_is_used(
+    n_allowed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = checkpoint(tmp_path / "base", "llama3")  # whose matrices of queries and keys have another order of rows
+    adapter(tmp_path / "adapter", tmp_path / "base", tensors, lambda n: ATTENTION.search(n) is not None)
+    asked: list[int] = []
+
+    def refuse(_: int, n_bytes: int) -> Any:
+        asked.append(n_bytes)
+        if len(asked) > n_allowed:
+            raise OSError(12, "Cannot allocate memory")
+        return io.BytesIO()
+
+    monkeypatch.setattr(memory.mmap, "mmap", refuse)
+    with pytest.raises(EdgeStreamError, match=r"not enough memory: .* MiB are needed"):
+        convert_adapter(tmp_path / "adapter", tmp_path / "a.gguf")
+    assert len(asked) == n_allowed + 1 and not list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*"))
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
