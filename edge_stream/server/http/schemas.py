@@ -82,7 +82,7 @@ class ToolCall(Open):
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-_ROLES, _TEXT = frozenset(get_args(Role)), {"role", "content"}
+_ROLES = frozenset(get_args(Role))
 
 
 def _as_dicts(calls: list[ToolCall] | None) -> Any:
@@ -100,26 +100,32 @@ class ChatMessage(TypedDict, total=False):
     tool_call_id: str | None
 
 
-def _is_text(message: Any) -> bool:
-    """Whether a message is a text with a role and nothing else, which needs no more looking at."""
-    if type(message) is not dict or message.keys() != _TEXT:
-        return False
-    role = message["role"]
-    return type(message["content"]) is str and type(role) is str and role in _ROLES
+def _more_than_text(messages: list[Any]) -> list[int]:
+    """Which messages are not a text with a role and nothing else, and so need more looking at."""
+    others = []
+    for i, message in enumerate(messages):
+        try:
+            if type(message["content"]) is str and len(message) == 2 and message["role"] in _ROLES:
+                continue
+        except (KeyError, TypeError):
+            pass
+        others.append(i)
+    return others
 
 
 def _check_messages(messages: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """A long history has thousands of messages, most of them texts: only the others are looked at and copied."""
     if not isinstance(messages, list) or not messages:
         return check(messages)
-    are_texts = [_is_text(m) for m in messages]
-    others = [m for m, is_text in zip(messages, are_texts, strict=True) if not is_text]
+    others = _more_than_text(messages)
     try:
-        checked = iter(check(others) if others else ())
+        checked = check([messages[i] for i in others]) if others else ()
     except ValidationError:
         return check(messages)  # which names the places in the request
-    whole = ({name: value for name, value in m.items() if value is not None} for m in checked)
-    return [m if is_text else next(whole) for m, is_text in zip(messages, are_texts, strict=True)]
+    out = list(messages)
+    for i, message in zip(others, checked, strict=True):
+        out[i] = {name: value for name, value in message.items() if value is not None}
+    return out
 
 
 class Function(Open):
