@@ -108,7 +108,7 @@ class Talk:
         self.name = name
         kept = state or {"messages": [], "facts": {}, "id": None, "n_past": 0, "n_last": 0, "right": 0, "asked": 0}
         self.messages: list[Message] = kept["messages"]
-        self.facts: dict[str, str] = kept["facts"]  # by number of the turn
+        self.facts: dict[str, str] = kept["facts"]  # by number of the turn, as it is said
         self.id, self.n_past, self.n_last = kept["id"], kept["n_past"], kept["n_last"]
         self.right, self.asked = kept["right"], kept["asked"]
         self.kinds: Counter[str] = Counter(kept.get("kinds", {}))
@@ -122,24 +122,25 @@ class Talk:
     def said(self, i: int) -> Message:
         """The user's message of turn i."""
         rng, kind = random.Random(f"{self.name} {i}"), KINDS[i % len(KINDS)]
+        number = f"{i:04}"  # as many tokens in every turn
         if kind == "fact":
-            text = f"Box {i} of {self.name} holds {rng.randrange(1000, 9999)} coins."
-            self.facts[str(i)] = text
+            text = f"Box {number} of {self.name} holds {rng.randrange(1000, 9999)} coins."
+            self.facts[number] = text
         elif kind == "question" and self.facts:
             # an early one: it must have left the window
             j = rng.choice(list(self.facts)[: max(1, len(self.facts) - 8)])
             text = f"What does box {j} of {self.name} hold?"
         elif kind == "tool":
-            text = f"Wall {i} needs paint, whatever colour."
+            text = f"Wall {number} needs paint, whatever colour."
         elif kind == "result" and self.messages and self.messages[-1].get("tool_calls"):
             call = self.messages[-1]["tool_calls"][0]
-            return {"role": "tool", "tool_call_id": call["id"], "content": f"wall {i - 1} is painted"}
+            return {"role": "tool", "tool_call_id": call["id"], "content": f"wall {i - 1:04} is painted"}
         elif kind == "grammar":
-            text = f"Is {i} a large number?"
+            text = f"Is {number} a large number?"
         elif kind == "schema":
-            text = f"How was part {i}?"
+            text = f"How was part {number}?"
         else:
-            text = f"Please go on with part {i}: {rng.choice(WORDS)} and {rng.choice(WORDS)}."
+            text = f"Please go on with part {number}: {rng.choice(WORDS)} and {rng.choice(WORDS)}."
         return {"role": "user", "content": text}
 
     def turn(self, client: httpx.Client, i: int, max_tokens: int) -> Reply:
