@@ -377,7 +377,9 @@ SECTIONS = {
         note="Three conversations with one server of four slots, on one thread, in four APIs, by a scripted user who "
         "asks for tool calls, thoughts, JSON of a schema and facts told long ago. Every answer is checked. Then the "
         "second and third are held again, each alone, on a new server. The client sends the whole history each time, "
-        "which takes its time to read and to search: for that the first token waits longer as a conversation grows.",
+        "which takes its time to read and to search: for that the first token waits longer as a conversation grows. "
+        "Resident memory counts pages of files too: of the model's they are embeddings of tokens that come up for the "
+        "first time, and the system takes them back when it wants.",
         untimed=True,
     ),
     "endurance-fuzz": Section(
