@@ -138,7 +138,7 @@ class Stream:
     def feed_tokens(
         self, tokens: Sequence[int], on_logits: Callable[[int, NDArray[np.float32]], None] | None = None
     ) -> None:
-        """Feed tokens, possibly none. on_logits(i, [n_vocab] float32) gets the logits after each token i."""
+        """Feed tokens, one at least. on_logits(i, [n_vocab] float32) gets the logits after each token i."""
         callback = bindings.NO_CALLBACK if on_logits is None else self._logits_callback(on_logits)
         array = token_array(tokens)
         self.call(self._native.es_stream_feed, self.handle, array, len(array), callback, None)

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from memory_growth import growth
 from tiny_models import write_tiny_gpt2, write_tiny_llama
 
 from edge_stream import EdgeStreamError, Engine
-from edge_stream.measure.metrics import resident_mib
 from edge_stream.models import names
 
 CHATML = (
@@ -135,22 +135,10 @@ def test_exit_codes(args: list[str], code: int) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_memory_is_constant(load: Callable[..., Any], draw: Callable[..., list[int]]) -> None:
+def test_memory_is_constant(tiny: Callable[[str], Path]) -> None:
     """Between 2 and 20 cache lengths, one eviction per token, rebases included."""
-    n_ctx = 512
-    engine = load("head64", n_ctx=n_ctx, cache_type_k="f16", cache_type_v="f16", flash_attn="auto")
-    tokens = draw(20 * n_ctx)
-    with engine.stream() as stream:
-        for token in tokens[: 2 * n_ctx]:
-            stream.feed((token,))
-        start = resident_mib()
-        for token in tokens[2 * n_ctx :]:
-            stream.feed((token,))
-        end = resident_mib()
-        assert stream.stats.n_rebases > 0
-    assert start is not None
-    assert end is not None
-    assert end - start <= 1.0
+    mib, n_rebases = growth(tiny("head64"), 512, (2, 18))
+    assert mib <= 1.0 and n_rebases > 0
 
 
 def test_hub_models_come_through_huggingface_hub(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
