@@ -6,7 +6,8 @@
 A scenario is run until it is killed, then what it left is examined, and it goes on from there. Power is cut before a
 random write, fsync, rename or removal by a preload (native/tests/power.c), and what is examined is the worst that a
 disk may hold then, in two ways: with names as they were when their folder was last synced, and with all names, but in
-both of each file only what was synced. Figures are kept in build/endurance and added to.
+both of each file only what was synced. Figures are kept in build/endurance and added to; so is what
+a kill left where something is wrong with it, as it was found.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from edge_stream.recall import Log
 from edge_stream.session_file import peek_session
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIM = ROOT / "build" / "endurance" / "libpower.so"
+FOLDER = ROOT / "build" / "endurance"
+SHIM = FOLDER / "libpower.so"
 CLI = [sys.executable, "-m", "edge_stream.cli"]
 
 
@@ -90,7 +92,8 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.communicate()
+        _, rest = self.process.communicate()
+        self.said.append(rest or "")
 
     def end(self) -> int:
         """Wait; its status, -9 if it was killed."""
@@ -242,7 +245,10 @@ class Serve(Scenario):
             for talker in self.talkers:
                 expected, kept = talker.finished, list(talker.messages)
                 answer = talker.turn(f"http://127.0.0.1:{self.port}")
-                assert answer, f"conversation {talker.i} got no answer: {''.join(again.said)}"
+                if not answer:
+                    again.kill()
+                    ended = f"the server's status {again.process.returncode}: {''.join(again.said)}"
+                    raise AssertionError(f"conversation {talker.i} got no answer: {talker.error}; {ended}")
                 # an answer with control tokens, which are not sent, is read again as it was sent
                 assert not expected or answer.info["n_reused"] >= expected - 12, (
                     f"conversation {talker.i}: {expected} tokens were finished, {answer.info}"
@@ -377,6 +383,19 @@ SCENARIOS: dict[str, type[Scenario]] = {
 }
 
 
+def examine(scenario: Scenario, folder: Path) -> None:
+    """Check what a kill left; of a fault it is kept, as it was found."""
+    with tempfile.TemporaryDirectory(prefix="edge-stream-found-") as root:
+        found = shutil.copytree(folder, Path(root) / "found")
+        try:
+            scenario.check(folder)
+        except AssertionError:
+            kept = FOLDER / "found"
+            shutil.rmtree(kept, ignore_errors=True)
+            print(f"what was found is kept in {shutil.move(found, kept)}", file=sys.stderr)
+            raise
+
+
 def one(scenario: Scenario, cut: Callable[[], int] | None) -> None:
     """Run, kill, examine."""
     run = Run(scenario.command(), scenario.folder, cut() if cut else None)
@@ -401,7 +420,7 @@ def one(scenario: Scenario, cut: Callable[[], int] | None) -> None:
         pass
     run.kill()
     if cut is None:
-        scenario.check(scenario.folder)
+        examine(scenario, scenario.folder)
         scenario.next()
         return
     assert run.disk
@@ -409,8 +428,8 @@ def one(scenario: Scenario, cut: Callable[[], int] | None) -> None:
         for all_names in (True, False):
             copy = Path(root) / f"{all_names}"
             after_power_loss(scenario.folder, run.disk, copy, all_names)
-            scenario.check(copy)
-    scenario.check(scenario.folder)
+            examine(scenario, copy)
+    examine(scenario, scenario.folder)
     scenario.next()
     run.forget()
 
@@ -429,7 +448,7 @@ def main() -> None:
     args = parser.parse_args()
     build_shim()
     name = f"kills-{args.scenario}" + ("-power" if args.power else "")
-    path = ROOT / "build" / "endurance" / f"{name}.json"
+    path = FOLDER / f"{name}.json"
     known = json.loads(path.read_text()) if path.exists() else {"kills": 0}
     with tempfile.TemporaryDirectory(prefix="edge-stream-kills-") as folder:
         rng = random.Random(f"{args.seed} {known['kills']}")

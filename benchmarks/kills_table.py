@@ -6,13 +6,10 @@ python benchmarks/kills_table.py
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from kills import SCENARIOS
+from kills import FOLDER, SCENARIOS
 
 from edge_stream.measure.table import markdown
-
-FOLDER = Path(__file__).resolve().parents[1] / "build" / "endurance"
 
 
 def main() -> None:

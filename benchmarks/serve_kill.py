@@ -30,6 +30,7 @@ class Talker:
     def __init__(self, i: int) -> None:
         self.i, self.messages, self.finished, self.turns = i, list[dict[str, str]](), 0, 0
         self.cut = 0  # turns that a kill interrupted
+        self.error = ""  # of the last turn that got no whole answer
 
     def turn(self, url: str) -> Answer | None:
         """Send a message (or the last one again if it got no answer); None if the server went away."""
@@ -38,10 +39,12 @@ class Talker:
         with httpx.Client(base_url=url, timeout=600) as client:
             try:
                 answer = chat(client, self.messages, max_tokens=_N_ANSWER, seed=self.turns, ignore_eos=True)
-            except httpx.TransportError:
-                answer = None
+            except httpx.TransportError as error:
+                answer, self.error = None, repr(error)
         if answer is None or not answer.finished:
             self.cut += 1
+            if answer:
+                self.error = f"status {answer.status}, {answer.n_chunks} parts: {answer.error}"
             return None
         self.messages.append({"role": "assistant", "content": answer.text})
         self.finished, self.turns = answer.info["n_past"], self.turns + 1

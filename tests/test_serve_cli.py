@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import socket
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from click.testing import CliRunner
 from serving_bench import ServerProcess, edge_stream_command, free_port
+from starlette.applications import Starlette
 
 from edge_stream.cli.serve import main
+from edge_stream.server.scheduling.scheduler import Scheduler
+from edge_stream.server.serve import _Server
 
 
 @pytest.mark.parametrize(
@@ -52,12 +57,33 @@ def test_https(tiny: Callable[[str], Path], tmp_path: Path) -> None:
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
             context = ssl.create_default_context(cafile=str(certificate))
-            url, transport = f"https://127.0.0.1:{port}/health", httpx.HTTPTransport(verify=context, retries=20)
-            with httpx.Client(transport=transport, timeout=30) as client:
-                assert client.get(url).json() == {"status": "ok"}
+            with httpx.Client(verify=context, timeout=30) as client:
+                assert client.get(f"https://127.0.0.1:{port}/health").json() == {"status": "ok"}
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
+
+
+def test_a_server_listens_once_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    config = uvicorn.Config(Starlette(), log_level="warning", lifespan="off")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        server = _Server(config, Scheduler.__new__(Scheduler), "there")
+
+        class Client(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if record.getMessage() == "listening on there":
+                    socket.create_connection(sock.getsockname(), timeout=5).close()
+                    server.should_exit = True
+
+        log, client = logging.getLogger("edge_stream.server"), Client()
+        log.addHandler(client)
+        try:
+            with caplog.at_level(logging.INFO, log.name):
+                server.run(sockets=[sock])
+        finally:
+            log.removeHandler(client)
+    assert "listening on there" in caplog.messages
 
 
 def test_a_server_begins_says_what_it_costs_and_ends_well(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ _GRACE_SECONDS = 10  # for open connections, once every answer has ended
 class _Server(uvicorn.Server):
     """uvicorn waits for open connections at shutdown, so endless answers have to be ended first."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler) -> None:
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, url: str) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
+        self._scheduler, self._url = scheduler, url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen.
+        """Begin to listen, and say so: whoever waits for that line connects at once.
 
         asyncio takes as many connections at once as may wait, and where descriptors end meanwhile it reports each of
         them, over and over (Python 3.11). So few are taken at once, and many may wait.
@@ -49,6 +49,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for sock in sockets or ():
             sock.listen(_BACKLOG)
+        if self.started:
+            log.info("listening on %s", self._url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT, SIGTERM: shut down with status 0; a second SIGINT does not wait for connections."""
@@ -135,9 +137,8 @@ def serve(engine: Engine, settings: Settings) -> None:
     # A long history is thousands of objects: while they are made, Python would look through all of the libraries' too.
     gc.collect()
     gc.freeze()
-    log.info("listening on http%s://%s:%d", "s" * config.is_ssl, host, port)
     try:
-        _Server(config, scheduler).run(sockets=[sock])
+        _Server(config, scheduler, f"http{'s' * config.is_ssl}://{host}:{port}").run(sockets=[sock])
     finally:
         scheduler.stop()
         sock.close()
