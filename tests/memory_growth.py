@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Linux may join pages of which some were never touched into one of 2 MiB, at any time: not here (PR_SET_THP_DISABLE)
 SCRIPT = """
-import json, random, sys
+import ctypes, json, random, sys
+if sys.platform == "linux":
+    assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0
 from edge_stream import Engine
 from edge_stream.measure.metrics import resident_mib
 model, n_ctx, n_at_once, lengths, options = json.loads(sys.argv[1])
