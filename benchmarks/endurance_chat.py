@@ -337,7 +337,7 @@ class Day:
             "same_alone": [same, all_],
             "ttft_ms": [first, last],
             "ttft_ms_fresh": fresh,
-            "tokens_read": [n_first, n_last, n_fresh],
+            "tokens_read": [n_last, n_first, n_fresh],
             "rss_mib": {i: s["rss"][i][0] for i in dict.fromkeys((str(min(100, n)), str(n // 2), str(n)))},
             "growth_mib": s["growth_mib"],
             "runs": s["runs"],
@@ -401,7 +401,7 @@ def table(r: dict[str, Any]) -> str:
         "first token, last turns / turns {} to {}".format(*FIRST): (ratio(last, first), 1.3),
         "first token, last turns / turns 21 to 60, in turns": (ratio(last, fresh), 1.3),
         "tokens that they read: last turns, turns {} to {}, turns 21 to 60".format(*FIRST): (
-            "{1:g}, {0:g}, {2:g}".format(*r["tokens_read"]),
+            "{:g}, {:g}, {:g}".format(*r["tokens_read"]),
             "",
         ),
         "the history that the last turn sends": (f"{r['history_kib']} KiB", ""),
