@@ -7,6 +7,7 @@ import os
 # several engines share the cores with the test itself
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import importlib.util
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ from edge_stream.native import bindings
 
 # a shell's background job ignores Ctrl-C, and so would the commands that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# it handles segmentation faults, into what pytest captures; pytest's own handler, set up after this, names the test
+if importlib.util.find_spec("tvm_ffi") is not None:
+    import tvm_ffi  # noqa: F401
 
 # no test measures wall-clock time
 hypothesis.settings.register_profile("edge-stream", deadline=None)

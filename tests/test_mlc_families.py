@@ -109,6 +109,23 @@ def test_streams_as_the_reference(size: int, rebase_at: int | None, model: Model
     assert np.abs(streamed(engine, tokens, size) - want).max() < TOLERANCE
 
 
+def test_padding_of_a_step_is_finite(model: Model, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows go through all layers; of what is no number, experts beyond the last were chosen."""
+    from edge_stream.mlc.ring import RingDecoder
+
+    compute, padded = RingDecoder._hidden, []
+
+    def record(decoder: RingDecoder, ids: np.ndarray, m: int, *arguments: Any) -> Any:
+        hidden = compute(decoder, ids, m, *arguments)
+        if len(ids) < m:
+            padded.append(np.from_dlpack(hidden).copy())
+        return hidden
+
+    monkeypatch.setattr(RingDecoder, "_hidden", record)
+    streamed(model.engine(), tokens, 7)
+    assert padded and all(np.isfinite(hidden).all() for hidden in padded)
+
+
 def test_a_fault_would_show(model: Model, tokens: list[int]) -> None:
     """Sinks that are left out, and each family's own rule switched off, are far outside of the tolerance."""
     want = model.reference.stream(N_CTX, N_KEEP).feed(tokens)

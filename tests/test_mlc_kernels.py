@@ -1,4 +1,4 @@
-"""The CPU kernels for 4-bit matrices, one by one, against float64: in float32 and in integers."""
+"""The CPU kernels for 4-bit matrices, one by one, against float64, in float32 and in integers; choosing experts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 
+from edge_stream.converters.mlc import model  # noqa: E402
 from edge_stream.mlc import compile as mlc_compile  # noqa: E402
 from edge_stream.mlc.kernels import ROWS, integer, linear  # noqa: E402
 
@@ -75,3 +76,20 @@ def test_products_with_4_bit_weights(name: str, n: int, k: int, m: int) -> None:
     assert (np.abs(run(linear.matmul_q4, name, x, w, s, n) - want) <= 1e-6 * size).all()
     error = np.abs(run(integer.matmul_q4, name, x, w, s, n) - want)
     assert (error <= (0.5 / 32767 + 1e-6) * size).all() and error.any()
+
+
+@pytest.mark.parametrize("n_expert", [6, 128])
+def test_chosen_experts_exist_whatever_the_scores_are(n_expert: int) -> None:
+    k = 5
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((12, n_expert)).astype(np.float32)
+    scores[6:] = [[np.nan], [np.inf], [-np.inf], [0.0], [0.0], [0.0]]
+    scores[10, 1::2] = np.nan
+    scores[11, 2] = np.inf
+    given = tvm.te.placeholder(scores.shape, "float32")
+    function = tvm.te.create_prim_func([given, model._chosen(k, model._rank(given))])
+    library = tvm.compile(tvm.IRModule({"chosen": function.with_attr("global_symbol", "chosen")}), target="llvm")
+    out = tvm.runtime.tensor(np.full((len(scores), k), -1, np.int32))
+    library["chosen"](tvm.runtime.tensor(scores), out)
+    want = np.argsort(-np.nan_to_num(scores, nan=-1e38, posinf=np.inf, neginf=-np.inf), axis=1, kind="stable")[:, :k]
+    assert np.array_equal(out.numpy(), want)

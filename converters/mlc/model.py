@@ -213,15 +213,22 @@ class Experts(nn.Module):  # type: ignore[misc]
 
 
 def _rank(scores: te.Tensor) -> te.Tensor:
-    """scores [n, e]: how many experts of a token come before each one."""
+    """scores [n, e]: how many experts of a token come before each one, 0 to e - 1, each once whatever the scores are.
+
+    The ranks become indices of matrices: not a number counts as the lowest.
+    """
     other = te.reduce_axis((0, scores.shape[1]), name="other")
 
     def before(i: Any, e: Any) -> Any:
-        a, b = scores[i, other], scores[i, e]
+        a, b = _ordered(scores[i, other]), _ordered(scores[i, e])
         first = tirx.Or(a > b, tirx.And(a == b, other < e))
         return te.sum(tirx.Select(first, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=other)
 
     return te.compute(scores.shape, before, name="rank")
+
+
+def _ordered(score: Any) -> Any:
+    return tirx.Select(tirx.isnan(score), tirx.min_value("float32"), score)
 
 
 def _chosen(k: int, order: te.Tensor) -> te.Tensor:

@@ -41,7 +41,7 @@ def attention(
     qkv: [1, m, n_head + 2 n_head_kv, head_dim] float32 before rotation. at_absolute, at_cached: [kinds of layers, 2, m,
     head_dim / 2] float32, cosines and sines of absolute and of in-cache positions. scales: [m] float32, factors on
     q.k. scores: scratch for [n_head, m, slots]. layers: see LAYER, [3] int32. y: [1, m, n_head, head_dim]. dtype: of
-    keys and values. All rows of a step are sinks, or none is.
+    keys and values. All rows of a step are sinks, or none is. Padding attends to nothing and gets zeros.
     """
     d, half, group = head_dim, head_dim // 2, n_head // n_head_kv
     width, vector = lanes.block, lanes.of_rows(m)
@@ -172,7 +172,8 @@ def attention(
                         total[i] = T.float32(0)
                         for j in T.serial(vector):
                             total[i] = total[i] + top[i, j]
-                        total[i] = T.float32(1) / total[i]
+                        # padding sees nothing: zeros, since what follows must not compute with 0 / 0
+                        total[i] = T.Select(rows[i, 0] >= 0, T.float32(1) / total[i], T.float32(0))
                     with T.sblock("values"):
                         out = T.sblock_alloc_buffer((m, d_vector), "float32", scope="local")
                         value = T.sblock_alloc_buffer((d_vector,), "float32", scope="local")
