@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_stream.converters import reference
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, no_numbers
 
 if TYPE_CHECKING:
     from edge_stream.converters.source import Source
@@ -76,9 +76,15 @@ def _logits(source: Source, tokens: Sequence[int]) -> NDArray[np.float64]:
 
 
 def compare(source: Source, tokens: Sequence[int], got: NDArray[np.floating[Any]]) -> Difference:
-    """Compare an engine's logits [n, n_vocab] of tokens with the source's; the engine's vocabulary may be padded."""
+    """Compare an engine's logits [n, n_vocab] of tokens with the source's; the engine's vocabulary may be padded.
+
+    Raises EdgeStreamError if some of either are NaN or infinite.
+    """
     want = _logits(source, tokens)
     got = got[:, : want.shape[1]].astype(np.float64)
+    for logits, what in ((want, source.name), (got, "the converted model")):
+        if not np.isfinite(logits).all():
+            raise no_numbers(what)
     error = np.abs(got - want)
     same = float(np.mean(got.argmax(axis=1) == want.argmax(axis=1)))
     return Difference(len(want), float(error.max()), float(error.mean()), float(want.std()), same)

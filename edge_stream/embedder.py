@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_stream.backends import loading
-from edge_stream.errors import EdgeStreamError
+from edge_stream.errors import EdgeStreamError, no_numbers
 from edge_stream.models import names
 from edge_stream.native import bindings
 from edge_stream.native.callbacks import Callbacks
@@ -94,7 +94,10 @@ class Embedder:
         return np.asarray([row / max(float(np.linalg.norm(row)), 1e-12)], dtype=np.float32)
 
     def _row(self, pointer: C.Array[C.c_float]) -> NDArray[np.float32]:
-        return np.array(np.ctypeslib.as_array(pointer, shape=(self.n_embd,)), dtype=np.float32)
+        row = np.array(np.ctypeslib.as_array(pointer, shape=(self.n_embd,)), dtype=np.float32)
+        if not np.isfinite(row).all():
+            raise no_numbers("the embedding model")
+        return row
 
     def close(self) -> None:
         """Free the model."""

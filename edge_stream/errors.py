@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LONGEST = 1000  # characters of a message
+_ERR_DECODE = -4  # native.bindings.DECODE
 
 
 def without_middle(text: str, n: int) -> str:
@@ -37,6 +38,12 @@ class UnsupportedModelError(EdgeStreamError):
 
 class SessionError(EdgeStreamError):
     """A session file could not be read, written or restored; an existing file is unchanged."""
+
+
+def no_numbers(what: str) -> EdgeStreamError:
+    """A model computed NaN or infinity; es_sampler_sample says the same."""
+    why = "its weights are damaged, or its values exceed the type that they are computed in"
+    return EdgeStreamError(f"{what} computed no numbers (NaN or infinity): {why}", _ERR_DECODE)
 
 
 def cannot_import(error: ImportError, what: str, extra: str) -> EdgeStreamError:

@@ -426,3 +426,23 @@ def test_a_request_s_settings_are_used(served: Served) -> None:
     ):
         assert text(**fields) != plain, fields
     assert text(temperature=-1) == text(top_k=1)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temp=0), Sampling(seed=SEED), Sampling(seed=SEED, mirostat=2)])
+def test_a_token_that_cannot_be_is_minus_infinity_and_other_logits_are_numbers(
+    sampling: Sampling, vocabulary: Vocabulary
+) -> None:
+    row = np.full(N_VOCAB, -np.inf, np.float32)
+    rows = [row]
+    for at, value in ((0, np.nan), (N_VOCAB // 2, np.nan), (N_VOCAB - 1, np.nan), (7, np.inf)):
+        rows.append(np.zeros_like(row))
+        rows[-1][at] = value
+    for bad in rows:
+        drawing = Drawing(vocabulary, sampling, bad[None])
+        with pytest.raises(EdgeStreamError, match="computed no numbers"):
+            drawing.draw()
+        drawing.close()
+    row[[20, 30]] = 1.0, 0.0
+    drawing = Drawing(vocabulary, sampling, row[None])
+    assert drawing.draw() in (20, 30)
+    drawing.close()

@@ -224,7 +224,8 @@ ES_API int32_t es_sampler_init(const struct llama_model * model, es_sampler_para
 ES_API void    es_sampler_free(es_sampler * sampler);
 
 // Samples a token from the stream's last logits and accepts it (penalties, grammar). logprob, unless NULL, gets the
-// natural log of the token's probability before any sampling transform.
+// natural log of the token's probability before any sampling transform. ES_ERR_DECODE if a logit is NaN or +infinity,
+// or all are -infinity: the model's keys and values are then no numbers either, in all likelihood.
 ES_API int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token * out, float * logprob);
 
 // A generated token.

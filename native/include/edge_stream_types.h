@@ -21,7 +21,7 @@ typedef enum es_status {
     ES_ERR_INVALID     = -1,  // an argument is out of range; nothing changed
     ES_ERR_UNSUPPORTED = -2,  // the model or context cannot stream; nothing changed
     ES_ERR_MEMORY      = -3,  // out of memory; nothing changed unless stated otherwise
-    ES_ERR_DECODE      = -4,  // llama_decode failed; the stream holds every complete chunk before the failure
+    ES_ERR_DECODE      = -4,  // llama_decode failed, and every complete chunk before that is held; or it computed NaN
     ES_ERR_STOPPED     = -5,  // a callback or a limit of time stopped it; the stream holds every token reported
     ES_ERR_IO          = -6,  // a file could not be read or written; an existing file is untouched
     ES_ERR_NO_SPACE    = -7,  // the disk is full; an existing file is untouched

@@ -245,6 +245,7 @@ private:
         return bits > 31 ? 0.0 : bits > 15 ? 0.01 : 0.1;
     }
 
+    // NaN if some are no numbers
     static double spread(const std::vector<float> & a) {
         double sum = 0, squares = 0;
         for (const float x : a) {
@@ -252,11 +253,14 @@ private:
             squares += (double) x * x;
         }
         const double mean = sum / a.size();
-        return std::sqrt(std::max(0.0, squares / a.size() - mean * mean));
+        return std::isfinite(squares) ? std::sqrt(std::max(0.0, squares / a.size() - mean * mean)) : NAN;
     }
 };
 
 int32_t verdict(const es_proof & p, bool bank) {
+    if (!std::isfinite(p.spread)) {
+        return es_fail(ES_ERR_UNSUPPORTED, "this model computes no numbers (NaN or infinity)");
+    }
     const std::pair<double, const char *> checks[] = {
         { p.positions, "this model's attention depends on absolute positions" },
         { bank ? 0.0 : std::max(p.move, p.rebase),

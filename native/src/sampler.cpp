@@ -81,6 +81,16 @@ llama_token_data_array fill(std::vector<llama_token_data> & candidates, const fl
     return { candidates.data(), candidates.size(), -1, false };
 }
 
+// some number is a maximum to compare with; -infinity is a token that cannot be
+bool are_numbers(const float * logits, int32_t n_vocab) {
+    bool all = true, any = false;
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        all &= logits[i] < INFINITY; // NaN is not
+        any |= logits[i] > -INFINITY;
+    }
+    return all && any;
+}
+
 } // namespace
 
 std::vector<float> es_sampler::first_aim() const {
@@ -246,8 +256,13 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
         return es_fail(ES_ERR_INVALID, "there are no logits to sample from: feed tokens first");
     }
     return es_guard([&]() -> int32_t {
-        const int32_t n_vocab    = stream->n_vocab();
-        auto          candidates = fill(s->candidates, logits, n_vocab);
+        const int32_t n_vocab = stream->n_vocab();
+        if (!are_numbers(logits, n_vocab)) {
+            return es_fail(ES_ERR_DECODE,
+                           "the model computed no numbers (NaN or infinity): its weights are damaged, or its values "
+                           "exceed the type that they are computed in");
+        }
+        auto candidates = fill(s->candidates, logits, n_vocab);
         s->rules->apply_budget(candidates);
         auto chosen = s->choose(candidates, s->rng.n_draw);
 

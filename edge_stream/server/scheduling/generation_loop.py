@@ -179,7 +179,9 @@ class GenerationLoop:
             except EdgeStreamError as error:
                 # a grammar that allows nothing more ends the text
                 no_rules = task.request.sampling.grammar is None and task.request.sampling.chat is None
-                if no_rules or errors.exhausted(error):
+                if error.status == bindings.DECODE:  # no numbers, which its cache keeps
+                    self._fail(task, _server_error(error), keep=False)
+                elif no_rules or errors.exhausted(error):
                     self._fail(task, _server_error(error))
                 elif error.status == bindings.STOPPED:
                     self._fail(task, errors.invalid(str(error)))
@@ -322,14 +324,17 @@ class GenerationLoop:
                 task.session.stream.forget_sampling()
         task.writer = task.session = None
 
-    def _fail(self, task: Task, error: errors.ApiError) -> None:
-        """End a task with an error. Its session stays if it is at the end of its log, and is else as last saved."""
+    def _fail(self, task: Task, error: errors.ApiError, keep: bool = True) -> None:
+        """End a task with an error. Its session stays if it is at the end of its log, and is else as last saved.
+
+        keep: False if it must not stay.
+        """
         session = task.session
         if task in self.tasks:
             self._end(task)
         if session:
             entry, stream = session.log.last, session.stream
-            if stream is None or entry is None or stream.stats.n_past != entry.n_past:
+            if not keep or stream is None or entry is None or stream.stats.n_past != entry.n_past:
                 self.sessions.drop(session)
         task.send(Failed(error))
 
