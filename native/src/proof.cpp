@@ -76,7 +76,8 @@ private:
     llama_context_ptr   ctx;
     es_batch            batch{ 64 };
     llama_token         tokens[n_tokens + 1];
-    bool                no_logits = false;
+    bool                no_logits  = false;
+    bool                no_numbers = false; // before any key is moved
 
     // Tokens first..last of a sequence, from position pos on; out gets the logits of those after the sinks.
     struct part {
@@ -125,6 +126,9 @@ private:
     }
 
     int32_t failed() const {
+        if (no_numbers) {
+            return es_fail(ES_ERR_UNSUPPORTED, "this model computes no numbers (NaN or infinity)");
+        }
         return no_logits ? es_fail(ES_ERR_UNSUPPORTED, "it predicts no tokens (an embedding model)")
                          : es_fail(ES_ERR_DECODE, "verifying that the model streams exactly failed");
     }
@@ -198,7 +202,11 @@ private:
             add(seq, i, pos + i, i + 1 == n_sinks); // some graphs (Chameleon) need an output
         }
         const bool ok = batch.decode(ctx.get()) == 0;
-        return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ES_BANK_SINKS, ok) == ES_BANK_OK) && ok;
+        if (const float * row = ok ? llama_get_logits_ith(ctx.get(), n_sinks - 1) : nullptr) {
+            no_numbers = !std::all_of(row, row + n_vocab, [](float x) { return x < INFINITY; }); // NaN is not
+        }
+        return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ES_BANK_SINKS, ok) == ES_BANK_OK) && ok &&
+               !no_numbers;
     }
 
     bool move() {
@@ -245,7 +253,6 @@ private:
         return bits > 31 ? 0.0 : bits > 15 ? 0.01 : 0.1;
     }
 
-    // NaN if some are no numbers
     static double spread(const std::vector<float> & a) {
         double sum = 0, squares = 0;
         for (const float x : a) {
@@ -253,14 +260,11 @@ private:
             squares += (double) x * x;
         }
         const double mean = sum / a.size();
-        return std::isfinite(squares) ? std::sqrt(std::max(0.0, squares / a.size() - mean * mean)) : NAN;
+        return std::sqrt(std::max(0.0, squares / a.size() - mean * mean));
     }
 };
 
 int32_t verdict(const es_proof & p, bool bank) {
-    if (!std::isfinite(p.spread)) {
-        return es_fail(ES_ERR_UNSUPPORTED, "this model computes no numbers (NaN or infinity)");
-    }
     const std::pair<double, const char *> checks[] = {
         { p.positions, "this model's attention depends on absolute positions" },
         { bank ? 0.0 : std::max(p.move, p.rebase),
