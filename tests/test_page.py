@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: a
 
 Page = Any
 
-# What a random model may write: words for ever, in lines.
-TEXT = 'root ::= (([a-z]{1,6} " "){1,6} "\\n\\n")+'
+# What a random model may write: words for ever, in lines. With ( )+ it may also end, and did after 9,653 tokens.
+TEXT = 'root ::= ([a-z]{1,6} " "){1,6} "\\n\\n" root'
 
 HOSTILE = """\
 <script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> <b>not bold</b>
