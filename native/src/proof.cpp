@@ -5,6 +5,7 @@
 #include "batch.h"
 #include "error.h"
 #include "llama-cpp.h"
+#include "logits.h"
 #include "stream.h"
 
 #include <algorithm>
@@ -203,7 +204,7 @@ private:
         }
         const bool ok = batch.decode(ctx.get()) == 0;
         if (const float * row = ok ? llama_get_logits_ith(ctx.get(), n_sinks - 1) : nullptr) {
-            no_numbers = !std::all_of(row, row + n_vocab, [](float x) { return x < INFINITY; }); // NaN is not
+            no_numbers = !es_are_numbers(row, n_vocab);
         }
         return (!capture || llama_es_bank_capture_end(ctx.get(), seq, ES_BANK_SINKS, ok) == ES_BANK_OK) && ok &&
                !no_numbers;

@@ -2,6 +2,7 @@
 
 #include "aborts.h"
 #include "error.h"
+#include "logits.h"
 #include "stream.h"
 
 #include <algorithm>
@@ -79,16 +80,6 @@ llama_token_data_array fill(std::vector<llama_token_data> & candidates, const fl
         candidates[id] = { id, logits[id], 0.0f };
     }
     return { candidates.data(), candidates.size(), -1, false };
-}
-
-// some number is a maximum to compare with; -infinity is a token that cannot be
-bool are_numbers(const float * logits, int32_t n_vocab) {
-    bool all = true, any = false;
-    for (int32_t i = 0; i < n_vocab; ++i) {
-        all &= logits[i] < INFINITY; // NaN is not
-        any |= logits[i] > -INFINITY;
-    }
-    return all && any;
 }
 
 } // namespace
@@ -257,7 +248,7 @@ int32_t es_sampler_sample(es_sampler * sampler, es_stream * stream, llama_token 
     }
     return es_guard([&]() -> int32_t {
         const int32_t n_vocab = stream->n_vocab();
-        if (!are_numbers(logits, n_vocab)) {
+        if (!es_are_numbers(logits, n_vocab)) {
             return es_fail(ES_ERR_DECODE,
                            "the model computed no numbers (NaN or infinity): its weights are damaged, or its values "
                            "exceed the type that they are computed in");
